@@ -1,0 +1,59 @@
+# make help lists what can be made. Everything works in a fresh clone with Python, make and git.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+# A recipe killed half-way must not leave a stamp that says it was done.
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+# The version everything here was run with.
+TORCH ?= torch==2.13.0
+# The default index serves torch for Linux with several GB of CUDA packages. Without a GPU, give the CPU build:
+#   make demo TORCH_INDEX="--index-url https://download.pytorch.org/whl/cpu"
+TORCH_INDEX ?=
+OUT ?= runs/demo
+SEED ?= 0
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo demo-compare test test-unit test-verl lint clean
+
+help: ## show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+	@echo
+	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) SEED=$(SEED) DEMO_STEPS=(the demo's own)"
+
+install: $(INSTALLED) ## make the virtual environment and install everything into it
+
+# torch goes first and alone, so that nothing else decides which build of it comes; naming it again with
+# the rest keeps pip from replacing it.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" $(TORCH_INDEX)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,dev]"
+	touch $@
+
+demo: $(INSTALLED) ## train a tiny search agent with MT-GRPO on the CPU (SEED=, DEMO_STEPS=)
+	@exec $(BIN)/mtgrpo demo --out $(OUT) --seed $(SEED)
+
+demo-compare: $(INSTALLED) ## MT-GRPO against GRPO-OR and GRPO-MR, 3 seeds; can be stopped and resumed
+	@exec $(BIN)/mtgrpo compare --runs $(OUT) --out examples/quickstart
+
+test: test-unit test-verl ## all tests: unit tests, then verl's real trainer
+
+test-unit: $(INSTALLED) ## tests that take seconds
+	$(BIN)/python -m pytest
+
+test-verl: $(INSTALLED) ## end-to-end tests with verl's real trainer (minutes)
+	$(BIN)/python -m pytest -m verl
+
+lint: $(INSTALLED) ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean: ## remove caches and build output (runs/ and the virtual environment stay)
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

@@ -1,0 +1,99 @@
+"""MT-GRPO under verl's stock trainer, as the demo starts it: stopped by Ctrl-C, then resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from tests.cli.assets import SomeAssets
+from tests.tiny_model import save_model
+from tests.training import processes_that_mention
+from verl_mtgrpo.cli.demo_settings import DemoSettings
+from verl_mtgrpo.cli.runs import RunPlan, checkpoint_step, train_to_end
+from verl_mtgrpo.data.rows import make_row, write_parquet
+from verl_mtgrpo.report.rollouts import credit_rollouts, read_dump
+from verl_mtgrpo.retrieval.bm25 import BM25Index
+from verl_mtgrpo.retrieval.types import Passage
+
+pytest.importorskip("verl")
+
+_SETTINGS = dataclasses.replace(
+    DemoSettings(), steps=2, prompts=16, rollouts=4, response_length=24, validation_samples=2, save_every=1
+)
+
+_CHILD = """
+import pickle, sys
+from verl_mtgrpo.cli.runs import train_to_end
+train_to_end(pickle.load(open(sys.argv[1], "rb")), label="run")
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> RunPlan:
+    passages = [Passage(id=str(n), title=f"City {n}", text=f"City {n} lies on river {n}.") for n in range(20)]
+    BM25Index.build(passages, tmp_path / "index", source="test")
+    rows = [
+        make_row(
+            f"which river is city {n} on",
+            [f"river {n}"],
+            data_source="toy",
+            index=n,
+            split="train",
+            id=str(n),
+            system_prompt=None,
+        )
+        for n in range(20)
+    ]
+    write_parquet(rows, tmp_path / "train.parquet")
+    write_parquet(rows[:4], tmp_path / "val.parquet")
+    assets = SomeAssets(
+        policy=save_model(tmp_path / "policy"),
+        index=tmp_path / "index",
+        train_file=tmp_path / "train.parquet",
+        val_file=tmp_path / "val.parquet",
+        tool_config=Path(str(files("verl_mtgrpo.config").joinpath("tools", "search_tool.yaml"))),
+    )
+    return RunPlan(tmp_path / "run", "mt_grpo", 0, assets, _SETTINGS)
+
+
+@pytest.mark.verl
+def test_trains_stops_cleanly_and_goes_on_where_it_stopped(plan: RunPlan, tmp_path: Path) -> None:
+    _stop_after_first_checkpoint(plan, tmp_path)
+    assert checkpoint_step(plan.folder) == 1
+    assert processes_that_mention(str(tmp_path)) == []
+
+    result = train_to_end(plan, label="run")
+    assert result.starts == 2
+    second_start = (plan.folder / "metrics-002.jsonl").read_text()
+    assert '"step":1,' not in second_start and '"step":2,' in second_start, "step 1 was not trained again"
+    train = result.metrics.train
+    assert train["actor/lr"][2] == pytest.approx(_SETTINGS.lr)
+    assert {"turn/1/reward", "tool/used", "outcome/em", "actor/grad_norm"} <= set(train)
+    assert set(result.metrics.validation["tool/used"]) == {0, 2}
+    credited = credit_rollouts(read_dump(plan.validation / "2.jsonl"))
+    assert len(credited) == 4 * _SETTINGS.validation_samples
+    assert processes_that_mention(str(tmp_path)) == []
+
+
+def _stop_after_first_checkpoint(plan: RunPlan, tmp_path: Path) -> None:
+    pickled = tmp_path / "plan"
+    pickled.write_bytes(pickle.dumps(plan))
+    child = subprocess.Popen([sys.executable, "-c", _CHILD, str(pickled)], cwd=Path(__file__).parents[2])
+    try:
+        deadline = time.monotonic() + 300
+        while checkpoint_step(plan.folder) < 1:
+            assert child.poll() is None, (plan.folder / "train-001.log").read_text()[-3000:]
+            assert time.monotonic() < deadline, "no checkpoint after 5 minutes"
+            time.sleep(0.2)
+        assert processes_that_mention(str(tmp_path)), "the probe finds what runs"
+    finally:
+        child.send_signal(signal.SIGINT)
+        child.wait(timeout=60)

@@ -1,0 +1,101 @@
+"""What is registered with verl, and when: VERL_PLATFORM=cpu and never otherwise."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+
+from verl_mtgrpo.cpu.process_group import use_plain_gloo
+from verl_mtgrpo.errors import CompatibilityError
+
+pytest.importorskip("verl")
+
+PROBE = """
+import json, verl
+from verl.plugin.platform import PlatformRegistry, get_platform
+import verl.utils.distributed as distributed
+from verl.workers.engine.base import EngineRegistry
+import verl.workers.engine.fsdp.transformer_impl
+from verl.workers.rollout.base import _ROLLOUT_REGISTRY
+from verl.workers.rollout.replica import RolloutReplicaRegistry
+cpu = {model: by_backend["fsdp2"].get("cpu") for model, by_backend in EngineRegistry._engines.items()}
+print(json.dumps({
+    "platforms": sorted(PlatformRegistry.registered_names()),
+    "device": get_platform().device_name,
+    "gloo": hasattr(distributed.initialize_global_process_group_ray, "_mtgrpo_plain_gloo"),
+    "engines": sorted(model for model, engine in cpu.items() if engine is not None),
+    "adapter": ["hf_cpu", "async"] in [list(key) for key in _ROLLOUT_REGISTRY],
+    "replica": "hf_cpu" in RolloutReplicaRegistry._registry,
+}))
+"""
+
+
+def probe(code=PROBE, **environment):
+    clean = {key: value for key, value in os.environ.items() if key != "VERL_PLATFORM"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**clean, **environment}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_with_the_variable_everything_is_registered_and_chosen():
+    found = probe(VERL_PLATFORM="cpu")
+    assert "cpu" in found.pop("platforms")
+    assert found == {
+        "device": "cpu",
+        "gloo": True,
+        "engines": ["language_model", "value_model"],
+        "adapter": True,
+        "replica": True,
+    }
+
+
+def test_without_the_variable_verl_is_as_it_was():
+    found = probe()
+    assert "cpu" not in found.pop("platforms")
+    assert found == {"device": "cuda", "gloo": False, "engines": [], "adapter": False, "replica": False}
+
+
+def test_register_is_light_and_idempotent():
+    code = (
+        "import json, sys, verl_mtgrpo.cpu as cpu; cpu.register(); cpu.register(); "
+        "print(json.dumps([m for m in ('verl', 'torch', 'ray', 'transformers') if m in sys.modules]))"
+    )
+    assert probe(code) == []
+
+
+def test_platform_is_never_detected_automatically():
+    code = (
+        "import json, verl_mtgrpo.cpu as cpu; cpu.register(); import verl; "
+        "from verl.plugin.platform import PlatformRegistry, get_platform; "
+        "print(json.dumps([PlatformRegistry.get('cpu') is not None, get_platform().device_name]))"
+    )
+    assert probe(code) == [True, "cuda"]
+
+
+def test_plain_gloo_is_only_the_default():
+    calls = []
+
+    def initialize_global_process_group_ray(timeout_second=None, backend=None):
+        calls.append((timeout_second, backend))
+
+    module = types.SimpleNamespace(initialize_global_process_group_ray=initialize_global_process_group_ray)
+    use_plain_gloo(module)
+    use_plain_gloo(module)
+    module.initialize_global_process_group_ray(timeout_second=None)
+    module.initialize_global_process_group_ray(timeout_second=5, backend="cpu:gloo")
+    assert calls == [(None, "gloo"), (5, "cpu:gloo")]
+
+
+def test_a_verl_without_the_backend_argument_is_refused():
+    def initialize_global_process_group_ray(timeout_second=None): ...
+
+    module = types.SimpleNamespace(initialize_global_process_group_ray=initialize_global_process_group_ray)
+    with pytest.raises(CompatibilityError, match=r"initialize_global_process_group_ray.*install that"):
+        use_plain_gloo(module)
+    with pytest.raises(CompatibilityError):
+        use_plain_gloo(types.SimpleNamespace())

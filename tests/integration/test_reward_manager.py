@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("verl")
+
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from verl import DataProto
+from verl.experimental.reward_loop.reward_manager.registry import get_reward_manager_cls
+
+from verl_mtgrpo.errors import ConfigError, TranscriptError
+from verl_mtgrpo.integration.sampler import rollout_metrics
+from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
+
+CALL = '<tool_call>{"name": "search", "arguments": {"query": "q"}}</tool_call>'
+TRANSCRIPT = Transcript(
+    turns=(
+        Turn(CALL, (0, 2), (ToolCall("search", "{}", result="It is Oslo."),)),
+        Turn("<answer>Oslo</answer>", (4, 6)),
+    ),
+    end_reason="answered",
+)
+
+
+def config(*overrides: str):
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose(
+            "ppo_trainer",
+            overrides=[
+                "hydra.searchpath=[pkg://verl_mtgrpo.config]",
+                "+mtgrpo=mt_grpo",
+                "actor_rollout_ref.rollout.n=4",
+                *overrides,
+            ],
+        )
+
+
+def manager(*overrides: str):
+    async def make():
+        return get_reward_manager_cls("mtgrpo")(config(*overrides), tokenizer=None, compute_score=None)
+
+    return asyncio.run(make())
+
+
+def score(manager, extra_fields) -> dict:
+    row = DataProto.from_dict(
+        tensors={"responses": torch.zeros(1, 6)},
+        non_tensors={
+            "uid": np.array(["u-1"], dtype=object),
+            "reward_model": np.array([{"ground_truth": {"target": ["Oslo"]}}], dtype=object),
+            "tool_extra_fields": np.array([extra_fields], dtype=object),
+        },
+    )
+    return asyncio.run(manager.run_single(row))
+
+
+def test_rewards_and_named_metrics():
+    result = score(manager(), {"transcript": TRANSCRIPT.to_dict()})
+    info = result["reward_extra_info"]
+    assert result["reward_score"] == pytest.approx(0.7 + 1.7)
+    assert json.loads(info["turn_rewards"]) == pytest.approx([0.7, 1.7])
+    assert info["turn/1/reward"] == pytest.approx(0.7)
+    assert info["turn/2/reward"] == pytest.approx(1.7)
+    assert (info["turn/count"], info["tool/hit"], info["outcome/em"], info["uid"]) == (2.0, 1.0, 1.0, "u-1")
+    assert Transcript.from_dict(json.loads(info["transcript"])) == TRANSCRIPT
+
+
+@pytest.mark.parametrize(("how", "paid"), [("outcome", [0.0, 1.7]), ("merged", [0.0, 2.4])])
+def test_where_it_is_paid(how, paid):
+    info = score(manager(f"reward.turn.pay={how}"), {"transcript": TRANSCRIPT.to_dict()})["reward_extra_info"]
+    assert json.loads(info["turn_rewards"]) == pytest.approx(paid)
+    assert info["tool/hit"] == 1.0  # measured, though not paid
+
+
+@pytest.mark.parametrize("extra_fields", [{}, None])
+def test_a_rollout_of_another_agent_loop_is_an_error(extra_fields):
+    with pytest.raises(TranscriptError, match="default_agent_loop=mtgrpo_tool_agent"):
+        score(manager(), extra_fields)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("actor_rollout_ref.rollout.n=1", r"rollout.n=1; set it to 2 or more"),
+        ("actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent", "set it to mtgrpo_tool_agent"),
+        ("+algorithm.turn.gama=1", r"unknown keys \['gama'\]"),
+        ("+reward.turn.payment=all", r"unknown keys \['payment'\]"),
+        ("reward.turn.preset=paper_v7", "reward.turn.preset is 'paper_v7', expected one of"),
+        ("+algorithm.filter_groups={enable: True, metric: acc}", "does nothing with a custom sampler"),
+    ],
+)
+def test_settings_that_do_not_fit_stop_the_run_before_the_first_rollout(override, message):
+    with pytest.raises(ConfigError, match=message):
+        manager(override)
+
+
+def test_colocated_reward_models_are_refused():
+    with pytest.raises(ConfigError, match="enable_resource_pool=True"):
+        get_reward_manager_cls("mtgrpo").assemble_rm_scores(None, [1.0])
+
+
+@pytest.mark.parametrize(
+    ("preset", "estimator", "pay"),
+    [("mt_grpo", "mt_grpo", "turns"), ("grpo_or", "grpo", "outcome"), ("grpo_mr", "grpo", "merged")],
+)
+def test_every_preset_composes_with_verls_config(preset, estimator, pay):
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        run = compose("ppo_trainer", overrides=["hydra.searchpath=[pkg://verl_mtgrpo.config]", f"+mtgrpo={preset}"])
+    assert (run.algorithm.adv_estimator, run.reward.turn.pay) == (estimator, pay)
+    assert run.actor_rollout_ref.rollout.agent.default_agent_loop == "mtgrpo_tool_agent"
+    OmegaConf.resolve(run)
+
+
+def test_a_forgotten_search_path_does_not_silently_train_something_else():
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        run = compose("ppo_trainer", overrides=["+mtgrpo=mt_grpo"])
+    assert run.algorithm.adv_estimator == "mt_grpo"
+
+
+def test_training_metrics_average_what_is_defined():
+    infos = [
+        {"turn/1/reward": 0.7, "turn/2/reward": 1.0, "tool/success": 1.0, "uid": "a"},
+        {"turn/1/reward": 0.1, "tool/success": None, "uid": "b"},
+    ]
+    assert rollout_metrics(infos) == {
+        "turn/1/reward": pytest.approx(0.4),
+        "turn/2/reward": 1.0,
+        "tool/success": 1.0,
+        "turn/1/rollouts": 2.0,
+        "turn/2/rollouts": 1.0,
+    }
+    assert rollout_metrics([]) == {}

@@ -1,0 +1,142 @@
+"""Turn rewards on their way through verl's real trainer: tool calls, placement, scores, advantages, metrics."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("verl")
+
+from tests.training import TrainingRun, train
+from verl_mtgrpo.credit import mt_grpo
+from verl_mtgrpo.data.policy import build_model, build_tokenizer, save_policy, search_call
+from verl_mtgrpo.data.rows import make_row, write_parquet
+from verl_mtgrpo.data.warmup import SampleMaker, torch_threads, warm_up
+from verl_mtgrpo.data.warmup_demos import RENAME_NONE, Demonstration, Habits
+from verl_mtgrpo.data.warmup_settings import WarmupSettings
+from verl_mtgrpo.data.world import World
+from verl_mtgrpo.retrieval import BM25Index, Passage, render_passages
+
+QUESTION, QUERY = "Where is the tower?", "the tower"
+PASSAGE = Passage(id="1", title="Tower", text="The tower is in Oslo.")
+TEMPLATE = "Doc {rank} (Title: {title}) {text}"
+TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}]
+ROLLOUTS, QUESTIONS = 8, 4
+
+
+class TwoHabits:
+    """Half of the demonstrations search and read, half guess, right or wrong."""
+
+    def __init__(self) -> None:
+        self.rng = random.Random(0)
+
+    def drill(self) -> Demonstration:
+        question = {"role": "user", "content": QUESTION}
+        answer = {"role": "assistant", "content": f"<answer>{self.rng.choice(['Oslo', 'Rome'])}</answer>"}
+        if self.rng.random() < 0.5:
+            return Demonstration((question, answer), RENAME_NONE)
+        call = {"role": "assistant", "content": search_call(QUERY)}
+        result = {"role": "tool", "content": render_passages([PASSAGE], template=TEMPLATE)}
+        return Demonstration((question, call, result, answer), RENAME_NONE)
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("assets")
+    BM25Index.build([PASSAGE], folder / "index", source="test")
+    row = {"data_source": "toy", "split": "train", "system_prompt": None}
+    rows = [make_row(QUESTION, ["Oslo"], index=n, id=str(n), **row) for n in range(2 * QUESTIONS)]
+    write_parquet(rows, folder / "train.parquet")
+    write_parquet(rows[:QUESTIONS], folder / "val.parquet")
+    tokenizer = build_tokenizer([QUESTION, QUERY, PASSAGE.text, PASSAGE.title, TEMPLATE, "Rome"], [])
+    model = build_model(tokenizer, seed=0)
+    settings = WarmupSettings(drill_steps=80, habit_steps=0, warmup_steps=10)
+    with torch_threads():
+        maker = SampleMaker(tokenizer, World((), (), (), ()), TOOLS)
+        warm_up(model, maker, TwoHabits(), habits=Habits(), settings=settings, seed=0)
+    save_policy(model, tokenizer, folder / "policy")
+    return folder
+
+
+def run(assets: Path, folder: Path, *overrides: str, preset: str = "mt_grpo") -> TrainingRun:
+    rollout = "actor_rollout_ref.rollout"
+    settings = [
+        f"actor_rollout_ref.model.path={assets / 'policy'}",
+        f"data.train_files={assets / 'train.parquet'}",
+        f"data.val_files={assets / 'val.parquet'}",
+        f"data.train_batch_size={QUESTIONS}",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={QUESTIONS}",
+        "actor_rollout_ref.actor.optim.lr=3e-4",
+        "data.max_prompt_length=64",
+        "data.max_response_length=160",
+        f"{rollout}.n={ROLLOUTS}",
+        f"{rollout}.multi_turn.max_assistant_turns=2",
+        f"{rollout}.val_kwargs.n=4",
+        f"{rollout}.val_kwargs.do_sample=True",
+        f"{rollout}.val_kwargs.temperature=1.0",
+        "trainer.total_training_steps=2",
+        "trainer.total_epochs=2",
+        "trainer.test_freq=2",
+        "trainer.val_before_train=False",
+        f"trainer.validation_data_dir={folder / 'val'}",
+        "trainer.resume_mode=disable",
+        "trainer.save_freq=-1",
+    ]
+    groups = (f"+mtgrpo={preset}", "+mtgrpo_cpu=default")
+    env = {"MTGRPO_INDEX": str(assets / "index")}
+    return train(folder, [*settings, *overrides], groups=groups, env=env, timeout=400)
+
+
+@pytest.mark.verl
+def test_two_steps_of_mt_grpo_with_real_tool_calls(assets: Path, tmp_path: Path):
+    result = run(assets, tmp_path)
+    assert result.returncode == 0, result.tail()
+    assert "no rollout of this batch got a turn reward" not in result.log
+    assert set(result.steps) == {1, 2}
+    for step in result.steps.values():
+        assert step["turn/1/rollouts"] == QUESTIONS * ROLLOUTS
+        assert 0 < step["turn/2/rollouts"] < QUESTIONS * ROLLOUTS, "both habits occur"
+        assert step["tool/used"] == pytest.approx(step["turn/2/rollouts"] / (QUESTIONS * ROLLOUTS))
+        # What verl's trainer summed up from rm_scores is what the reward manager paid, turn by turn.
+        paid = step["turn/1/reward"] + step["turn/2/reward"] * step["turn/2/rollouts"] / step["turn/1/rollouts"]
+        assert step["critic/score/mean"] == pytest.approx(paid, abs=1e-4)
+        assert step["critic/advantages/max"] > 0 > step["critic/advantages/min"]
+        assert step["training/rollout_probs_diff_max"] < 1e-3
+    assert_validation_dump_has_the_credit_of_each_turn(tmp_path / "val" / "2.jsonl")
+
+
+def assert_validation_dump_has_the_credit_of_each_turn(dump: Path) -> None:
+    import torch
+
+    rows = [json.loads(line) for line in dump.read_text().splitlines()]
+    assert len(rows) == QUESTIONS * 4
+    searched = [row for row in rows if row["turn/count"] == 2]
+    assert searched
+    for row in searched:
+        transcript = json.loads(row["transcript"])
+        (call,) = transcript["turns"][0]["tool_calls"]
+        assert call["documents"][0]["id"] == "1" and "Oslo" in call["result"]
+        first, last = json.loads(row["turn_rewards"])
+        assert first == pytest.approx(0.7), "executed 0.2 and hit 0.5"
+        assert last == pytest.approx(1.7 if row["outcome/em"] else 0.2)
+    # One turn of the group of rows: searching is worth more than not searching.
+    rewards = torch.zeros(len(rows), 3)
+    mask = torch.tensor([[1, 0, 1] if row["turn/count"] == 2 else [1, 0, 0] for row in rows])
+    for i, row in enumerate(rows):
+        for position, reward in zip((0, 2), json.loads(row["turn_rewards"]), strict=False):
+            rewards[i, position] = reward
+    advantages, _ = mt_grpo(rewards, mask, ["all"] * len(rows), scale="none")
+    used = mask[:, 2] == 1
+    turn_credit = advantages[used, 0] - advantages[used, 2]  # A_1 - A_2 = Â^T
+    assert (turn_credit > 0).all()
+
+
+@pytest.mark.verl
+def test_a_wrong_knob_stops_the_run_before_the_first_rollout(assets: Path, tmp_path: Path):
+    result = run(assets, tmp_path, "+algorithm.turn.gama=0.9")
+    assert result.returncode != 0
+    assert "algorithm.turn has unknown keys ['gama']; known keys and their defaults" in result.log
+    assert not result.steps

@@ -1,0 +1,55 @@
+"""Small made data in the form that verl writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from verl_mtgrpo.rewards.transcript import Document, ToolCall, Transcript, Turn
+
+
+def train_row(step: int, **values: float) -> dict[str, Any]:
+    """One line of verl's file logger in training; ``__`` in a name stands for ``/``."""
+    named = {name.replace("__", "/"): value for name, value in values.items()}
+    return {"step": step, "data": {"timing_s/step": 2.0, "actor/lr": 1e-3, **named}}
+
+
+def validation_data(source: str, n: int, **values: float) -> dict[str, float]:
+    """verl's names for validation means."""
+    return {f"val-aux/{source}/{name.replace('__', '/')}/mean@{n}": value for name, value in values.items()}
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def transcript(answer: str, *, searches: Sequence[str] = ()) -> Transcript:
+    """A rollout that searches, then answers."""
+    turns = []
+    position = 0
+    for query in searches:
+        document = Document(id="7", title="Orrin", text=f"{answer} is a river.", score=3.2)
+        call = ToolCall("search", json.dumps({"query": query}), f"Doc 1 (Title: Orrin) {answer} is a river.",
+                        documents=(document,))  # fmt: skip
+        turns.append(Turn(f"<tool_call>{query}</tool_call>", (position, position + 3), (call,)))
+        position += 9
+    turns.append(Turn(f"<answer>{answer}</answer>", (position, position + 2)))
+    prompt = ({"role": "system", "content": "Search."}, {"role": "user", "content": "Which river runs by Orrin?"})
+    return Transcript(turns=tuple(turns), end_reason="answered", prompt=prompt, max_turns=3)
+
+
+def dump_row(prompt: str, session: int, rollout: Transcript, rewards: Sequence[float]) -> dict[str, Any]:
+    """One line of a validation dump."""
+    return {
+        "uid": f"{prompt}_{session}_0",
+        "gts": {"target": ["Vel", "the Vel"]},
+        "score": sum(rewards),
+        "transcript": json.dumps(rollout.to_dict()),
+        "turn_rewards": json.dumps(list(rewards)),
+        "tool/used": float(len(rollout.turns) > 1),
+        "outcome/em": rewards[-1],
+        "turn/2/reward": None,
+    }

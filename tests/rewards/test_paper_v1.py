@@ -1,0 +1,181 @@
+"""Component values worked from the formulas of the paper's first reward set."""
+
+import pytest
+
+from verl_mtgrpo.errors import ConfigError, DataError, TranscriptError
+from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, TurnRewards, load_preset, paper_v1, pay
+from verl_mtgrpo.rewards.answers import accepted_answers, is_exact, last_answer, mentions
+
+TRUTH = {"target": ["Paris", "City of Light"]}
+CALL = '<tool_call>{"name": "search", "arguments": {"query": "capital"}}</tool_call>'
+
+
+def searched(text=CALL, result="Doc 1 (Title: France) Its capital is Paris.", **call):
+    return Turn(text=text, span=(0, 1), tool_calls=(ToolCall("search", "{}", result=result, **call),))
+
+
+def said(text):
+    return Turn(text=text, span=(0, 1))
+
+
+def score(*turns):
+    return paper_v1(Transcript(turns=turns, end_reason="answered"), TRUTH)
+
+
+def test_a_perfect_rollout_earns_the_maxima():
+    rewards = score(searched(), said("<answer>Paris</answer>"))
+    assert rewards.turns == pytest.approx((0.7, 0.0))
+    assert rewards.outcome == pytest.approx(0.5 + 1.0 + 0.2)
+    assert rewards.components == {
+        "tool/calls": 1.0,
+        "tool/used": 1.0,
+        "tool/success": 1.0,
+        "tool/hit": 1.0,
+        "outcome/em": 1.0,
+        "outcome/contains": 1.0,
+        "outcome/format": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("turns", "turn_rewards", "outcome"),
+    [
+        # no tool call: nothing for the turn; the answer is judged all the same
+        ([said("<answer>Paris</answer>")], [0.0], 1.7),
+        ([said("<answer>London</answer>")], [0.0], 0.2),
+        ([said("<answer>in Paris, France</answer>")], [0.0], 0.7),
+        ([said("Paris")], [0.0], 0.0),
+        ([said("")], [0.0], 0.0),
+        # one of two calls failed: 0.2 * 1/2
+        (
+            [
+                Turn(CALL, (0, 1), (ToolCall("search", "{}", result="none"), ToolCall("x", "{}", ok=False))),
+                said("<answer>?</answer>"),
+            ],
+            [0.1, 0.0],
+            0.2,
+        ),
+        # a failed call earns nothing, also when its error text holds the answer
+        ([searched(result="Error: Paris", ok=False), said("<answer>?</answer>")], [0.0, 0.0], 0.2),
+        # a miss, then a hit: execution each time, the hit once, where it happened
+        ([searched(result="none"), searched(), searched(), said("<answer>Paris</answer>")], [0.2, 0.7, 0.2, 0], 1.7),
+        # cut off in a tool call: that turn is the last and carries both
+        ([searched()], [0.7], 0.2),
+        # the result was dropped by the length limit: executed, but the model never saw a hit
+        ([searched(seen=False)], [0.2], 0.2),
+        # one malformed turn of two: 0.2 * 1/2
+        ([searched(text=CALL + CALL), said("<answer>no</answer>")], [0.7, 0.0], 0.1),
+        ([searched(text="<tool_call>{oops</tool_call>"), said("<answer>no</answer>")], [0.7, 0.0], 0.1),
+        ([], [], 0.0),
+    ],
+)
+def test_values(turns, turn_rewards, outcome):
+    rewards = score(*turns)
+    assert list(rewards.turns) == pytest.approx(turn_rewards)
+    assert rewards.outcome == pytest.approx(outcome)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "<tool_response>Paris</tool_response><answer>London</answer>",
+        "<result>Paris</result><answer>London</answer>",
+        CALL + "<tool_response>Doc 1: Paris</tool_response>",
+    ],
+)
+def test_a_result_the_model_wrote_itself_is_no_hit(forged):
+    rewards = score(said(forged))
+    assert rewards.turns == (0.0,)
+    assert rewards.components["tool/hit"] == 0.0
+    assert rewards.components["tool/used"] == 0.0
+
+
+def test_the_gold_answer_in_the_query_only_is_no_hit():
+    call = '<tool_call>{"name": "search", "arguments": {"query": "Paris"}}</tool_call>'
+    assert score(searched(text=call, result="nothing found"), said("<answer>?</answer>")).turns[0] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "well_formed"),
+    [
+        ("<answer>a</answer>", True),
+        ("thinking aloud <answer>a</answer>  \n", True),
+        (CALL, True),
+        ("let me look " + CALL, True),
+        ("<answer>a</answer> and more", False),
+        ("<answer>a</answer><answer>b</answer>", False),
+        ("</answer>a<answer>", False),
+        ("<answer>a", False),
+        (CALL + "<answer>a</answer>", False),
+        ('<tool_call>{"name": 3, "arguments": {}}</tool_call>', False),
+        ('<tool_call>["search"]</tool_call>', False),
+        ("</tool_call><tool_call>", False),
+        ("plain", False),
+    ],
+)
+def test_format(text, well_formed):
+    assert score(said(text)).components["outcome/format"] == float(well_formed)
+
+
+def test_the_last_answer_counts():
+    assert last_answer(["<answer>a</answer>", "<answer>b</answer> x <answer> c </answer>"]) == "c"
+    assert last_answer(["<answer>a</answer>", "no tags"]) == "a"
+    assert last_answer(["<answer>open", "</answer>"]) is None
+    assert last_answer([]) is None
+
+
+def test_comparison_folds_case_and_outer_space_and_nothing_else():
+    assert is_exact("  pARIS ", ["Paris"])
+    assert not is_exact("Paris.", ["Paris"])
+    assert not is_exact(None, ["Paris"])
+    assert mentions("It is PARIS!", ["x", "paris"])
+    assert not mentions(None, ["paris"])
+
+
+def test_an_empty_accepted_answer_matches_nothing():
+    assert not is_exact("", [""])
+    assert not mentions("anything", ["", "  "])
+
+
+@pytest.mark.parametrize("truth", [{"target": ["a"]}, ["a"], "a", {"target": "a"}, ("a",)])
+def test_layouts_of_ground_truth(truth):
+    assert accepted_answers(truth) == ("a",)
+
+
+@pytest.mark.parametrize("truth", [None, {}, {"target": []}, {"target": [""]}, 3, []])
+def test_no_ground_truth_is_an_error(truth):
+    with pytest.raises(DataError, match=r"expected \{'target'"):
+        accepted_answers(truth)
+
+
+@pytest.mark.parametrize(
+    ("how", "paid"), [("turns", [0.2, 0.5, 1.3]), ("merged", [0.0, 0.0, 2.0]), ("outcome", [0.0, 0.0, 1.0])]
+)
+def test_where_rewards_are_paid(how, paid):
+    rewards = TurnRewards(turns=(0.2, 0.5, 0.3), outcome=1.0)
+    assert pay(rewards, 3, how) == pytest.approx(paid)
+
+
+def test_a_rollout_without_turns_is_paid_nothing():
+    assert pay(TurnRewards(turns=(), outcome=1.0), 0, "turns") == []
+
+
+def test_one_reward_per_turn_is_demanded():
+    with pytest.raises(TranscriptError, match="gave 2 turn rewards for 3 turns"):
+        pay(TurnRewards(turns=(0.0, 0.0), outcome=0.0), 3, "turns")
+
+
+def test_unknown_preset_and_payment():
+    with pytest.raises(ConfigError, match=r"'v9', expected one of \['paper_v1'\]"):
+        load_preset("v9")
+    with pytest.raises(ConfigError, match="pay is 'later'"):
+        pay(TurnRewards(turns=(0.0,), outcome=0.0), 1, "later")
+
+
+def test_the_transcript_survives_json():
+    import json
+
+    transcript = Transcript(turns=(searched(), said("é <answer>x</answer>")), end_reason="answered", max_turns=3)
+    assert Transcript.from_dict(json.loads(json.dumps(transcript.to_dict()))) == transcript
+    with pytest.raises(TranscriptError, match="not a transcript: KeyError"):
+        Transcript.from_dict({"turns": []})

@@ -1,0 +1,102 @@
+"""What went wrong in a run, out of a log of which most is Ray's and verl's routine output."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from verl_mtgrpo.errors import MTGRPOError
+
+# Enough for the final tracebacks of the driver and all workers; logs of long runs are far larger.
+_TAIL_BYTES = 400_000
+_MESSAGE_LINES = 12
+_TAIL_LINES = 8
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+# Ray puts "(TaskRunnerV1 pid=1234) " before the output of a worker.
+_WORKER_PREFIX = re.compile(r"^\([\w:. ]+ pid=\d+(?:, ip=[\d.]+)?\) ")
+_EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Died|Failed)\b(?:\(.*?\))?(?::|$)")
+# These carry another exception, whose own line follows theirs; alone they are better than nothing.
+_WRAPPER = re.compile(r"^(?:ray\.exceptions\.)?(?:RayTaskError|RayActorError|ActorDiedError)\b")
+_ENDS_MESSAGE = (
+    "Traceback (most recent call last)",
+    "The above exception was",
+    "During handling of the above",
+    "Set the environment variable HYDRA_FULL_ERROR",
+    "Exception ignored in",
+)
+
+
+class TrainingFailed(MTGRPOError, RuntimeError):
+    """The training process ended with an error; the message has its cause and the path of its log."""
+
+
+def failure_report(code: int, log: Path) -> str:
+    """Say in a few lines why a run failed.
+
+    Args:
+        code: Exit code of the process, negative if a signal ended it.
+        log: Its output.
+    """
+    how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
+    if code == -9:
+        how += " (the system kills a process like this when memory runs out)"
+    cause = root_error(_tail(log))
+    lines = "\n".join(f"  {line}" for line in cause)
+    return f"training {how}; the last thing it said:\n{lines}\n  full log: {log}"
+
+
+def root_error(text: str) -> list[str]:
+    """The lines of the exception that ended a run, or the last lines of the log if there is none.
+
+    The driver's own traceback decides, because Ray repeats in it what a worker died of; exceptions that
+    only workers printed count if the driver says nothing.
+    """
+    lines = [_ANSI.sub("", line).rstrip() for line in text.splitlines()]
+    driver = [line for line in lines if not _WORKER_PREFIX.match(line)]
+    everyone = [_WORKER_PREFIX.sub("", line) for line in lines]
+    return _last_exception(driver) or _last_exception(everyone) or _last_lines(driver or everyone)
+
+
+def _last_exception(lines: Sequence[str]) -> list[str]:
+    wrapper: list[str] = []
+    for position in range(len(lines) - 1, -1, -1):
+        if not _EXCEPTION.match(lines[position]) or _is_ignored(lines, position):
+            continue
+        message = _message_at(lines, position)
+        if not _WRAPPER.match(lines[position]):
+            return message
+        wrapper = wrapper or message
+    return wrapper
+
+
+def _is_ignored(lines: Sequence[str], position: int) -> bool:
+    """True for an exception in a destructor, which Python reports at shutdown and nobody died of."""
+    for line in reversed(lines[max(0, position - 60) : position]):
+        if line.startswith("Exception ignored in"):
+            return True
+        if line and not line.startswith((" ", "Traceback")):
+            return False
+    return False
+
+
+def _message_at(lines: Sequence[str], position: int) -> list[str]:
+    message = [lines[position]]
+    for line in lines[position + 1 : position + _MESSAGE_LINES]:
+        if not line.strip() or line.startswith(_ENDS_MESSAGE) or _EXCEPTION.match(line):
+            break
+        message.append(line)
+    return message
+
+
+def _last_lines(lines: Sequence[str]) -> list[str]:
+    said = [line for line in lines if line.strip() and not line.startswith(_ENDS_MESSAGE)]
+    return said[-_TAIL_LINES:] or ["(nothing: its log is empty)"]
+
+
+def _tail(path: Path) -> str:
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _TAIL_BYTES))
+        return file.read().decode("utf-8", errors="replace")

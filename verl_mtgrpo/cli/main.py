@@ -1,0 +1,62 @@
+"""The ``mtgrpo`` command: one thin module per subcommand, imported without torch, verl or ray.
+
+A subcommand module has ``add_parser(subparsers)``, which declares its arguments and sets
+``run=<function(args) -> exit code>`` as a default of its parser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from verl_mtgrpo.cli import compare, data, demo, index, train
+from verl_mtgrpo.errors import MTGRPOError
+from verl_mtgrpo.version import __version__
+
+_SUBCOMMANDS = (demo, compare, train, data, index)
+
+# What a shell reports for a command ended by Ctrl-C.
+_EXIT_INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command."""
+    parser = argparse.ArgumentParser(prog="mtgrpo", description="Turn-level credit for LLM agents trained with verl.")
+    parser.add_argument("--version", action="version", version=f"mtgrpo {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for module in _SUBCOMMANDS:
+        module.add_parser(subparsers)
+    for subparser in subparsers.choices.values():
+        # SUPPRESS: without it, the subcommand's default would undo a --debug before the subcommand.
+        subparser.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not hasattr(args, "run"):
+        parser.print_help()
+        return 0
+    # A shell without job control starts background commands with SIGINT ignored, and Python keeps that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return int(args.run(args))
+    except KeyboardInterrupt:
+        print("mtgrpo: interrupted", file=sys.stderr)
+        return _EXIT_INTERRUPTED
+    except (MTGRPOError, OSError) as error:
+        if args.debug:
+            raise
+        print(f"mtgrpo: error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

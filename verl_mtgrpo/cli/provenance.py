@@ -1,0 +1,60 @@
+"""Which source made a result, and on which machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from verl_mtgrpo.version import __version__
+
+
+def describe_source() -> str:
+    """Version, and the commit if the package runs from a git checkout; says if that has changes."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return __version__
+    commit = _git(root, "rev-parse", "HEAD")
+    changed = " with uncommitted changes" if _git(root, "status", "--porcelain", "--", "verl_mtgrpo") else ""
+    return f"{__version__}, commit {commit}{changed}" if commit else __version__
+
+
+def describe_machine() -> dict[str, str]:
+    """What a number depends on: processor, system, and the packages that compute it."""
+    packages = ("torch", "verl", "ray", "transformers")
+    return {
+        "machine": f"{_processor()}, {_usable_cores()} cores, {platform.system()}",
+        "packages": ", ".join([f"Python {platform.python_version()}", *map(_package, packages)]),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    # Containers are often given fewer cores than the machine has; macOS cannot ask.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _package(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return f"{name} (not installed)"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """Output of git, empty if git is not there or refuses."""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()

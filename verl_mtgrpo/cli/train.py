@@ -1,0 +1,79 @@
+"""``mtgrpo train``: verl's stock trainer with one of our presets."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from verl_mtgrpo.cli.command import TrainCommand, run_train_command
+from verl_mtgrpo.cli.failure import failure_report
+
+_DESCRIPTION = """\
+Run `python -m verl.trainer.main_ppo` with a preset of this package. The full command is printed first: it
+can be copied and run without mtgrpo. Everything after -- goes to verl as Hydra overrides and wins over the
+preset, e.g.
+
+  mtgrpo train --index runs/index -- actor_rollout_ref.model.path=Qwen/Qwen2.5-3B data.train_files=train.parquet
+
+The trainer's output goes to the screen and to a log. Ctrl-C ends the run with all processes it started.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser(
+        "train",
+        help="run verl's trainer with one of the presets",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--preset", default="mt_grpo", help="config of the group mtgrpo (default: %(default)s)")
+    parser.add_argument("--cpu", action="store_true", help="run on this machine's CPU, with a Ray of its own")
+    parser.add_argument("--index", type=Path, metavar="DIR", help="index of the search tool (else MTGRPO_INDEX)")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="log file (default: runs/train/<time>.log)")
+    parser.add_argument("--quiet", action="store_true", help="write the trainer's output to the log only")
+    parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
+    parser.add_argument("overrides", nargs="*", metavar="-- OVERRIDE", help="Hydra overrides for verl")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the command, run it, and give back its exit code."""
+    env = {"MTGRPO_INDEX": str(args.index.resolve())} if args.index else {}
+    if not env and "MTGRPO_INDEX" in os.environ:
+        # Not needed to run it from here, but the printed command has to be complete.
+        env = {"MTGRPO_INDEX": os.environ["MTGRPO_INDEX"]}
+    command = TrainCommand(preset=args.preset, cpu=args.cpu, overrides=tuple(args.overrides), env=env)
+    print(command.shell_text(), flush=True)
+    if args.dry_run:
+        return 0
+    log = args.log or Path("runs/train") / time.strftime("%Y%m%d-%H%M%S.log")
+    print(f"\nlog: {log}\n", flush=True)
+    echo = _Echo(log)
+    code = run_train_command(command, log=log, on_tick=None if args.quiet else echo.tick)
+    if not args.quiet:
+        echo.tick()
+    if code != 0:
+        print(f"mtgrpo: error: {failure_report(code, log)}", file=sys.stderr)
+    # A signal's number is no exit code; shells report 128 + n.
+    return code if code >= 0 else 128 - code
+
+
+class _Echo:
+    """Copies what a log gains to the screen."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        # A log that exists already is appended to: its old part was shown when it was written.
+        self._offset = log.stat().st_size if log.exists() else 0
+
+    def tick(self) -> None:
+        with self._log.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        self._offset += len(data)
+        sys.stdout.write(data.decode("utf-8", errors="replace"))
+        sys.stdout.flush()

@@ -1,0 +1,76 @@
+"""verl on a machine without an accelerator: platform, engines and rollout server for the CPU.
+
+Everything here goes through verl's own registries, and only after ``register()`` was called, which
+the plugin does when ``VERL_PLATFORM=cpu`` is set and never otherwise. The parts:
+
+- ``platform``: the device verl believes in (name "cpu", Ray slots, no-op memory calls);
+- ``process_group``: the one function of verl that has to be told its gloo backend;
+- ``engines``: FSDP2 engines for the policy and the value model on the CPU;
+- ``generation``, ``sampling``, ``kv_cache``: batched token generation with a Hugging Face model;
+- ``server``, ``rollout``: that generator as a rollout server of verl, named ``hf_cpu``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+ROLLOUT_NAME = "hf_cpu"
+"""What ``actor_rollout_ref.rollout.name`` has to be for the rollout server of this package."""
+
+_registered = False
+
+
+def register() -> None:
+    """Register everything the CPU needs with verl, each part when verl imports its registry.
+
+    Light (imports neither torch nor verl) and idempotent. A registry module that verl has imported
+    already is served at once, the others when their time comes: this runs while ``verl/__init__``
+    is still being executed, where importing verl's submodules would be circular.
+    """
+    global _registered
+    if _registered:
+        return
+    _registered = True
+    from wrapt import register_post_import_hook
+
+    for module, hook in _HOOKS.items():
+        register_post_import_hook(hook, module)
+
+
+def _register_platform(module: Any) -> None:
+    from verl_mtgrpo.cpu.platform import CpuPlatform
+
+    module.PlatformRegistry.register(platform="cpu")(CpuPlatform)
+
+
+def _fix_process_group(module: Any) -> None:
+    from verl_mtgrpo.cpu.process_group import use_plain_gloo
+
+    use_plain_gloo(module)
+
+
+def _register_engines(module: Any) -> None:
+    import verl_mtgrpo.cpu.engines  # noqa: F401  (registers on import)
+
+
+def _register_rollout_adapter(module: Any) -> None:
+    module._ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = "verl_mtgrpo.cpu.rollout.CpuRollout"
+
+
+def _register_rollout_replica(module: Any) -> None:
+    def load() -> type:
+        from verl_mtgrpo.cpu.server import CpuReplica
+
+        return CpuReplica
+
+    module.RolloutReplicaRegistry.register(ROLLOUT_NAME, load)
+
+
+_HOOKS: dict[str, Callable[[Any], None]] = {
+    "verl.plugin.platform.platform_manager": _register_platform,
+    "verl.utils.distributed": _fix_process_group,
+    "verl.workers.engine.fsdp.transformer_impl": _register_engines,
+    "verl.workers.rollout.base": _register_rollout_adapter,
+    "verl.workers.rollout.replica": _register_rollout_replica,
+}

@@ -1,0 +1,111 @@
+"""A key-value cache for batched decoding: buffers with room to grow, rows that come and go.
+
+Hugging Face's DynamicCache copies itself at every token (``torch.cat``); here a token is written in
+place. All rows share one number of columns; a shorter row starts later (left padding, kept by the
+caller as ``start``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+_GROWTH = 64  # columns added when a buffer is full, so that growing is rare
+
+
+class _Layer(CacheLayerMixin):
+    """Keys and values of one layer: (rows, heads, columns, head size), ``used`` columns are valid."""
+
+    is_sliding = False
+
+    def __init__(self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.used = 0 if keys is None else keys.shape[2]
+        self.is_initialized = keys is not None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.keys = key_states[:, :, :0]
+        self.values = value_states[:, :, :0]
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append columns; returns views of all valid columns."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.used + key_states.shape[2]
+        if end > self.keys.shape[2]:
+            self.keys = _grow(self.keys, self.used, end + _GROWTH)
+            self.values = _grow(self.values, self.used, end + _GROWTH)
+        self.keys[:, :, self.used : end] = key_states
+        self.values[:, :, self.used : end] = value_states
+        self.used = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.used + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.used
+
+    def get_max_cache_shape(self) -> int:
+        return -1
+
+
+class BatchCache(Cache):
+    """A Hugging Face cache whose rows can be selected and joined."""
+
+    def __init__(self, layers: list[_Layer]) -> None:
+        super().__init__(layers=layers)
+
+    @classmethod
+    def empty(cls, layers: int) -> BatchCache:
+        return cls([_Layer() for _ in range(layers)])
+
+    @property
+    def columns(self) -> int:
+        """Number of valid columns."""
+        return self.layers[0].used
+
+    def select(self, rows: torch.Tensor, *, first_column: int) -> BatchCache:
+        """A copy with only these rows (int64 indices), without the columns before ``first_column``."""
+        span = slice(first_column, self.columns)
+        return BatchCache(
+            [
+                _Layer(layer.keys[:, :, span].index_select(0, rows), layer.values[:, :, span].index_select(0, rows))
+                for layer in self.layers
+            ]
+        )
+
+    @staticmethod
+    def join(first: BatchCache, second: BatchCache) -> BatchCache:
+        """Rows of the first, then of the second, both padded on the left to the longer one."""
+        columns = max(first.columns, second.columns)
+        return BatchCache(
+            [
+                _Layer(
+                    _join(a.keys[:, :, : a.used], b.keys[:, :, : b.used], columns),
+                    _join(a.values[:, :, : a.used], b.values[:, :, : b.used], columns),
+                )
+                for a, b in zip(first.layers, second.layers, strict=True)
+            ]
+        )
+
+
+def _grow(buffer: torch.Tensor, used: int, columns: int) -> torch.Tensor:
+    rows, heads, _, size = buffer.shape
+    grown = buffer.new_empty(rows, heads, columns, size)
+    grown[:, :, :used] = buffer[:, :, :used]
+    return grown
+
+
+def _join(a: torch.Tensor, b: torch.Tensor, columns: int) -> torch.Tensor:
+    # Zeros, not garbage: padding is masked, but 0 * nan would still be nan.
+    joined = a.new_zeros(a.shape[0] + b.shape[0], a.shape[1], columns, a.shape[3])
+    joined[: a.shape[0], :, columns - a.shape[2] :] = a
+    joined[a.shape[0] :, :, columns - b.shape[2] :] = b
+    return joined

@@ -1,0 +1,182 @@
+"""Question sets -> questions with their accepted answers, and their split into training and validation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from verl_mtgrpo.data.corpus import article_title
+from verl_mtgrpo.data.files import content_id, describe, read_records, short_name
+from verl_mtgrpo.errors import ConfigError, DataError
+
+ANSWER_COLUMNS = ("answers", "golden_answers", "answer")
+ALIAS_COLUMNS = ("answer_aliases", "aliases")
+_EXPECTED = (
+    "expected a column question and one of answers, golden_answers, answer; or SQuAD's layout "
+    "{data: [{title, paragraphs: [{context, qas}]}]}"
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        id: Its id in the source, or one made from its content.
+        question: The question.
+        answers: Accepted answers, at least one, without repetitions.
+        source: Name of the question set.
+        article: The article it is about, None if unknown. Questions about one article are never split.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    source: str
+    article: str | None = None
+
+
+def read_questions(path: Path | str, *, source: str | None = None) -> Iterator[Question]:
+    """Stream the answerable questions of one file.
+
+    Questions marked as unanswerable (SQuAD 2.0's ``is_impossible``, MuSiQue's ``answerable``) are left
+    out. ``source`` names the set; default: the file name without its suffixes.
+
+    Raises:
+        DataError: The file has not the needed columns, or no answerable question.
+    """
+    source = source or short_name(path)
+    found = False
+    for where, record in read_records(path):
+        for question in _questions_of(where, record, source):
+            found = True
+            yield question
+    if not found:
+        raise DataError(f"{path} holds no answerable question; {_EXPECTED}")
+
+
+def split_questions(
+    questions: Sequence[Question], *, val_fraction: float, seed: int
+) -> tuple[list[Question], list[Question]]:
+    """Split into ``(train, val)``, each in the order given; about ``val_fraction`` of every source in val.
+
+    Questions about one article stay together, also across sources; a source about one article only
+    is split by question. Who goes where depends on the seed and on ids and article names, not on the
+    order.
+    """
+    if not 0.0 <= val_fraction <= 1.0:
+        raise ConfigError(f"the validation fraction is {val_fraction}, expected a number from 0 to 1")
+    in_val: dict[str, bool] = {}
+    for source in dict.fromkeys(question.source for question in questions):
+        _assign([question for question in questions if question.source == source], in_val, val_fraction, seed)
+    chosen = [_find(question, in_val) for question in questions]
+    train = [question for question, val in zip(questions, chosen, strict=True) if not val]
+    val = [question for question, val in zip(questions, chosen, strict=True) if val]
+    return train, val
+
+
+def sample_questions(questions: Sequence[Question], *, limit: int, seed: int) -> list[Question]:
+    """Return ``limit`` of the questions, chosen by hash, in the order given; all if there are no more."""
+    if limit < 1:
+        raise ConfigError(f"the number of questions is {limit}, expected at least 1")
+    ranked = sorted(range(len(questions)), key=lambda i: (_draw(seed, _own_key(questions[i])), i))
+    return [questions[i] for i in sorted(ranked[:limit])]
+
+
+def _assign(questions: list[Question], in_val: dict[str, bool], fraction: float, seed: int) -> None:
+    """Decide for each article (or lone question) of one source; earlier decisions stand."""
+    articles = {question.article for question in questions}
+    by_question = len(articles) == 1
+    sizes: dict[str, int] = {}
+    for question in questions:
+        key = _own_key(question) if by_question else _group_key(question)
+        sizes[key] = sizes.get(key, 0) + 1
+    if by_question and any(_group_key(question) in in_val for question in questions):
+        return  # an earlier source has placed this article
+    target = round(fraction * len(questions))
+    placed = sum(size for key, size in sizes.items() if in_val.get(key))
+    for key in sorted(sizes, key=lambda key: _draw(seed, key)):
+        if key not in in_val:
+            # Take an article only if that brings the number nearer to the target, but take one at least.
+            nearer = placed + sizes[key] / 2 <= target or (placed == 0 and target > 0)
+            in_val[key] = placed < target and nearer
+            placed += sizes[key] if in_val[key] else 0
+
+
+def _find(question: Question, in_val: dict[str, bool]) -> bool:
+    key = _group_key(question)
+    return in_val[key] if key in in_val else in_val[_own_key(question)]
+
+
+def _own_key(question: Question) -> str:
+    return f"question\n{question.source}\n{question.id}"
+
+
+def _group_key(question: Question) -> str:
+    return _own_key(question) if question.article is None else f"article\n{question.article.casefold()}"
+
+
+def _draw(seed: int, key: str) -> bytes:
+    return hashlib.blake2b(f"{seed}\n{key}".encode("utf-8", "replace"), digest_size=16).digest()
+
+
+def _questions_of(where: str, record: Any, source: str) -> Iterable[Question]:
+    if not isinstance(record, dict):
+        raise DataError(f"{where} is {describe(record)}; {_EXPECTED}")
+    fields = cast("dict[str, Any]", record)
+    try:
+        if isinstance(fields.get("data"), list):
+            return list(_from_squad(fields["data"], source))
+        return _from_record(where, fields, source)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{where} looks like a known layout but is broken ({type(error).__name__}: {error}); {_EXPECTED}"
+        ) from error
+
+
+def _from_squad(articles: list[Any], source: str) -> Iterator[Question]:
+    for article in articles:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                answers = _distinct([answer["text"] for answer in qa.get("answers", [])])
+                if qa.get("is_impossible") or not answers:
+                    continue
+                text = str(qa["question"]).strip()
+                id = str(qa.get("id") or content_id(text, *answers))
+                yield Question(id, text, answers, source, article_title(article) or None)
+
+
+def _from_record(where: str, fields: dict[str, Any], source: str) -> list[Question]:
+    column = next((name for name in ANSWER_COLUMNS if fields.get(name) is not None), None)
+    if column is None or not isinstance(fields.get("question"), str):
+        raise DataError(f"{where} has {describe(fields)}; {_EXPECTED}")
+    if str(fields.get("answerable", True)).lower() == "false":
+        return []
+    values = _as_list(fields[column])
+    for name in ALIAS_COLUMNS:
+        values += _as_list(fields.get(name))
+    answers = _distinct(values)
+    if not answers:
+        return []
+    text = fields["question"].strip()
+    own = next((fields[name] for name in ("id", "_id", "qid") if fields.get(name) is not None), None)
+    id = str(own) if own is not None else content_id(text, *answers)
+    return [Question(id, text, answers, source)]
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    if isinstance(value, dict):  # the Hugging Face hub's SQuAD: {"text": [...], "answer_start": [...]}
+        value = cast("dict[str, Any]", value)["text"]
+    return list(cast("Iterable[Any]", value)) if isinstance(value, (list, tuple)) else [value]
+
+
+def _distinct(values: Iterable[Any]) -> tuple[str, ...]:
+    texts = (str(value).strip() for value in values)
+    return tuple(dict.fromkeys(text for text in texts if text))

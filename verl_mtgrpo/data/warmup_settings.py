@@ -1,0 +1,24 @@
+"""Length and pace of the demo policy's warm-up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class WarmupSettings:
+    """The defaults are those of ``make demo``: about three minutes on two quiet cores.
+
+    Small batches: how soon the policy learns to read depends on the number of steps, not of samples.
+    """
+
+    drill_steps: int = 480
+    habit_steps: int = 150
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    warmup_steps: int = 50
+
+    @property
+    def steps(self) -> int:
+        """All optimiser steps."""
+        return self.drill_steps + self.habit_steps

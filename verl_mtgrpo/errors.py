@@ -1,0 +1,38 @@
+"""Every error this package raises on purpose.
+
+One root, so that a caller can catch all of them; each kind is also the builtin it replaces, so that
+code which knows nothing of us still behaves. All of them take one message and nothing else, which
+keeps them picklable: Ray sends exceptions between processes.
+"""
+
+
+class MTGRPOError(Exception):
+    """Root of all errors of verl_mtgrpo."""
+
+
+class ConfigError(MTGRPOError, ValueError):
+    """A setting is missing, unknown or does not fit the others."""
+
+
+class CreditInputError(MTGRPOError, ValueError):
+    """Tensors given to an estimator have the wrong shape, type or values."""
+
+
+class DataError(MTGRPOError, ValueError):
+    """A question set or corpus cannot be read as what it should be."""
+
+
+class TranscriptError(MTGRPOError, ValueError):
+    """A rollout does not carry the transcript that rewards are computed from."""
+
+
+class RetrievalError(MTGRPOError, RuntimeError):
+    """A search could not be carried out (as opposed to: it found nothing)."""
+
+
+class IndexFormatError(RetrievalError, ValueError):
+    """A folder is no index of ours, or one of another version, or damaged."""
+
+
+class CompatibilityError(MTGRPOError, RuntimeError):
+    """The installed verl (or another package) is not one this version was tested with."""

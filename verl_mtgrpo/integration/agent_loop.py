@@ -1,0 +1,192 @@
+"""verl's tool agent loop, plus a record of turns and turn rewards on the tokens that earned them.
+
+``mtgrpo_tool_agent`` generates exactly what verl's ``tool_agent`` generates (tokens, masks, log-probs):
+every override calls verl's own method and only looks at what it did. What it adds:
+
+- ``extra_fields["transcript"]``: the rollout's :class:`~verl_mtgrpo.rewards.Transcript` as a dict, which
+  verl hands to the reward manager;
+- the output's ``as_dict`` writes the reward of each turn on that turn's last generated token of
+  ``rm_scores``, the only reward channel that every verl trainer keeps.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+import torch
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
+from verl.experimental.agent_loop.tool_agent_loop import AgentData, AgentState, ToolAgentLoop
+from verl.experimental.agent_loop.tool_parser import FunctionCall
+
+from verl_mtgrpo.errors import RetrievalError, TranscriptError
+from verl_mtgrpo.rewards import Document, ToolCall, Transcript, Turn
+
+_RECORD = "_mtgrpo_record"
+TRANSCRIPT = "transcript"
+"""Key of ``extra_fields`` that holds the transcript (plain dict)."""
+TURN_REWARDS = "turn_rewards"
+"""Key of ``reward_extra_info`` that holds the reward of each turn (JSON list of K numbers)."""
+
+
+@dataclass
+class _Record:
+    """What happened so far: the tool calls of each generation, and why it ended."""
+
+    calls: list[list[ToolCall]] = field(default_factory=list)
+    end_reason: str = "answered"
+
+
+class TurnAgentLoopOutput(AgentLoopOutput):
+    """Agent loop output whose rewards lie on the last generated token of each turn."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As verl's, with ``rm_scores`` written per turn when the reward manager gave turn rewards.
+
+        Raises:
+            TranscriptError: there is not exactly one reward per turn of ``response_mask``.
+        """
+        rewards = (self.extra_fields.get("reward_extra_info") or {}).get(TURN_REWARDS)
+        if rewards is None or self.reward_score is None:
+            return super().as_dict()
+        score, self.reward_score = self.reward_score, None
+        try:
+            output = super().as_dict()
+        finally:
+            self.reward_score = score
+        output.pop("reward_score", None)
+        output["rm_scores"] = place_rewards(json.loads(rewards), self.response_mask)
+        return output
+
+
+@register("mtgrpo_tool_agent")
+class TurnToolAgentLoop(ToolAgentLoop):
+    """verl's ``tool_agent`` with a transcript; see the module docstring."""
+
+    async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
+        """Run one rollout as verl's loop does, then attach its transcript."""
+        output = await super().run(sampling_params, priority, **kwargs)
+        record = output.extra_fields.pop(_RECORD, None) or _Record()
+        spans = turn_spans(output.response_mask)
+        texts = await self.loop.run_in_executor(None, self._decode, output.response_ids, spans)
+        turns = tuple(
+            Turn(text=text, span=span, tool_calls=tuple(calls))
+            for text, span, calls in zip(texts, spans, record.calls, strict=False)
+        )
+        if len(turns) != len(spans):
+            raise TranscriptError(
+                f"{len(spans)} runs of response_mask but {len(record.calls)} generations recorded; "
+                "verl's ToolAgentLoop does not work as in the versions this package was tested with"
+            )
+        transcript = Transcript(
+            turns=turns,
+            end_reason=record.end_reason,
+            prompt=tuple(dict(message) for message in kwargs["raw_prompt"]),
+            max_turns=self.max_assistant_turns or 0,
+        )
+        output.extra_fields[TRANSCRIPT] = transcript.to_dict()
+        fields = {name: getattr(output, name) for name in output.model_fields_set}
+        return TurnAgentLoopOutput(**fields)
+
+    async def _handle_generating_state(
+        self, agent_data: AgentData, sampling_params: dict[str, Any], ignore_termination: bool = False
+    ) -> AgentState:
+        state = await super()._handle_generating_state(agent_data, sampling_params, ignore_termination)
+        record = self._record(agent_data)
+        record.calls.append([])
+        if len(agent_data.response_mask) >= self.response_length:
+            record.end_reason = "response_length"
+        elif state == AgentState.TERMINATED and not self._answered(agent_data):
+            record.end_reason = "max_turns"
+        return state
+
+    async def _handle_processing_tools_state(self, agent_data: AgentData) -> AgentState:
+        made: dict[int, ToolCall] = {}
+        agent_data._mtgrpo_made = made  # type: ignore[attr-defined]  # filled by _call_tool, in any order
+        state = await super()._handle_processing_tools_state(agent_data)
+        dropped = state == AgentState.TERMINATED
+        record = self._record(agent_data)
+        record.calls[-1] = [
+            replace(made[id(call)], seen=not dropped) for call in agent_data.tool_calls if id(call) in made
+        ]
+        if dropped:
+            record.end_reason = "response_length"
+        return state
+
+    async def _call_tool(
+        self, tool_call: FunctionCall, tools_kwargs: dict[str, Any], agent_data: AgentData
+    ) -> tuple[Any, float, dict]:
+        start = time.perf_counter()
+        response, reward, info = await super()._call_tool(tool_call, tools_kwargs, agent_data)
+        info = info if isinstance(info, dict) else {}
+        if info.get("outage"):
+            # A search that is down is no answer: the rollout fails visibly, the policy is not blamed.
+            raise RetrievalError(f"tool {tool_call.name!r} is down: {info['outage']}")
+        kind = self._error_kind(tool_call, response.text or "", info, agent_data)
+        agent_data._mtgrpo_made[id(tool_call)] = ToolCall(  # type: ignore[attr-defined]
+            name=tool_call.name,
+            arguments=tool_call.arguments,
+            result=response.text or "",
+            ok=kind is None,
+            error_kind=kind,
+            documents=tuple(Document(**document) for document in info.get("documents", ())),
+            latency_s=float(info.get("latency_s", time.perf_counter() - start)),
+        )
+        return response, reward, info
+
+    def _error_kind(self, call: FunctionCall, text: str, info: dict[str, Any], agent_data: AgentData) -> str | None:
+        """Why a call failed, or None. verl reports its own failures only as text, so causes are re-checked."""
+        if "ok" in info:
+            return None if info["ok"] else str(info.get("error_kind") or "tool_error")
+        if call.name not in getattr(agent_data, "_active_tools", self.tools):
+            return "unknown_tool"
+        try:
+            json.loads(call.arguments)
+        except (TypeError, ValueError):
+            return "bad_arguments"
+        return "tool_exception" if text.startswith(f"Error executing tool '{call.name}'") else None
+
+    def _answered(self, agent_data: AgentData) -> bool:
+        """True if verl looked for tool calls in the last turn and found none."""
+        at_limit = self.max_assistant_turns and agent_data.assistant_turns >= self.max_assistant_turns
+        at_limit = at_limit or (self.max_user_turns and agent_data.user_turns >= self.max_user_turns)
+        return not at_limit
+
+    def _decode(self, response_ids: list[int], spans: list[tuple[int, int]]) -> list[str]:
+        end_of_turn = self.tokenizer.eos_token or ""
+        texts = [self.tokenizer.decode(response_ids[start:end]) for start, end in spans]
+        return [text.removesuffix(end_of_turn) for text in texts]
+
+    @staticmethod
+    def _record(agent_data: AgentData) -> _Record:
+        # Kept with the rollout, not on self: one loop object may run several rollouts. It goes in after
+        # the first generation, because verl takes "extra_fields is empty" as "nothing generated yet".
+        return agent_data.extra_fields.setdefault(_RECORD, _Record())
+
+
+def turn_spans(response_mask: list[int]) -> list[tuple[int, int]]:
+    """Half-open token ranges of the runs of 1 in one rollout's mask."""
+    spans, position = [], 0
+    for value, run in groupby(response_mask):
+        length = sum(1 for _ in run)
+        if value:
+            spans.append((position, position + length))
+        position += length
+    return spans
+
+
+def place_rewards(rewards: list[float], response_mask: list[int]) -> torch.Tensor:
+    """``rm_scores`` of one rollout, ``(T,)`` float32: each turn's reward on its last token, 0 elsewhere."""
+    spans = turn_spans(response_mask)
+    if len(spans) != len(rewards):
+        raise TranscriptError(
+            f"got {len(rewards)} turn rewards for {len(spans)} turns in response_mask; the reward manager must "
+            "give one reward per turn of the transcript"
+        )
+    scores = torch.zeros(len(response_mask), dtype=torch.float32)
+    for (_, end), reward in zip(spans, rewards, strict=True):
+        scores[end - 1] = reward
+    return scores

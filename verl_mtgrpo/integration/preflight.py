@@ -1,0 +1,43 @@
+"""Cheap checks of a run's config, done before the first rollout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.integration.settings import turn_credit_settings, turn_reward_settings
+
+GROUP_ESTIMATORS = ("mt_grpo",)
+"""Our estimators whose baseline is the other rollouts of the prompt."""
+
+
+def check_run(config: Any) -> None:
+    """Raise ``ConfigError`` if parts of the run do not fit together.
+
+    Args:
+        config: verl's whole config.
+    """
+    turn_credit_settings(config.algorithm)
+    turn_reward_settings(config.reward)
+    rollout = config.actor_rollout_ref.rollout
+    estimator = config.algorithm.adv_estimator
+    if estimator in GROUP_ESTIMATORS and rollout.n < 2:
+        raise ConfigError(
+            f"algorithm.adv_estimator={estimator} compares the rollouts of a prompt, but "
+            f"actor_rollout_ref.rollout.n={rollout.n}; set it to 2 or more (the paper uses 21)"
+        )
+    loop = rollout.agent.default_agent_loop
+    if loop != "mtgrpo_tool_agent":
+        raise ConfigError(
+            f"reward.reward_manager.name=mtgrpo needs the turns that mtgrpo_tool_agent records, but "
+            f"actor_rollout_ref.rollout.agent.default_agent_loop={loop}; set it to mtgrpo_tool_agent"
+        )
+    sampler = OmegaConf.select(config, "trainer.v1.sampler.custom_sampler.path") or ""
+    filtering = OmegaConf.select(config, "algorithm.filter_groups.enable")
+    if filtering and sampler.endswith("verl_mtgrpo.integration.sampler"):
+        raise ConfigError(
+            "algorithm.filter_groups does nothing with a custom sampler (verl passes it no filter settings); set "
+            "trainer.v1.sampler.custom_sampler.path=null, which gives up our training metrics, or switch it off"
+        )

@@ -1,0 +1,28 @@
+"""OmegaConf resolvers that our config groups use.
+
+``${mtgrpo_asset:tools/search_tool.yaml}`` is the absolute path of a file shipped in
+``verl_mtgrpo/config``. It also is a guard: in a process without the plugin the resolver is unknown, and
+resolving the config fails before any model is loaded.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from omegaconf import OmegaConf
+
+from verl_mtgrpo.errors import ConfigError
+
+
+def asset(name: str) -> str:
+    """Absolute path of the packaged config file ``name``; ``ConfigError`` if there is none."""
+    root = resources.files("verl_mtgrpo.config")
+    path = root
+    for part in name.split("/"):
+        path = path / part
+    if not path.is_file():
+        raise ConfigError(f"mtgrpo_asset: no file {name!r} in {root}; expected a file shipped with verl_mtgrpo")
+    return str(path)
+
+
+OmegaConf.register_new_resolver("mtgrpo_asset", asset, replace=True)

@@ -1,0 +1,73 @@
+"""verl's replay buffer, plus turn-level training metrics and a poll interval that can be set.
+
+verl logs what the reward manager measured in validation only. Its sampler is the one extension point
+that sees every training batch and returns metrics, so these subclasses add ours there::
+
+    trainer.v1.sampler.custom_sampler.path=pkg://verl_mtgrpo.integration.sampler
+    trainer.v1.sampler.custom_sampler.name=TurnReplayBuffer        (async trainers: TurnReplayBufferAsync)
+    +trainer.v1.sampler.sampler_kwargs.poll_interval=0.05          (seconds; verl's default is 2)
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import transfer_queue as tq
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
+
+
+class _TurnMetrics:
+    """What both samplers add to verl's; comes before it among the base classes."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **_with_poll_interval(kwargs))
+
+    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
+        """As verl's, with :func:`rollout_metrics` of a training batch among the metrics."""
+        batch, metrics = super().sample(global_steps, partition_id, batch_size)  # type: ignore[misc]
+        return batch, {**metrics, **_training_metrics(batch)}
+
+
+class TurnReplayBuffer(_TurnMetrics, ReplayBuffer):
+    """For ``trainer.v1.trainer_mode=sync``."""
+
+
+class TurnReplayBufferAsync(_TurnMetrics, ReplayBufferAsync):
+    """For the asynchronous trainer modes."""
+
+
+def rollout_metrics(infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Average the named numbers of a batch's rollouts (``reward_extra_info`` of each).
+
+    A name that is None or absent in a rollout (a turn it did not have) is averaged over the others;
+    ``turn/k/rollouts`` says how many rollouts reached turn k.
+    """
+    values: dict[str, list[float]] = defaultdict(list)
+    for info in infos:
+        for name, value in info.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                values[name].append(float(value))
+    means = {name: sum(found) / len(found) for name, found in values.items()}
+    counts = {
+        name.removesuffix("/reward") + "/rollouts": float(len(found))
+        for name, found in values.items()
+        if name.startswith("turn/") and name.endswith("/reward")
+    }
+    return {**means, **counts}
+
+
+def _training_metrics(batch: KVBatchMeta) -> dict[str, float]:
+    if batch.partition_id == "val" or not batch.keys:
+        return {}
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
+    fields = [getattr(item, "data", item) for item in data["extra_fields"]]
+    infos = [item.get("reward_extra_info") for item in fields if isinstance(item, dict)]
+    return rollout_metrics(info for info in infos if info)
+
+
+def _with_poll_interval(kwargs: dict[str, Any]) -> dict[str, Any]:
+    interval = (kwargs.get("sampler_kwargs") or {}).get("poll_interval")
+    return kwargs if interval is None else {**kwargs, "poll_interval": float(interval)}

@@ -1,0 +1,55 @@
+"""Tables: the same rows for a terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from verl_mtgrpo.report.metrics import RunMetrics
+
+# What the demo and the comparison report, and what people call it.
+HEADLINES: Mapping[str, str] = {
+    "tool/used": "tool execution",
+    "tool/hit": "answer in results",
+    "outcome/em": "exact match",
+    "outcome/format": "format",
+}
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned by spaces, first column to the left, the others to the right."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    rule = "  ".join("-" * width for width in widths)
+    drawn = ["  ".join(_cell(text, widths, column) for column, text in enumerate(line)) for line in lines]
+    return "\n".join([drawn[0].rstrip(), rule, *(line.rstrip() for line in drawn[1:])])
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [list(header), rule, *map(list, rows)])
+
+
+def start_end_rows(metrics: RunMetrics) -> list[list[str]]:
+    """One row per headline: its sampled validation value before and after training, and the change."""
+    rows: list[list[str]] = []
+    for name, label in HEADLINES.items():
+        series = metrics.validation.get(name)
+        if series:
+            start, end = series[min(series)], series[max(series)]
+            rows.append([label, f"{start:.3f}", f"{end:.3f}", f"{end - start:+.3f}"])
+    return rows
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """``mean (lowest to highest)`` over the seeds; a single value stands alone."""
+    if not values:
+        return "–"
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def _cell(text: str, widths: Sequence[int], column: int) -> str:
+    return text.ljust(widths[column]) if column == 0 else text.rjust(widths[column])

@@ -1,0 +1,18 @@
+"""Finding passages for a query, and writing them down for the model.
+
+Imports nothing heavy: the search engine itself is loaded by the first index that is opened or built.
+"""
+
+from verl_mtgrpo.retrieval.bm25 import BM25Index
+from verl_mtgrpo.retrieval.render import DEFAULT_TEMPLATE, NOTHING_FOUND, check_template, render_passages
+from verl_mtgrpo.retrieval.types import Passage, Retriever
+
+__all__ = [
+    "DEFAULT_TEMPLATE",
+    "NOTHING_FOUND",
+    "BM25Index",
+    "Passage",
+    "Retriever",
+    "check_template",
+    "render_passages",
+]

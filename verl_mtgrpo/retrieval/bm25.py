@@ -1,0 +1,393 @@
+"""BM25 search over an index on disk, inside the process that asks.
+
+The index is memory-mapped and never written after the build: any number of workers open the same
+folder and share its pages. The engine is tantivy; nothing outside this module knows.
+
+Titles and texts are searched as one field. A query is cut into words by the same rule as the passages
+and matched word by word, without any query language: whatever a model writes is just words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+import threading
+import time
+from array import array
+from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verl_mtgrpo.errors import ConfigError, DataError, IndexFormatError, RetrievalError
+from verl_mtgrpo.retrieval.store import Manifest, Staging, read_manifest
+from verl_mtgrpo.retrieval.types import Passage
+
+if TYPE_CHECKING:
+    import tantivy
+
+ANALYSERS = ("english", "plain")
+"""``english``: words, lower case, accents removed, stemmed. ``plain``: the same without stemming."""
+
+MAX_QUERY_CHARS = 20_000
+MAX_QUERY_WORDS = 128
+"""A query is cut to these; more words say nothing about what to look for and only cost time."""
+
+_MAX_TIES = 256
+_WRITER_BYTES = 128_000_000
+
+
+class BM25Index:
+    """A read-only BM25 index. Make one with :meth:`build` or :meth:`open`.
+
+    Threads may share one object (a search holds no lock of Python). It pickles as its path: the copy
+    opens the index at its first search, and refuses if other content has been built there meanwhile.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self._path = path
+        self._manifest = manifest
+        self._engine: _Engine | None = None
+        self._opening = threading.Lock()
+
+    @classmethod
+    def build(
+        cls,
+        passages: Iterable[Passage],
+        out: Path | str,
+        *,
+        source: str,
+        progress: bool = False,
+        analyser: str = "english",
+    ) -> BM25Index:
+        """Build an index of ``passages`` in the folder ``out`` and open it.
+
+        The passages are streamed. An index that is already in ``out`` stays whole and in use until the
+        new one is complete. ``source`` is a free text for the manifest. Equal passages in equal order
+        give an index that answers equally.
+
+        Raises:
+            DataError: No passages, or two with the same id.
+            IndexFormatError: ``out`` holds files that are no index of ours.
+        """
+        if analyser not in ANALYSERS:
+            raise ConfigError(f"analyser is {analyser!r}, expected one of {', '.join(ANALYSERS)}")
+        out = Path(out)
+        with Staging(out) as staging:
+            count, checksum = _write_index(_with_progress(passages, progress), staging.folder, analyser, source)
+            manifest = Manifest(
+                count=count,
+                analyser=analyser,
+                source=source,
+                checksum=checksum,
+                engine=_engine_version(),
+                data=staging.folder.name,
+            )
+            staging.publish(manifest)
+        return cls.open(out)
+
+    @classmethod
+    def open(cls, path: Path | str) -> BM25Index:
+        """Open the index in the folder ``path``; nothing is written there.
+
+        Raises:
+            IndexFormatError: There is no index, or not one that this version can read.
+        """
+        path = Path(path).absolute()
+        index = cls(path, read_manifest(path))
+        index._open_engine()
+        return index
+
+    @property
+    def path(self) -> Path:
+        """The index folder."""
+        return self._path
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the index is: number of passages, source, checksum."""
+        return self._manifest
+
+    def __len__(self) -> int:
+        return self._manifest.count
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+        """Return, for each query in order, up to ``k`` passages, best first, with their scores.
+
+        A query without a word of the corpus gives an empty list. Equal scores keep the order in which
+        the passages were added (among the first 256 of them).
+        """
+        if isinstance(queries, str):
+            raise RetrievalError(f"queries is one string ({queries[:40]!r}), expected a list of strings")
+        if k < 1:
+            raise ConfigError(f"k is {k}, expected at least 1")
+        engine = self._engine or self._open_engine()
+        return [engine.search(query, k) for query in queries]
+
+    def _open_engine(self) -> _Engine:
+        with self._opening:
+            if self._engine is None:
+                self._engine = self._load()
+        return self._engine
+
+    def _load(self) -> _Engine:
+        for _ in range(3):
+            current = read_manifest(self._path)
+            if current.checksum != self._manifest.checksum:
+                raise IndexFormatError(
+                    f"the index at {self._path} was replaced by one with other passages since it was first "
+                    "opened; restart the program so that all its workers use the same one"
+                )
+            try:
+                return _Engine(self._path, current)
+            except FileNotFoundError:
+                continue  # replaced between reading the manifest and opening the data: look again
+        raise IndexFormatError(
+            f"the index at {self._path} is damaged: its data folder {self._manifest.data} is missing or "
+            f"incomplete; build it again with: mtgrpo index CORPUS --out {self._path}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self._path, "manifest": self._manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"], state["manifest"])
+
+    def __repr__(self) -> str:
+        return f"BM25Index({str(self._path)!r}, {len(self)} passages)"
+
+
+class _Engine:
+    """An opened tantivy index."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        if manifest.analyser not in ANALYSERS:
+            raise IndexFormatError(
+                f"the index at {path} uses the analyser {manifest.analyser!r}, this verl-mtgrpo knows "
+                f"{', '.join(ANALYSERS)}; upgrade verl-mtgrpo or build the index again"
+            )
+        self._path = path
+        self._analyser = _make_analyser(manifest.analyser)
+        self._searcher, self._schema = _open_read_only(path / manifest.data, manifest)
+        if self._searcher.num_docs != manifest.count:
+            raise IndexFormatError(
+                f"the index at {path} is damaged: it holds {self._searcher.num_docs} passages, its manifest "
+                f"says {manifest.count}; build it again with: mtgrpo index CORPUS --out {path}"
+            )
+
+    def search(self, query: str, k: int) -> list[Passage]:
+        query = _clean(query, "query")[:MAX_QUERY_CHARS]
+        try:
+            return self._search(query, k)
+        except Exception as error:
+            raise RetrievalError(f"search in {self._path} failed: {error}") from error
+        except BaseException as error:
+            # A Rust panic arrives as a BaseException that no ordinary handler would see.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise RetrievalError(f"search in {self._path} failed inside tantivy: {error}") from error
+
+    def _search(self, query: str, k: int) -> list[Passage]:
+        import tantivy
+
+        words = self._analyser.analyze(query)[:MAX_QUERY_WORDS]
+        if not words:
+            return []
+        terms = [tantivy.Query.term_query(self._schema, "body", word, "freq") for word in words]
+        parsed = tantivy.Query.boolean_query([(tantivy.Occur.Should, term) for term in terms])
+        hits = self._hits_with_ties(parsed, k)
+        documents = [(_rank_score(score), self._searcher.doc(address)) for score, address in hits]
+        documents.sort(key=_rank)
+        return [_to_passage(document, score) for score, document in documents[:k]]
+
+    def _hits_with_ties(self, query: tantivy.Query, k: int) -> list[tuple[float, tantivy.DocAddress]]:
+        """The best ``k`` hits, and after them those that score the same as the last one."""
+        total = self._searcher.num_docs
+        k = min(k, total)
+        limit = min(k + 8, total)
+        while True:
+            hits = self._searcher.search(query, limit, False).hits
+            if len(hits) <= k:
+                return hits
+            last = _rank_score(hits[k - 1][0])
+            if len(hits) < limit or limit in (total, k + _MAX_TIES) or _rank_score(hits[-1][0]) < last:
+                return [hit for hit in hits if _rank_score(hit[0]) >= last]
+            limit = min(2 * limit, k + _MAX_TIES, total)
+
+
+def _rank_score(score: float) -> float:
+    """Score without its last bits: summing the same terms in another order may change those."""
+    return float(f"{score:.5g}")
+
+
+def _rank(hit: tuple[float, tantivy.Document]) -> tuple[float, int]:
+    score, document = hit
+    return -score, int(document.get_first("ordinal") or 0)
+
+
+def _to_passage(document: tantivy.Document, score: float) -> Passage:
+    first = document.get_first
+    return Passage(id=str(first("id")), title=str(first("title")), text=str(first("text")), score=score)
+
+
+def _clean(text: str, what: str) -> str:
+    """Text that UTF-8 can carry: half surrogate pairs, which JSON can smuggle in, become ``?``."""
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise RetrievalError(f"{what} is a {type(text).__name__} ({str(text)[:40]!r}), expected a string")
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+# ---- building
+
+
+def _with_progress(passages: Iterable[Passage], progress: bool) -> Iterable[Passage]:
+    if not progress:
+        return passages
+    from tqdm import tqdm
+
+    return tqdm(passages, desc="indexing", unit=" passages", mininterval=0.5, disable=None)
+
+
+def _write_index(passages: Iterable[Passage], folder: Path, analyser: str, source: str) -> tuple[int, str]:
+    """Write all passages; return how many, and the checksum of their content."""
+    import tantivy
+
+    index = tantivy.Index(_make_schema(), str(folder))
+    index.register_tokenizer("mtgrpo", _make_analyser(analyser))
+    # One thread: passages keep their order, so that equal corpora give equal answers.
+    writer = index.writer(_WRITER_BYTES, 1)
+    digest = hashlib.sha256()
+    id_hashes = array("Q")  # 8 bytes a passage; a set of the ids themselves would not fit for millions
+    try:
+        for ordinal, passage in enumerate(passages):
+            fields = tuple(_clean(value, "passage field") for value in (passage.id, passage.title, passage.text))
+            for value in fields:
+                raw = value.encode()
+                digest.update(len(raw).to_bytes(8, "little") + raw)
+            id_hashes.append(_hash64(fields[0]))
+            writer.add_document(_to_document(ordinal, *fields))
+        if not id_hashes:
+            raise DataError(f"the corpus is empty: {source} gave no passage; check that it is the right file")
+        writer.commit()
+        writer.wait_merging_threads()
+    finally:
+        del writer  # its threads must be gone before the folder may be removed
+    index.reload()
+    _refuse_duplicate_ids(id_hashes, index, source)
+    return len(id_hashes), digest.hexdigest()
+
+
+def _make_schema() -> tantivy.Schema:
+    import tantivy
+
+    builder = tantivy.SchemaBuilder()
+    builder.add_text_field("body", tokenizer_name="mtgrpo", index_option="freq")
+    for name in ("id", "title", "text"):
+        builder.add_text_field(name, stored=True, tokenizer_name="raw", index_option="basic")
+    builder.add_unsigned_field("ordinal", stored=True, fast=True)
+    return builder.build()
+
+
+def _make_analyser(name: str) -> tantivy.TextAnalyzer:
+    from tantivy import Filter, TextAnalyzerBuilder, Tokenizer
+
+    builder = TextAnalyzerBuilder(Tokenizer.simple()).filter(Filter.remove_long(100))
+    builder = builder.filter(Filter.lowercase()).filter(Filter.ascii_fold())
+    if name == "english":
+        builder = builder.filter(Filter.stemmer("english"))
+    return builder.build()
+
+
+def _to_document(ordinal: int, id: str, title: str, text: str) -> tantivy.Document:
+    import tantivy
+
+    document = tantivy.Document()
+    document.add_text("id", id)
+    document.add_text("title", title)
+    document.add_text("text", text)
+    document.add_text("body", f"{title}\n{text}")
+    document.add_unsigned("ordinal", ordinal)
+    return document
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _refuse_duplicate_ids(id_hashes: array[int], index: tantivy.Index, source: str) -> None:
+    """Raise ``DataError`` naming the first id that two passages share."""
+    import numpy as np
+
+    hashes = np.frombuffer(id_hashes, dtype=np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    twins = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    for at in twins:
+        first, second = int(order[at]), int(order[at + 1])
+        name = _id_at(index, first)
+        if name == _id_at(index, second):  # else two ids that only share a hash
+            raise DataError(
+                f"two passages have the id {name!r} (passage {first + 1} and passage {second + 1} of "
+                f"{source}); ids must be unique: remove the repetition, or give the passages other ids"
+            )
+
+
+def _id_at(index: tantivy.Index, ordinal: int) -> str:
+    import tantivy
+
+    query = tantivy.Query.range_query(index.schema, "ordinal", tantivy.FieldType.Unsigned, ordinal, ordinal)
+    searcher = index.searcher()
+    return str(searcher.doc(searcher.search(query, 1, False).hits[0][1]).get_first("id"))
+
+
+# ---- opening
+
+
+def _open_read_only(data: Path, manifest: Manifest) -> tuple[tantivy.Searcher, tantivy.Schema]:
+    """Open tantivy's files without writing beside them.
+
+    tantivy takes a lock file in the folder it opens, which fails on a read-only disk. It gets a
+    temporary folder of links instead, gone as soon as the files are mapped. ``FileNotFoundError`` if
+    the data is not there (any more).
+    """
+    import tantivy
+
+    with _short_lived_folder() as view:
+        for entry in os.scandir(data):
+            if not entry.name.endswith(".lock"):
+                os.symlink(os.path.abspath(entry.path), os.path.join(view, entry.name))
+        try:
+            index = tantivy.Index.open(view)
+            index.config_reader("manual")
+            return index.searcher(), index.schema
+        except Exception as error:
+            if not data.exists():
+                raise FileNotFoundError(data) from error
+            raise IndexFormatError(
+                f"the index data in {data}, written by {manifest.engine}, cannot be opened by "
+                f"{_engine_version()}: {error}; build it again with: mtgrpo index CORPUS --out {data.parent}"
+            ) from error
+
+
+@contextlib.contextmanager
+def _short_lived_folder() -> Generator[str, None, None]:
+    """A temporary folder; deleted again and again until it is gone.
+
+    tantivy watches a folder it opened from a thread of its own, which may put its lock file back while
+    we delete. ``TemporaryDirectory`` fails then.
+    """
+    folder = tempfile.mkdtemp(prefix="mtgrpo-index-")
+    try:
+        yield folder
+    finally:
+        for _ in range(100):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.exists(folder):
+                break
+            time.sleep(0.01)
+
+
+def _engine_version() -> str:
+    return f"tantivy {importlib.metadata.version('tantivy')}"

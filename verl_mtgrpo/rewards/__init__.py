@@ -1,0 +1,17 @@
+"""Turn-level rewards: pure functions from a rollout's transcript to one reward per turn and an outcome."""
+
+from verl_mtgrpo.rewards.paper_v1 import paper_v1
+from verl_mtgrpo.rewards.presets import PRESETS, load_preset, pay
+from verl_mtgrpo.rewards.transcript import Document, ToolCall, Transcript, Turn, TurnRewards
+
+__all__ = [
+    "PRESETS",
+    "Document",
+    "ToolCall",
+    "Transcript",
+    "Turn",
+    "TurnRewards",
+    "load_preset",
+    "paper_v1",
+    "pay",
+]

@@ -1,0 +1,133 @@
+"""One rollout as rewards, metrics and reports see it.
+
+The agent loop writes a ``Transcript`` while it generates. What the model wrote (``Turn.text``) and
+what tools answered (``ToolCall.result``) are separate fields from the start, so that a reward never
+has to tell them apart by looking for tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from verl_mtgrpo.errors import TranscriptError
+
+
+@dataclass(frozen=True)
+class Document:
+    """A passage that a tool call returned."""
+
+    id: str
+    title: str
+    text: str
+    score: float = 0.0
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One tool call of a turn and what came of it.
+
+    Attributes:
+        name: Tool name as the model wrote it.
+        arguments: The arguments as the model wrote them (JSON text).
+        result: What the tool answered, as the model saw it.
+        ok: True if the tool ran and answered; False for unknown tools, bad arguments and failures.
+        error_kind: ``None`` if ok, else ``unknown_tool``, ``bad_arguments``, ``tool_exception`` or a
+            kind the tool reported.
+        documents: The passages found, best first; empty for other tools.
+        latency_s: Seconds the call took.
+        seen: True if the result reached the model's context. False when it did not fit into
+            ``response_length`` any more and verl dropped it.
+    """
+
+    name: str
+    arguments: str
+    result: str = ""
+    ok: bool = True
+    error_kind: str | None = None
+    documents: tuple[Document, ...] = ()
+    latency_s: float = 0.0
+    seen: bool = True
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One assistant turn.
+
+    Attributes:
+        text: What the model generated, decoded, special tokens kept.
+        span: Half-open token range ``[start, end)`` of this turn in the response, observations counted.
+            ``response_mask`` is 1 exactly inside the spans.
+        tool_calls: Calls that were carried out or refused, in order.
+    """
+
+    text: str
+    span: tuple[int, int]
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """One rollout.
+
+    Attributes:
+        turns: Assistant turns that left at least one token in the response, in order.
+        end_reason: ``answered`` (a turn without tool call), ``max_turns`` or ``response_length``.
+        prompt: The question side: the chat messages of the prompt.
+        max_turns: The rollout's limit of assistant turns, 0 if there is none.
+    """
+
+    turns: tuple[Turn, ...]
+    end_reason: str
+    prompt: tuple[Mapping[str, Any], ...] = ()
+    max_turns: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and scalars: what crosses process borders and goes into dumps."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Transcript:
+        """Inverse of :meth:`to_dict`; also takes what JSON made of it."""
+        try:
+            turns = tuple(_turn_from_dict(turn) for turn in data["turns"])
+            return cls(
+                turns=turns,
+                end_reason=str(data["end_reason"]),
+                prompt=tuple(dict(message) for message in data.get("prompt", ())),
+                max_turns=int(data.get("max_turns", 0)),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise TranscriptError(
+                f"not a transcript: {type(error).__name__}: {error}; expected what Transcript.to_dict() wrote"
+            ) from error
+
+
+@dataclass(frozen=True)
+class TurnRewards:
+    """What a reward function says about one rollout.
+
+    Attributes:
+        turns: One intermediate reward per turn of the transcript (R^I_k, all K turns; the last one is
+            usually 0 but a rollout cut off in a tool call may earn something there).
+        outcome: The outcome reward R^O, paid at the last turn.
+        components: Named parts and measurements, each becomes a metric. Names use ``turn/…``, ``tool/…``
+            and ``outcome/…``; a value may be None where it is not defined for this rollout.
+    """
+
+    turns: tuple[float, ...]
+    outcome: float
+    components: Mapping[str, float | None] = field(default_factory=dict[str, "float | None"])
+
+
+def _turn_from_dict(data: Mapping[str, Any]) -> Turn:
+    start, end = data["span"]
+    calls = tuple(_call_from_dict(call) for call in data.get("tool_calls", ()))
+    return Turn(text=str(data["text"]), span=(int(start), int(end)), tool_calls=calls)
+
+
+def _call_from_dict(data: Mapping[str, Any]) -> ToolCall:
+    fields = dict(data)
+    fields["documents"] = tuple(Document(**document) for document in fields.get("documents", ()))
+    return ToolCall(**fields)
