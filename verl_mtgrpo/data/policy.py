@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_mtgrpo.data.policy_start import START
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
@@ -22,9 +24,6 @@ QUERY_OPEN, QUERY_CLOSE = '{"name": "search", "arguments": {"query": "', '"}}'
 
 # Single tokens, but not *special* ones: tool parsers and reward functions must see them in decoded text.
 _MARKUP = (CALL_OPEN, CALL_CLOSE, ANSWER_OPEN, ANSWER_CLOSE, QUERY_OPEN, QUERY_CLOSE)
-
-# Size of the query and key biases of the heads that start looking back: large enough to be sharp.
-_LOOK_BACK = 1.5
 
 # ChatML. Each message is rendered alone, so that a longer chat only ever appends; verl's builder for
 # Qwen2 relies on that, on <|im_end|> and on "\n" being one token. The policy knows one tool and is too
@@ -108,10 +107,15 @@ def build_tokenizer(texts: Iterable[str], names: Sequence[str], *, vocab_size: i
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Qwen2ForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerBase, *, seed: int, start: str = "names") -> Qwen2ForCausalLM:
     """A randomly initialised Qwen2 of under a million parameters for ``tokenizer``.
 
     Embeddings are untied: vLLM on a CPU keeps a stale output head after a weight update otherwise.
+
+    Args:
+        tokenizer: What the model reads and writes.
+        seed: Of the random weights.
+        start: What attention is initialised for (:data:`~verl_mtgrpo.data.policy_start.START`).
     """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -135,39 +139,10 @@ def build_model(tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Qwen2ForCau
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(config)
-        _start_as_copier(model)
+        START[start](model)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
-
-
-def _start_as_copier(model: Qwen2ForCausalLM) -> None:
-    """Initialise for copying names out of the context, which would take most of the warm-up to appear.
-
-    The output head starts equal to the embeddings. Heads start attending to tokens like their own and
-    passing on what they attend to: keys equal to queries, outputs the transposed values (mimetic
-    initialisation, Trockman and Kolter, arXiv 2305.09828, with a positive sign here). Two heads of the
-    first layer start looking one and two tokens back.
-    """
-    import torch
-
-    with torch.no_grad():
-        model.lm_head.weight.copy_(model.model.embed_tokens.weight)
-        for layer in model.model.layers:
-            attention = layer.self_attn
-            attention.k_proj.weight.copy_(attention.q_proj.weight)
-            attention.o_proj.weight.copy_(attention.v_proj.weight.T * 0.5)
-        first = model.model.layers[0].self_attn
-        frequencies = model.model.rotary_emb.inv_freq
-        for head in range(2):
-            rows = slice(head * first.head_dim, (head + 1) * first.head_dim)
-            # A rotary score of constant vectors depends on the distance alone; turning the query back
-            # by n positions moves its peak to n tokens before.
-            turn = -(head + 1) * frequencies
-            first.k_proj.bias[rows] = _LOOK_BACK
-            first.q_proj.bias[rows] = _LOOK_BACK * torch.cat([turn.cos() - turn.sin(), turn.cos() + turn.sin()])
-            first.q_proj.weight[rows] *= 0.1
-            first.k_proj.weight[rows] *= 0.1
 
 
 def save_policy(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
