@@ -70,3 +70,102 @@ def mt_grpo(
                 for t in turns[i][k - 1]:
                     advantages[i][t] = value
     return advantages
+
+
+def _groups(groups: list, turns: list[list[list[int]]]) -> list[list[int]]:
+    """Rows of each group that have a turn."""
+    members = ([i for i in range(len(groups)) if groups[i] == g and turns[i]] for g in set(groups))
+    return [group for group in members if group]
+
+
+def _read(rewards: list[list[float]], masks: list[list[int]]) -> tuple[list, list]:
+    turns = [runs_of_ones(mask) for mask in masks]
+    return turns, [[sum(rewards[i][t] for t in turn) for turn in turns[i]] for i in range(len(masks))]
+
+
+def _return_to_go(paid: list[float], k: int, gamma: float) -> float:
+    return sum(gamma ** (m - k) * paid[m] for m in range(k, len(paid)))
+
+
+def mt_grpo_v1(
+    rewards: list[list[float]], masks: list[list[int]], groups: list, *, c: float = 1.0, epsilon: float = 1e-4
+) -> list[list[float]]:
+    """Two-turn MT-GRPO with the reference code's rule for rollouts without a tool call (issue text, part 2, 1)."""
+    turns, paid = _read(rewards, masks)
+    advantages = [[0.0] * len(mask) for mask in masks]
+    for members in _groups(groups, turns):
+        turn_reward = [sum(paid[i][:-1]) for i in members]
+        outcome = [paid[i][-1] for i in members]
+        a_turn, a_outcome = norm(turn_reward, "std", epsilon), norm(outcome, "std", epsilon)
+        a_total = norm([x + y for x, y in zip(turn_reward, outcome, strict=True)], "std", epsilon)
+        for n, i in enumerate(members):
+            for k, tokens in enumerate(turns[i]):
+                if len(turns[i]) == 1:
+                    value = a_total[n]
+                elif k == 0:
+                    value = a_outcome[n] + c * a_turn[n]
+                else:
+                    value = a_outcome[n]
+                for t in tokens:
+                    advantages[i][t] = value
+    return advantages
+
+
+def turn_rloo(
+    rewards: list[list[float]], masks: list[list[int]], groups: list, *, gamma: float = 1.0
+) -> list[list[float]]:
+    """Return-to-go less the mean of the others alive at the turn; else the others' last rewards; else nothing."""
+    turns, paid = _read(rewards, masks)
+    advantages = [[0.0] * len(mask) for mask in masks]
+    for members in _groups(groups, turns):
+        for i in members:
+            others = [j for j in members if j != i]
+            for k, tokens in enumerate(turns[i]):
+                alive = [_return_to_go(paid[j], k, gamma) for j in others if len(turns[j]) > k]
+                last = [paid[j][-1] for j in others]
+                compare = alive or last
+                baseline = sum(compare) / len(compare) if compare else 0.0
+                for t in tokens:
+                    advantages[i][t] = _return_to_go(paid[i], k, gamma) - baseline
+    return advantages
+
+
+def gtpo(
+    rewards: list[list[float]],
+    masks: list[list[int]],
+    groups: list,
+    *,
+    gamma: float = 1.0,
+    epsilon: float = 1e-6,
+) -> list[list[float]]:
+    """Return-to-go normalised over every turn of the group (arXiv 2511.14846)."""
+    turns, paid = _read(rewards, masks)
+    advantages = [[0.0] * len(mask) for mask in masks]
+    for members in _groups(groups, turns):
+        places = [(i, k) for i in members for k in range(len(turns[i]))]
+        values = norm([_return_to_go(paid[i], k, gamma) for i, k in places], "std", epsilon) if places else []
+        for (i, k), value in zip(places, values, strict=True):
+            for t in turns[i][k]:
+                advantages[i][t] = value
+    return advantages
+
+
+def turn_reinforce_pp(
+    rewards: list[list[float]], masks: list[list[int]], groups: list, *, gamma: float = 1.0
+) -> list[list[float]]:
+    """Return-to-go on every token, whitened over all generated tokens; one token only centres to 0."""
+    turns, paid = _read(rewards, masks)
+    tokens = [
+        (i, t, _return_to_go(paid[i], k, gamma))
+        for i in range(len(masks))
+        for k, turn in enumerate(turns[i])
+        for t in turn
+    ]
+    advantages = [[0.0] * len(mask) for mask in masks]
+    if len(tokens) < 2:
+        return advantages
+    mean = sum(value for _, _, value in tokens) / len(tokens)
+    variance = sum((value - mean) ** 2 for _, _, value in tokens) / (len(tokens) - 1)
+    for i, t, value in tokens:
+        advantages[i][t] = (value - mean) / math.sqrt(variance + 1e-8)
+    return advantages

@@ -56,7 +56,9 @@ def test_a_large_common_offset_changes_nothing():
 )
 def test_labels_of_any_kind(index):
     groups = group_rows(index, 3, CPU)
-    assert (groups.id_B.tolist(), groups.size) == ([0, 1, 0], 2)
+    first, second, third = groups.id_B.tolist()
+    assert first == third != second
+    assert (groups.size, groups.to_rows(groups.sum(torch.ones(3, 1))).tolist()) == (2, [[2.0], [1.0], [2.0]])
 
 
 def test_wrong_number_of_labels():
@@ -65,5 +67,5 @@ def test_wrong_number_of_labels():
 
 
 def test_unknown_scale():
-    with pytest.raises(CreditInputError, match="scale is 'mad', expected 'std' or 'none'"):
+    with pytest.raises(CreditInputError, match=r"scale is 'mad', expected one of \('std', 'none'\)"):
         norm([1.0], ["a"], scale="mad")

@@ -15,7 +15,7 @@ from verl import DataProto
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 from verl.trainer.ppo.ray_trainer import compute_advantage
 
-from verl_mtgrpo.credit import mt_grpo
+from verl_mtgrpo.credit import ESTIMATORS, mt_grpo
 from verl_mtgrpo.errors import ConfigError, CreditInputError
 from verl_mtgrpo.integration import estimators
 
@@ -24,19 +24,22 @@ MASK = torch.tensor([[1, 0, 1], [1, 0, 1]])
 UID = np.array(["q", "q"], dtype=object)
 
 
-def through_verl(rewards=REWARDS, mask=MASK, uid=UID, **algorithm):
+def through_verl(rewards=REWARDS, mask=MASK, uid=UID, name="mt_grpo", **algorithm):
     """verl's own dispatch: what the trainer calls with its batch."""
     data = DataProto.from_dict(
         tensors={"token_level_rewards": rewards, "response_mask": mask}, non_tensors={"uid": uid}
     )
-    config = OmegaConf.create({"adv_estimator": "mt_grpo", "norm_adv_by_std_in_grpo": True, **algorithm})
-    return compute_advantage(data, adv_estimator="mt_grpo", config=config).batch
+    config = OmegaConf.create({"adv_estimator": name, "norm_adv_by_std_in_grpo": True, **algorithm})
+    return compute_advantage(data, adv_estimator=name, config=config).batch
 
 
-def test_verls_dispatch_reaches_the_estimator():
-    batch = through_verl()
-    assert torch.equal(batch["advantages"], mt_grpo(REWARDS, MASK, UID)[0])
-    assert torch.equal(batch["returns"], batch["advantages"])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_verls_dispatch_reaches_every_estimator(name):
+    batch = through_verl(name=name)
+    advantages, returns = ESTIMATORS[name](REWARDS, MASK, UID)
+    assert torch.equal(batch["advantages"], advantages)
+    assert torch.equal(batch["returns"], returns)
+    assert advantages.any()
 
 
 def test_settings_reach_the_equation():
@@ -60,6 +63,7 @@ def test_group_labels_are_demanded():
 @pytest.fixture
 def warnings(caplog, monkeypatch):
     monkeypatch.setattr(estimators, "_warned", set())
+    monkeypatch.setattr(estimators, "_sound", set())
     caplog.set_level(logging.WARNING, logger=estimators.logger.name)
     return caplog
 
@@ -77,6 +81,12 @@ def test_groups_of_one_warn_once(warnings):
         through_verl(uid=np.array(["a", "b"], dtype=object))
     (record,) = warnings.records
     assert "rollout.n to 2 or more" in record.message
+
+
+def test_after_a_sound_batch_it_no_longer_looks(warnings):
+    through_verl()
+    through_verl(uid=np.array(["a", "b"], dtype=object))
+    assert not warnings.records
 
 
 def test_a_sound_batch_does_not_warn(warnings):

@@ -5,9 +5,8 @@ from omegaconf import OmegaConf
 
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.settings import (
-    TurnCreditSettings,
     TurnRewardSettings,
-    turn_credit_settings,
+    estimator_settings,
     turn_reward_settings,
 )
 
@@ -16,18 +15,31 @@ def algorithm(**values):
     return OmegaConf.create({"adv_estimator": "mt_grpo", "norm_adv_by_std_in_grpo": True, **values})
 
 
+DEFAULTS = {
+    "mt_grpo": {"turn_coef": 1.0, "discount": 1.0, "missing_turn": "zero", "scale": "std", "epsilon": 1e-6},
+    "mt_grpo_v1": {"turn_coef": 1.0, "epsilon": 1e-4},
+    "turn_rloo": {"discount": 1.0, "scale": "none", "epsilon": 1e-6},
+    "gtpo": {"discount": 1.0, "epsilon": 1e-6},
+    "turn_reinforce_pp": {"discount": 1.0},
+}
+
+
 @pytest.mark.parametrize("node", [None, {}, algorithm(), algorithm(turn=None), algorithm(turn={})])
-def test_defaults(node):
-    assert turn_credit_settings(node) == TurnCreditSettings(1.0, 1.0, "zero", "std", 1e-6)
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults(name, node):
+    assert estimator_settings(name, node) == DEFAULTS[name]
 
 
 def test_values_are_read_and_numbers_may_be_ints_or_strings():
-    settings = turn_credit_settings(algorithm(turn={"turn_coef": 2, "discount": "0.9", "missing_turn": "exclude"}))
-    assert settings == TurnCreditSettings(turn_coef=2.0, discount=0.9, missing_turn="exclude")
+    turn = {"turn_coef": 2, "discount": "0.9", "missing_turn": "exclude"}
+    settings = estimator_settings("mt_grpo", algorithm(turn=turn))
+    assert settings == DEFAULTS["mt_grpo"] | {"turn_coef": 2.0, "discount": 0.9, "missing_turn": "exclude"}
 
 
 def test_verls_switch_for_the_standard_deviation_is_heeded():
-    assert turn_credit_settings(algorithm(norm_adv_by_std_in_grpo=False)).scale == "none"
+    assert estimator_settings("mt_grpo", algorithm(norm_adv_by_std_in_grpo=False))["scale"] == "none"
+    with pytest.raises(ConfigError, match="gtpo divides by a standard deviation by definition"):
+        estimator_settings("gtpo", algorithm(norm_adv_by_std_in_grpo=False))
 
 
 def test_a_dataclass_config_works_too():
@@ -35,30 +47,35 @@ def test_a_dataclass_config_works_too():
     class Algorithm:
         norm_adv_by_std_in_grpo: bool = False
 
-    assert turn_credit_settings(Algorithm()).scale == "none"
+    assert estimator_settings("turn_rloo", Algorithm())["scale"] == "none"
 
 
 def test_an_unknown_key_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"unknown keys \['gama'\]; known keys .*discount \(1.0\)"):
-        turn_credit_settings(algorithm(turn={"gama": 0.9}))
+        estimator_settings("mt_grpo", algorithm(turn={"gama": 0.9}))
+
+
+def test_a_knob_of_another_estimator_is_refused():
+    with pytest.raises(ConfigError, match=r"of turn_rloo has unknown keys \['missing_turn'\]; known .*scale \(none\)"):
+        estimator_settings("turn_rloo", algorithm(turn={"missing_turn": "exclude"}))
 
 
 @pytest.mark.parametrize(
     ("turn", "message"),
     [
-        ({"discount": "much"}, "algorithm.turn.discount is 'much', expected a float like 1.0"),
-        ({"discount": True}, "algorithm.turn.discount is True"),
-        ({"missing_turn": 0}, "algorithm.turn.missing_turn is 0, expected a str like 'zero'"),
+        ({"discount": "much"}, "algorithm.turn of mt_grpo.discount is 'much', expected a float like 1.0"),
+        ({"discount": True}, "discount is True"),
+        ({"missing_turn": 0}, "missing_turn is 0, expected a str like 'zero'"),
     ],
 )
 def test_values_of_the_wrong_type(turn, message):
     with pytest.raises(ConfigError, match=message):
-        turn_credit_settings(algorithm(turn=turn))
+        estimator_settings("mt_grpo", algorithm(turn=turn))
 
 
 def test_a_node_that_is_no_mapping():
-    with pytest.raises(ConfigError, match=r"algorithm.turn is 'mt_grpo', expected a mapping"):
-        turn_credit_settings({"turn": "mt_grpo"})
+    with pytest.raises(ConfigError, match=r"algorithm.turn of mt_grpo is 'mt_grpo', expected a mapping"):
+        estimator_settings("mt_grpo", {"turn": "mt_grpo"})
 
 
 def test_reward_settings():

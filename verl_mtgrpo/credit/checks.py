@@ -1,33 +1,20 @@
-"""What every estimator demands of its input."""
+"""What every estimator demands of its settings."""
 
 from __future__ import annotations
 
 import math
-
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
 from verl_mtgrpo.errors import CreditInputError
 
 
-def check_estimator_input(
-    token_level_rewards: Tensor, response_mask: Tensor, *, discount: float, epsilon: float
-) -> None:
-    """Raise ``CreditInputError`` for shapes that differ, rewards that are not finite, bad settings."""
-    if token_level_rewards.shape != response_mask.shape or token_level_rewards.dim() != 2:
-        raise CreditInputError(
-            f"token_level_rewards has shape {tuple(token_level_rewards.shape)} and response_mask "
-            f"{tuple(response_mask.shape)}; expected the same (rollouts, response_length) for both"
-        )
-    if not (math.isfinite(discount) and discount >= 0):
-        raise CreditInputError(f"discount is {discount}, expected a finite number >= 0")
-    if not (math.isfinite(epsilon) and epsilon >= 0):
-        raise CreditInputError(f"epsilon is {epsilon}, expected a finite number >= 0")
-    finite = torch.isfinite(token_level_rewards) | (response_mask == 0)
-    if not finite.all():
-        rows = (~finite).any(dim=1).nonzero().flatten().tolist()
-        shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-        raise CreditInputError(
-            f"token_level_rewards is NaN or infinite in {len(rows)} of {len(finite)} rows ({shown}); "
-            "check the reward function's values for these rollouts"
-        )
+def check_number(name: str, value: float) -> None:
+    """Raise ``CreditInputError`` unless ``value`` is a finite number >= 0."""
+    if not (math.isfinite(value) and value >= 0):
+        raise CreditInputError(f"{name} is {value}, expected a finite number >= 0")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ``CreditInputError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise CreditInputError(f"{name} is {value!r}, expected one of {tuple(choices)}")

@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verl_mtgrpo.credit.checks import check_choice
 from verl_mtgrpo.errors import CreditInputError
+
+SCALES = ("std", "none")
 
 
 @dataclass(frozen=True)
@@ -22,30 +25,49 @@ class Groups:
 
     Attributes:
         id_B: ``(B,)`` int64 in ``[0, size)``.
-        size: Number of groups.
+        order_B: ``(B,)`` int64. The rows, those of a group together.
+        length_G: ``(groups,)`` int64. Rows of each group.
     """
 
     id_B: Tensor
-    size: int
+    order_B: Tensor
+    length_G: Tensor
+
+    @property
+    def size(self) -> int:
+        """Number of groups."""
+        return len(self.length_G)
 
     def sum(self, values_BK: Tensor) -> Tensor:
         """Sum over the rows of each group, ``(groups, K)``."""
-        out = values_BK.new_zeros((self.size, values_BK.shape[1]))
-        return out.index_add_(0, self.id_B, values_BK)
+        return self._reduce("sum", values_BK)
 
     def minimum(self, values_BK: Tensor) -> Tensor:
         """Smallest entry of each group and column, ``(groups, K)``."""
-        out = values_BK.new_full((self.size, values_BK.shape[1]), torch.inf)
-        index = self.id_B[:, None].expand_as(values_BK)
-        return out.scatter_reduce_(0, index, values_BK, reduce="amin")
+        return self._reduce("min", values_BK)
 
     def to_rows(self, values_GK: Tensor) -> Tensor:
         """Hand each row its group's values, ``(B, K)``."""
         return values_GK[self.id_B]
 
+    def of_turns(self, turns: int) -> Groups:
+        """The same groups for ``(B, turns)`` values flattened to ``(B · turns, 1)``: all turns of a group together."""
+        within = torch.arange(turns, device=self.id_B.device)
+        return Groups(
+            self.id_B.repeat_interleave(turns),
+            (self.order_B[:, None] * turns + within).reshape(-1),
+            self.length_G * turns,
+        )
+
+    def _reduce(self, how: str, values_BK: Tensor) -> Tensor:
+        if not values_BK.numel():
+            return values_BK.new_zeros((self.size, values_BK.shape[1]))
+        # Row after row in a fixed order: the same result on every run; index_add_ would not be on a GPU.
+        return torch.segment_reduce(values_BK[self.order_B], how, lengths=self.length_G, axis=0, unsafe=True)
+
 
 def group_rows(index: Sequence[Hashable] | np.ndarray | Tensor, rows: int, device: torch.device) -> Groups:
-    """Number the groups in order of first appearance.
+    """Number the groups.
 
     Args:
         index: One label per row (verl's ``uid``): strings, ints, numpy objects or an integer tensor.
@@ -55,14 +77,27 @@ def group_rows(index: Sequence[Hashable] | np.ndarray | Tensor, rows: int, devic
     Raises:
         CreditInputError: ``index`` has another length.
     """
-    labels = index.tolist() if isinstance(index, np.ndarray | Tensor) else list(index)
-    if len(labels) != rows:
+    if len(index) != rows:
         raise CreditInputError(
-            f"index holds {len(labels)} group labels for {rows} rollouts; expected one uid per rollout"
+            f"index holds {len(index)} group labels for {rows} rollouts; expected one uid per rollout"
         )
+    ids = _number(index)
+    lengths = np.bincount(ids) if rows else ids
+    order = np.argsort(ids, kind="stable")
+    id_B, order_B, length_G = (torch.from_numpy(x.astype(np.int64)).to(device) for x in (ids, order, lengths))
+    return Groups(id_B, order_B, length_G)
+
+
+def _number(index: Sequence[Hashable] | np.ndarray | Tensor) -> np.ndarray:
+    """Labels as integers from 0, ``(rows,)``, on the host, where the labels are."""
+    if isinstance(index, Tensor):
+        index = index.cpu().numpy()
+    if isinstance(index, np.ndarray) and index.dtype.kind in "iu":
+        return np.unique(index.reshape(-1), return_inverse=True)[1]
+    # A dictionary takes labels of any kind, also mixed; sorting them, as np.unique does, would not.
+    labels = index.tolist() if isinstance(index, np.ndarray) else index
     number: dict[Hashable, int] = {}
-    ids = [number.setdefault(label, len(number)) for label in labels]
-    return Groups(id_B=torch.tensor(ids, dtype=torch.int64, device=device), size=len(number))
+    return np.fromiter((number.setdefault(label, len(number)) for label in labels), np.int64, len(labels))
 
 
 def normalize_within_group(
@@ -83,19 +118,51 @@ def normalize_within_group(
     Returns:
         ``(B, K)`` float32, exactly 0 where not valid.
     """
-    if scale not in ("std", "none"):
-        raise CreditInputError(f"scale is {scale!r}, expected 'std' or 'none'")
-    n_GK = groups.sum(valid_BK.to(values_BK.dtype))
-    single_GK = n_GK == 1
-    # Shifting by the group's minimum first makes equal entries cancel exactly and keeps a large common
-    # offset from eating the digits of small differences.
-    low_GK = groups.minimum(values_BK.masked_fill(~valid_BK, torch.inf))
-    low_GK = low_GK.masked_fill(single_GK | (n_GK == 0), 0.0)
-    shifted_BK = (values_BK - groups.to_rows(low_GK)).masked_fill(~valid_BK, 0.0)
-    mean_GK = (groups.sum(shifted_BK) / n_GK.clamp(min=1)).masked_fill(single_GK, 0.0)
+    check_choice("scale", scale, SCALES)
+    shifted_BK, n_GK = _shift(values_BK, valid_BK, groups)
+    mean_GK = (groups.sum(shifted_BK) / n_GK.clamp(min=1)).masked_fill(n_GK == 1, 0.0)
     centred_BK = (shifted_BK - groups.to_rows(mean_GK)).masked_fill(~valid_BK, 0.0)
     if scale == "none":
         return centred_BK
+    return centred_BK / (groups.to_rows(_std(centred_BK, n_GK, groups)) + epsilon)
+
+
+def std_within_group(values_BK: Tensor, valid_BK: Tensor, groups: Groups) -> Tensor:
+    """std_{N-1} of the valid entries of each row's group, per column; 1 for a set of one. ``(B, K)``."""
+    centred_BK = normalize_within_group(values_BK, valid_BK, groups, scale="none", epsilon=0.0)
+    return groups.to_rows(_std(centred_BK, groups.sum(valid_BK.to(values_BK.dtype)), groups))
+
+
+def minus_mean_of_others(values_BK: Tensor, valid_BK: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+    """x_i - mean of x_j over the other valid entries j ≠ i of the group, per column (leave-one-out).
+
+    Returns:
+        ``(result_BK, alone_BK)``: float32, exactly 0 where not valid and x_i itself where there is no
+        other entry, which ``alone_BK`` marks with True. Equal entries give exactly 0.
+    """
+    shifted_BK, n_GK = _shift(values_BK, valid_BK, groups)
+    n_BK, sum_BK = groups.to_rows(n_GK), groups.to_rows(groups.sum(shifted_BK))
+    others_BK = (sum_BK - shifted_BK) / (n_BK - 1).clamp(min=1)
+    alone_BK = valid_BK & (n_BK == 1)
+    return (shifted_BK - others_BK.masked_fill(alone_BK, 0.0)).masked_fill(~valid_BK, 0.0), alone_BK
+
+
+def mean_of_others(values_B1: Tensor, valid_B1: Tensor, groups: Groups) -> Tensor:
+    """Mean of x_j over the other valid rows j ≠ i of the group, ``(B, 1)``; 0 where there is none."""
+    result_B1, alone_B1 = minus_mean_of_others(values_B1, valid_B1, groups)
+    return (values_B1 - result_B1).masked_fill(alone_B1 | ~valid_B1, 0.0)
+
+
+def _shift(values_BK: Tensor, valid_BK: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
+    """Values less the smallest of their set (a set of one stays as it is), 0 where not valid; sizes ``(groups, K)``.
+
+    Equal entries then cancel exactly, and a large common offset does not eat the digits of small differences.
+    """
+    n_GK = groups.sum(valid_BK.to(values_BK.dtype))
+    low_GK = groups.minimum(values_BK.masked_fill(~valid_BK, torch.inf)).masked_fill(n_GK <= 1, 0.0)
+    return (values_BK - groups.to_rows(low_GK)).masked_fill(~valid_BK, 0.0), n_GK
+
+
+def _std(centred_BK: Tensor, n_GK: Tensor, groups: Groups) -> Tensor:
     variance_GK = groups.sum(centred_BK.square()) / (n_GK - 1).clamp(min=1)
-    std_GK = variance_GK.sqrt().masked_fill(single_GK, 1.0)
-    return centred_BK / (groups.to_rows(std_GK) + epsilon)
+    return variance_GK.sqrt().masked_fill(n_GK == 1, 1.0)

@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-
-import numpy as np
-import torch
 from torch import Tensor
 
-from verl_mtgrpo.credit.checks import check_estimator_input
-from verl_mtgrpo.credit.groups import group_rows, normalize_within_group
-from verl_mtgrpo.credit.turns import Turns, segment_turns
-from verl_mtgrpo.errors import CreditInputError
+from verl_mtgrpo.credit.batch import Index, discounted_sum, read_batch
+from verl_mtgrpo.credit.checks import check_choice, check_number
+from verl_mtgrpo.credit.groups import SCALES, normalize_within_group
 
 MISSING_TURN = ("zero", "exclude")
-
-
-@dataclass(frozen=True)
-class TurnCredit:
-    """Everything an advantage is made of, one column per turn: the answer to "why this advantage?".
-
-    Attributes:
-        turns: Where the turns are.
-        reward_BK: R_{i,k}, the summed reward of each turn.
-        intermediate_BK: Â^I_{i,k}, the normalised intermediate reward; 0 where the turn takes no part.
-        outcome_B1: Â^O_i, the normalised outcome reward, ``(B, 1)``.
-        advantage_BK: A_{i,k}, 0 where there is no turn.
-    """
-
-    turns: Turns
-    reward_BK: Tensor
-    intermediate_BK: Tensor
-    outcome_B1: Tensor
-    advantage_BK: Tensor
 
 
 def mt_grpo(
     token_level_rewards: Tensor,
     response_mask: Tensor,
-    index: Sequence[Hashable] | np.ndarray | Tensor,
+    index: Index,
     *,
     turn_coef: float = 1.0,
     discount: float = 1.0,
@@ -89,58 +64,72 @@ def mt_grpo(
         CreditInputError: shapes differ, rewards are not finite, the mask is not 0/1, or a setting is
             out of range.
     """
-    credit = mt_grpo_credit(
-        token_level_rewards,
-        response_mask,
-        index,
-        turn_coef=turn_coef,
-        discount=discount,
-        missing_turn=missing_turn,
-        scale=scale,
-        epsilon=epsilon,
-    )
-    advantages = credit.turns.spread(credit.advantage_BK)
-    return advantages, advantages
-
-
-def mt_grpo_credit(
-    token_level_rewards: Tensor,
-    response_mask: Tensor,
-    index: Sequence[Hashable] | np.ndarray | Tensor,
-    *,
-    turn_coef: float = 1.0,
-    discount: float = 1.0,
-    missing_turn: str = "zero",
-    scale: str = "std",
-    epsilon: float = 1e-6,
-) -> TurnCredit:
-    """:func:`mt_grpo` before it is spread over tokens, with every term kept."""
-    check_estimator_input(token_level_rewards, response_mask, discount=discount, epsilon=epsilon)
-    if missing_turn not in MISSING_TURN:
-        raise CreditInputError(f"missing_turn is {missing_turn!r}, expected one of {MISSING_TURN}")
-    turns = segment_turns(response_mask)
-    groups = group_rows(index, len(response_mask), response_mask.device)
-    reward_BK = turns.sum_rewards(token_level_rewards)
-    alive_BK, last_BK = turns.alive_BK, turns.last_BK
+    check_number("discount", discount)
+    check_number("epsilon", epsilon)
+    check_choice("missing_turn", missing_turn, MISSING_TURN)
+    check_choice("scale", scale, SCALES)
+    batch = read_batch(token_level_rewards, response_mask, index)
+    alive_BK, last_BK = batch.turns.alive_BK, batch.turns.last_BK
     takes_part_BK = alive_BK if missing_turn == "zero" else alive_BK & ~last_BK
 
     def norm(values: Tensor, valid: Tensor) -> Tensor:
-        return normalize_within_group(values, valid, groups, scale=scale, epsilon=epsilon)
+        return normalize_within_group(values, valid, batch.groups, scale=scale, epsilon=epsilon)
 
-    intermediate_BK = norm(reward_BK.masked_fill(last_BK, 0.0), takes_part_BK)
-    outcome = reward_BK.masked_fill(~last_BK, 0.0).sum(dim=1, keepdim=True)
-    outcome_B1 = norm(outcome, turns.count_B[:, None] > 0)
-
+    intermediate_BK = norm(batch.intermediate_BK, takes_part_BK)  # Â^I
+    outcome_B1 = norm(batch.outcome_B1, batch.nonempty_B1)  # Â^O
     # Putting Â^O at the last turn makes both terms of the equation one discounted sum.
-    per_turn_BK = turn_coef * intermediate_BK + outcome_B1 * last_BK
-    advantage_BK = discounted_sum(per_turn_BK, discount).masked_fill(~alive_BK, 0.0)
-    return TurnCredit(turns, reward_BK, intermediate_BK, outcome_B1, advantage_BK)
+    advantage_BK = discounted_sum(turn_coef * intermediate_BK + outcome_B1 * last_BK, discount)
+    return batch.advantages(advantage_BK)
 
 
-def discounted_sum(values_BK: Tensor, discount: float) -> Tensor:
-    """G_{i,k} = Σ_{l≥k} discount^{l-k} x_{i,l}, ``(B, K)``."""
-    turn = torch.arange(values_BK.shape[1], device=values_BK.device)
-    later = turn[:, None] - turn[None, :]  # [l, k] = l - k
-    weights = torch.where(later >= 0, float(discount) ** later.clamp(min=0), 0.0)
-    # Not a matrix product: those round inputs to TF32 on some GPUs.
-    return (values_BK[:, :, None] * weights.to(values_BK.dtype)).sum(dim=1)
+def mt_grpo_v1(
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    index: Index,
+    *,
+    turn_coef: float = 1.0,
+    epsilon: float = 1e-4,
+) -> tuple[Tensor, Tensor]:
+    """Compute MT-GRPO advantages exactly as the paper's code does.
+
+    With R^T_i = Σ_{k<K_i} R_{i,k} and R^O_i = R_{i,K_i}, each normalised over the rollouts of the group::
+
+        K_i ≥ 2:  A_{i,1} = Â^O_i + c Â^T_i,   A_{i,k} = Â^O_i  for k = 2..K_i
+        K_i = 1:  A_{i,1} = norm(R^T + R^O)_i
+
+    where Â = norm(·) is (x - mean) / (std_{N-1} + epsilon). A rollout without a tool call takes part in
+    norm(R^T) with R^T = 0, and gets the normalised *total* reward, which is not in the paper's formula.
+    Only the first turn gets turn-level credit, whichever turn earned it: use ``mt_grpo`` for three turns
+    or more. With two turns in every rollout it is ``mt_grpo`` up to epsilon.
+
+    Source: SiliangZeng/Multi-Turn-RL-Agent @7dbdd08, verifiers/trainers/mt_grpo_env_trainer.py, lines
+    83-96 and 178-219 (arXiv 2505.11821 v1). That code finds turn 1 as the tokens before the first tool
+    result; here it is the first run of 1s in the mask, the same tokens. It has no rule for a group of
+    one; here mean 0 and std 1, as in verl's ``grpo``.
+
+    Args:
+        token_level_rewards: ``(B, T)`` float, as for :func:`mt_grpo`.
+        response_mask: ``(B, T)``, 1 at generated tokens, 0 at observations and padding.
+        index: ``(B,)`` group labels (verl's ``uid``).
+        turn_coef: c; the paper's code puts its λ = 1 here, on the turn term.
+        epsilon: Added to the standard deviation.
+
+    Returns:
+        ``(advantages, returns)``, the same ``(B, T)`` float32, exactly 0 where the mask is 0.
+
+    Raises:
+        CreditInputError: as :func:`mt_grpo`.
+    """
+    check_number("epsilon", epsilon)
+    batch = read_batch(token_level_rewards, response_mask, index)
+    turns = batch.turns
+
+    def norm(values_B1: Tensor) -> Tensor:
+        return normalize_within_group(values_B1, batch.nonempty_B1, batch.groups, scale="std", epsilon=epsilon)
+
+    turn_reward_B1 = batch.intermediate_BK.sum(dim=1, keepdim=True)  # R^T
+    turn_B1, outcome_B1 = norm(turn_reward_B1), norm(batch.outcome_B1)
+    total_B1 = norm(turn_reward_B1 + batch.outcome_B1)
+    advantage_BK = outcome_B1.repeat(1, turns.max_turns)
+    advantage_BK[:, :1] += turn_coef * turn_B1
+    return batch.advantages(total_B1.where(turns.count_B[:, None] == 1, advantage_BK))

@@ -2,8 +2,8 @@
 
 A **turn** is a maximal run of 1s in ``response_mask``: the tokens the model generated between two
 observations. Notation used in this folder (suffix = axes): ``_B`` rollouts, ``_K`` turns, ``_T``
-tokens. K is the largest number of turns in the batch; turn k of a rollout with fewer turns does not
-exist, which ``Turns.alive_BK`` says.
+tokens, ``_R`` runs. K is the largest number of turns in the batch; turn k of a rollout with fewer turns
+does not exist, which ``Turns.alive_BK`` says.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from verl_mtgrpo.credit.runs import find_runs, repeat_runs, run_lengths, sum_runs
 from verl_mtgrpo.errors import CreditInputError
 
 
@@ -20,16 +21,25 @@ from verl_mtgrpo.errors import CreditInputError
 class Turns:
     """Where the turns of a batch are.
 
+    The mask is a sequence of **runs** of equal values (:mod:`~verl_mtgrpo.credit.runs`): turns, and between
+    them observations and padding.
+
     Attributes:
-        token_turn_BT: ``(B, T)`` int64. Index of the turn a generated token belongs to, counted from 0;
-            K (one past the last) at tokens the model did not generate.
+        run_start_R: ``(R,)`` int64. First token of each run, counted through all rows (b·T + t).
+        run_row_R: ``(R,)`` int64. The row each run lies in.
+        run_turn_R: ``(R,)`` int64. The turn that a run of generated tokens is, counted from 0; K (one
+            past the last) for runs the model did not generate.
         count_B: ``(B,)`` int64. Number of turns K_i of each rollout, 0 for rows without generated tokens.
         max_turns: K, the largest ``count_B``.
+        response_length: T.
     """
 
-    token_turn_BT: Tensor
+    run_start_R: Tensor
+    run_row_R: Tensor
+    run_turn_R: Tensor
     count_B: Tensor
     max_turns: int
+    response_length: int
 
     @property
     def alive_BK(self) -> Tensor:
@@ -41,21 +51,39 @@ class Turns:
         """``(B, K)`` bool, True at each rollout's last turn."""
         return self._index_K() == self.count_B[:, None] - 1
 
+    @property
+    def tokens_BK(self) -> Tensor:
+        """``(B, K)`` int64, number of generated tokens of each turn, 0 where no turn."""
+        size = len(self.count_B) * self.response_length
+        return self._table(run_lengths(self.run_start_R, size))
+
+    @property
+    def token_turn_BT(self) -> Tensor:
+        """``(B, T)`` int64, the turn of each generated token, counted from 0; K where none was generated."""
+        return self._to_tokens(self.run_turn_R)
+
     def sum_rewards(self, token_level_rewards: Tensor) -> Tensor:
         """Sum ``(B, T)`` token rewards inside each turn: R_{i,k} as ``(B, K)`` float32, 0 where no turn.
 
         Rewards on tokens outside every turn (observations, padding) belong to no turn and are left out.
         """
-        sums = token_level_rewards.new_zeros(
-            (len(self.count_B), self.max_turns + 1), dtype=torch.float32
-        )  # the extra column collects what lies outside every turn
-        sums.scatter_add_(1, self.token_turn_BT, token_level_rewards.float())
-        return sums[:, : self.max_turns]
+        if not self.max_turns:
+            return token_level_rewards.new_zeros((len(self.count_B), 0), dtype=torch.float32)
+        return self._table(sum_runs(token_level_rewards.float(), self.run_start_R))
 
     def spread(self, values_BK: Tensor) -> Tensor:
         """Give every token of turn k its rollout's ``values_BK[:, k]``: ``(B, T)``, exactly 0 elsewhere."""
         padded = torch.nn.functional.pad(values_BK, (0, 1))
-        return padded.gather(1, self.token_turn_BT)
+        return self._to_tokens(padded[self.run_row_R, self.run_turn_R])
+
+    def _table(self, values_R: Tensor) -> Tensor:
+        """Put the value of each turn's run into a ``(B, K)`` table, 0 where no turn."""
+        table = values_R.new_zeros((len(self.count_B), self.max_turns + 1))
+        table[self.run_row_R, self.run_turn_R] = values_R  # the last column takes what is no turn
+        return table[:, : self.max_turns].contiguous()
+
+    def _to_tokens(self, values_R: Tensor) -> Tensor:
+        return repeat_runs(values_R, self.run_start_R, (len(self.count_B), self.response_length))
 
     def _index_K(self) -> Tensor:
         return torch.arange(self.max_turns, device=self.count_B.device)
@@ -71,33 +99,40 @@ def segment_turns(response_mask: Tensor) -> Turns:
         response_mask: ``(B, T)``, 1 (True) at tokens the model generated, 0 at observations and padding.
 
     Returns:
-        The turns, on the mask's device. Costs one host synchronisation (the number of turns).
+        The turns, on the mask's device. Costs one host synchronisation.
 
     Raises:
         CreditInputError: the mask is not two-dimensional or holds something other than 0 and 1.
     """
+    return segment_turns_and_fetch(response_mask)[0]
+
+
+def segment_turns_and_fetch(response_mask: Tensor, *scalars: Tensor) -> tuple[Turns, list[int]]:
+    """:func:`segment_turns`, and the values of integer scalar tensors, fetched on the same trip to the host."""
     if response_mask.dim() != 2:
         raise CreditInputError(
             f"response_mask has shape {tuple(response_mask.shape)}, expected (rollouts, response_length)"
         )
-    mask = response_mask != 0
-    starts = mask.clone()
-    starts[:, 1:] &= ~mask[:, :-1]
-    turn_number = starts.cumsum(dim=1)  # 1, 1, 1, 1, 2, 2, 2, 2 for the example above
-    count = turn_number[:, -1] if mask.shape[1] else mask.new_zeros(len(mask), dtype=torch.int64)
-    max_turns, bad = _to_host(
-        count.max() if len(count) else count.sum(),
-        (mask & (response_mask != 1)).sum(),
-    )
+    rows, length = response_mask.shape
+    if not response_mask.numel():
+        nothing = torch.zeros(0, dtype=torch.int64, device=response_mask.device)
+        return Turns(nothing, nothing, nothing, nothing.new_zeros(rows), 0, length), [int(s) for s in scalars]
+    start_R, max_turns, bad, fetched = find_runs(response_mask, *scalars)
     if bad:
-        raise CreditInputError(
-            f"response_mask holds {bad} values other than 0 and 1; expected 1 at generated tokens and 0 at "
-            "observations and padding (pass verl's response_mask, not attention or loss weights)"
-        )
-    token_turn = torch.where(mask, turn_number - 1, max_turns)
-    return Turns(token_turn_BT=token_turn, count_B=count, max_turns=max_turns)
+        _refuse(response_mask)
+    row_R = start_R.div(length, rounding_mode="floor")
+    generated_R = response_mask.reshape(-1)[start_R].bool()
+    count_B = start_R.new_zeros(rows).index_add_(0, row_R, generated_R.long())
+    if max_turns is None:
+        max_turns = int(count_B.max())
+    turns_before_B = count_B.cumsum(0) - count_B  # turns of the rows above
+    turn_R = generated_R.cumsum(0) - 1 - turns_before_B[row_R]
+    return Turns(start_R, row_R, turn_R.where(generated_R, max_turns), count_B, max_turns, length), fetched
 
 
-def _to_host(*scalars: Tensor) -> list[int]:
-    """Fetch several integer scalars in one synchronisation."""
-    return torch.stack(scalars).tolist()
+def _refuse(response_mask: Tensor) -> None:
+    bad = int(((response_mask != 0) & (response_mask != 1)).sum())
+    raise CreditInputError(
+        f"response_mask holds {bad} values other than 0 and 1; expected 1 at generated tokens and 0 at "
+        "observations and padding (pass verl's response_mask, not attention or loss weights)"
+    )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from omegaconf import OmegaConf
+from verl.trainer.ppo.core_algos import AdvantageEstimator
 
+from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.settings import turn_credit_settings, turn_reward_settings
+from verl_mtgrpo.integration.settings import estimator_settings, turn_reward_settings
 
-GROUP_ESTIMATORS = ("mt_grpo",)
-"""Our estimators whose baseline is the other rollouts of the prompt."""
+WITHOUT_GROUPS = ("turn_reinforce_pp",)
+"""Our estimators that do not compare the rollouts of a prompt."""
 
 
 def check_run(config: Any) -> None:
@@ -19,11 +21,11 @@ def check_run(config: Any) -> None:
     Args:
         config: verl's whole config.
     """
-    turn_credit_settings(config.algorithm)
     turn_reward_settings(config.reward)
     rollout = config.actor_rollout_ref.rollout
     estimator = config.algorithm.adv_estimator
-    if estimator in GROUP_ESTIMATORS and rollout.n < 2:
+    _check_estimator(estimator, config.algorithm)
+    if estimator in ESTIMATORS and estimator not in WITHOUT_GROUPS and rollout.n < 2:
         raise ConfigError(
             f"algorithm.adv_estimator={estimator} compares the rollouts of a prompt, but "
             f"actor_rollout_ref.rollout.n={rollout.n}; set it to 2 or more (the paper uses 21)"
@@ -40,4 +42,14 @@ def check_run(config: Any) -> None:
         raise ConfigError(
             "algorithm.filter_groups does nothing with a custom sampler (verl passes it no filter settings); set "
             "trainer.v1.sampler.custom_sampler.path=null, which gives up our training metrics, or switch it off"
+        )
+
+
+def _check_estimator(estimator: str, algorithm: Any) -> None:
+    if estimator in ESTIMATORS:
+        estimator_settings(estimator, algorithm)
+    elif algorithm.get("turn") and estimator in list(AdvantageEstimator):
+        raise ConfigError(
+            f"algorithm.adv_estimator={estimator} is verl's own and does not read algorithm.turn "
+            f"({', '.join(algorithm.turn)}); remove these keys or choose one of {', '.join(ESTIMATORS)}"
         )

@@ -1,36 +1,22 @@
 """Our settings inside verl's config: ``algorithm.turn.*`` and ``reward.turn.*``.
 
-Each is a frozen dataclass; every key has a default, and an unknown key is an error that lists the known
-ones (a misspelt knob would otherwise silently keep its default).
+Every key has a default, and an unknown key is an error that lists the known ones (a misspelt knob would
+otherwise silently keep its default).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TurnCreditSettings:
-    """``algorithm.turn``: how turn rewards become advantages."""
-
-    turn_coef: float = 1.0
-    """c, the weight of the turn-level term."""
-    discount: float = 1.0
-    """α (γ) per turn; with two turns the paper's λ."""
-    missing_turn: str = "zero"
-    """``zero``: a rollout that stopped takes part in its last turn's statistics with 0; ``exclude``: not."""
-    scale: str = "std"
-    """``std``: divide by the group's standard deviation; ``none``: only centre."""
-    epsilon: float = 1e-6
-    """Added to the standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +33,26 @@ class TurnRewardSettings:
 PAY = ("turns", "merged", "outcome")
 
 
-def turn_credit_settings(algorithm: Any) -> TurnCreditSettings:
-    """Read ``algorithm.turn``; verl's ``norm_adv_by_std_in_grpo=False`` means ``scale=none``.
+def estimator_settings(name: str, algorithm: Any) -> dict[str, Any]:
+    """Read ``algorithm.turn`` for the estimator ``name``: its knobs are its keyword arguments.
+
+    A knob of another estimator is refused as well as a misspelt one: it would do nothing. verl's
+    ``norm_adv_by_std_in_grpo=False`` means ``scale=none``.
 
     Args:
+        name: One of :data:`verl_mtgrpo.credit.ESTIMATORS`.
         algorithm: verl's ``algorithm`` node (DictConfig, mapping or dataclass) or None.
     """
-    settings = _read(TurnCreditSettings, _child(algorithm, "turn"), "algorithm.turn")
+    parameters = inspect.signature(ESTIMATORS[name]).parameters.values()
+    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    settings = known | _read_values(known, _child(algorithm, "turn"), f"algorithm.turn of {name}")
     if _child(algorithm, "norm_adv_by_std_in_grpo") is False:
-        settings = TurnCreditSettings(**{**settings.__dict__, "scale": "none"})
+        if "scale" not in known:
+            raise ConfigError(
+                f"algorithm.norm_adv_by_std_in_grpo=False, but {name} divides by a standard deviation by definition; "
+                "leave it True or choose mt_grpo or turn_rloo"
+            )
+        settings["scale"] = "none"
     return settings
 
 
@@ -76,17 +73,22 @@ def _child(node: Any, key: str) -> Any:
 
 
 def _read(cls: type[T], node: Any, where: str) -> T:
+    known = {field.name: field.default for field in fields(cls)}  # type: ignore[arg-type]
+    return cls(**_read_values(known, node, where))
+
+
+def _read_values(known: Mapping[str, Any], node: Any, where: str) -> dict[str, Any]:
+    """The values that ``node`` sets, each of the type of its default in ``known``."""
     if node is None:
-        return cls()
+        return {}
     values = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} is {values!r}, expected a mapping of settings")
-    known = {field.name: field.default for field in fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(map(str, values)) - set(known))
     if unknown:
         listed = ", ".join(f"{name} ({default})" for name, default in known.items())
         raise ConfigError(f"{where} has unknown keys {unknown}; known keys and their defaults: {listed}")
-    return cls(**{str(key): _as_type(value, known[str(key)], f"{where}.{key}") for key, value in values.items()})
+    return {str(key): _as_type(value, known[str(key)], f"{where}.{key}") for key, value in values.items()}
 
 
 def _as_type(value: Any, default: Any, where: str) -> Any:

@@ -1,0 +1,100 @@
+"""What every estimator starts from and ends with: a checked batch of turn rewards, and advantages for tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verl_mtgrpo.credit.groups import Groups, group_rows
+from verl_mtgrpo.credit.turns import Turns, segment_turns_and_fetch
+from verl_mtgrpo.errors import CreditInputError
+
+Index = Sequence[Hashable] | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class TurnBatch:
+    """A batch of rollouts, reduced from tokens to turns.
+
+    Attributes:
+        turns: Where the turns are.
+        groups: Which rollouts belong together.
+        reward_BK: R_{i,k}, the summed reward of each turn, float32, 0 where there is no turn.
+    """
+
+    turns: Turns
+    groups: Groups
+    reward_BK: Tensor
+
+    @property
+    def nonempty_B1(self) -> Tensor:
+        """``(B, 1)`` bool, True for rollouts with at least one generated token."""
+        return self.turns.count_B[:, None] > 0
+
+    @property
+    def intermediate_BK(self) -> Tensor:
+        """R^I_{i,k} = R_{i,k} for k < K_i, 0 at the last turn."""
+        return self.reward_BK.masked_fill(self.turns.last_BK, 0.0)
+
+    @property
+    def outcome_B1(self) -> Tensor:
+        """R^O_i = R_{i,K_i}, the reward of the last turn, ``(B, 1)``."""
+        return self.reward_BK.masked_fill(~self.turns.last_BK, 0.0).sum(dim=1, keepdim=True)
+
+    def return_to_go(self, discount: float) -> Tensor:
+        """G_{i,k} = Σ_{l≥k} γ^{l-k} R_{i,l}, ``(B, K)``, 0 where there is no turn."""
+        return discounted_sum(self.reward_BK, discount)
+
+    def advantages(self, advantage_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """Give every token its turn's advantage: what verl expects, ``(advantages, returns)``.
+
+        Without a critic returns are not trained on; they equal the advantages, as in verl's ``grpo``.
+        """
+        tokens = self.turns.spread(advantage_BK)
+        return tokens, tokens
+
+
+def read_batch(token_level_rewards: Tensor, response_mask: Tensor, index: Index) -> TurnBatch:
+    """Check what verl hands to an estimator and reduce it to turns; one host synchronisation.
+
+    Raises:
+        CreditInputError: shapes differ, a reward is NaN or infinite, the mask holds something other than
+            0 and 1, or there is not one group label per rollout.
+    """
+    if token_level_rewards.shape != response_mask.shape or token_level_rewards.dim() != 2:
+        raise CreditInputError(
+            f"token_level_rewards has shape {tuple(token_level_rewards.shape)} and response_mask "
+            f"{tuple(response_mask.shape)}; expected the same (rollouts, response_length) for both"
+        )
+    groups = group_rows(index, len(response_mask), response_mask.device)
+    # A sum is finite if all its terms are, and costs one pass.
+    suspects = (~torch.isfinite(token_level_rewards.sum(dim=1, dtype=torch.float32))).sum()
+    turns, (suspicious,) = segment_turns_and_fetch(response_mask, suspects)
+    if suspicious:
+        _refuse_if_not_finite(token_level_rewards)
+    return TurnBatch(turns, groups, turns.sum_rewards(token_level_rewards))
+
+
+def discounted_sum(values_BK: Tensor, discount: float) -> Tensor:
+    """G_{i,k} = Σ_{l≥k} discount^{l-k} x_{i,l}, ``(B, K)``."""
+    turn = torch.arange(values_BK.shape[1], device=values_BK.device)
+    later = turn[:, None] - turn[None, :]  # [l, k] = l - k
+    weights = torch.where(later >= 0, float(discount) ** later.clamp(min=0).double(), 0.0)
+    # In double precision: float32 products may be rounded to TF32 on a GPU.
+    return (values_BK.double() @ weights).to(values_BK.dtype)
+
+
+def _refuse_if_not_finite(token_level_rewards: Tensor) -> None:
+    finite_B = torch.isfinite(token_level_rewards).all(dim=1)
+    rows = (~finite_B).nonzero().flatten().tolist()
+    if not rows:  # finite rewards whose sum is not
+        return
+    shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+    raise CreditInputError(
+        f"token_level_rewards is NaN or infinite in {len(rows)} of {len(finite_B)} rows ({shown}); "
+        "check the reward function's values for these rollouts"
+    )
