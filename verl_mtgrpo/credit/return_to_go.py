@@ -153,7 +153,8 @@ def turn_reinforce_pp(
     tokens_BK = batch.turns.tokens_BK.to(return_BK.dtype)
     total = tokens_BK.sum().clamp(min=1)
     # Less the smallest return first: equal returns then centre to exactly 0.
-    low = torch.nn.functional.pad(return_BK.masked_fill(tokens_BK == 0, torch.inf), (0, 1), value=torch.inf).amin()
+    generated_returns = return_BK.masked_fill(tokens_BK == 0, torch.inf).reshape(-1)
+    low = torch.nn.functional.pad(generated_returns, (0, 1), value=torch.inf).amin()
     shifted_BK = return_BK - low
     centred_BK = (shifted_BK - (tokens_BK * shifted_BK).sum() / total).masked_fill(tokens_BK == 0, 0.0)
     variance = (tokens_BK * centred_BK.square()).sum() / (total - 1).clamp(min=1)

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import Qwen2ForCausalLM
 
 # Rotary frequencies below this turn by less than half a circle over a question: a match survives the distance.
 _SLOW = 0.05
 
 
-def start_for_names(model: Qwen2ForCausalLM) -> None:
-    """Initialise for names of one token, which are copied by what stands before them.
+def start_for_names(model: Any) -> None:
+    """Initialise a ``Qwen2ForCausalLM`` for names of one token, which are copied by what stands before them.
 
     The output head starts equal to the embeddings. Heads start attending to tokens like their own and
     passing on what they attend to: keys equal to queries, outputs the transposed values (mimetic
@@ -38,8 +37,8 @@ def start_for_names(model: Qwen2ForCausalLM) -> None:
             _look_back(model, head, tokens=head + 1, sharpness=1.5)
 
 
-def start_for_phrases(model: Qwen2ForCausalLM) -> None:
-    """Initialise for phrases: go on as the text went on after an earlier place like this one.
+def start_for_phrases(model: Any) -> None:
+    """Initialise a ``Qwen2ForCausalLM`` for phrases: go on as the text went on after an earlier place like this one.
 
     An induction head (Olsson et al., arXiv 2209.11895) written into the weights. Heads of the first layer
     look one token back and write what they find into a direction of its own (``turned``). Heads of the
@@ -49,7 +48,7 @@ def start_for_phrases(model: Qwen2ForCausalLM) -> None:
 
     start_for_names(model)
     size = model.config.hidden_size
-    first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
+    first, second = (model.model.layers[n].self_attn for n in (0, 1))
     width = 2 * first.head_dim  # what two heads carry
     with torch.no_grad():
         for layer in model.model.layers:
@@ -73,7 +72,7 @@ def start_for_phrases(model: Qwen2ForCausalLM) -> None:
 START: dict[str, Callable[[Any], None]] = {"names": start_for_names, "phrases": start_for_phrases}
 
 
-def _look_back(model: Qwen2ForCausalLM, head: int, *, tokens: int, sharpness: float) -> None:
+def _look_back(model: Any, head: int, *, tokens: int, sharpness: float) -> None:
     """Make a head of the first layer attend ``tokens`` before its own position, whatever stands there."""
     import torch
 

@@ -1,0 +1,127 @@
+"""``mtgrpo lab``: bias and variance of estimators where the exact policy gradient is known."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import runpy
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verl_mtgrpo.cli.provenance import describe_machine, describe_source
+from verl_mtgrpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from verl_mtgrpo.credit.lab import Process
+    from verl_mtgrpo.credit.lab.measure import Credit
+
+_DESCRIPTION = """\
+Sample groups of rollouts from small multi-turn tasks, compute advantages with every estimator of this package
+(and verl's own grpo, rloo and gae where verl is installed), and compare the gradients they give with the exact
+policy gradient: bias with its 99 % interval, direction, variance, for several group sizes.
+
+A task of your own is a verl_mtgrpo.credit.lab.Process in a Python file, about 20 lines:
+
+  mtgrpo lab --process my_task.py:MY_TASK
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser(
+        "lab",
+        help="bias and variance of the estimators, measured",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--groups", type=int, default=4_000, help="sampled groups (default: %(default)s)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2, 4, 8, 16], metavar="G",
+                        help="rollouts in a group (default: 2 4 8 16)")  # fmt: skip
+    parser.add_argument("--process", action="append", metavar="FILE.py:NAME", help="a task of your own, repeatable; "
+                        "instead of the built-in ones")  # fmt: skip
+    parser.add_argument("--estimator", action="append", metavar="NAME", help="only this one, repeatable")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/lab"), metavar="DIR",
+                        help="where lab.md, lab.csv and lab.png go (default: %(default)s)")  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print the summary, write tables and plot."""
+    from tqdm import tqdm
+
+    from verl_mtgrpo.credit.lab import PROCESSES, measure
+
+    if min(args.sizes) < 2 or args.groups < 2:
+        raise ConfigError("--sizes and --groups must be at least 2: there is no baseline in a group of one")
+    processes = [load_process(spec) for spec in args.process] if args.process else list(PROCESSES)
+    estimators = chosen_estimators(args.estimator)
+    results: dict[str, Any] = {process.name: {} for process in processes}
+    with tqdm(total=args.groups * len(processes) * len(args.sizes), unit=" groups", unit_scale=True) as bar:
+        for process in processes:
+            for size in args.sizes:
+                bar.set_description(f"{process.name}, G = {size}")
+                results[process.name][size] = measure(
+                    process, estimators, size=size, groups=args.groups, seed=args.seed, on_groups=bar.update
+                )
+    _write(args, processes, results)
+    return 0
+
+
+def _write(args: argparse.Namespace, processes: Sequence[Process], results: dict[str, Any]) -> None:
+    from verl_mtgrpo.report.lab import as_csv, full_tables, lab_figure, summary_tables
+
+    summary = summary_tables(results, size=8 if 8 in args.sizes else args.sizes[-1])
+    about = "\n".join(f"- **{process.name}**: {process.about}" for process in processes)
+    machine = describe_machine()
+    head = (
+        f"# The laboratory\n\nMade by `mtgrpo lab` ({describe_source()}; {args.groups:,} groups, seed {args.seed}; "
+        f"{machine['packages']}). Tasks:\n\n{about}"
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "lab.md").write_text(f"{head}\n\n{summary}\n\n## All numbers\n\n{full_tables(results)}\n")
+    (args.out / "lab.csv").write_text(as_csv(results))
+    lab_figure(results).savefig(args.out / "lab.png", dpi=110)
+    print(f"{summary}\n\n{args.out}/lab.md, lab.csv, lab.png")
+
+
+def chosen_estimators(names: Sequence[str] | None) -> dict[str, Credit]:
+    """Those with these names, or all: this package's with the settings that matter, and verl's if it is installed."""
+    from verl_mtgrpo.credit import ESTIMATORS
+    from verl_mtgrpo.credit.lab import Rollouts
+
+    def credit(rollouts: Rollouts, *, name: str, **settings: Any) -> Any:
+        return ESTIMATORS[name](rollouts.rewards, rollouts.mask, rollouts.index, **settings)[0]
+
+    variants: dict[str, tuple[dict[str, Any], ...]] = {
+        "mt_grpo": ({"scale": "none"}, {"scale": "none", "missing_turn": "exclude"}),
+        "turn_rloo": ({"scale": "std"},),
+    }
+    estimators: dict[str, Credit] = {}
+    for name in ESTIMATORS:
+        for settings in ({}, *variants.get(name, ())):
+            label = ", ".join([name, *(f"{value}" for value in settings.values())])
+            estimators[label] = partial(credit, name=name, **settings)
+    if importlib.util.find_spec("verl") and (not names or set(names) - set(estimators)):
+        from verl_mtgrpo.integration.lab import verl_estimators
+
+        estimators |= verl_estimators()
+    unknown = sorted(set(names or ()) - set(estimators))
+    if unknown:
+        raise ConfigError(f"--estimator {unknown[0]!r} is unknown; known are {', '.join(map(repr, estimators))}")
+    return {name: credit for name, credit in estimators.items() if not names or name in names}
+
+
+def load_process(spec: str) -> Process:
+    """The :class:`Process` that ``file.py:NAME`` names."""
+    from verl_mtgrpo.credit.lab import Process
+
+    path, _, name = spec.rpartition(":")
+    if not path or not Path(path).is_file():
+        raise ConfigError(f"--process {spec}: expected FILE.py:NAME with an existing file, like my_task.py:MY_TASK")
+    found = runpy.run_path(path).get(name)
+    if not isinstance(found, Process):
+        raise ConfigError(f"--process {spec}: {name} is {found!r}, expected a verl_mtgrpo.credit.lab.Process")
+    return found

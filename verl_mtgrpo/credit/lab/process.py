@@ -1,0 +1,185 @@
+"""Small multi-turn tasks with a known policy: exact values, the exact policy gradient, and samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from verl_mtgrpo.errors import CreditInputError
+
+
+@dataclass(frozen=True)
+class Action:
+    """One thing that the policy may write in a turn.
+
+    Attributes:
+        name: For people.
+        logit: The policy chooses among the actions of a state by softmax of their logits.
+        reward: Paid on the turn's last token.
+        next: State of the next turn; None: the rollout ends here.
+        tokens: Length of the turn. The first token decides, the others follow from it with probability 1.
+    """
+
+    name: str
+    logit: float = 0.0
+    reward: float = 0.0
+    next: str | None = None
+    tokens: int = 1
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Sampled rollouts as verl has them, and what was done in each turn.
+
+    Attributes:
+        rewards: ``(B, T)`` token-level rewards.
+        mask: ``(B, T)`` int64 response mask; one observation token between turns.
+        index: ``(B,)`` int64 group labels.
+        values: ``(B, T)`` exact values: V(state) at a turn's first token, Q(state, action) after it.
+        state_BK: ``(B, K)`` int64, -1 where the rollout has no turn.
+        action_BK: ``(B, K)`` int64, -1 where the rollout has no turn.
+        start_BK: ``(B, K)`` int64, position of each turn's first token.
+    """
+
+    rewards: Tensor
+    mask: Tensor
+    index: Tensor
+    values: Tensor
+    state_BK: Tensor
+    action_BK: Tensor
+    start_BK: Tensor
+
+
+@dataclass(frozen=True)
+class Process:
+    """A task and the policy at which gradients are taken.
+
+    Attributes:
+        name: Short, for tables.
+        about: One sentence.
+        start: State of the first turn.
+        states: What may be done in each state. No state may be reached twice in a rollout: unroll turns.
+    """
+
+    name: str
+    about: str
+    start: str
+    states: Mapping[str, Sequence[Action]]
+
+    @cached_property
+    def order(self) -> list[str]:
+        """States reachable from the start, every state before those that follow it."""
+        done: list[str] = []
+        self._visit(self.start, done, on_path=())
+        return done[::-1]
+
+    @property
+    def logits(self) -> Tensor:
+        """The policy's parameters θ, ``(states, actions)`` float64, -inf where a state has fewer actions."""
+        return self._table([[action.logit for action in self.states[s]] for s in self.order], -torch.inf)
+
+    @property
+    def policy(self) -> Tensor:
+        """π(a | s), ``(states, actions)`` float64."""
+        return self.logits.softmax(dim=1)
+
+    @property
+    def max_turns(self) -> int:
+        """Most turns a rollout can have."""
+        depth: dict[str, int] = {}
+        for state in reversed(self.order):
+            depth[state] = 1 + max((depth[a.next] for a in self.states[state] if a.next), default=0)
+        return depth[self.start]
+
+    def values(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """V(s), ``(states,)``, and Q(s, a), ``(states, actions)``: expected reward from here on, differentiable."""
+        policy = logits.softmax(dim=1)
+        value: dict[str, Tensor] = {}
+        rows: dict[str, Tensor] = {}
+        for n, state in reversed(list(enumerate(self.order))):
+            to_come = [a.reward + (value[a.next] if a.next else 0.0) for a in self.states[state]]
+            row = torch.stack([torch.as_tensor(x, dtype=logits.dtype) for x in to_come])
+            value[state] = (policy[n, : len(row)] * row).sum()
+            rows[state] = torch.nn.functional.pad(row, (0, logits.shape[1] - len(row)))
+        return torch.stack([value[s] for s in self.order]), torch.stack([rows[s] for s in self.order])
+
+    def exact_gradient(self) -> Tensor:
+        """∇_θ E[Σ_k R_k], ``(states, actions)`` float64: all rollouts enumerated, nothing sampled."""
+        with torch.enable_grad():
+            logits = self.logits.requires_grad_()
+            values, _ = self.values(logits)
+            (gradient,) = torch.autograd.grad(values[0], logits)
+        return gradient
+
+    def sample(self, groups: int, size: int, generator: torch.Generator) -> Rollouts:
+        """Sample ``groups`` groups of ``size`` rollouts."""
+        rows, turns = groups * size, self.max_turns
+        cdf = self.policy.cumsum(dim=1)
+        follows, tokens, paid = self._follows(), self._table_of("tokens", 0).long(), self._table_of("reward", 0.0)
+        state_BK, action_BK = torch.full((2, rows, turns), -1)
+        state = torch.zeros(rows, dtype=torch.int64)
+        for k in range(turns):
+            alive = state >= 0
+            draw = torch.rand(rows, 1, generator=generator, dtype=cdf.dtype)
+            action = (cdf[state] < draw).sum(dim=1).clamp(max=cdf.shape[1] - 1)
+            state_BK[:, k], action_BK[:, k] = state, action.where(alive, -1)
+            state = follows[state, action].where(alive, -1)
+        alive_BK = state_BK >= 0
+        length_BK = tokens[state_BK, action_BK] * alive_BK
+        reward_BK = paid[state_BK, action_BK] * alive_BK
+        start_BK = (length_BK + alive_BK.long()).cumsum(dim=1) - length_BK - alive_BK.long()
+        return self._as_tokens(state_BK, action_BK, start_BK, length_BK, reward_BK, size)
+
+    def _as_tokens(
+        self, state_BK: Tensor, action_BK: Tensor, start_BK: Tensor, length_BK: Tensor, reward_BK: Tensor, size: int
+    ) -> Rollouts:
+        rows = len(state_BK)
+        value_S, value_SA = (x.detach() for x in self.values(self.logits))
+        last = int((start_BK + length_BK).max())
+        token = torch.arange(last)
+        rewards, values = torch.zeros(2, rows, last)
+        mask = torch.zeros(rows, last, dtype=torch.int64)
+        for k in range(state_BK.shape[1]):
+            start, end = start_BK[:, k, None], (start_BK + length_BK)[:, k, None]
+            inside = (token >= start) & (token < end)
+            mask += inside
+            rewards += (inside & (token == end - 1)) * reward_BK[:, k, None]
+            first = token == start
+            known = value_S[state_BK[:, k], None].where(first, value_SA[state_BK[:, k], action_BK[:, k]][:, None])
+            values = known.float().where(inside, values)
+        index = torch.arange(rows) // size
+        return Rollouts(rewards, mask, index, values, state_BK, action_BK, start_BK)
+
+    def _follows(self) -> Tensor:
+        """Number of the state after each action, -1 where the rollout ends, ``(states, actions)``."""
+        number = {state: n for n, state in enumerate(self.order)}
+        rows = [[number[a.next] if a.next else -1 for a in self.states[s]] for s in self.order]
+        return self._table(rows, -1).long()
+
+    def _table_of(self, attribute: str, fill: float) -> Tensor:
+        return self._table([[float(getattr(a, attribute)) for a in self.states[s]] for s in self.order], fill)
+
+    def _table(self, rows: Sequence[Sequence[float]], fill: float) -> Tensor:
+        width = max(map(len, rows))
+        return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.float64)
+
+    def _visit(self, state: str, done: list[str], on_path: tuple[str, ...]) -> None:
+        if state in on_path:
+            raise CreditInputError(
+                f"process {self.name!r}: state {state!r} can be reached twice in one rollout "
+                f"({' -> '.join((*on_path, state))}); give each turn a state of its own"
+            )
+        if state in done:
+            return
+        if not self.states.get(state):
+            raise CreditInputError(
+                f"process {self.name!r}: state {state!r} has no actions; known states: {', '.join(self.states)}"
+            )
+        for action in self.states[state]:
+            if action.next is not None:
+                self._visit(action.next, done, (*on_path, state))
+        done.append(state)
