@@ -16,6 +16,8 @@ from verl_mtgrpo.cli.runs import RunPlan, RunResult, train_to_end
 
 METHODS: Mapping[str, str] = {"grpo_or": "GRPO-OR", "grpo_mr": "GRPO-MR", "mt_grpo": "MT-GRPO"}
 
+REACHED = 0.9
+
 _DESCRIPTION = """\
 Train GRPO-OR (outcome reward only), GRPO-MR (turn rewards merged into the outcome) and MT-GRPO (turn-level
 credit) with the same budget. A seed fixes world, policy, order of the questions and sampling, so within a
@@ -87,11 +89,13 @@ def comparison_markdown(results: Mapping[str, Mapping[int, RunResult]], facts: M
 
     columns = list(HEADLINES)
     header = ["method", *(HEADLINES[name] for name in columns)]
+    reached = f"first step with tool execution ≥ {REACHED}"
     start = [value for by_seed in results.values() for value in by_seed.values()]
-    summary = [["before training", *(mean_and_spread(_ends(start, name, first=True)) for name in columns)]]
+    summary = [["before training", *(mean_and_spread(_ends(start, name, first=True)) for name in columns), ""]]
     for preset, by_seed in results.items():
         runs = list(by_seed.values())
-        summary.append([METHODS[preset], *(mean_and_spread(_ends(runs, name)) for name in columns)])
+        steps = ", ".join(_first_step(run) for run in runs)
+        summary.append([METHODS[preset], *(mean_and_spread(_ends(runs, name)) for name in columns), steps])
     single = [
         [f"{METHODS[preset]}, seed {seed}", *(mean_and_spread(_ends([run], name)) for name in columns),
          format_duration(run.train_seconds)]
@@ -102,8 +106,9 @@ def comparison_markdown(results: Mapping[str, Mapping[int, RunResult]], facts: M
     described = "\n".join(f"- {name}: {_plain(value)}" for name, value in {**facts, "seeds": seeds}.items())
     return (
         "# Turn-level credit against outcome-only and merged rewards\n\n"
-        "Sampled validation after training: mean over the seeds (lowest to highest).\n\n"
-        f"{markdown_table(header, summary)}\n\n"
+        "Sampled validation after training: mean over the seeds (lowest to highest); last column: of training, by "
+        "seed.\n\n"
+        f"{markdown_table([*header, reached], summary)}\n\n"
         f"Each run:\n\n{markdown_table(['run', *header[1:], 'training time'], single)}\n\n"
         f"Made by `mtgrpo compare` with:\n\n{described}\n"
     )
@@ -120,6 +125,12 @@ def _ends(runs: Sequence[RunResult], name: str, *, first: bool = False) -> list[
     """Each run's validation value of ``name`` at its last step, or at its first."""
     series = [run.metrics.validation[name] for run in runs if name in run.metrics.validation]
     return [values[min(values) if first else max(values)] for values in series]
+
+
+def _first_step(run: RunResult) -> str:
+    """The first training step in which the share of rollouts that search reached ``REACHED``."""
+    series = run.metrics.train.get("tool/used", {})
+    return str(next((step for step in sorted(series) if series[step] >= REACHED), "never"))
 
 
 def _data(results: Mapping[str, Mapping[int, RunResult]], facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,13 +23,9 @@ from verl.experimental.agent_loop.tool_agent_loop import AgentData, AgentState, 
 from verl.experimental.agent_loop.tool_parser import FunctionCall
 
 from verl_mtgrpo.errors import RetrievalError, TranscriptError
-from verl_mtgrpo.rewards import Document, ToolCall, Transcript, Turn
+from verl_mtgrpo.rewards import TRANSCRIPT, TURN_REWARDS, Document, ToolCall, Transcript, Turn
 
 _RECORD = "_mtgrpo_record"
-TRANSCRIPT = "transcript"
-"""Key of ``extra_fields`` that holds the transcript (plain dict)."""
-TURN_REWARDS = "turn_rewards"
-"""Key of ``reward_extra_info`` that holds the reward of each turn (JSON list of K numbers)."""
 
 
 @dataclass

@@ -17,9 +17,7 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl_mtgrpo.errors import ConfigError, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.integration.settings import turn_reward_settings
-from verl_mtgrpo.rewards import Transcript, TurnRewards, load_preset, pay
-
-TRANSCRIPT = "transcript"
+from verl_mtgrpo.rewards import TRANSCRIPT, TURN_REWARDS, Transcript, TurnRewards, load_preset, pay
 
 
 @register("mtgrpo")
@@ -50,8 +48,8 @@ class TurnRewardManager(RewardManagerBase):
             "reward_extra_info": {
                 **metrics(transcript, rewards, paid),
                 "uid": str(row.get("uid", "")),
-                "turn_rewards": json.dumps(paid),
-                "transcript": json.dumps(transcript.to_dict(), default=str),
+                TURN_REWARDS: json.dumps(paid),
+                TRANSCRIPT: json.dumps(transcript.to_dict(), default=str),
             },
         }
 

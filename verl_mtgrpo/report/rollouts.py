@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_mtgrpo.errors import DataError
-from verl_mtgrpo.rewards.transcript import Transcript, Turn
+from verl_mtgrpo.rewards.transcript import TRANSCRIPT, TURN_REWARDS, Transcript, Turn
 
 _WIDTH = 100
 _RESULT_CHARS = 240
@@ -137,8 +137,8 @@ def _question(transcript: Transcript) -> str:
 
 def _rollout_from_row(row: Mapping[str, Any], path: Path) -> DumpedRollout:
     try:
-        transcript = Transcript.from_dict(json.loads(row["transcript"]))
-        rewards = tuple(float(value) for value in json.loads(row["turn_rewards"]))
+        transcript = Transcript.from_dict(json.loads(row[TRANSCRIPT]))
+        rewards = tuple(float(value) for value in json.loads(row[TURN_REWARDS]))
         if len(rewards) != len(transcript.turns):
             raise ValueError(f"{len(rewards)} turn rewards for {len(transcript.turns)} turns")
     except (KeyError, TypeError, ValueError) as error:

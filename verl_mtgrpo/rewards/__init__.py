@@ -2,10 +2,20 @@
 
 from verl_mtgrpo.rewards.paper_v1 import paper_v1
 from verl_mtgrpo.rewards.presets import PRESETS, load_preset, pay
-from verl_mtgrpo.rewards.transcript import Document, ToolCall, Transcript, Turn, TurnRewards
+from verl_mtgrpo.rewards.transcript import (
+    TRANSCRIPT,
+    TURN_REWARDS,
+    Document,
+    ToolCall,
+    Transcript,
+    Turn,
+    TurnRewards,
+)
 
 __all__ = [
     "PRESETS",
+    "TRANSCRIPT",
+    "TURN_REWARDS",
     "Document",
     "ToolCall",
     "Transcript",

@@ -13,6 +13,11 @@ from typing import Any
 
 from verl_mtgrpo.errors import TranscriptError
 
+TRANSCRIPT = "transcript"
+"""Where a rollout carries its transcript: in verl's ``extra_fields`` as a dict, in dumps as JSON."""
+TURN_REWARDS = "turn_rewards"
+"""Where a rollout carries what each turn was paid: in ``reward_extra_info`` and dumps, a JSON list of K numbers."""
+
 
 @dataclass(frozen=True)
 class Document:

@@ -65,7 +65,8 @@ def measure(
     (summed over tokens). Estimators that use statistics of the batch see up to 65,536 rollouts at once.
     """
     generator = torch.Generator().manual_seed(seed)
-    sums = dict.fromkeys(estimators, (0.0, 0.0))
+    exact = process.exact_gradient().flatten()
+    sums = dict.fromkeys(estimators, (torch.zeros_like(exact), torch.zeros_like(exact)))
     done = 0
     while done < groups:
         count = min(groups - done, max(1, _CHUNK // size))
