@@ -194,6 +194,22 @@ def test_two_heads_start_by_looking_one_and_two_tokens_back(folder: Path):
         assert by_distance.argmax() == head + 1
 
 
+def test_started_for_phrases_it_goes_on_as_the_text_went_on_before(tokenizer: Any):
+    import torch
+
+    def share_continued(start: str) -> float:
+        model = build_model(tokenizer, seed=0, start=start)
+        once = torch.stack([torch.randperm(len(tokenizer))[:12] for _ in range(64)])
+        with torch.inference_mode():
+            predicted = model(torch.cat([once, once], dim=1)).logits.argmax(dim=-1)
+        return (predicted[:, 12:-1] == once[:, 1:]).float().mean().item()
+
+    torch.manual_seed(0)
+    # Untrained. By chance it would be one in the vocabulary's size.
+    assert share_continued("phrases") > 0.25
+    assert share_continued("names") < 0.1
+
+
 @pytest.mark.parametrize("kind", ["drill", "habit"])
 def test_samples_weigh_what_the_policy_writes(tokenizer: Any, world: World, demonstrator: Demonstrator, kind: str):
     make = SampleMaker(tokenizer, world, TOOLS)

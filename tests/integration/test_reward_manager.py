@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +16,15 @@ from omegaconf import OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.registry import get_reward_manager_cls
 
+import verl_mtgrpo.config
+from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError, TranscriptError
+from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.integration.sampler import rollout_metrics
+from verl_mtgrpo.integration.settings import estimator_settings
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
 
+PRESETS = Path(verl_mtgrpo.config.__path__[0]) / "mtgrpo"
 CALL = '<tool_call>{"name": "search", "arguments": {"query": "q"}}</tool_call>'
 TRANSCRIPT = Transcript(
     turns=(
@@ -92,6 +99,8 @@ def test_a_rollout_of_another_agent_loop_is_an_error(extra_fields):
         ("+algorithm.turn.gama=1", r"unknown keys \['gama'\]"),
         ("+reward.turn.payment=all", r"unknown keys \['payment'\]"),
         ("reward.turn.preset=paper_v7", "reward.turn.preset is 'paper_v7', expected one of"),
+        ("algorithm.adv_estimator=grpo", "grpo is verl's own and does not read algorithm.turn"),
+        ("algorithm.adv_estimator=turn_rloo", r"of turn_rloo has unknown keys \['missing_turn', 'turn_coef'\]"),
         ("+algorithm.filter_groups={enable: True, metric: acc}", "does nothing with a custom sampler"),
     ],
 )
@@ -107,7 +116,7 @@ def test_colocated_reward_models_are_refused():
 
 @pytest.mark.parametrize(
     ("preset", "estimator", "pay"),
-    [("mt_grpo", "mt_grpo", "turns"), ("grpo_or", "grpo", "outcome"), ("grpo_mr", "grpo", "merged")],
+    [("grpo_or", "grpo", "outcome"), ("grpo_mr", "grpo", "merged"), *((name, name, "turns") for name in ESTIMATORS)],
 )
 def test_every_preset_composes_with_verls_config(preset, estimator, pay):
     with initialize_config_module("verl.trainer.config", version_base=None):
@@ -115,6 +124,13 @@ def test_every_preset_composes_with_verls_config(preset, estimator, pay):
     assert (run.algorithm.adv_estimator, run.reward.turn.pay) == (estimator, pay)
     assert run.actor_rollout_ref.rollout.agent.default_agent_loop == "mtgrpo_tool_agent"
     OmegaConf.resolve(run)
+    run.actor_rollout_ref.rollout.n = 8
+    check_run(run)
+    if estimator in ESTIMATORS:  # every knob is there, with a comment
+        turn_block = (PRESETS / f"{preset}.yaml").read_text().split("  turn:\n")[1].split("\n\n")[0]
+        knobs = [line.strip() for line in turn_block.splitlines()]
+        assert set(run.algorithm.turn) == set(estimator_settings(estimator, None))
+        assert all(before.startswith("#") for before, line in pairwise(["", *knobs]) if not line.startswith("#"))
 
 
 def test_a_forgotten_search_path_does_not_silently_train_something_else():

@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
     from verl_mtgrpo.credit.lab import PROCESSES, measure
 
+    if not importlib.util.find_spec("matplotlib"):
+        raise ConfigError("mtgrpo lab draws with matplotlib, which is not installed: pip install matplotlib")
     if min(args.sizes) < 2 or args.groups < 2:
         raise ConfigError("--sizes and --groups must be at least 2: there is no baseline in a group of one")
     processes = [load_process(spec) for spec in args.process] if args.process else list(PROCESSES)
