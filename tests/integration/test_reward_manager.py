@@ -62,6 +62,8 @@ def score(manager, extra_fields) -> dict:
             "uid": np.array(["u-1"], dtype=object),
             "reward_model": np.array([{"ground_truth": {"target": ["Oslo"]}}], dtype=object),
             "tool_extra_fields": np.array([extra_fields], dtype=object),
+            "data_source": np.array(["toy"], dtype=object),
+            "extra_info": np.array([{"id": "7"}], dtype=object),
         },
     )
     return asyncio.run(manager.run_single(row))
@@ -85,6 +87,51 @@ def test_where_it_is_paid(how, paid):
     assert info["tool/hit"] == 1.0  # measured, though not paid
 
 
+OWN = """
+from verl_mtgrpo.rewards import TurnRewards
+
+async def later(transcript, ground_truth):
+    return TurnRewards(turns=(0.25, 0.0), outcome=0.5, components={"outcome/mine": 1.0})
+
+def wrong(transcript, ground_truth):
+    return 1.0
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    assert (data_source, extra_info["id"]) == ("toy", "7")
+    assert "It is Oslo." not in solution_str, "a tool result"
+    return {"score": 0.75 if "<answer>Oslo</answer>" in solution_str else 0.0, "acc": 1.0}
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    return tmp_path / "own.py"
+
+
+def test_an_async_reward_function_of_ones_own(own):
+    result = score(manager(f"reward.turn.preset='{own}:later'"), {"transcript": TRANSCRIPT.to_dict()})
+    assert result["reward_score"] == pytest.approx(0.75)
+    assert json.loads(result["reward_extra_info"]["turn_rewards"]) == [0.25, 0.5]
+    assert result["reward_extra_info"]["outcome/mine"] == 1.0
+
+
+def test_a_reward_function_that_returns_something_else(own):
+    with pytest.raises(TranscriptError, match=r"own.py:wrong returned float, expected .*TurnRewards"):
+        score(manager(f"reward.turn.preset='{own}:wrong'"), {"transcript": TRANSCRIPT.to_dict()})
+
+
+def test_verls_compute_score_as_the_outcome(own):
+    from verl.trainer.ppo.reward import get_custom_reward_fn
+
+    settings = ["+reward.turn.outcome=compute_score", f"reward.custom_reward_function.path={own}"]
+    scoring = manager(*settings)
+    scoring.compute_score = get_custom_reward_fn(config(*settings))
+    info = score(scoring, {"transcript": TRANSCRIPT.to_dict()})["reward_extra_info"]
+    assert json.loads(info["turn_rewards"]) == pytest.approx([0.7, 0.75])
+    assert (info["outcome/score"], info["outcome/acc"], info["tool/hit"]) == (0.75, 1.0, 1.0)
+
+
 @pytest.mark.parametrize("extra_fields", [{}, None])
 def test_a_rollout_of_another_agent_loop_is_an_error(extra_fields):
     with pytest.raises(TranscriptError, match="default_agent_loop=mtgrpo_tool_agent"):
@@ -98,6 +145,9 @@ def test_a_rollout_of_another_agent_loop_is_an_error(extra_fields):
         ("actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent", "set it to mtgrpo_tool_agent"),
         ("+algorithm.turn.gama=1", r"unknown keys \['gama'\]"),
         ("+reward.turn.payment=all", r"unknown keys \['payment'\]"),
+        ("reward.custom_reward_function.path=mine.py", "mine.py would not be used: .*set reward.turn.outcome"),
+        ("+reward.turn.outcome=both", "reward.turn.outcome is 'both', expected one of"),
+        ("actor_rollout_ref.rollout.multi_turn.format=gpt-oss", "no rules for turns in the format 'gpt-oss'"),
         ("reward.turn.preset=paper_v7", "reward.turn.preset is 'paper_v7', expected one of"),
         ("algorithm.adv_estimator=grpo", "grpo is verl's own and does not read algorithm.turn"),
         ("algorithm.adv_estimator=turn_rloo", r"of turn_rloo has unknown keys \['missing_turn', 'turn_coef'\]"),

@@ -80,6 +80,6 @@ def test_a_node_that_is_no_mapping():
 
 def test_reward_settings():
     assert turn_reward_settings(OmegaConf.create({"turn": {"pay": "merged"}})) == TurnRewardSettings(pay="merged")
-    assert turn_reward_settings(None) == TurnRewardSettings("paper_v1", "turns")
+    assert turn_reward_settings(None) == TurnRewardSettings("paper_v1", "preset", "turns")
     with pytest.raises(ConfigError, match=r"reward.turn.pay is 'never', expected one of"):
         turn_reward_settings({"turn": {"pay": "never"}})

@@ -33,7 +33,9 @@ def test_a_perfect_rollout_earns_the_maxima():
         "tool/hit": 1.0,
         "outcome/em": 1.0,
         "outcome/contains": 1.0,
+        "outcome/f1": 1.0,
         "outcome/format": 1.0,
+        "outcome/tags": None,
     }
 
 
@@ -166,10 +168,39 @@ def test_one_reward_per_turn_is_demanded():
 
 
 def test_unknown_preset_and_payment():
-    with pytest.raises(ConfigError, match=r"'v9', expected one of \['paper_v1'\]"):
+    with pytest.raises(ConfigError, match=r"'v9', expected one of \['paper_v1', 'paper_v2'\], or a function"):
         load_preset("v9")
     with pytest.raises(ConfigError, match="pay is 'later'"):
         pay(TurnRewards(turns=(0.0,), outcome=0.0), 1, "later")
+
+
+MINE = """
+from verl_mtgrpo.rewards import TurnRewards
+
+def flat(transcript, ground_truth):
+    return TurnRewards(turns=tuple(1.0 for _ in transcript.turns), outcome=float(len(ground_truth)))
+"""
+
+
+def test_a_function_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in (f"{tmp_path}/my_rewards.py:flat", "my_rewards:flat"):
+        rewards = load_preset(name)(Transcript((said("x"),), "answered"), ["a", "b"])
+        assert (rewards.turns, rewards.outcome) == ((1.0,), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.py:flat", "nowhere.py cannot be loaded: .*No such file"),
+        ("no_such_package:flat", "no_such_package cannot be loaded: No module named"),
+        ("json:flat", "json has no function 'flat'"),
+    ],
+)
+def test_functions_that_are_not_there(name, message):
+    with pytest.raises(ConfigError, match=message):
+        load_preset(name)
 
 
 def test_the_transcript_survives_json():
@@ -179,3 +210,63 @@ def test_the_transcript_survives_json():
     assert Transcript.from_dict(json.loads(json.dumps(transcript.to_dict()))) == transcript
     with pytest.raises(TranscriptError, match="not a transcript: KeyError"):
         Transcript.from_dict({"turns": []})
+
+
+# ---- the paper's own format: <reasoning>, <tool>, <answer>
+
+
+def xml(*texts, calls=()):
+    turns = [Turn(text, (0, 1), calls if k < len(texts) - 1 else ()) for k, text in enumerate(texts)]
+    return paper_v1(Transcript(turns=tuple(turns), end_reason="answered", format="mtgrpo_xml"), TRUTH)
+
+
+THINK_AND_CALL = '<reasoning>look</reasoning>\n<tool>{"name": "search", "args": {"query": "q"}}</tool>'
+THINK_AND_ANSWER = "<reasoning>found</reasoning>\n<answer>Paris</answer>"
+
+
+def test_the_papers_maxima():
+    rewards = xml(THINK_AND_CALL, THINK_AND_ANSWER, calls=(ToolCall("search", "{}", result="Paris"),))
+    assert (rewards.turns, rewards.outcome) == (pytest.approx((0.7, 0.0)), pytest.approx(1.9))
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "tags"),
+    [
+        # complete and spaced as wanted: .4 + .2 + .2 + .2; two tags, each once: 4 of 4 checks
+        (THINK_AND_ANSWER, 1.0, 1.0),
+        # no tags at all: only the spacing, .2 (times .2 in the reward: .04); no tag used: 0
+        ("Paris", 0.2, 0.0),
+        ("", 0.2, 0.0),
+        # answer only: half of the fields .2, spacing .2, end .2; one tag, 2 of 2
+        ("<answer>Paris</answer>", 0.6, 1.0),
+        # reasoning only: .2 + .2 + start .2
+        ("<reasoning>x</reasoning> Paris", 0.6, 1.0),
+        # text before and after: .4 + .2
+        ("So: <reasoning>x</reasoning><answer>Paris</answer>.", 0.6, 1.0),
+        # opened, never closed: present but nothing complete: 0 + .2 + start .2; opened once, closed never: (1 + 0)/2
+        ("<reasoning>x", 0.4, 0.5),
+        # two answers: complete, start, end; reasoning 2, answer 0 + 0: 2 of 4
+        ("<reasoning>x</reasoning><answer>a</answer><answer>b</answer>", 1.0, 0.5),
+        # three answers: 2 + (-1) + (-1) = 0 of 4
+        ("<reasoning>x</reasoning>" + "<answer>a</answer>" * 3, 1.0, 0.0),
+        # five answers would be negative: floor 0
+        ("<answer>a</answer>" * 5, 0.6, 0.0),
+    ],
+)
+def test_the_papers_format_and_tag_scores(text, form, tags):
+    rewards = xml(text)
+    assert rewards.components["outcome/format"] == pytest.approx(form)
+    assert rewards.components["outcome/tags"] == pytest.approx(tags)
+    em, contained = rewards.components["outcome/em"], rewards.components["outcome/contains"]
+    assert rewards.outcome == pytest.approx(em + 0.5 * contained + 0.2 * form + 0.2 * tags)
+
+
+def test_scores_are_means_over_messages():
+    rewards = xml(THINK_AND_CALL, "Paris")
+    assert rewards.components["outcome/format"] == pytest.approx((1.0 + 0.2) / 2)
+    assert rewards.components["outcome/tags"] == pytest.approx(0.5)
+
+
+def test_a_format_without_rules_is_refused():
+    with pytest.raises(ConfigError, match=r"'qwen3_coder'.*knows hermes, search_r1, mtgrpo_xml"):
+        paper_v1(Transcript((said("x"),), "answered", format="qwen3_coder"), TRUTH)

@@ -82,6 +82,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
             end_reason=record.end_reason,
             prompt=tuple(dict(message) for message in kwargs["raw_prompt"]),
             max_turns=self.max_assistant_turns or 0,
+            format=self.tool_parser_name,
         )
         output.extra_fields[TRANSCRIPT] = transcript.to_dict()
         fields = {name: getattr(output, name) for name in output.model_fields_set}

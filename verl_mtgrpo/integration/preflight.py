@@ -10,6 +10,8 @@ from verl.trainer.ppo.core_algos import AdvantageEstimator
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.settings import estimator_settings, turn_reward_settings
+from verl_mtgrpo.rewards import PRESETS
+from verl_mtgrpo.rewards.formats import text_format
 
 WITHOUT_GROUPS = ("turn_reinforce_pp",)
 """Our estimators that do not compare the rollouts of a prompt."""
@@ -21,7 +23,7 @@ def check_run(config: Any) -> None:
     Args:
         config: verl's whole config.
     """
-    turn_reward_settings(config.reward)
+    _check_rewards(config)
     rollout = config.actor_rollout_ref.rollout
     estimator = config.algorithm.adv_estimator
     _check_estimator(estimator, config.algorithm)
@@ -53,3 +55,16 @@ def _check_estimator(estimator: str, algorithm: Any) -> None:
             f"algorithm.adv_estimator={estimator} is verl's own and does not read algorithm.turn "
             f"({', '.join(algorithm.turn)}); remove these keys or choose one of {', '.join(ESTIMATORS)}"
         )
+
+
+def _check_rewards(config: Any) -> None:
+    settings = turn_reward_settings(config.reward)
+    own = OmegaConf.select(config, "reward.custom_reward_function.path")
+    if own and settings.outcome == "preset":
+        raise ConfigError(
+            f"reward.custom_reward_function.path={own} would not be used: the outcome reward comes from the preset "
+            f"{settings.preset}; set reward.turn.outcome=compute_score, or remove it"
+        )
+    spoken = config.actor_rollout_ref.rollout.multi_turn.format
+    if settings.preset in PRESETS:
+        text_format(spoken)

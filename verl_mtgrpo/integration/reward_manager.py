@@ -7,12 +7,17 @@ tokens. Which rewards: ``reward.turn.preset``; where they are paid: ``reward.tur
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import register
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+from verl.utils.reward_score import default_compute_score
 
 from verl_mtgrpo.errors import ConfigError, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run
@@ -41,7 +46,7 @@ class TurnRewardManager(RewardManagerBase):
                 "mtgrpo_tool_agent: set actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent"
             )
         transcript = Transcript.from_dict(fields[TRANSCRIPT])
-        rewards = self.reward_function(transcript, row["reward_model"]["ground_truth"])
+        rewards = await self._rewards(transcript, row)
         paid = pay(rewards, len(transcript.turns), self.settings.pay)
         return {
             "reward_score": float(sum(paid)),
@@ -52,6 +57,43 @@ class TurnRewardManager(RewardManagerBase):
                 TRANSCRIPT: json.dumps(transcript.to_dict(), default=str),
             },
         }
+
+    async def _rewards(self, transcript: Transcript, row: Mapping[str, Any]) -> TurnRewards:
+        ground_truth = row["reward_model"]["ground_truth"]
+        rewards = self.reward_function(transcript, ground_truth)
+        if inspect.isawaitable(rewards):
+            rewards = await rewards
+        if not isinstance(rewards, TurnRewards):
+            raise TranscriptError(
+                f"the reward function {self.settings.preset} returned {type(rewards).__name__}, expected "
+                "verl_mtgrpo.rewards.TurnRewards (a reward for each turn, the outcome, named components)"
+            )
+        if self.settings.outcome == "compute_score":
+            return await self._with_verls_score(rewards, transcript, row)
+        return rewards
+
+    async def _with_verls_score(
+        self, rewards: TurnRewards, transcript: Transcript, row: Mapping[str, Any]
+    ) -> TurnRewards:
+        """The outcome from verl's ``compute_score``, called as verl's own manager calls it, in a thread if it is sync.
+
+        ``solution_str`` is what the model wrote, its turns joined by newlines: tool results are left out, so
+        that an answer in a result is not taken for the model's.
+        """
+        arguments = {
+            "data_source": row["data_source"],
+            "solution_str": "\n".join(turn.text for turn in transcript.turns),
+            "ground_truth": row["reward_model"]["ground_truth"],
+            "extra_info": {**(row.get("extra_info") or {}), "num_turns": row.get("__num_turns__")},
+        }
+        function = self.compute_score or default_compute_score
+        if inspect.iscoroutinefunction(function):
+            result = await function(**arguments)
+        else:
+            result = await asyncio.to_thread(function, **arguments)
+        score, parts = (result["score"], result) if isinstance(result, Mapping) else (result, {"score": result})
+        named = {f"outcome/{name}": value for name, value in parts.items()}
+        return replace(rewards, outcome=float(score), components={**rewards.components, **named})
 
     @classmethod
     def assemble_rm_scores(cls, data: DataProto, scores: list[float]) -> Any:

@@ -24,13 +24,17 @@ class TurnRewardSettings:
     """``reward.turn``: which rewards are computed and where they are paid."""
 
     preset: str = "paper_v1"
-    """Name of a reward preset."""
+    """A preset (``paper_v1``, ``paper_v2``) or a function of your own: ``package.module:fn``, ``file.py:fn``."""
+    outcome: str = "preset"
+    """``preset``: the outcome reward comes from the preset; ``compute_score``: from verl's reward function
+    (``reward.custom_reward_function``, or verl's own for the row's ``data_source``)."""
     pay: str = "turns"
     """``turns``: each turn's reward on its last token (MT-GRPO, MT-PPO); ``merged``: their sum with the
     outcome on the last turn (GRPO-MR, PPO-MR); ``outcome``: the outcome only (GRPO-OR, PPO-OR)."""
 
 
 PAY = ("turns", "merged", "outcome")
+OUTCOME = ("preset", "compute_score")
 
 
 def estimator_settings(name: str, algorithm: Any) -> dict[str, Any]:
@@ -61,6 +65,8 @@ def turn_reward_settings(reward: Any) -> TurnRewardSettings:
     settings = _read(TurnRewardSettings, _child(reward, "turn"), "reward.turn")
     if settings.pay not in PAY:
         raise ConfigError(f"reward.turn.pay is {settings.pay!r}, expected one of {PAY}")
+    if settings.outcome not in OUTCOME:
+        raise ConfigError(f"reward.turn.outcome is {settings.outcome!r}, expected one of {OUTCOME}")
     return settings
 
 

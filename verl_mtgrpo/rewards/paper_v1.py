@@ -6,26 +6,26 @@ tool_rubric.py and triviaqa_rubric.py). With at most one search, the turn reward
     R^I_k = 0.2 · (calls of turn k that were carried out / calls attempted in turn k)
           + 0.5 · [turn k's results are the first that hold an accepted answer]
     R^O   = 0.5 · [an accepted answer occurs in the last <answer>] + 1.0 · [it equals one]
-          + 0.2 · (share of turns that are well formed)
+          + 0.2 · (format) + 0.2 · (tag count)
 
-Difference from the paper's code: the format part. The code scores its own ``<reasoning>``/``<tool>``
-tags; here a turn is well formed if it holds exactly one tool call, or exactly one ``<answer>`` that ends
-the turn, and nothing of the other kind (hermes tags).
+In the paper's own format, ``mtgrpo_xml``, format and tag count are the code's (:func:`~.formats.v1_format_score`,
+:func:`~.formats.v1_tag_score`) and the outcome is at most 1.9. They are about its tags and mean nothing
+elsewhere: in other formats, format is the share of well-formed turns, there is no tag count, and the
+outcome is at most 1.7.
+
+More than one search: the paper's code knows none. Execution is paid in every turn, a hit once.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from verl_mtgrpo.rewards.answers import CLOSE, OPEN, accepted_answers, is_exact, last_answer, mentions
+from verl_mtgrpo.rewards.answers import accepted_answers, f1, is_exact, last_answer, mentions
+from verl_mtgrpo.rewards.formats import MTGRPO_XML, share_well_formed, text_format, v1_format_score, v1_tag_score
 from verl_mtgrpo.rewards.transcript import Transcript, Turn, TurnRewards
 
-EXECUTION, HIT, CONTAINS, EXACT, FORMAT = 0.2, 0.5, 0.5, 1.0, 0.2
-
-_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+EXECUTION, HIT, CONTAINS, EXACT, FORMAT, TAGS = 0.2, 0.5, 0.5, 1.0, 0.2, 0.2
 
 
 def paper_v1(transcript: Transcript, ground_truth: Any) -> TurnRewards:
@@ -43,12 +43,16 @@ def paper_v1(transcript: Transcript, ground_truth: Any) -> TurnRewards:
         EXECUTION * execution_rate(turn) + HIT * (k == hit_turn) for k, turn in enumerate(transcript.turns)
     )
     contains, exact = mentions(answer, accepted), is_exact(answer, accepted)
-    well_formed = format_rate(transcript.turns)
+    texts = [turn.text for turn in transcript.turns]
+    rules = text_format(transcript.format)
+    own_format = rules is MTGRPO_XML
+    form = v1_format_score(texts) if own_format else share_well_formed(texts, rules)
+    tags = v1_tag_score(texts) if own_format else None
     calls = [call for turn in transcript.turns for call in turn.tool_calls]
     done = [call for call in calls if call.ok]
     return TurnRewards(
         turns=turn_rewards,
-        outcome=CONTAINS * contains + EXACT * exact + FORMAT * well_formed,
+        outcome=CONTAINS * contains + EXACT * exact + FORMAT * form + TAGS * (tags or 0.0),
         components={
             "tool/calls": float(len(calls)),
             "tool/used": float(bool(done)),
@@ -56,7 +60,9 @@ def paper_v1(transcript: Transcript, ground_truth: Any) -> TurnRewards:
             "tool/hit": float(hit_turn is not None),
             "outcome/em": float(exact),
             "outcome/contains": float(contains),
-            "outcome/format": well_formed,
+            "outcome/f1": f1(answer, accepted),
+            "outcome/format": form,
+            "outcome/tags": tags,
         },
     )
 
@@ -74,24 +80,3 @@ def first_hit(turns: Sequence[Turn], accepted: Sequence[str]) -> int | None:
         if any(call.ok and call.seen and mentions(call.result, accepted) for call in turn.tool_calls):
             return k
     return None
-
-
-def format_rate(turns: Sequence[Turn]) -> float:
-    """Share of turns that are well formed; 0.0 without turns."""
-    return sum(_well_formed(turn.text) for turn in turns) / len(turns) if turns else 0.0
-
-
-def _well_formed(text: str) -> bool:
-    tags = [text.count(tag) for tag in ("<tool_call>", "</tool_call>", OPEN, CLOSE)]
-    if tags == [1, 1, 0, 0]:
-        call = _CALL.search(text)
-        return call is not None and _is_call(call.group(1))
-    return tags == [0, 0, 1, 1] and text.find(OPEN) < text.find(CLOSE) and text.rstrip().endswith(CLOSE)
-
-
-def _is_call(text: str) -> bool:
-    try:
-        call = json.loads(text)
-    except ValueError:
-        return False
-    return isinstance(call, dict) and isinstance(call.get("name"), str) and "arguments" in call

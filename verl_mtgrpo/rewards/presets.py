@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import importlib.util
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
 
 from verl_mtgrpo.errors import ConfigError, TranscriptError
 from verl_mtgrpo.rewards.paper_v1 import paper_v1
+from verl_mtgrpo.rewards.paper_v2 import paper_v2
 from verl_mtgrpo.rewards.transcript import Transcript, TurnRewards
 
-RewardFunction = Callable[[Transcript, Any], TurnRewards]
+RewardFunction = Callable[[Transcript, Any], TurnRewards | Awaitable[TurnRewards]]
 
-PRESETS: dict[str, RewardFunction] = {"paper_v1": paper_v1}
+PRESETS: dict[str, RewardFunction] = {"paper_v1": paper_v1, "paper_v2": paper_v2}
 
 
 def load_preset(name: str) -> RewardFunction:
-    """The reward function called ``name``; ``ConfigError`` listing the known ones otherwise."""
-    if name not in PRESETS:
-        raise ConfigError(f"reward.turn.preset is {name!r}, expected one of {sorted(PRESETS)}")
-    return PRESETS[name]
+    """The reward function that ``reward.turn.preset`` names.
+
+    Args:
+        name: A preset, or a function of the user's own as ``package.module:function`` or
+            ``path/to/file.py:function``. It takes a :class:`Transcript` and the row's ground truth and
+            returns :class:`TurnRewards`; it may be a coroutine function.
+
+    Raises:
+        ConfigError: no preset of this name, no such module, file or function.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    where, _, function = name.rpartition(":")
+    if not where:
+        raise ConfigError(
+            f"reward.turn.preset is {name!r}, expected one of {sorted(PRESETS)}, or a function of your own as "
+            "package.module:function or path/to/file.py:function"
+        )
+    found = getattr(_load_module(where, name), function, None)
+    if not callable(found):
+        raise ConfigError(f"reward.turn.preset is {name!r}, but {where} has no function {function!r}")
+    return cast(RewardFunction, found)
+
+
+def _load_module(where: str, name: str) -> ModuleType:
+    try:
+        if not where.endswith(".py"):
+            return importlib.import_module(where)
+        spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"cannot load {where}")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except (ImportError, OSError) as error:
+        raise ConfigError(f"reward.turn.preset is {name!r}, but {where} cannot be loaded: {error}") from error
 
 
 def pay(rewards: TurnRewards, turns: int, how: str) -> list[float]:

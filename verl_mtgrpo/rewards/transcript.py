@@ -81,12 +81,14 @@ class Transcript:
         end_reason: ``answered`` (a turn without tool call), ``max_turns`` or ``response_length``.
         prompt: The question side: the chat messages of the prompt.
         max_turns: The rollout's limit of assistant turns, 0 if there is none.
+        format: Name of the text format the model speaks (verl's ``multi_turn.format``).
     """
 
     turns: tuple[Turn, ...]
     end_reason: str
     prompt: tuple[Mapping[str, Any], ...] = ()
     max_turns: int = 0
+    format: str = "hermes"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars: what crosses process borders and goes into dumps."""
@@ -102,6 +104,7 @@ class Transcript:
                 end_reason=str(data["end_reason"]),
                 prompt=tuple(dict(message) for message in data.get("prompt", ())),
                 max_turns=int(data.get("max_turns", 0)),
+                format=str(data.get("format", "hermes")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise TranscriptError(

@@ -1,0 +1,149 @@
+"""The text formats that agents speak, as rewards see them: which tags a turn is made of, and whether it is well formed.
+
+Everything here is linear in the length of the text and looks only at what the model wrote. A model that
+writes the tags of a *result* itself is malformed, and earns nothing for what it puts inside.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+
+from verl_mtgrpo.errors import ConfigError
+
+ANSWER = "answer"
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """One format.
+
+    Attributes:
+        name: verl's tool parser of this name reads the calls (``multi_turn.format``).
+        thought: Tag that every turn has to start with; None: free text may stand there instead.
+        call: Tag around a tool call.
+        result: Tag around a tool's answer, which only the environment writes.
+        json_call: True if the call is ``{"name": …, "arguments": …}``; False if it is the query itself.
+    """
+
+    name: str
+    thought: str | None
+    call: str
+    result: str
+    json_call: bool
+
+    def well_formed_call(self, text: str) -> bool:
+        """True for a turn that thinks (if the format wants it), makes exactly one call, and ends there."""
+        inside = self._only(text, self.call)
+        return inside is not None and (is_call(inside) if self.json_call else bool(inside.strip()))
+
+    def well_formed_answer(self, text: str) -> bool:
+        """True for a turn that thinks (if the format wants it), answers exactly once, and ends there."""
+        return self._only(text, ANSWER) is not None
+
+    def well_formed(self, text: str) -> bool:
+        """True for a turn that is one or the other."""
+        return self.well_formed_call(text) or self.well_formed_answer(text)
+
+    def _only(self, text: str, tag: str) -> str | None:
+        """What stands inside the one ``tag`` of a turn that is made of nothing else; None if it is not."""
+        expected = [f"<{tag}>", f"</{tag}>"]
+        if self.thought is not None:
+            expected = [f"<{self.thought}>", f"</{self.thought}>", *expected]
+        marks = list(islice(self._marks.finditer(text), len(expected) + 1))
+        if [mark.group() for mark in marks] != expected:
+            return None
+        between = [text[: marks[0].start()], text[marks[-1].end() :]]
+        between += [text[marks[1].end() : marks[2].start()]] if self.thought is not None else []
+        free = 1 if self.thought is None else 0  # without thought tags, text may stand before the call or answer
+        if any(piece.strip() for piece in between[free:]):
+            return None
+        return text[marks[-2].end() : marks[-1].start()]
+
+    @cached_property
+    def _marks(self) -> re.Pattern[str]:
+        tags = {self.thought, self.call, self.result, ANSWER} - {None}
+        return re.compile("</?(?:" + "|".join(sorted(re.escape(str(tag)) for tag in tags)) + ")>")
+
+
+HERMES = TextFormat("hermes", thought=None, call="tool_call", result="tool_response", json_call=True)
+SEARCH_R1 = TextFormat("search_r1", thought="think", call="search", result="information", json_call=False)
+MTGRPO_XML = TextFormat("mtgrpo_xml", thought="reasoning", call="tool", result="result", json_call=True)
+
+FORMATS = {one.name: one for one in (HERMES, SEARCH_R1, MTGRPO_XML)}
+
+
+def text_format(name: str) -> TextFormat:
+    """The format called ``name``; ``ConfigError`` listing the known ones otherwise."""
+    if name not in FORMATS:
+        raise ConfigError(
+            f"no rules for turns in the format {name!r} (actor_rollout_ref.rollout.multi_turn.format); "
+            f"this reward knows {', '.join(FORMATS)}"
+        )
+    return FORMATS[name]
+
+
+def is_call(text: str) -> bool:
+    """True for the JSON of a call: an object with a name and arguments (``args`` in the paper's code)."""
+    try:
+        call = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(call, dict) and isinstance(call.get("name"), str) and ("arguments" in call or "args" in call)
+
+
+def share_well_formed(turns: Sequence[str], rules: TextFormat) -> float:
+    """Share of turns that are well formed; 0.0 without turns."""
+    return sum(map(rules.well_formed, turns)) / len(turns) if turns else 0.0
+
+
+# ---- the paper's v1 scores for <reasoning>, <tool> and <answer>
+
+_FIELDS = (("reasoning",), ("tool", ANSWER))  # a message has one of each
+_ALL_FIELDS = tuple(tag for field in _FIELDS for tag in field)
+
+
+def v1_format_score(texts: Sequence[str]) -> float:
+    """Mean over the model's messages, each from 0 to 1 (times 0.2 in the reward).
+
+    0.4 · (fields present) / 2 if at least one field is complete, + 0.2 for spacing, + 0.2 if the message
+    starts with ``<reasoning>``, + 0.2 if it ends with ``</tool>`` or ``</answer>``. A field is present if one
+    of its tags occurs at all. The code's spacing test compares two readings of the same text that differ only
+    in outer white space and cannot fail, so a text without any tag gets 0.2 (0.04 in the reward).
+    """
+    return sum(map(_v1_format, texts)) / len(texts) if texts else 0.0
+
+
+def _v1_format(text: str) -> float:
+    stripped = text.strip()
+    present = sum(any(f"<{tag}>" in text or f"</{tag}>" in text for tag in field) for field in _FIELDS)
+    complete = any(_is_complete(text, tag) for tag in _ALL_FIELDS)
+    starts = stripped.startswith(f"<{_FIELDS[0][0]}>")
+    ends = any(stripped.endswith(f"</{tag}>") for tag in _FIELDS[1])
+    return 0.4 * present / 2 * complete + 0.2 + 0.2 * starts + 0.2 * ends
+
+
+def _is_complete(text: str, tag: str) -> bool:
+    start = text.find(f"<{tag}>")
+    return start >= 0 and text.find(f"</{tag}>", start) >= 0
+
+
+def v1_tag_score(texts: Sequence[str]) -> float:
+    """Mean over the model's messages, each from 0 to 1 (times 0.2 in the reward).
+
+    Over the tags that a message uses: (1 - |opened - 1|) + (1 - |closed - 1|), divided by the number of checks
+    (two a tag), at least 0. A message without tags gets 0.
+    """
+    return sum(map(_v1_tags, texts)) / len(texts) if texts else 0.0
+
+
+def _v1_tags(text: str) -> float:
+    counts = [(text.count(f"<{tag}>"), text.count(f"</{tag}>")) for tag in _ALL_FIELDS]
+    used = [pair for pair in counts if any(pair)]
+    if not used:
+        return 0.0
+    return max(0.0, sum(2 - abs(opened - 1) - abs(closed - 1) for opened, closed in used) / (2 * len(used)))
