@@ -22,6 +22,7 @@ logger = logging.getLogger("verl_mtgrpo.plugin")
 # module that holds a registry -> our module that registers with it on import.
 HOOKS = {
     "verl.trainer.ppo.core_algos": "verl_mtgrpo.integration.estimators",
+    "verl.experimental.agent_loop.tool_parser": "verl_mtgrpo.integration.tool_parsers",
     "verl.experimental.agent_loop.tool_agent_loop": "verl_mtgrpo.integration.agent_loop",
     "verl.experimental.reward_loop.reward_manager": "verl_mtgrpo.integration.reward_manager",
     "omegaconf": "verl_mtgrpo.integration.resolvers",

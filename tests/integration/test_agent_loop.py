@@ -88,7 +88,7 @@ def config():
     return OmegaConf.create({"actor_rollout_ref": rollout, "data": {"apply_chat_template_kwargs": {}}})
 
 
-def run(cls, config, tokenizer, tools, *, seed=0, script=None, **rollout):
+def run(cls, config, tokenizer, tools, *, seed=0, script=None, server=SeededServer, **rollout):
     config = config.copy()
     for key, value in {"prompt_length": 64, "response_length": 120, **rollout}.items():
         node = config.actor_rollout_ref.rollout
@@ -97,7 +97,7 @@ def run(cls, config, tokenizer, tools, *, seed=0, script=None, **rollout):
     async def go():
         loop = cls(
             trainer_config=DictConfigWrap(config),
-            server_manager=SeededServer(seed, tokenizer, script=list(script) if script is not None else None),
+            server_manager=server(seed, tokenizer, script=list(script) if script is not None else None),
             tokenizer=tokenizer,
             processor=None,
             dataset_cls=RLHFDataset,

@@ -43,9 +43,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--seed", type=int, default=0, help="decides who goes where (default: %(default)s)")
     parser.add_argument("--data-source", metavar="NAME", help="name in verl's metrics (default: the file's name)")
     parser.add_argument(
+        "--format",
+        choices=("hermes", "search_r1", "mtgrpo_xml"),
+        default="hermes",
+        help="text format that the default prompt explains, verl's multi_turn.format (default: %(default)s)",
+    )
+    parser.add_argument(
         "--system-prompt",
         metavar="TEXT",
-        help="first message of every prompt, or @FILE with it; '' for none (default: search, then <answer>)",
+        help="first message of every prompt, or @FILE with it; '' for none (default: the format's own)",
     )
     parser.set_defaults(run=run)
 
@@ -53,9 +59,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Write the files and print the manifest."""
     from verl_mtgrpo.data.dataset import write_dataset
-    from verl_mtgrpo.data.rows import DEFAULT_SYSTEM_PROMPT
+    from verl_mtgrpo.data.rows import SYSTEM_PROMPTS
 
-    prompt = DEFAULT_SYSTEM_PROMPT if args.system_prompt is None else _text_or_file(args.system_prompt)
+    prompt = SYSTEM_PROMPTS[args.format] if args.system_prompt is None else _text_or_file(args.system_prompt)
     manifest = write_dataset(
         args.files,
         args.out,

@@ -9,12 +9,34 @@ from typing import Any
 
 from verl_mtgrpo.errors import DataError
 
-DEFAULT_SYSTEM_PROMPT = (
-    "Answer the question with the help of the tool search. Call it with a few words that a passage with "
-    "the answer would contain; it returns passages. Search again with other words if they do not help. "
-    "When you know the answer, write only the answer, as short as possible, between <answer> and "
-    "</answer>, for example <answer>Paris</answer>."
+_SEARCH = (
+    "a few words that a passage with the answer would contain; the passages found come back. Search again with other "
+    "words if they do not help. When you know the answer, write only the answer, as short as possible"
 )
+SYSTEM_PROMPTS = {
+    "hermes": (
+        f"Answer the question with the help of the tool search. Call it with {_SEARCH}, between <answer> and "
+        "</answer>, for example <answer>Paris</answer>."
+    ),
+    "search_r1": (
+        "Answer the question with the help of a search engine. Begin every turn with your thoughts between <think> and "
+        f"</think>. Then either search by writing <search>query</search>, where query is {_SEARCH}, between <answer> "
+        "and </answer>. Passages come back between <information> and </information>. For example: <think>I have to "
+        "find the capital of France.</think><search>capital of France</search>, and after the passages <think>They "
+        "name it.</think><answer>Paris</answer>."
+    ),
+    "mtgrpo_xml": (
+        "Answer the question with the help of the tool search. Begin every turn with your thoughts between <reasoning> "
+        "and </reasoning>. Then either call the tool by writing "
+        '<tool>{"name": "search", "args": {"query": "…"}}</tool>, '
+        f"where query is {_SEARCH}, between <answer> and </answer>. Passages come back between <result> and </result>. "
+        'For example: <reasoning>I have to find the capital of France.</reasoning><tool>{"name": "search", "args": '
+        '{"query": "capital of France"}}</tool>, and after the passages <reasoning>They name it.</reasoning>'
+        "<answer>Paris</answer>."
+    ),
+}
+"""What the prompt explains, for each text format the model may speak (verl's ``multi_turn.format``)."""
+DEFAULT_SYSTEM_PROMPT = SYSTEM_PROMPTS["hermes"]
 
 
 def make_row(

@@ -1,7 +1,9 @@
 """verl's tool agent loop, plus a record of turns and turn rewards on the tokens that earned them.
 
 ``mtgrpo_tool_agent`` generates exactly what verl's ``tool_agent`` generates (tokens, masks, log-probs):
-every override calls verl's own method and only looks at what it did. What it adds:
+every override calls verl's own method and only looks at what it did. (In the formats of
+:mod:`~verl_mtgrpo.integration.tool_parsers`, which verl does not have, turns are cut at their closing tag.)
+What it adds:
 
 - ``extra_fields["transcript"]``: the rollout's :class:`~verl_mtgrpo.rewards.Transcript` as a dict, which
   verl hands to the reward manager;
@@ -21,8 +23,10 @@ import torch
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.tool_agent_loop import AgentData, AgentState, ToolAgentLoop
 from verl.experimental.agent_loop.tool_parser import FunctionCall
+from verl.utils.tokenizer.continuous_token import MergeResult
 
-from verl_mtgrpo.errors import RetrievalError, TranscriptError
+from verl_mtgrpo.errors import ConfigError, RetrievalError, TranscriptError
+from verl_mtgrpo.integration.tool_parsers import CUT_FORMATS, CuttingServer
 from verl_mtgrpo.rewards import TRANSCRIPT, TURN_REWARDS, Document, ToolCall, Transcript, Turn
 
 _RECORD = "_mtgrpo_record"
@@ -61,6 +65,41 @@ class TurnAgentLoopOutput(AgentLoopOutput):
 @register("mtgrpo_tool_agent")
 class TurnToolAgentLoop(ToolAgentLoop):
     """verl's ``tool_agent`` with a transcript; see the module docstring."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cut_format = CUT_FORMATS.get(self.tool_parser_name)
+        if self.cut_format:
+            self.server_manager = CuttingServer(
+                self.server_manager,
+                self.cut_format,
+                self.tokenizer.decode,
+                stop=knows_stop_strings(self.rollout_config),
+            )
+
+    async def ct_build_initial_tokens(self, messages: list[dict], tools: Any = None, **kwargs: Any) -> list[int]:
+        """verl's, but our formats explain themselves in the prompt: no tool schemas, which name other tags."""
+        return await super().ct_build_initial_tokens(messages, tools=None if self.cut_format else tools, **kwargs)
+
+    async def ct_merge_context_msg(
+        self,
+        previous_messages: list[dict],
+        updated_messages: list[dict],
+        runtime_token_ids: list[int],
+        response_mask: list[int],
+        response_logprobs: list[float] | None = None,
+        tools: Any = None,
+    ) -> Any:
+        """verl's; a turn that was cut at its closing tag first gets the end token that chats have there (mask 0)."""
+        ids, mask, log_probs = runtime_token_ids, response_mask, response_logprobs
+        if self.cut_format:
+            tools = None  # the prompt was built without
+            if ids[-1] != self.tokenizer.eos_token_id:
+                ids, mask = [*ids, self.tokenizer.eos_token_id], [*mask, 0]
+                log_probs = None if log_probs is None else [*log_probs, 0.0]
+        return await super().ct_merge_context_msg(
+            previous_messages, updated_messages, ids, mask, log_probs, tools=tools
+        )
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
         """Run one rollout as verl's loop does, then attach its transcript."""
@@ -132,6 +171,9 @@ class TurnToolAgentLoop(ToolAgentLoop):
             documents=tuple(Document(**document) for document in info.get("documents", ())),
             latency_s=float(info.get("latency_s", time.perf_counter() - start)),
         )
+        if self.cut_format:  # the model reads results in the tags of its format; the transcript keeps the bare text
+            tag = self.cut_format.result
+            response = response.model_copy(update={"text": f"<{tag}>{response.text or ''}</{tag}>"})
         return response, reward, info
 
     def _error_kind(self, call: FunctionCall, text: str, info: dict[str, Any], agent_data: AgentData) -> str | None:
@@ -162,6 +204,52 @@ class TurnToolAgentLoop(ToolAgentLoop):
         # Kept with the rollout, not on self: one loop object may run several rollouts. It goes in after
         # the first generation, because verl takes "extra_fields is empty" as "nothing generated yet".
         return agent_data.extra_fields.setdefault(_RECORD, _Record())
+
+
+@register("mtgrpo_raw_agent")
+class RawContinuationAgentLoop(TurnToolAgentLoop):
+    """Observations as plain text in one long assistant message, without chat roles, as Search-R1 does.
+
+    After a call the model reads ``\\n\\n<information>…</information>\\n\\n`` (the result tag of its format) and
+    goes on; these tokens are not trained on. For base models, and for the paper's v2 set-up.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.cut_format:
+            raise ConfigError(
+                f"mtgrpo_raw_agent needs a format with closing tags ({', '.join(CUT_FORMATS)}), but "
+                f"actor_rollout_ref.rollout.multi_turn.format={self.tool_parser_name}"
+            )
+
+    async def ct_merge_context_msg(
+        self,
+        previous_messages: list[dict],
+        updated_messages: list[dict],
+        runtime_token_ids: list[int],
+        response_mask: list[int],
+        response_logprobs: list[float] | None = None,
+        tools: list[dict] | None = None,
+    ) -> Any:
+        """Append the new messages' text as it is, mask and log-prob 0."""
+        new = updated_messages[len(previous_messages) :]
+        text = "\n\n" + "\n".join(message["content"] for message in new) + "\n\n"
+        ids = await self.loop.run_in_executor(None, lambda: self.tokenizer.encode(text, add_special_tokens=False))
+        merged = MergeResult(
+            token_ids=[*runtime_token_ids, *ids],
+            inserted_token_ids=[],
+            appended_token_count=len(ids),
+            removed_prefix_token_count=0,
+            kind="context",
+        )
+        return merged, *self.continuous_token_builder.align_response_metadata(merged, response_mask, response_logprobs)
+
+
+def knows_stop_strings(rollout_config: Any) -> bool:
+    """True if the rollout engine can stop at a string: it needs a tokenizer for that."""
+    if rollout_config.name in ("vllm", "hf_cpu"):
+        return True
+    return rollout_config.name == "sglang" and not rollout_config.skip_tokenizer_init
 
 
 def turn_spans(response_mask: list[int]) -> list[tuple[int, int]]:

@@ -33,7 +33,7 @@ def check_run(config: Any) -> None:
             f"actor_rollout_ref.rollout.n={rollout.n}; set it to 2 or more (the paper uses 21)"
         )
     loop = rollout.agent.default_agent_loop
-    if loop != "mtgrpo_tool_agent":
+    if loop not in ("mtgrpo_tool_agent", "mtgrpo_raw_agent"):
         raise ConfigError(
             f"reward.reward_manager.name=mtgrpo needs the turns that mtgrpo_tool_agent records, but "
             f"actor_rollout_ref.rollout.agent.default_agent_loop={loop}; set it to mtgrpo_tool_agent"
