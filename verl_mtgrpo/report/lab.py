@@ -79,7 +79,7 @@ def lab_figure(results: Results) -> Figure:
         _dress(panels[0][column], panels[1][column], process, sizes)
     panels[0][0].set_ylabel("direction bias")
     panels[1][0].set_ylabel("noise (variance / |g*|²)")
-    panels[1][0].legend(fontsize=6)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8, handlelength=4)
     return figure
 
 
