@@ -7,7 +7,8 @@ import itertools
 import pytest
 import torch
 
-from verl_mtgrpo.credit import runs
+from tests.credit.batches import random_batch
+from verl_mtgrpo.credit import ESTIMATORS, runs
 
 
 def mask_of(seed: int, rows: int = 7, length: int = 11) -> torch.Tensor:
@@ -57,11 +58,19 @@ def test_sums_and_repeats_are_the_same_on_a_device(seed, monkeypatch):
     assert torch.equal(runs.repeat_runs(sums, start_R, (7, 11)), spread)
 
 
-def test_one_trip_to_the_host(monkeypatch):
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("seed", range(3))
+def test_on_a_device_every_estimator_gives_the_same_with_one_trip_to_the_host(name, seed, monkeypatch):
+    batch = random_batch(seed)
+    expected = ESTIMATORS[name](batch.rewards, batch.mask, batch.index)
     trips = []
-    original = torch.Tensor.tolist
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: trips.append(self) or original(self))
-    for name in ("item", "__int__", "__bool__", "__float__", "nonzero"):
-        monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("synchronises"))
-    runs._find_on_device(mask_of(0))
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)  # the form that runs on a GPU
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: trips.append(self) or tolist(self))
+    for synchronises in ("item", "__int__", "__bool__", "__float__", "__index__", "nonzero", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, synchronises, lambda *_, what=synchronises: pytest.fail(what))
+    result = ESTIMATORS[name](batch.rewards, batch.mask, batch.index)
+    monkeypatch.undo()
     assert len(trips) == 1
+    for got, wanted in zip(result, expected, strict=True):
+        assert torch.allclose(got, wanted, atol=1e-5)
