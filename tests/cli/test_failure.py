@@ -69,6 +69,27 @@ def test_a_silent_kill_is_named(tmp_path: Path) -> None:
     assert "ended by signal 9" in report and "memory" in report and "its log is empty" in report
 
 
+def test_an_error_of_this_package_in_a_worker_comes_first(tmp_path: Path) -> None:
+    """As when a reward worker refuses its settings: verl goes on, and fails later for lack of rollouts."""
+    script = """
+import sys, traceback
+from verl_mtgrpo.errors import ConfigError
+try:
+    raise ConfigError("rollout.n is 1; set it to 2 or more")
+except ConfigError:
+    for line in traceback.format_exc().splitlines():
+        print("\x1b[36m(RewardLoopWorker pid=7)\x1b[0m " + line)
+print("routine " * 100_000)
+raise ValueError("Received an empty list as keys.")
+"""
+    _, log = _output_of(script, tmp_path)
+    assert failure_report(1, log).splitlines()[1:4] == [
+        "  verl_mtgrpo.errors.ConfigError: rollout.n is 1; set it to 2 or more",
+        "  and at the end:",
+        "  ValueError: Received an empty list as keys.",
+    ]
+
+
 @pytest.mark.verl
 def test_the_cause_inside_a_ray_actor_is_found(tmp_path: Path) -> None:
     script = """

@@ -18,6 +18,7 @@ from verl.experimental.reward_loop.reward_manager.registry import get_reward_man
 
 import verl_mtgrpo.config
 from verl_mtgrpo.credit import ESTIMATORS
+from verl_mtgrpo.data.policy import build_tokenizer
 from verl_mtgrpo.errors import ConfigError, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.integration.sampler import rollout_metrics
@@ -48,9 +49,12 @@ def config(*overrides: str):
         )
 
 
-def manager(*overrides: str):
+def manager(*overrides: str, template: str | None = "{{ messages }}"):
+    tokenizer = build_tokenizer(["a b c"], [])
+    tokenizer.chat_template = template
+
     async def make():
-        return get_reward_manager_cls("mtgrpo")(config(*overrides), tokenizer=None, compute_score=None)
+        return get_reward_manager_cls("mtgrpo")(config(*overrides), tokenizer=tokenizer, compute_score=None)
 
     return asyncio.run(make())
 
@@ -157,6 +161,11 @@ def test_a_rollout_of_another_agent_loop_is_an_error(extra_fields):
 def test_settings_that_do_not_fit_stop_the_run_before_the_first_rollout(override, message):
     with pytest.raises(ConfigError, match=message):
         manager(override)
+
+
+def test_a_model_without_chat_template_stops_the_run_before_the_first_rollout():
+    with pytest.raises(ConfigError, match=r"no chat template, .*actor_rollout_ref.model.custom_chat_template"):
+        manager(template=None)
 
 
 def test_colocated_reward_models_are_refused():

@@ -10,6 +10,7 @@ from verl_mtgrpo.errors import MTGRPOError
 
 # Enough for the final tracebacks of the driver and all workers; logs of long runs are far larger.
 _TAIL_BYTES = 400_000
+_HEAD_BYTES = 2_000_000
 _MESSAGE_LINES = 12
 _TAIL_LINES = 8
 
@@ -42,21 +43,40 @@ def failure_report(code: int, log: Path) -> str:
     how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
     if code == -9:
         how += " (the system kills a process like this when memory runs out)"
-    cause = root_error(_tail(log))
+    cause = root_error(_tail(log), start=_head(log))
     lines = "\n".join(f"  {line}" for line in cause)
     return f"training {how}; the last thing it said:\n{lines}\n  full log: {log}"
 
 
-def root_error(text: str) -> list[str]:
+def root_error(text: str, *, start: str = "") -> list[str]:
     """The lines of the exception that ended a run, or the last lines of the log if there is none.
 
     The driver's own traceback decides, because Ray repeats in it what a worker died of; exceptions that
-    only workers printed count if the driver says nothing.
+    only workers printed count if the driver says nothing. But verl may go on for a while after a reward worker
+    refused its settings, and then fail for lack of rollouts: so an error of this package, whose message says
+    what to do, comes first wherever it was printed.
+
+    Args:
+        text: The log, or its end.
+        start: Its beginning, if ``text`` is only the end: settings are refused there.
     """
-    lines = [_ANSI.sub("", line).rstrip() for line in text.splitlines()]
+    lines = _lines(text)
     driver = [line for line in lines if not _WORKER_PREFIX.match(line)]
     everyone = [_WORKER_PREFIX.sub("", line) for line in lines]
-    return _last_exception(driver) or _last_exception(everyone) or _last_lines(driver or everyone)
+    last = _last_exception(driver) or _last_exception(everyone) or _last_lines(driver or everyone)
+    ours = _first_of_ours([_WORKER_PREFIX.sub("", line) for line in _lines(start)] + everyone)
+    return last if not ours or ours[0] in last else [*ours, "and at the end:", *last]
+
+
+def _lines(text: str) -> list[str]:
+    return [_ANSI.sub("", line).rstrip() for line in text.splitlines()]
+
+
+def _first_of_ours(lines: Sequence[str]) -> list[str]:
+    for position, line in enumerate(lines):
+        if line.startswith("verl_mtgrpo.errors."):
+            return _message_at(lines, position)
+    return []
 
 
 def _last_exception(lines: Sequence[str]) -> list[str]:
@@ -93,6 +113,11 @@ def _message_at(lines: Sequence[str], position: int) -> list[str]:
 def _last_lines(lines: Sequence[str]) -> list[str]:
     said = [line for line in lines if line.strip() and not line.startswith(_ENDS_MESSAGE)]
     return said[-_TAIL_LINES:] or ["(nothing: its log is empty)"]
+
+
+def _head(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES).decode("utf-8", errors="replace")
 
 
 def _tail(path: Path) -> str:

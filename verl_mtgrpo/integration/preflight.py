@@ -47,6 +47,16 @@ def check_run(config: Any) -> None:
         )
 
 
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise ``ConfigError`` if prompts cannot be rendered with this tokenizer."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ConfigError(
+            f"the tokenizer of {getattr(tokenizer, 'name_or_path', None) or 'this model'} has no chat template, so "
+            "prompts and tool results cannot be rendered; use an instruct model, or give a Jinja template by "
+            "actor_rollout_ref.model.custom_chat_template"
+        )
+
+
 def _check_estimator(estimator: str, algorithm: Any) -> None:
     if estimator in ESTIMATORS:
         estimator_settings(estimator, algorithm)

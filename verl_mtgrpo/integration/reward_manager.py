@@ -20,7 +20,7 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.utils.reward_score import default_compute_score
 
 from verl_mtgrpo.errors import ConfigError, TranscriptError
-from verl_mtgrpo.integration.preflight import check_run
+from verl_mtgrpo.integration.preflight import check_run, check_tokenizer
 from verl_mtgrpo.integration.settings import turn_reward_settings
 from verl_mtgrpo.rewards import TRANSCRIPT, TURN_REWARDS, Transcript, TurnRewards, load_preset, pay
 
@@ -33,6 +33,7 @@ class TurnRewardManager(RewardManagerBase):
         """Read and check the settings; runs once per reward worker, before the first rollout."""
         super().__init__(config, tokenizer, compute_score)
         check_run(config)
+        check_tokenizer(tokenizer)
         self.settings = turn_reward_settings(config.reward)
         self.reward_function = load_preset(self.settings.preset)
 
