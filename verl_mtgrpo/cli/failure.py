@@ -73,10 +73,8 @@ def _lines(text: str) -> list[str]:
 
 
 def _first_of_ours(lines: Sequence[str]) -> list[str]:
-    for position, line in enumerate(lines):
-        if line.startswith("verl_mtgrpo.errors."):
-            return _message_at(lines, position)
-    return []
+    """One line: what follows it may be another worker's."""
+    return next(([line] for line in lines if line.startswith("verl_mtgrpo.errors.")), [])
 
 
 def _last_exception(lines: Sequence[str]) -> list[str]:
