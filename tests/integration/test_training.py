@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -27,36 +28,76 @@ TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {"typ
 ROLLOUTS, QUESTIONS = 8, 4
 
 
+@dataclass(frozen=True)
+class Speech:
+    """How the policy of a test speaks: verl's format and agent loop, and the texts of a turn."""
+
+    format: str
+    loop: str
+    call: str
+    answer: str
+    result: str
+    raw: bool = False
+
+
+XML_CALL = '<tool>{"name": "search", "args": {"query": "' + QUERY + '"}}</tool>'
+HERMES = Speech("hermes", "mtgrpo_tool_agent", search_call(QUERY), "<answer>{}</answer>", "{}")
+SEARCH_R1 = Speech(
+    "search_r1",
+    "mtgrpo_raw_agent",
+    f"<think>so</think><search>{QUERY}</search>",
+    "<think>so</think><answer>{}</answer>",
+    "\n\n<information>{}</information>\n\n",
+    raw=True,
+)
+XML = Speech(
+    "mtgrpo_xml",
+    "mtgrpo_tool_agent",
+    f"<reasoning>so</reasoning>{XML_CALL}",
+    "<reasoning>so</reasoning><answer>{}</answer>",
+    "<result>{}</result>",
+)
+
+
 class TwoHabits:
     """Half of the demonstrations search and read, half guess, right or wrong."""
 
-    def __init__(self) -> None:
+    def __init__(self, speech: Speech) -> None:
+        self.speech = speech
         self.rng = random.Random(0)
 
     def drill(self) -> Demonstration:
+        speech = self.speech
         question = {"role": "user", "content": QUESTION}
-        answer = {"role": "assistant", "content": f"<answer>{self.rng.choice(['Oslo', 'Rome'])}</answer>"}
+        answer = speech.answer.format(self.rng.choice(["Oslo", "Rome"]))
         if self.rng.random() < 0.5:
-            return Demonstration((question, answer), RENAME_NONE)
-        call = {"role": "assistant", "content": search_call(QUERY)}
-        result = {"role": "tool", "content": render_passages([PASSAGE], template=TEMPLATE)}
-        return Demonstration((question, call, result, answer), RENAME_NONE)
+            return Demonstration((question, {"role": "assistant", "content": answer}), RENAME_NONE)
+        result = speech.result.format(render_passages([PASSAGE], template=TEMPLATE))
+        if speech.raw:
+            whole = {"role": "assistant", "content": speech.call + result + answer}
+            return Demonstration((question, whole), RENAME_NONE)
+        call, last = ({"role": "assistant", "content": text} for text in (speech.call, answer))
+        return Demonstration((question, call, {"role": "tool", "content": result}, last), RENAME_NONE)
 
 
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("assets")
+    return make_assets(tmp_path_factory.mktemp("assets"), HERMES)
+
+
+def make_assets(folder: Path, speech: Speech) -> Path:
     BM25Index.build([PASSAGE], folder / "index", source="test")
     row = {"data_source": "toy", "split": "train", "system_prompt": None}
     rows = [make_row(QUESTION, ["Oslo"], index=n, id=str(n), **row) for n in range(2 * QUESTIONS)]
     write_parquet(rows, folder / "train.parquet")
     write_parquet(rows[:QUESTIONS], folder / "val.parquet")
-    tokenizer = build_tokenizer([QUESTION, QUERY, PASSAGE.text, PASSAGE.title, TEMPLATE, "Rome"], [])
+    spoken = [speech.call, speech.answer, speech.result]
+    tokenizer = build_tokenizer([QUESTION, QUERY, PASSAGE.text, PASSAGE.title, TEMPLATE, "Rome", *spoken], [])
     model = build_model(tokenizer, seed=0)
     settings = WarmupSettings(drill_steps=80, habit_steps=0, warmup_steps=10)
     with torch_threads():
         maker = SampleMaker(tokenizer, World((), (), (), ()), TOOLS)
-        warm_up(model, maker, TwoHabits(), habits=Habits(), settings=settings, seed=0)
+        warm_up(model, maker, TwoHabits(speech), habits=Habits(), settings=settings, seed=0)
     save_policy(model, tokenizer, folder / "policy")
     return folder
 
@@ -136,6 +177,31 @@ def assert_validation_dump_has_the_credit_of_each_turn(dump: Path) -> None:
     used = mask[:, 2] == 1
     turn_credit = advantages[used, 0] - advantages[used, 2]  # A_1 - A_2 = Â^T
     assert (turn_credit[torch.tensor(hits)] > 0).all()
+
+
+@pytest.mark.verl
+@pytest.mark.parametrize(("speech", "preset"), [(SEARCH_R1, "paper_v2"), (XML, "paper_v1")], ids=["search_r1", "xml"])
+def test_two_steps_in_another_format(speech: Speech, preset: str, tmp_path: Path):
+    assets = make_assets(tmp_path / "assets", speech)
+    rollout = "actor_rollout_ref.rollout"
+    settings = [f"{rollout}.multi_turn.format={speech.format}", f"{rollout}.agent.default_agent_loop={speech.loop}"]
+    result = run(assets, tmp_path, *settings, f"reward.turn.preset={preset}", preset="turn_rloo")
+    assert result.returncode == 0, result.tail()
+    assert set(result.steps) == {1, 2}
+    for step in result.steps.values():
+        assert 0 < step["turn/2/rollouts"] < QUESTIONS * ROLLOUTS, "both habits occur"
+        assert step["tool/used"] > 0
+        paid = step["turn/1/reward"] + step["turn/2/reward"] * step["turn/2/rollouts"] / step["turn/1/rollouts"]
+        assert step["critic/score/mean"] == pytest.approx(paid, abs=1e-4)
+        assert step["critic/advantages/max"] > 0 > step["critic/advantages/min"]
+        assert step["training/rollout_probs_diff_max"] < 1e-3
+    rows = [json.loads(line) for line in (tmp_path / "val" / "2.jsonl").read_text().splitlines()]
+    searched = [json.loads(row["transcript"])["turns"] for row in rows if row["turn/count"] == 2]
+    assert searched
+    for first, _ in searched:
+        assert first["text"].endswith(speech.call[-9:]), "cut behind the closing tag"
+        (call,) = first["tool_calls"]
+        assert not call["result"].startswith("<"), "the tags belong to the format"
 
 
 @pytest.mark.verl
