@@ -21,7 +21,7 @@ from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.data.policy import build_tokenizer
 from verl_mtgrpo.errors import ConfigError, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run
-from verl_mtgrpo.integration.sampler import rollout_metrics
+from verl_mtgrpo.integration.sampler import _with_settings, rollout_metrics
 from verl_mtgrpo.integration.settings import estimator_settings
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
 
@@ -155,12 +155,34 @@ def test_a_rollout_of_another_agent_loop_is_an_error(extra_fields):
         ("reward.turn.preset=paper_v7", "reward.turn.preset is 'paper_v7', expected one of"),
         ("algorithm.adv_estimator=grpo", "grpo is verl's own and does not read algorithm.turn"),
         ("algorithm.adv_estimator=turn_rloo", r"of turn_rloo has unknown keys \['missing_turn', 'turn_coef'\]"),
-        ("+algorithm.filter_groups={enable: True, metric: acc}", "does nothing with a custom sampler"),
     ],
 )
 def test_settings_that_do_not_fit_stop_the_run_before_the_first_rollout(override, message):
     with pytest.raises(ConfigError, match=message):
         manager(override)
+
+
+def test_group_filtering_reaches_the_sampler_through_the_config_groups():
+    filtering = ["algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=outcome/em"]
+    run = config(*filtering)
+    check_run(run)
+    settings = _with_settings({"sampler_kwargs": run.trainer.v1.sampler.sampler_kwargs, "trainer_mode": "sync"})
+    del settings["sampler_kwargs"]
+    assert settings == {
+        "trainer_mode": "sync",
+        "poll_interval": 0.2,
+        "filter_groups_metric": "outcome/em",
+        "train_batch_size": run.data.train_batch_size,
+        "gen_batch_size": 1,
+        "max_inflight_gen_batches": 1,
+        "sync_refill_failed_groups": False,
+    }
+    assert _with_settings({"sampler_kwargs": config().trainer.v1.sampler.sampler_kwargs})["poll_interval"] == 0.2
+    with pytest.raises(ConfigError, match="does nothing here: verl tells custom samplers nothing"):
+        check_run(config(*filtering, "trainer.v1.sampler.sampler_kwargs.filter_groups=null"))
+    nameless = config(filtering[0], "algorithm.filter_groups.metric=null").trainer.v1.sampler.sampler_kwargs
+    with pytest.raises(ConfigError, match=r"needs algorithm.filter_groups.metric"):
+        _with_settings({"sampler_kwargs": nameless})
 
 
 def test_a_model_without_chat_template_stops_the_run_before_the_first_rollout():

@@ -185,12 +185,16 @@ def test_two_steps_in_another_format(speech: Speech, preset: str, tmp_path: Path
     assets = make_assets(tmp_path / "assets", speech)
     rollout = "actor_rollout_ref.rollout"
     settings = [f"{rollout}.multi_turn.format={speech.format}", f"{rollout}.agent.default_agent_loop={speech.loop}"]
+    # Groups that are all right or all wrong are left out and replaced, as verl does.
+    settings += ["algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=outcome/em"]
+    settings += ["trainer.total_epochs=20"]
     result = run(assets, tmp_path, *settings, f"reward.turn.preset={preset}", preset="turn_rloo")
     assert result.returncode == 0, result.tail()
     assert set(result.steps) == {1, 2}
     for step in result.steps.values():
         assert 0 < step["turn/2/rollouts"] < QUESTIONS * ROLLOUTS, "both habits occur"
         assert step["tool/used"] > 0
+        assert 0 < step["outcome/em"] < 1
         paid = step["turn/1/reward"] + step["turn/2/reward"] * step["turn/2/rollouts"] / step["turn/1/rollouts"]
         assert step["critic/score/mean"] == pytest.approx(paid, abs=1e-4)
         assert step["critic/advantages/max"] > 0 > step["critic/advantages/min"]

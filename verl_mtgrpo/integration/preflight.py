@@ -40,10 +40,12 @@ def check_run(config: Any) -> None:
         )
     sampler = OmegaConf.select(config, "trainer.v1.sampler.custom_sampler.path") or ""
     filtering = OmegaConf.select(config, "algorithm.filter_groups.enable")
-    if filtering and sampler.endswith("verl_mtgrpo.integration.sampler"):
+    told = OmegaConf.select(config, "trainer.v1.sampler.sampler_kwargs.filter_groups")
+    if filtering and sampler.endswith("verl_mtgrpo.integration.sampler") and told is None:
         raise ConfigError(
-            "algorithm.filter_groups does nothing with a custom sampler (verl passes it no filter settings); set "
-            "trainer.v1.sampler.custom_sampler.path=null, which gives up our training metrics, or switch it off"
+            "algorithm.filter_groups does nothing here: verl tells custom samplers nothing of it. Take the config "
+            "group +mtgrpo=..., or set +trainer.v1.sampler.sampler_kwargs.filter_groups='${algorithm.filter_groups}' and "
+            "+trainer.v1.sampler.sampler_kwargs.train_batch_size='${data.train_batch_size}'"
         )
 
 

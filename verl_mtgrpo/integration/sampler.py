@@ -6,6 +6,9 @@ that sees every training batch and returns metrics, so these subclasses add ours
     trainer.v1.sampler.custom_sampler.path=pkg://verl_mtgrpo.integration.sampler
     trainer.v1.sampler.custom_sampler.name=TurnReplayBuffer        (async trainers: TurnReplayBufferAsync)
     +trainer.v1.sampler.sampler_kwargs.poll_interval=0.05          (seconds; verl's default is 2)
+
+verl hands its settings for group filtering to its own samplers only. Ours read them from ``sampler_kwargs``,
+where the config groups of this package put references to them, so ``algorithm.filter_groups`` works as ever.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
+from verl_mtgrpo.errors import ConfigError
+
 
 class _TurnMetrics:
     """What both samplers add to verl's; comes before it among the base classes."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **_with_poll_interval(kwargs))
+        super().__init__(*args, **_with_settings(kwargs))
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
         """As verl's, with :func:`rollout_metrics` of a training batch among the metrics."""
@@ -68,6 +73,24 @@ def _training_metrics(batch: KVBatchMeta) -> dict[str, float]:
     return rollout_metrics(info for info in infos if info)
 
 
-def _with_poll_interval(kwargs: dict[str, Any]) -> dict[str, Any]:
-    interval = (kwargs.get("sampler_kwargs") or {}).get("poll_interval")
-    return kwargs if interval is None else {**kwargs, "poll_interval": float(interval)}
+def _with_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The constructor arguments that verl gives to its own samplers but not to custom ones, as it works them out."""
+    own = kwargs.get("sampler_kwargs") or {}
+    more: dict[str, Any] = {}
+    if own.get("poll_interval") is not None:
+        more["poll_interval"] = float(own["poll_interval"])
+    filtering = own.get("filter_groups") or {}
+    refill = bool(own.get("sync_refill_failed_groups"))
+    if filtering.get("enable") or refill:
+        more["sync_refill_failed_groups"] = refill
+        more["train_batch_size"] = own["train_batch_size"]
+        more["gen_batch_size"] = 1
+    if filtering.get("enable"):
+        if not filtering.get("metric"):
+            raise ConfigError(
+                "algorithm.filter_groups.enable=True needs algorithm.filter_groups.metric: reward, or a name that the "
+                "reward gives for every rollout, such as outcome/em"
+            )
+        more["filter_groups_metric"] = str(filtering["metric"])
+        more["max_inflight_gen_batches"] = filtering.get("max_inflight_gen_batches") or 1
+    return {**kwargs, **more}
