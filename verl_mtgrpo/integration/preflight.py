@@ -44,8 +44,8 @@ def check_run(config: Any) -> None:
     if filtering and sampler.endswith("verl_mtgrpo.integration.sampler") and told is None:
         raise ConfigError(
             "algorithm.filter_groups does nothing here: verl tells custom samplers nothing of it. Take the config "
-            "group +mtgrpo=..., or set +trainer.v1.sampler.sampler_kwargs.filter_groups='${algorithm.filter_groups}' and "
-            "+trainer.v1.sampler.sampler_kwargs.train_batch_size='${data.train_batch_size}'"
+            "group +mtgrpo=..., or set under trainer.v1.sampler.sampler_kwargs: "
+            "+filter_groups='${algorithm.filter_groups}' and +train_batch_size='${data.train_batch_size}'"
         )
 
 
