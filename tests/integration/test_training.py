@@ -140,7 +140,8 @@ def test_two_steps_of_mt_grpo_with_real_tool_calls(assets: Path, tmp_path: Path)
     for step in result.steps.values():
         assert step["turn/1/rollouts"] == QUESTIONS * ROLLOUTS
         assert 0 < step["turn/2/rollouts"] < QUESTIONS * ROLLOUTS, "both habits occur"
-        assert step["tool/used"] == pytest.approx(step["turn/2/rollouts"] / (QUESTIONS * ROLLOUTS))
+        # A sampled call may come out garbled and fail: then there is a second turn, but no tool was used.
+        assert 0 < step["tool/used"] <= step["turn/2/rollouts"] / (QUESTIONS * ROLLOUTS) + 1e-6
         # What verl's trainer summed up from rm_scores is what the reward manager paid, turn by turn.
         paid = step["turn/1/reward"] + step["turn/2/reward"] * step["turn/2/rollouts"] / step["turn/1/rollouts"]
         assert step["critic/score/mean"] == pytest.approx(paid, abs=1e-4)
@@ -159,11 +160,12 @@ def assert_validation_dump_has_the_credit_of_each_turn(dump: Path) -> None:
     hits = []
     for row in searched:
         # The policy is sampled: a turn may come out garbled, so what is paid is worked out from what it did.
-        (call,) = json.loads(row["transcript"])["turns"][0]["tool_calls"]
-        hits.append("Oslo" in call["result"])
-        assert [document["id"] for document in call["documents"]] == ["1"] * hits[-1]
+        calls = json.loads(row["transcript"])["turns"][0]["tool_calls"]
+        hits.append(any("Oslo" in call["result"] for call in calls if call["ok"]))
+        assert hits[-1] == any(document["id"] == "1" for call in calls for document in call["documents"])
         first, last = json.loads(row["turn_rewards"])
-        assert first == pytest.approx(0.7 if hits[-1] else 0.2), "executed 0.2 and hit 0.5"
+        executed = sum(call["ok"] for call in calls) / len(calls)
+        assert first == pytest.approx(0.2 * executed + 0.5 * hits[-1])
         answered = 1.5 if row["outcome/em"] else 0.5 if row["outcome/contains"] else 0.0
         assert last == pytest.approx(answered + 0.2 * row["outcome/format"])
     assert any(hits)
@@ -203,7 +205,8 @@ def test_two_steps_in_another_format(speech: Speech, preset: str, tmp_path: Path
     searched = [json.loads(row["transcript"])["turns"] for row in rows if row["turn/count"] == 2]
     assert searched
     for first, _ in searched:
-        assert first["text"].endswith(speech.call[-9:]), "cut behind the closing tag"
+        closing = speech.call[speech.call.rfind("</") :]
+        assert first["text"].rstrip().endswith(closing), "cut behind the closing tag"
         (call,) = first["tool_calls"]
         assert not call["result"].startswith("<"), "the tags belong to the format"
 

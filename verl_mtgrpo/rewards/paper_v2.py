@@ -18,6 +18,7 @@ from typing import Any
 
 from verl_mtgrpo.rewards.answers import accepted_answers, contains, exact_match, f1, last_answer
 from verl_mtgrpo.rewards.formats import share_well_formed, text_format
+from verl_mtgrpo.rewards.measures import tool_use
 from verl_mtgrpo.rewards.transcript import Transcript, Turn, TurnRewards
 
 HIT, WELL_FORMED, MALFORMED, PER_SEARCH = 0.3, 0.1, -0.2, -0.1
@@ -49,15 +50,11 @@ def paper_v2(transcript: Transcript, ground_truth: Any) -> TurnRewards:
     answer = last_answer(texts[-1:])
     right = exact_match(answer, accepted)
     well_formed_answer = bool(texts) and rules.well_formed_answer(texts[-1])
-    calls = [call for turn in transcript.turns for call in turn.tool_calls]
-    done = [call for call in calls if call.ok]
     return TurnRewards(
         turns=tuple(turn_rewards),
         outcome=(RIGHT if right else WRONG) if well_formed_answer else MALFORMED_ANSWER,
         components={
-            "tool/calls": float(len(calls)),
-            "tool/used": float(bool(done)),
-            "tool/success": len(done) / len(calls) if calls else None,
+            **tool_use(transcript),
             "tool/hit": float(hits > 0),
             "outcome/em": float(right),
             "outcome/contains": float(contains(answer, accepted)),
