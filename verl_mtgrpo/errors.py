@@ -26,6 +26,10 @@ class TranscriptError(MTGRPOError, ValueError):
     """A rollout does not carry the transcript that rewards are computed from."""
 
 
+class JudgeError(MTGRPOError, RuntimeError):
+    """The model that judges rollouts could not be asked, or gave no score."""
+
+
 class RetrievalError(MTGRPOError, RuntimeError):
     """A search could not be carried out (as opposed to: it found nothing)."""
 

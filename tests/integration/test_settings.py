@@ -9,6 +9,7 @@ from verl_mtgrpo.integration.settings import (
     estimator_settings,
     turn_reward_settings,
 )
+from verl_mtgrpo.rewards.judge import JudgeSettings
 
 
 def algorithm(**values):
@@ -80,6 +81,10 @@ def test_a_node_that_is_no_mapping():
 
 def test_reward_settings():
     assert turn_reward_settings(OmegaConf.create({"turn": {"pay": "merged"}})) == TurnRewardSettings(pay="merged")
-    assert turn_reward_settings(None) == TurnRewardSettings("paper_v1", "preset", "turns")
+    assert turn_reward_settings(None) == TurnRewardSettings("paper_v1", "preset", "turns", JudgeSettings())
+    judge = turn_reward_settings({"turn": {"preset": "judge", "judge": {"model": "m", "retries": 2}}}).judge
+    assert judge == JudgeSettings(model="m", retries=2)
+    with pytest.raises(ConfigError, match=r"reward.turn.judge has unknown keys \['modle'\]"):
+        turn_reward_settings({"turn": {"judge": {"modle": "m"}}})
     with pytest.raises(ConfigError, match=r"reward.turn.pay is 'never', expected one of"):
         turn_reward_settings({"turn": {"pay": "never"}})

@@ -21,21 +21,30 @@ from verl.utils.reward_score import default_compute_score
 
 from verl_mtgrpo.errors import ConfigError, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run, check_tokenizer
-from verl_mtgrpo.integration.settings import turn_reward_settings
+from verl_mtgrpo.integration.settings import TurnRewardSettings, turn_reward_settings
 from verl_mtgrpo.rewards import TRANSCRIPT, TURN_REWARDS, Transcript, TurnRewards, load_preset, pay
+from verl_mtgrpo.rewards.judge import Judge
+from verl_mtgrpo.rewards.presets import RewardFunction
 
 
 @register("mtgrpo")
 class TurnRewardManager(RewardManagerBase):
     """``reward.reward_manager.name=mtgrpo``; needs the agent loop ``mtgrpo_tool_agent``."""
 
-    def __init__(self, config: Any, tokenizer: Any, compute_score: Any = None, **_: Any):
+    def __init__(
+        self,
+        config: Any,
+        tokenizer: Any,
+        compute_score: Any = None,
+        reward_router_address: str | None = None,
+        **_: Any,
+    ):
         """Read and check the settings; runs once per reward worker, before the first rollout."""
         super().__init__(config, tokenizer, compute_score)
         check_run(config)
         check_tokenizer(tokenizer)
         self.settings = turn_reward_settings(config.reward)
-        self.reward_function = load_preset(self.settings.preset)
+        self.reward_function = _reward_function(self.settings, reward_router_address)
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """Score one rollout (the last output of it, if the agent loop made several)."""
@@ -103,6 +112,16 @@ class TurnRewardManager(RewardManagerBase):
             "the reward manager mtgrpo cannot pay turn rewards when verl scores after sampling (a colocated reward "
             "model); set reward.reward_model.enable_resource_pool=True or reward.reward_model.enable=False"
         )
+
+
+def _reward_function(settings: TurnRewardSettings, router: str | None) -> RewardFunction:
+    """The preset; the judge is asked at its own endpoint or, without one, at verl's reward-model router."""
+    if settings.preset != "judge":
+        return load_preset(settings.preset)
+    judge = settings.judge
+    if router and not judge.base_url:
+        judge = replace(judge, base_url=f"http://{router}/v1")
+    return Judge(judge)
 
 
 def metrics(transcript: Transcript, rewards: TurnRewards, paid: list[float]) -> dict[str, float | None]:

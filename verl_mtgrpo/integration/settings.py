@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.rewards.judge import JudgeSettings
 
 T = TypeVar("T")
 
@@ -24,13 +25,16 @@ class TurnRewardSettings:
     """``reward.turn``: which rewards are computed and where they are paid."""
 
     preset: str = "paper_v1"
-    """A preset (``paper_v1``, ``paper_v2``) or a function of your own: ``package.module:fn``, ``file.py:fn``."""
+    """A preset (``paper_v1``, ``paper_v2``, ``judge``) or a function of your own: ``package.module:fn`` or
+    ``file.py:fn``."""
     outcome: str = "preset"
     """``preset``: the outcome reward comes from the preset; ``compute_score``: from verl's reward function
     (``reward.custom_reward_function``, or verl's own for the row's ``data_source``)."""
     pay: str = "turns"
     """``turns``: each turn's reward on its last token (MT-GRPO, MT-PPO); ``merged``: their sum with the
     outcome on the last turn (GRPO-MR, PPO-MR); ``outcome``: the outcome only (GRPO-OR, PPO-OR)."""
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
+    """``reward.turn.judge.*``: which judge, if ``preset`` is ``judge``."""
 
 
 PAY = ("turns", "merged", "outcome")
@@ -79,7 +83,10 @@ def _child(node: Any, key: str) -> Any:
 
 
 def _read(cls: type[T], node: Any, where: str) -> T:
-    known = {field.name: field.default for field in fields(cls)}  # type: ignore[arg-type]
+    known = {
+        one.name: one.default if one.default is not MISSING else one.default_factory()  # type: ignore[misc]
+        for one in fields(cls)  # type: ignore[arg-type]
+    }
     return cls(**_read_values(known, node, where))
 
 
@@ -99,6 +106,8 @@ def _read_values(known: Mapping[str, Any], node: Any, where: str) -> dict[str, A
 
 def _as_type(value: Any, default: Any, where: str) -> Any:
     """Numbers may come as strings or ints from a command line; anything else must be of the default's type."""
+    if is_dataclass(default):
+        return _read(type(default), value, where)
     if isinstance(default, float) and not isinstance(value, bool):
         try:
             return float(value)
