@@ -30,6 +30,10 @@ class JudgeError(MTGRPOError, RuntimeError):
     """The model that judges rollouts could not be asked, or gave no score."""
 
 
+class DropRollout(MTGRPOError, RuntimeError):
+    """Raised by a reward function that cannot score a rollout: it is taken out of the update and counted."""
+
+
 class RetrievalError(MTGRPOError, RuntimeError):
     """A search could not be carried out (as opposed to: it found nothing)."""
 

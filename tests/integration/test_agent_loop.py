@@ -214,6 +214,17 @@ def test_each_turns_reward_lies_on_its_last_generated_token(config, tokenizer, t
     assert [output.response_ids[end] for end in ends] == [eos] * 3
 
 
+def test_a_dropped_rollout_has_no_generated_token_left(config, tokenizer, tools):
+    output = scored(run(TurnToolAgentLoop, config, tokenizer, tools, script=[GOOD, "x"]), [0.0, 0.0])
+    kept = output.as_dict()
+    output.extra_fields["reward_extra_info"]["outcome/dropped"] = 1.0
+    dropped = output.as_dict()
+    assert kept["response_mask"].any()
+    assert not dropped["response_mask"].any()
+    assert not dropped["rm_scores"].any()
+    assert torch.equal(dropped["responses"], kept["responses"])
+
+
 def test_everything_else_of_as_dict_is_verls(config, tokenizer, tools):
     theirs = run(ToolAgentLoop, config, tokenizer, tools, script=[GOOD, "x"])
     theirs.reward_score = 1.0

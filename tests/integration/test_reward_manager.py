@@ -92,6 +92,7 @@ def test_where_it_is_paid(how, paid):
 
 
 OWN = """
+from verl_mtgrpo.errors import DropRollout
 from verl_mtgrpo.rewards import TurnRewards
 
 async def later(transcript, ground_truth):
@@ -99,6 +100,9 @@ async def later(transcript, ground_truth):
 
 def wrong(transcript, ground_truth):
     return 1.0
+
+def unable(transcript, ground_truth):
+    raise DropRollout("the judge is on holiday")
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
     assert (data_source, extra_info["id"]) == ("toy", "7")
@@ -123,6 +127,17 @@ def test_an_async_reward_function_of_ones_own(own):
 def test_a_reward_function_that_returns_something_else(own):
     with pytest.raises(TranscriptError, match=r"own.py:wrong returned float, expected .*TurnRewards"):
         score(manager(f"reward.turn.preset='{own}:wrong'"), {"transcript": TRANSCRIPT.to_dict()})
+
+
+def test_a_rollout_that_cannot_be_scored_is_dropped_and_counted(own, caplog):
+    result = score(manager(f"reward.turn.preset='{own}:unable'"), {"transcript": TRANSCRIPT.to_dict()})
+    info = result["reward_extra_info"]
+    assert result["reward_score"] == 0.0
+    assert (info["outcome/dropped"], json.loads(info["turn_rewards"])) == (1.0, [0.0, 0.0])
+    assert not any(name.startswith("turn/") for name in info), "it is in no average"
+    assert "left out of the update: the judge is on holiday" in caplog.text
+    kept = score(manager(), {"transcript": TRANSCRIPT.to_dict()})["reward_extra_info"]
+    assert kept["outcome/dropped"] == 0.0
 
 
 def test_verls_compute_score_as_the_outcome(own):

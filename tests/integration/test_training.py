@@ -181,34 +181,61 @@ def assert_validation_dump_has_the_credit_of_each_turn(dump: Path) -> None:
     assert (turn_credit[torch.tensor(hits)] > 0).all()
 
 
-@pytest.mark.verl
-@pytest.mark.parametrize(("speech", "preset"), [(SEARCH_R1, "paper_v2"), (XML, "paper_v1")], ids=["search_r1", "xml"])
-def test_two_steps_in_another_format(speech: Speech, preset: str, tmp_path: Path):
+def run_format(speech: Speech, tmp_path: Path, *overrides: str) -> TrainingRun:
+    """Two steps of turn_rloo; returns after checking what holds in every format."""
     assets = make_assets(tmp_path / "assets", speech)
     rollout = "actor_rollout_ref.rollout"
     settings = [f"{rollout}.multi_turn.format={speech.format}", f"{rollout}.agent.default_agent_loop={speech.loop}"]
-    # Groups that are all right or all wrong are left out and replaced, as verl does.
-    settings += ["algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=outcome/em"]
-    settings += ["trainer.total_epochs=20"]
-    result = run(assets, tmp_path, *settings, f"reward.turn.preset={preset}", preset="turn_rloo")
+    result = run(assets, tmp_path, *settings, *overrides, preset="turn_rloo")
     assert result.returncode == 0, result.tail()
     assert set(result.steps) == {1, 2}
     for step in result.steps.values():
         assert 0 < step["turn/2/rollouts"] < QUESTIONS * ROLLOUTS, "both habits occur"
         assert step["tool/used"] > 0
-        assert 0 < step["outcome/em"] < 1
         paid = step["turn/1/reward"] + step["turn/2/reward"] * step["turn/2/rollouts"] / step["turn/1/rollouts"]
-        assert step["critic/score/mean"] == pytest.approx(paid, abs=1e-4)
+        # verl's own mean counts a rollout that was left out as 0; ours do not count it.
+        assert step["critic/score/mean"] == pytest.approx(paid * (1 - step["outcome/dropped"]), abs=1e-4)
         assert step["critic/advantages/max"] > 0 > step["critic/advantages/min"]
         assert step["training/rollout_probs_diff_max"] < 1e-3
     rows = [json.loads(line) for line in (tmp_path / "val" / "2.jsonl").read_text().splitlines()]
-    searched = [json.loads(row["transcript"])["turns"] for row in rows if row["turn/count"] == 2]
+    transcripts = [json.loads(row["transcript"])["turns"] for row in rows]
+    searched = [turns for turns in transcripts if len(turns) == 2]
     assert searched
     for first, _ in searched:
         closing = speech.call[speech.call.rfind("</") :]
         assert first["text"].rstrip().endswith(closing), "cut behind the closing tag"
         (call,) = first["tool_calls"]
         assert not call["result"].startswith("<"), "the tags belong to the format"
+    return result
+
+
+@pytest.mark.verl
+def test_search_r1_in_raw_continuation_with_group_filtering(tmp_path: Path):
+    # Groups that are all right or all wrong are left out and replaced, as verl does.
+    filtering = ["algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=outcome/em"]
+    result = run_format(SEARCH_R1, tmp_path, "reward.turn.preset=paper_v2", "trainer.total_epochs=20", *filtering)
+    assert all(0 < step["outcome/em"] < 1 for step in result.steps.values())
+
+
+SOMETIMES = """
+from verl_mtgrpo.errors import DropRollout
+from verl_mtgrpo.rewards import paper_v1
+
+def sometimes(transcript, ground_truth):
+    if "Rome" in transcript.turns[-1].text and len(transcript.turns) == 1:
+        raise DropRollout("no judge for Rome")
+    return paper_v1(transcript, ground_truth)
+"""
+
+
+@pytest.mark.verl
+def test_the_papers_format_with_rollouts_that_cannot_be_scored(tmp_path: Path):
+    (tmp_path / "own.py").write_text(SOMETIMES)
+    result = run_format(XML, tmp_path, f"reward.turn.preset='{tmp_path}/own.py:sometimes'")
+    for step in result.steps.values():
+        assert 0 < step["outcome/dropped"] < 1
+        assert step["turn/1/rollouts"] == pytest.approx(QUESTIONS * ROLLOUTS * (1 - step["outcome/dropped"]))
+    assert "left out of the update: no judge for Rome" in result.log
 
 
 @pytest.mark.verl

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from verl_mtgrpo.errors import ConfigError, JudgeError
+from verl_mtgrpo.errors import ConfigError, DropRollout, JudgeError
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
 from verl_mtgrpo.rewards.judge import Judge, JudgeSettings, prompt_for, read_score
 
@@ -152,6 +152,14 @@ def test_lasting_trouble_is_an_error_that_names_the_endpoint(server: Server, tro
     server.answer = lambda body, n: trouble
     with pytest.raises(JudgeError, match=rf"judge m at {server.url} failed after 2 tries.*OPENAI_API_KEY set"):
         judge(server, retries=1)
+
+
+def test_by_choice_lasting_trouble_drops_the_rollout(server: Server):
+    server.answer = lambda body, n: 500
+    with pytest.raises(DropRollout, match=r"judge m at .* failed"):
+        judge(server, retries=0, on_error="drop")
+    with pytest.raises(ConfigError, match="on_error is 'ignore'"):
+        judge(server, on_error="ignore")
 
 
 def test_a_server_that_is_down(server: Server):

@@ -69,6 +69,12 @@ def test_a_perfect_rollout_earns_the_maxima():
         ([searched(text=CALL + CALL), said("<answer>no</answer>")], [0.7, 0.0], 0.1),
         ([searched(text="<tool_call>{oops</tool_call>"), said("<answer>no</answer>")], [0.7, 0.0], 0.1),
         ([], [], 0.0),
+        # the same search again: executed again, but the hit was paid
+        ([searched(), searched(), said("<answer>?</answer>")], [0.7, 0.2, 0.0], 0.2),
+        # the answer stands in the query only
+        ([searched(CALL.replace("capital", "Paris"), result="no"), said("<answer>?</answer>")], [0.2, 0.0], 0.2),
+        # a turn of 100 kB, with the answer at its end
+        ([said("word " * 20_000 + "<answer>Paris</answer>")], [0.0], 1.7),
     ],
 )
 def test_values(turns, turn_rewards, outcome):
@@ -222,6 +228,12 @@ def xml(*texts, calls=()):
 
 THINK_AND_CALL = '<reasoning>look</reasoning>\n<tool>{"name": "search", "args": {"query": "q"}}</tool>'
 THINK_AND_ANSWER = "<reasoning>found</reasoning>\n<answer>Paris</answer>"
+
+
+def test_other_scripts():
+    turn = searched(result="中国的首都是北京。")
+    rewards = paper_v1(Transcript((turn, said("<answer>北京</answer>")), "answered"), {"target": ["北京"]})
+    assert (rewards.turns[0], rewards.outcome) == (pytest.approx(0.7), pytest.approx(1.7))
 
 
 def test_the_papers_maxima():

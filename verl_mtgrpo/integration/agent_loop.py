@@ -27,7 +27,7 @@ from verl.utils.tokenizer.continuous_token import MergeResult
 
 from verl_mtgrpo.errors import ConfigError, RetrievalError, TranscriptError
 from verl_mtgrpo.integration.tool_parsers import CUT_FORMATS, CuttingServer
-from verl_mtgrpo.rewards import TRANSCRIPT, TURN_REWARDS, Document, ToolCall, Transcript, Turn
+from verl_mtgrpo.rewards import DROPPED, TRANSCRIPT, TURN_REWARDS, Document, ToolCall, Transcript, Turn
 
 _RECORD = "_mtgrpo_record"
 
@@ -49,7 +49,8 @@ class TurnAgentLoopOutput(AgentLoopOutput):
         Raises:
             TranscriptError: there is not exactly one reward per turn of ``response_mask``.
         """
-        rewards = (self.extra_fields.get("reward_extra_info") or {}).get(TURN_REWARDS)
+        info = self.extra_fields.get("reward_extra_info") or {}
+        rewards = info.get(TURN_REWARDS)
         if rewards is None or self.reward_score is None:
             return super().as_dict()
         score, self.reward_score = self.reward_score, None
@@ -59,6 +60,8 @@ class TurnAgentLoopOutput(AgentLoopOutput):
             self.reward_score = score
         output.pop("reward_score", None)
         output["rm_scores"] = place_rewards(json.loads(rewards), self.response_mask)
+        if info.get(DROPPED):  # no generated token is left: it enters no statistic and no loss
+            output["response_mask"] = torch.zeros_like(output["response_mask"])
         return output
 
 

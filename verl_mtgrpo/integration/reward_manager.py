@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,12 +20,14 @@ from verl.experimental.reward_loop.reward_manager import register
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.utils.reward_score import default_compute_score
 
-from verl_mtgrpo.errors import ConfigError, TranscriptError
+from verl_mtgrpo.errors import ConfigError, DropRollout, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run, check_tokenizer
 from verl_mtgrpo.integration.settings import TurnRewardSettings, turn_reward_settings
-from verl_mtgrpo.rewards import TRANSCRIPT, TURN_REWARDS, Transcript, TurnRewards, load_preset, pay
+from verl_mtgrpo.rewards import DROPPED, TRANSCRIPT, TURN_REWARDS, Transcript, TurnRewards, load_preset, pay
 from verl_mtgrpo.rewards.judge import Judge
 from verl_mtgrpo.rewards.presets import RewardFunction
+
+logger = logging.getLogger(__name__)
 
 
 @register("mtgrpo")
@@ -56,12 +59,17 @@ class TurnRewardManager(RewardManagerBase):
                 "mtgrpo_tool_agent: set actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent"
             )
         transcript = Transcript.from_dict(fields[TRANSCRIPT])
-        rewards = await self._rewards(transcript, row)
-        paid = pay(rewards, len(transcript.turns), self.settings.pay)
+        try:
+            rewards = await self._rewards(transcript, row)
+            paid = pay(rewards, len(transcript.turns), self.settings.pay)
+            measured = metrics(transcript, rewards, paid)
+        except DropRollout as reason:
+            logger.warning("a rollout is left out of the update: %s", reason)
+            paid, measured = [0.0] * len(transcript.turns), {DROPPED: 1.0}
         return {
             "reward_score": float(sum(paid)),
             "reward_extra_info": {
-                **metrics(transcript, rewards, paid),
+                **measured,
                 "uid": str(row.get("uid", "")),
                 TURN_REWARDS: json.dumps(paid),
                 TRANSCRIPT: json.dumps(transcript.to_dict(), default=str),
@@ -130,6 +138,7 @@ def metrics(transcript: Transcript, rewards: TurnRewards, paid: list[float]) -> 
         "turn/count": float(len(transcript.turns)),
         **{f"turn/{k}/reward": reward for k, reward in enumerate(paid, start=1)},
         "outcome/reward": rewards.outcome,
+        DROPPED: 0.0,
         "outcome/truncated": float(transcript.end_reason == "response_length"),
         **rewards.components,
     }

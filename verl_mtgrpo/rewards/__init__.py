@@ -4,6 +4,7 @@ from verl_mtgrpo.rewards.paper_v1 import paper_v1
 from verl_mtgrpo.rewards.paper_v2 import paper_v2
 from verl_mtgrpo.rewards.presets import PRESETS, load_preset, pay
 from verl_mtgrpo.rewards.transcript import (
+    DROPPED,
     TRANSCRIPT,
     TURN_REWARDS,
     Document,
@@ -14,6 +15,7 @@ from verl_mtgrpo.rewards.transcript import (
 )
 
 __all__ = [
+    "DROPPED",
     "PRESETS",
     "TRANSCRIPT",
     "TURN_REWARDS",

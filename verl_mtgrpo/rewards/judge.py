@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_mtgrpo.errors import ConfigError, JudgeError
+from verl_mtgrpo.errors import ConfigError, DropRollout, JudgeError
 from verl_mtgrpo.rewards.answers import accepted_answers, contains, f1, last_answer
 from verl_mtgrpo.rewards.measures import tool_use
 from verl_mtgrpo.rewards.transcript import Transcript, Turn, TurnRewards
@@ -62,6 +62,8 @@ class JudgeSettings:
     """Most requests at a time from one reward worker."""
     cache: str = ""
     """SQLite file that remembers scores by what was asked; empty: none."""
+    on_error: str = "raise"
+    """When the judge fails after all tries: ``raise`` stops the run; ``drop`` takes the rollout out of the update."""
 
 
 @dataclass
@@ -83,6 +85,8 @@ class Judge:
                 "reward.turn.preset=judge needs reward.turn.judge.base_url (an OpenAI-compatible endpoint) and "
                 "reward.turn.judge.model"
             )
+        if settings.on_error not in ("raise", "drop"):
+            raise ConfigError(f"reward.turn.judge.on_error is {settings.on_error!r}, expected 'raise' or 'drop'")
         try:
             from openai import AsyncOpenAI
         except ImportError as error:
@@ -101,8 +105,17 @@ class Judge:
         """Score one rollout.
 
         Raises:
-            JudgeError: the judge could not be reached, or gave no score.
+            JudgeError: the judge could not be reached, or gave no score; ``DropRollout`` in its place if the
+                settings say so.
         """
+        try:
+            return await self._judge(transcript, ground_truth)
+        except JudgeError as error:
+            if self.settings.on_error == "drop":
+                raise DropRollout(str(error)) from error
+            raise
+
+    async def _judge(self, transcript: Transcript, ground_truth: Any) -> TurnRewards:
         accepted, usage = accepted_answers(ground_truth), _Usage()
         searching = [k for k, turn in enumerate(transcript.turns) if turn.tool_calls]
         answer = last_answer([turn.text for turn in transcript.turns])

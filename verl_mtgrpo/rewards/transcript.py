@@ -15,6 +15,8 @@ from verl_mtgrpo.errors import TranscriptError
 
 TRANSCRIPT = "transcript"
 """Where a rollout carries its transcript: in verl's ``extra_fields`` as a dict, in dumps as JSON."""
+DROPPED = "outcome/dropped"
+"""Metric and mark of a rollout that no reward could be found for: 1.0 takes it out of the update."""
 TURN_REWARDS = "turn_rewards"
 """Where a rollout carries what each turn was paid: in ``reward_extra_info`` and dumps, a JSON list of K numbers."""
 
