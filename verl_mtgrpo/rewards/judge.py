@@ -63,7 +63,8 @@ class JudgeSettings:
     cache: str = ""
     """SQLite file that remembers scores by what was asked; empty: none."""
     on_error: str = "raise"
-    """When the judge fails after all tries: ``raise`` stops the run; ``drop`` takes the rollout out of the update."""
+    """When the judge fails after all tries: ``raise`` an error, for which verl leaves the whole group out and, if no
+    group is left, stops; ``drop`` takes the one rollout out of the update."""
 
 
 @dataclass
