@@ -110,7 +110,7 @@ def run(assets: Path, folder: Path, *overrides: str, preset: str = "mt_grpo") ->
         f"data.val_files={assets / 'val.parquet'}",
         f"data.train_batch_size={QUESTIONS}",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={QUESTIONS}",
-        "actor_rollout_ref.actor.optim.lr=3e-4",
+        "actor_rollout_ref.actor.optim.lr=1e-5",  # small: both habits are to be there in the second step too
         "data.max_prompt_length=64",
         "data.max_response_length=160",
         f"{rollout}.n={ROLLOUTS}",
@@ -242,5 +242,5 @@ def test_the_papers_format_with_rollouts_that_cannot_be_scored(tmp_path: Path):
 def test_a_wrong_knob_stops_the_run_before_the_first_rollout(assets: Path, tmp_path: Path):
     result = run(assets, tmp_path, "+algorithm.turn.gama=0.9")
     assert result.returncode != 0
-    assert "algorithm.turn has unknown keys ['gama']; known keys and their defaults" in result.log
+    assert "algorithm.turn of mt_grpo has unknown keys ['gama']; known keys and their defaults" in result.log
     assert not result.steps
