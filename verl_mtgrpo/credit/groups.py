@@ -70,7 +70,8 @@ def group_rows(index: Sequence[Hashable] | np.ndarray | Tensor, rows: int, devic
     """Number the groups.
 
     Args:
-        index: One label per row (verl's ``uid``): strings, ints, numpy objects or an integer tensor.
+        index: One label per row (verl's ``uid``): strings, ints, numpy objects or an integer tensor (one on
+            a GPU costs a synchronisation of its own; labels on the host cost none).
         rows: How many labels are expected.
         device: Where the result lives.
 
