@@ -31,7 +31,10 @@ class JudgeError(MTGRPOError, RuntimeError):
 
 
 class DropRollout(MTGRPOError, RuntimeError):
-    """Raised by a reward function that cannot score a rollout: it is taken out of the update and counted."""
+    """Raised by a reward function that cannot score a rollout: it is taken out of the update and counted.
+
+    A batch of which nothing is left stops verl 0.9 ("response_mask must contain at least one valid token").
+    """
 
 
 class RetrievalError(MTGRPOError, RuntimeError):
