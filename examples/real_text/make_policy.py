@@ -22,6 +22,7 @@ from verl_mtgrpo.data.warmup_demos import RENAME_NONE, Demonstration, Habits
 from verl_mtgrpo.data.warmup_settings import WarmupSettings
 from verl_mtgrpo.data.world import World
 from verl_mtgrpo.retrieval import BM25Index, render_passages
+from verl_mtgrpo.rewards.answers import accepted_answers, mentions
 
 TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}]
 NO_NAMES = World((), (), (), ())
@@ -90,9 +91,16 @@ def main() -> None:
     parser.add_argument("--habit-steps", type=int, default=60)
     args = parser.parse_args()
 
-    questions = [prompt[-1]["content"] for prompt in pd.read_parquet(args.questions)["prompt"]]
+    rows = pd.read_parquet(args.questions)
+    questions = [prompt[-1]["content"] for prompt in rows["prompt"]]
     demonstrator = RealDemonstrator(questions, BM25Index.open(args.index), random.Random(args.seed))
-    texts = [text for question in questions for text in (question, demonstrator.search(question))]
+    results = [demonstrator.search(question) for question in questions]
+    held = [
+        mentions(result, accepted_answers(model["ground_truth"]))
+        for result, model in zip(results, rows["reward_model"], strict=True)
+    ]
+    print(f"searching for the whole question, the passage shown holds an answer for {sum(held) / len(held):.0%}")
+    texts = [*questions, *results]
     tokenizer = build_tokenizer(texts, [], vocab_size=3000)
     model = build_model(tokenizer, seed=args.seed, start="phrases")
     settings = WarmupSettings(drill_steps=args.drill_steps, habit_steps=args.habit_steps)

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from verl_mtgrpo.data.rows import SYSTEM_PROMPTS
 from verl_mtgrpo.errors import ConfigError
 
 _DESCRIPTION = """\
@@ -44,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--data-source", metavar="NAME", help="name in verl's metrics (default: the file's name)")
     parser.add_argument(
         "--format",
-        choices=("hermes", "search_r1", "mtgrpo_xml"),
+        choices=tuple(SYSTEM_PROMPTS),
         default="hermes",
         help="text format that the default prompt explains, verl's multi_turn.format (default: %(default)s)",
     )
@@ -59,7 +60,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Write the files and print the manifest."""
     from verl_mtgrpo.data.dataset import write_dataset
-    from verl_mtgrpo.data.rows import SYSTEM_PROMPTS
 
     prompt = SYSTEM_PROMPTS[args.format] if args.system_prompt is None else _text_or_file(args.system_prompt)
     manifest = write_dataset(

@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(args: argparse.Namespace, processes: Sequence[Process], results: dict[str, Any]) -> None:
+    from verl_mtgrpo.report.curves import save_figure
     from verl_mtgrpo.report.lab import as_csv, full_tables, lab_figure, summary_tables
 
     summary = summary_tables(results, size=8 if 8 in args.sizes else args.sizes[-1])
@@ -85,7 +86,7 @@ def _write(args: argparse.Namespace, processes: Sequence[Process], results: dict
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "lab.md").write_text(f"{head}\n\n{summary}\n\n## All numbers\n\n{full_tables(results)}\n")
     (args.out / "lab.csv").write_text(as_csv(results))
-    lab_figure(results).savefig(args.out / "lab.png", dpi=110)
+    save_figure(lab_figure(results), args.out / "lab.png")
     print(f"{summary}\n\n{args.out}/lab.md, lab.csv, lab.png")
 
 

@@ -14,7 +14,7 @@ from verl_mtgrpo.report.metrics import RunMetrics, Series
 from verl_mtgrpo.report.tables import HEADLINES
 
 # Told apart also by people who do not see red and green differently (Okabe and Ito's palette).
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _PANELS: Sequence[tuple[str, Sequence[str]]] = (
     ("search", ("tool/used", "tool/hit")),
     ("answer", ("outcome/em", "outcome/format")),
@@ -30,13 +30,13 @@ def training_figure(metrics: RunMetrics, *, title: str) -> Figure:
     figure = Figure(figsize=(3 * _WIDTH, _HEIGHT), layout="constrained")
     search, answer, reward = figure.subplots(1, 3)
     for axes, (name, keys) in zip((search, answer), _PANELS, strict=True):
-        for color, key in zip(_COLORS, keys, strict=False):
+        for color, key in zip(COLORS, keys, strict=False):
             _plot_series(axes, metrics.train.get(key, {}), color=color, label=HEADLINES[key])
             validation = metrics.validation.get(key, {})
             axes.plot(*_points(validation), "o", color=color, fillstyle="none", markersize=8)
         _dress(axes, title=f"{name} (rings: validation)", label="share of rollouts", share=True)
     turn_keys = sorted(key for key in metrics.train if key.startswith("turn/") and key.endswith("/reward"))
-    for color, key in zip(_COLORS, turn_keys, strict=False):
+    for color, key in zip(COLORS, turn_keys, strict=False):
         _plot_series(reward, metrics.train[key], color=color, label=f"turn {key.split('/')[1]}")
     _dress(reward, title="reward by turn", label="mean reward", share=False)
     figure.suptitle(title)
@@ -54,7 +54,7 @@ def comparison_figure(runs: Mapping[str, Sequence[RunMetrics]], *, title: str) -
     figure = Figure(figsize=(len(HEADLINES) * _WIDTH, _HEIGHT), layout="constrained")
     panels = figure.subplots(1, len(HEADLINES))
     for axes, (key, label) in zip(panels, HEADLINES.items(), strict=True):
-        for color, (method, seeds) in zip(_COLORS, runs.items(), strict=False):
+        for color, (method, seeds) in zip(COLORS, runs.items(), strict=False):
             _plot_spread(axes, [run.train.get(key, {}) for run in seeds], color=color, label=method)
         _dress(axes, title=label, label="share of rollouts", share=True)
     figure.suptitle(title)

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from verl_mtgrpo.credit.lab import Measurement
+from verl_mtgrpo.report.curves import COLORS
 from verl_mtgrpo.report.tables import markdown_table
 
 Results = Mapping[str, Mapping[int, Mapping[str, Measurement]]]
 """Process -> group size -> estimator -> what was measured."""
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--")
 
 
@@ -64,12 +64,12 @@ def as_csv(results: Results) -> str:
 
 def lab_figure(results: Results) -> Figure:
     """Direction bias (above) and noise (below) by group size, a column per process."""
-    figure = Figure(figsize=(3.6 * len(results), 7.2), layout="constrained")
+    figure = Figure(figsize=(3.6 * len(results), 7.2), dpi=110, layout="constrained")
     panels = figure.subplots(2, len(results), squeeze=False)
     for column, (process, by_size) in enumerate(results.items()):
         sizes = list(by_size)
         for n, name in enumerate(by_size[sizes[0]]):
-            style = {"color": _COLORS[n % len(_COLORS)], "linestyle": _DASHES[n // len(_COLORS) % 2], "marker": "o"}
+            style = {"color": COLORS[n % len(COLORS)], "linestyle": _DASHES[n // len(COLORS) % 2], "marker": "o"}
             for row, key in enumerate(("direction_bias", "noise")):
                 values = [getattr(by_size[size][name], key) for size in sizes]
                 panels[row][column].plot(sizes, values, label=name, markersize=3, linewidth=1.2, **style)

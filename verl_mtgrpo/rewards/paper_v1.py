@@ -74,6 +74,6 @@ def execution_rate(turn: Turn) -> float:
 def first_hit(turns: Sequence[Turn], accepted: Sequence[str]) -> int | None:
     """Index of the first turn with a result, seen by the model, that holds an accepted answer."""
     for k, turn in enumerate(turns):
-        if any(call.ok and call.seen and mentions(call.result, accepted) for call in turn.tool_calls):
+        if any(mentions(result, accepted) for result in turn.results):
             return k
     return None

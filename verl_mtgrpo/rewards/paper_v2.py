@@ -19,7 +19,7 @@ from typing import Any
 from verl_mtgrpo.rewards.answers import accepted_answers, contains, exact_match, f1, last_answer
 from verl_mtgrpo.rewards.formats import share_well_formed, text_format
 from verl_mtgrpo.rewards.measures import tool_use
-from verl_mtgrpo.rewards.transcript import Transcript, Turn, TurnRewards
+from verl_mtgrpo.rewards.transcript import Transcript, TurnRewards
 
 HIT, WELL_FORMED, MALFORMED, PER_SEARCH = 0.3, 0.1, -0.2, -0.1
 RIGHT, WRONG, MALFORMED_ANSWER = 1.0, 0.2, -1.0
@@ -42,7 +42,7 @@ def paper_v2(transcript: Transcript, ground_truth: Any) -> TurnRewards:
             turn_rewards.append(0.0)  # the answer: R^O
             continue
         searches += len(turn.tool_calls)
-        hit = holds_answer(turn, accepted)
+        hit = any(contains(result, accepted) for result in turn.results)
         hits += hit
         well_formed = WELL_FORMED if rules.well_formed_call(turn.text) else MALFORMED
         turn_rewards.append(HIT * hit + well_formed + PER_SEARCH * searches)
@@ -63,8 +63,3 @@ def paper_v2(transcript: Transcript, ground_truth: Any) -> TurnRewards:
             "outcome/well_formed": float(well_formed_answer),
         },
     )
-
-
-def holds_answer(turn: Turn, accepted: tuple[str, ...]) -> bool:
-    """True if a result of this turn, seen by the model, holds an accepted answer."""
-    return any(call.ok and call.seen and contains(call.result, accepted) for call in turn.tool_calls)

@@ -73,6 +73,11 @@ class Turn:
     span: tuple[int, int]
     tool_calls: tuple[ToolCall, ...] = ()
 
+    @property
+    def results(self) -> list[str]:
+        """What tools answered and the model saw; only this can be a hit. Failed calls gave no result."""
+        return [call.result for call in self.tool_calls if call.ok and call.seen]
+
 
 @dataclass(frozen=True)
 class Transcript:
