@@ -40,9 +40,50 @@ class DropRollout(MTGRPOError, RuntimeError):
 class RetrievalError(MTGRPOError, RuntimeError):
     """A search could not be carried out (as opposed to: it found nothing)."""
 
+    kind = "outage"
+    """Name of the failure in transcripts and metrics (``tool/errors/<kind>``)."""
+
 
 class IndexFormatError(RetrievalError, ValueError):
     """A folder is no index of ours, or one of another version, or damaged."""
+
+    kind = "bad_index"
+
+
+class RetrievalTimeout(RetrievalError, TimeoutError):
+    """The search service did not answer in time."""
+
+    kind = "timeout"
+
+
+class RetrievalUnreachable(RetrievalError, ConnectionError):
+    """No connection to the search service, or it broke before an answer came."""
+
+    kind = "unreachable"
+
+
+class RetrievalBusy(RetrievalError):
+    """The search service refused for overload (HTTP 429) until patience ran out."""
+
+    kind = "busy"
+
+
+class RetrievalServerError(RetrievalError):
+    """The search service failed (HTTP 5xx)."""
+
+    kind = "server_error"
+
+
+class RetrievalRejected(RetrievalError):
+    """The search service refused the request itself (other HTTP 4xx): asking again does not help."""
+
+    kind = "rejected"
+
+
+class RetrievalBadAnswer(RetrievalError):
+    """What the search service sent is not an answer: broken JSON, half a body, an unknown layout."""
+
+    kind = "bad_answer"
 
 
 class CompatibilityError(MTGRPOError, RuntimeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from verl.tools.schemas import OpenAIFunctionToolSchema, ToolResponse
 from verl.utils.rollout_trace import rollout_trace_op
 
 from verl_mtgrpo.errors import ConfigError, IndexFormatError, RetrievalError
-from verl_mtgrpo.retrieval import BM25Index, Passage, check_template, render_passages
+from verl_mtgrpo.retrieval import BM25Index, check_template, render_passages
 from verl_mtgrpo.retrieval.render import DEFAULT_TEMPLATE
 
 logger = logging.getLogger(__name__)
@@ -62,8 +61,7 @@ class SearchTool(BaseTool):
         if not query.strip():
             return _failed("Error: query is empty; write the words to search for.", "no_query", start)
         try:
-            # In a thread: the event loop, which serves all rollouts of this worker, goes on meanwhile.
-            passages = await asyncio.to_thread(self._search, query)
+            (passages,) = await self._index.asearch([query], self._k)
         except RetrievalError as error:
             logger.error("search tool: %s", error)
             response, reward, info = _failed("Error: the search engine is down.", "outage", start)
@@ -71,9 +69,6 @@ class SearchTool(BaseTool):
         text = render_passages(passages, template=self._template, max_chars=self._max_chars)
         info = _info(True, None, [asdict(passage) for passage in passages], start)
         return ToolResponse(text=text), 0.0, info
-
-    def _search(self, query: str) -> list[Passage]:
-        return self._index.search([query], self._k)[0]
 
 
 def _check_config(config: dict[str, Any]) -> tuple[int, int | None, str]:

@@ -9,6 +9,7 @@ and matched word by word, without any query language: whatever a model writes is
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import importlib.metadata
@@ -126,6 +127,10 @@ class BM25Index:
             raise ConfigError(f"k is {k}, expected at least 1")
         engine = self._engine or self._open_engine()
         return [engine.search(query, k) for query in queries]
+
+    async def asearch(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+        """As :meth:`search`, in a thread: the engine releases Python's lock while it searches."""
+        return await asyncio.to_thread(self.search, queries, k)
 
     def _open_engine(self) -> _Engine:
         with self._opening:

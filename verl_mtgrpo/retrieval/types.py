@@ -35,3 +35,7 @@ class Retriever(Protocol):
         itself could not be carried out, so that "found nothing" and "is down" never look alike.
         """
         ...
+
+    async def asearch(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+        """As :meth:`search`, without blocking the event loop meanwhile."""
+        ...
