@@ -31,10 +31,11 @@ class JudgeError(MTGRPOError, RuntimeError):
 
 
 class DropRollout(MTGRPOError, RuntimeError):
-    """Raised by a reward function that cannot score a rollout: it is taken out of the update and counted.
+    """Raised by a reward function that cannot score a rollout: it is taken out of the update and counted."""
 
-    A batch of which nothing is left stops verl 0.9 ("response_mask must contain at least one valid token").
-    """
+
+class EmptyBatchError(MTGRPOError, RuntimeError):
+    """Every rollout of a training batch was dropped: there is nothing to train on."""
 
 
 class RetrievalError(MTGRPOError, RuntimeError):

@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import uvicorn
 
 pytest.importorskip("verl")
 
@@ -15,16 +20,23 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.registry import get_reward_manager_cls
+from verl.experimental.reward_loop.router.naive_router import NaiveRouter
+from verl.trainer.ppo.reward import get_custom_reward_fn
 
 import verl_mtgrpo.config
+from tests.judge_server import JudgeServer
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.data.policy import build_tokenizer
-from verl_mtgrpo.errors import ConfigError, TranscriptError
+from verl_mtgrpo.errors import ConfigError, EmptyBatchError, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run
-from verl_mtgrpo.integration.sampler import _with_settings, rollout_metrics
+from verl_mtgrpo.integration.sampler import _with_settings, refuse_empty_batch, rollout_metrics
 from verl_mtgrpo.integration.settings import estimator_settings
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
 
+JUDGED = [
+    "reward.custom_reward_function.path=pkg://verl_mtgrpo.rewards.judge",
+    "reward.custom_reward_function.name=scored_by_judge",
+]
 PRESETS = Path(verl_mtgrpo.config.__path__[0]) / "mtgrpo"
 CALL = '<tool_call>{"name": "search", "arguments": {"query": "q"}}</tool_call>'
 TRANSCRIPT = Transcript(
@@ -49,12 +61,12 @@ def config(*overrides: str):
         )
 
 
-def manager(*overrides: str, template: str | None = "{{ messages }}"):
+def manager(*overrides: str, template: str | None = "{{ messages }}", **more):
     tokenizer = build_tokenizer(["a b c"], [])
     tokenizer.chat_template = template
 
     async def make():
-        return get_reward_manager_cls("mtgrpo")(config(*overrides), tokenizer=tokenizer, compute_score=None)
+        return get_reward_manager_cls("mtgrpo")(config(*overrides), tokenizer=tokenizer, compute_score=None, **more)
 
     return asyncio.run(make())
 
@@ -136,13 +148,21 @@ def test_a_rollout_that_cannot_be_scored_is_dropped_and_counted(own, caplog):
     assert (info["outcome/dropped"], json.loads(info["turn_rewards"])) == (1.0, [0.0, 0.0])
     assert not any(name.startswith("turn/") for name in info), "it is in no average"
     assert "left out of the update: the judge is on holiday" in caplog.text
+    assert info["dropped_reason"] == "the judge is on holiday"
     kept = score(manager(), {"transcript": TRANSCRIPT.to_dict()})["reward_extra_info"]
-    assert kept["outcome/dropped"] == 0.0
+    assert (kept["outcome/dropped"], kept["dropped_reason"]) == (0.0, "")
+
+
+def test_group_filtering_never_takes_a_dropped_rollout_for_an_equal_one(own):
+    filtering = ["algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=outcome/em"]
+    scoring = manager(f"reward.turn.preset='{own}:unable'", *filtering)
+    info = score(scoring, {"transcript": TRANSCRIPT.to_dict()})["reward_extra_info"]
+    # verl demands the metric of every rollout, and filters groups whose values have a deviation of 0
+    assert np.std([info["outcome/em"], 0.0]) != 0.0
+    assert "outcome/em" not in rollout_metrics([info]), "it is in no average"
 
 
 def test_verls_compute_score_as_the_outcome(own):
-    from verl.trainer.ppo.reward import get_custom_reward_fn
-
     settings = ["+reward.turn.outcome=compute_score", f"reward.custom_reward_function.path={own}"]
     scoring = manager(*settings)
     scoring.compute_score = get_custom_reward_fn(config(*settings))
@@ -205,6 +225,47 @@ def test_a_model_without_chat_template_stops_the_run_before_the_first_rollout():
         manager(template=None)
 
 
+def test_a_reward_model_that_would_bypass_the_manager_is_refused():
+    enabled = "reward.reward_model.enable=True"
+    with pytest.raises(ConfigError, match=r"never asked. For a judge set reward.custom_reward_function.path=pkg://"):
+        manager(enabled)
+    with pytest.raises(ConfigError, match=r"goes with reward.turn.preset=judge only"):
+        manager(enabled, *JUDGED)
+
+
+@pytest.fixture
+def router() -> Iterator[tuple[JudgeServer, str]]:
+    """A judge behind verl's own reward-model router, and the router's address."""
+    judge = JudgeServer()
+    judge.answer = lambda body, n: 500 if n == 1 else '{"score": 1}'
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    app = NaiveRouter(worker_urls=[judge.url.removesuffix("/v1")]).app
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield judge, f"127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+    judge.stop()
+
+
+def test_the_judge_behind_verls_reward_model_router(router):
+    judge, address = router
+    run = ["reward.reward_model.enable=True", "reward.reward_model.model_path=my/judge", *JUDGED]
+    settings = [*run, "reward.turn.preset=judge"]
+    assert callable(get_custom_reward_fn(config(*settings))), "verl itself can load what stands in its place"
+    scoring = manager(*settings, reward_router_address=address)
+    result = score(scoring, {"transcript": TRANSCRIPT.to_dict()})
+    # turn 1: score 1 - 0.1 for a search; outcome 1, on the last turn
+    assert json.loads(result["reward_extra_info"]["turn_rewards"]) == pytest.approx([0.9, 1.0])
+    assert {body["model"] for body in judge.bodies} == {"my/judge"}
+    assert len(judge.bodies) == 3, "two scores, and one request again that the router had failed"
+
+
 def test_colocated_reward_models_are_refused():
     with pytest.raises(ConfigError, match="enable_resource_pool=True"):
         get_reward_manager_cls("mtgrpo").assemble_rm_scores(None, [1.0])
@@ -233,6 +294,15 @@ def test_a_forgotten_search_path_does_not_silently_train_something_else():
     with initialize_config_module("verl.trainer.config", version_base=None):
         run = compose("ppo_trainer", overrides=["+mtgrpo=mt_grpo"])
     assert run.algorithm.adv_estimator == "mt_grpo"
+
+
+def test_a_batch_of_which_nothing_is_left_stops_the_run_and_says_why():
+    dropped = {"outcome/dropped": 1.0, "dropped_reason": "search is down"}
+    refuse_empty_batch([], 3)
+    refuse_empty_batch([dropped, {"outcome/dropped": 0.0}], 3)
+    message = r"step 3: all 3 rollouts .* dropped.*: 2 x search is down; 1 x the judge is ill. Repair that"
+    with pytest.raises(EmptyBatchError, match=message):
+        refuse_empty_batch([dropped, {**dropped, "dropped_reason": "the judge is ill"}, dropped], 3)
 
 
 def test_training_metrics_average_what_is_defined():

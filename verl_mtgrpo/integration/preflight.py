@@ -9,10 +9,12 @@ from verl.trainer.ppo.core_algos import AdvantageEstimator
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.settings import estimator_settings, turn_reward_settings
+from verl_mtgrpo.integration.settings import TurnRewardSettings, estimator_settings, turn_reward_settings
 from verl_mtgrpo.rewards import PRESETS
 from verl_mtgrpo.rewards.formats import text_format
 
+JUDGED_BY = "pkg://verl_mtgrpo.rewards.judge"
+"""What ``reward.custom_reward_function.path`` says when the judge is verl's own generative reward model."""
 WITHOUT_GROUPS = ("turn_reinforce_pp",)
 """Our estimators that do not compare the rollouts of a prompt."""
 
@@ -69,10 +71,25 @@ def _check_estimator(estimator: str, algorithm: Any) -> None:
         )
 
 
+def _check_reward_model(config: Any, settings: TurnRewardSettings, own: str | None) -> None:
+    if not OmegaConf.select(config, "reward.reward_model.enable"):
+        return
+    if not own:
+        raise ConfigError(
+            "reward.reward_model.enable=True without a reward function makes verl use the model as a classifier, and "
+            f"the reward manager mtgrpo is never asked. For a judge set reward.custom_reward_function.path={JUDGED_BY} "
+            "reward.custom_reward_function.name=scored_by_judge reward.turn.preset=judge; else "
+            "reward.reward_model.enable=False"
+        )
+    if own == JUDGED_BY and settings.preset != "judge":
+        raise ConfigError(f"reward.custom_reward_function.path={own} goes with reward.turn.preset=judge only")
+
+
 def _check_rewards(config: Any) -> None:
     settings = turn_reward_settings(config.reward)
     own = OmegaConf.select(config, "reward.custom_reward_function.path")
-    if own and settings.outcome == "preset":
+    _check_reward_model(config, settings, own)
+    if own and settings.outcome == "preset" and own != JUDGED_BY:
         raise ConfigError(
             f"reward.custom_reward_function.path={own} would not be used: the outcome reward comes from the preset "
             f"{settings.preset}; set reward.turn.outcome=compute_score, or remove it"

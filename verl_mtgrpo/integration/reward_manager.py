@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,16 @@ from verl.utils.reward_score import default_compute_score
 from verl_mtgrpo.errors import ConfigError, DropRollout, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run, check_tokenizer
 from verl_mtgrpo.integration.settings import TurnRewardSettings, turn_reward_settings
-from verl_mtgrpo.rewards import DROPPED, TRANSCRIPT, TURN_REWARDS, Transcript, TurnRewards, load_preset, pay
+from verl_mtgrpo.rewards import (
+    DROPPED,
+    DROPPED_REASON,
+    TRANSCRIPT,
+    TURN_REWARDS,
+    Transcript,
+    TurnRewards,
+    load_preset,
+    pay,
+)
 from verl_mtgrpo.rewards.judge import Judge
 from verl_mtgrpo.rewards.presets import RewardFunction
 
@@ -47,7 +57,9 @@ class TurnRewardManager(RewardManagerBase):
         check_run(config)
         check_tokenizer(tokenizer)
         self.settings = turn_reward_settings(config.reward)
-        self.reward_function = _reward_function(self.settings, reward_router_address)
+        self.reward_function = _reward_function(self.settings, reward_router_address, config.reward)
+        filtering = config.algorithm.get("filter_groups") or {}
+        self.filter_metric = filtering.get("metric") if filtering.get("enable") else None
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """Score one rollout (the last output of it, if the agent loop made several)."""
@@ -58,23 +70,31 @@ class TurnRewardManager(RewardManagerBase):
                 "this rollout carries no transcript; the reward manager mtgrpo scores rollouts of the agent loop "
                 "mtgrpo_tool_agent: set actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent"
             )
-        transcript = Transcript.from_dict(fields[TRANSCRIPT])
+        transcript, reason = Transcript.from_dict(fields[TRANSCRIPT]), ""
         try:
             rewards = await self._rewards(transcript, row)
             paid = pay(rewards, len(transcript.turns), self.settings.pay)
             measured = metrics(transcript, rewards, paid)
-        except DropRollout as reason:
+        except DropRollout as error:
+            reason = str(error)
             logger.warning("a rollout is left out of the update: %s", reason)
-            paid, measured = [0.0] * len(transcript.turns), {DROPPED: 1.0}
+            paid, measured = [0.0] * len(transcript.turns), self._measures_of_a_dropped_rollout()
         return {
             "reward_score": float(sum(paid)),
             "reward_extra_info": {
                 **measured,
                 "uid": str(row.get("uid", "")),
+                DROPPED_REASON: reason,
                 TURN_REWARDS: json.dumps(paid),
                 TRANSCRIPT: json.dumps(transcript.to_dict(), default=str),
             },
         }
+
+    def _measures_of_a_dropped_rollout(self) -> dict[str, float | None]:
+        # verl's group filtering wants its metric of every rollout; NaN is equal to nothing, so a group with a dropped
+        # rollout is never filtered as one whose rollouts all earned the same.
+        unknown = {self.filter_metric: math.nan} if self.filter_metric not in (None, "reward") else {}
+        return {**unknown, DROPPED: 1.0}
 
     async def _rewards(self, transcript: Transcript, row: Mapping[str, Any]) -> TurnRewards:
         ground_truth = row["reward_model"]["ground_truth"]
@@ -122,13 +142,17 @@ class TurnRewardManager(RewardManagerBase):
         )
 
 
-def _reward_function(settings: TurnRewardSettings, router: str | None) -> RewardFunction:
-    """The preset; the judge is asked at its own endpoint or, without one, at verl's reward-model router."""
+def _reward_function(settings: TurnRewardSettings, router: str | None, reward: Any) -> RewardFunction:
+    """The preset; the judge is asked at its own endpoint or, without one, at verl's reward-model router.
+
+    verl's servers know the reward model by its path.
+    """
     if settings.preset != "judge":
         return load_preset(settings.preset)
     judge = settings.judge
     if router and not judge.base_url:
-        judge = replace(judge, base_url=f"http://{router}/v1")
+        model = judge.model or str(reward.reward_model.model_path)
+        judge = replace(judge, base_url=f"http://{router}/v1", model=model)
     return Judge(judge)
 
 

@@ -13,15 +13,17 @@ where the config groups of this package put references to them, so ``algorithm.f
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
-from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.errors import ConfigError, EmptyBatchError
+from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON
 
 
 class _TurnMetrics:
@@ -33,7 +35,9 @@ class _TurnMetrics:
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
         """As verl's, with :func:`rollout_metrics` of a training batch among the metrics."""
         batch, metrics = super().sample(global_steps, partition_id, batch_size)  # type: ignore[misc]
-        return batch, {**metrics, **_training_metrics(batch)}
+        infos = _reward_infos(batch)
+        refuse_empty_batch(infos, global_steps)
+        return batch, {**metrics, **rollout_metrics(infos)}
 
 
 class TurnReplayBuffer(_TurnMetrics, ReplayBuffer):
@@ -53,7 +57,7 @@ def rollout_metrics(infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     values: dict[str, list[float]] = defaultdict(list)
     for info in infos:
         for name, value in info.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
                 values[name].append(float(value))
     means = {name: sum(found) / len(found) for name, found in values.items()}
     counts = {
@@ -64,13 +68,29 @@ def rollout_metrics(infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return {**means, **counts}
 
 
-def _training_metrics(batch: KVBatchMeta) -> dict[str, float]:
+def refuse_empty_batch(infos: Sequence[Mapping[str, Any]], global_steps: int) -> None:
+    """Raise ``EmptyBatchError`` if every rollout of a batch was dropped, with the commonest reasons.
+
+    verl would stop too, but say only that a mask is empty.
+    """
+    if not infos or not all(info.get(DROPPED) for info in infos):
+        return
+    reasons = Counter(str(info.get(DROPPED_REASON) or "no reason given") for info in infos)
+    listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+    raise EmptyBatchError(
+        f"step {global_steps}: all {len(infos)} rollouts of the batch were dropped, nothing is left to train on: "
+        f"{listed}. Repair that, then start again: verl goes on from its last checkpoint"
+    )
+
+
+def _reward_infos(batch: KVBatchMeta) -> list[Mapping[str, Any]]:
+    """``reward_extra_info`` of every rollout of a training batch that has one."""
     if batch.partition_id == "val" or not batch.keys:
-        return {}
+        return []
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
     fields = [getattr(item, "data", item) for item in data["extra_fields"]]
     infos = [item.get("reward_extra_info") for item in fields if isinstance(item, dict)]
-    return rollout_metrics(info for info in infos if info)
+    return [info for info in infos if info]
 
 
 def _with_settings(kwargs: dict[str, Any]) -> dict[str, Any]:

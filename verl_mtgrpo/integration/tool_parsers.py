@@ -13,6 +13,7 @@ from typing import Any
 from verl.experimental.agent_loop.tool_parser import FunctionCall, ToolParser
 from verl.utils.ray_utils import get_event_loop
 
+from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.rewards.formats import ANSWER, MTGRPO_XML, SEARCH_R1, TextFormat
 
 CUT_FORMATS = {one.name: one for one in (SEARCH_R1, MTGRPO_XML)}
@@ -107,7 +108,10 @@ class CuttingServer:
         if keep == len(output.token_ids):
             return output
         if getattr(output, "routed_experts", None) is not None:
-            raise NotImplementedError("cutting a turn does not cut routed_experts; switch router replay off")
+            raise ConfigError(
+                "a turn is cut at its closing tag in this format, and the routed experts of the model cannot be cut "
+                "with it; set actor_rollout_ref.rollout.enable_rollout_routing_replay=False, or speak hermes"
+            )
         log_probs = output.log_probs[:keep] if output.log_probs else output.log_probs
         return output.model_copy(update={"token_ids": output.token_ids[:keep], "log_probs": log_probs})
 

@@ -5,6 +5,7 @@ from verl_mtgrpo.rewards.paper_v2 import paper_v2
 from verl_mtgrpo.rewards.presets import PRESETS, load_preset, pay
 from verl_mtgrpo.rewards.transcript import (
     DROPPED,
+    DROPPED_REASON,
     TRANSCRIPT,
     TURN_REWARDS,
     Document,
@@ -16,6 +17,7 @@ from verl_mtgrpo.rewards.transcript import (
 
 __all__ = [
     "DROPPED",
+    "DROPPED_REASON",
     "PRESETS",
     "TRANSCRIPT",
     "TURN_REWARDS",

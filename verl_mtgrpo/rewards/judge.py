@@ -212,6 +212,14 @@ class ScoreCache:
         self._db.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", (key, score))
 
 
+def scored_by_judge(**_: Any) -> float:
+    """Stands where verl wants a reward function before it asks a reward manager beside a generative reward model.
+
+    ``reward.custom_reward_function.path=pkg://verl_mtgrpo.rewards.judge``, ``name=scored_by_judge``. Never called.
+    """
+    raise JudgeError("scored_by_judge was called; it goes with reward.turn.preset=judge, whose scores replace it")
+
+
 def prompt_for(rubric: str, case: Mapping[str, Any]) -> list[dict[str, str]]:
     """The chat that is sent: rules from us, the case as fenced JSON, the rules once more behind it."""
     data = json.dumps(case, ensure_ascii=True)

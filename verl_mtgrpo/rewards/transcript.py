@@ -17,6 +17,8 @@ TRANSCRIPT = "transcript"
 """Where a rollout carries its transcript: in verl's ``extra_fields`` as a dict, in dumps as JSON."""
 DROPPED = "outcome/dropped"
 """Metric and mark of a rollout that no reward could be found for: 1.0 takes it out of the update."""
+DROPPED_REASON = "dropped_reason"
+"""Where ``reward_extra_info`` says why a rollout was dropped; empty if it was not."""
 TURN_REWARDS = "turn_rewards"
 """Where a rollout carries what each turn was paid: in ``reward_extra_info`` and dumps, a JSON list of K numbers."""
 
