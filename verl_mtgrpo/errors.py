@@ -43,6 +43,8 @@ class RetrievalError(MTGRPOError, RuntimeError):
 
     kind = "outage"
     """Name of the failure in transcripts and metrics (``tool/errors/<kind>``)."""
+    faults: tuple[str, ...] = ()
+    """Kinds of the tries that failed before this error, in order, one name a try."""
 
 
 class IndexFormatError(RetrievalError, ValueError):

@@ -69,7 +69,7 @@ def test_a_search(tool: SearchTool):
 def test_nothing_found_is_a_successful_search(tool: SearchTool):
     text, info = call(tool, {"query": "zzz"})
     assert text == NOTHING_FOUND
-    assert (info["ok"], info["error_kind"], info["documents"]) == (True, None, [])
+    assert (info["ok"], info["error_kind"], info["documents"]) == (True, "no_hits", [])
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,9 @@ def test_calls_that_are_no_search(tool: SearchTool, arguments: Any, kind: str, m
     assert (info["ok"], info["error_kind"], info["documents"]) == (False, kind, [])
 
 
-@pytest.mark.parametrize("query", ['NOT ( "', "\ud800", "x" * 100_000, "a\x00b"])
+@pytest.mark.parametrize(
+    "query", ['NOT ( "', "\ud800 tower", "x" * 1_000_000, "a\x00b", "🗼", "../../etc/passwd", "id:1 OR *:*"]
+)
 def test_hostile_queries_are_searches(tool: SearchTool, query: str):
     assert call(tool, {"query": query, "topk": 10**9})[1]["ok"]
 
@@ -108,7 +110,8 @@ def test_an_index_that_fails_is_an_outage_and_not_an_empty_answer(tool: SearchTo
     shutil.rmtree(index.path)
     text, info = call(tool, {"query": "lighthouse"})
     assert text == "Error: the search engine is down."
-    assert (info["ok"], info["error_kind"], info["documents"]) == (False, "outage", [])
+    assert (info["ok"], info["error_kind"], info["documents"]) == (False, "bad_index", [])
+    assert info["on_outage"] == "drop"
     assert "there is no index at" in info["outage"]
 
 
@@ -169,10 +172,14 @@ def test_index_is_missing_or_foreign(tmp_path: Path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"topk": 5}, "unknown setting 'topk'; known are type, index, k, max_chars, template"),
-        ({"k": 0}, "k is 0, expected a whole number of at least 1"),
-        ({"k": "3"}, "k is '3', expected"),
+        ({"topk": 5}, r"search tool has unknown keys \['topk'\]; known keys and their defaults: k \(3\), "),
+        ({"k": 0}, "k is 0, expected at least 1"),
+        ({"k": "3"}, "k is '3', expected a int like 3"),
         ({"k": True}, "k is True, expected"),
+        ({"max_searches": -1}, "max_searches is -1, expected 0"),
+        ({"patience_s": 0}, "patience_s is 0.0, expected a number of seconds above 0"),
+        ({"on_outage": "ignore"}, r"on_outage is 'ignore', expected one of \('drop', 'raise'\)"),
+        ({"cache": "/proc/no/such"}, "cache /proc/no/such cannot be used"),
         ({"max_chars": 0}, "max_chars is 0, expected .*or null"),
         ({"template": "{rank}"}, "does not show the"),
     ],

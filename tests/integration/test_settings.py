@@ -81,7 +81,7 @@ def test_a_node_that_is_no_mapping():
 
 def test_reward_settings():
     assert turn_reward_settings(OmegaConf.create({"turn": {"pay": "merged"}})) == TurnRewardSettings(pay="merged")
-    assert turn_reward_settings(None) == TurnRewardSettings("paper_v1", "preset", "turns", JudgeSettings())
+    assert turn_reward_settings(None) == TurnRewardSettings("paper_v1", "preset", "turns", 0.0, JudgeSettings())
     judge = turn_reward_settings({"turn": {"preset": "judge", "judge": {"model": "m", "retries": 2}}}).judge
     assert judge == JudgeSettings(model="m", retries=2)
     with pytest.raises(ConfigError, match=r"reward.turn.judge has unknown keys \['modle'\]"):

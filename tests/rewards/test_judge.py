@@ -63,7 +63,6 @@ def test_scores_become_rewards(server: JudgeServer):
     assert rewards.components["judge/requests"] == 3.0
     assert rewards.components["judge/tokens"] == 300.0
     assert rewards.components["judge/turn_score"] == 0.5
-    assert rewards.components["tool/calls"] == 2.0
 
 
 def test_without_an_answer_the_outcome_is_not_asked_for(server: JudgeServer):

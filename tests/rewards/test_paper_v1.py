@@ -27,9 +27,6 @@ def test_a_perfect_rollout_earns_the_maxima():
     assert rewards.turns == pytest.approx((0.7, 0.0))
     assert rewards.outcome == pytest.approx(0.5 + 1.0 + 0.2)
     assert rewards.components == {
-        "tool/calls": 1.0,
-        "tool/used": 1.0,
-        "tool/success": 1.0,
         "tool/hit": 1.0,
         "outcome/em": 1.0,
         "outcome/contains": 1.0,
@@ -95,7 +92,6 @@ def test_a_result_the_model_wrote_itself_is_no_hit(forged):
     rewards = score(said(forged))
     assert rewards.turns == (0.0,)
     assert rewards.components["tool/hit"] == 0.0
-    assert rewards.components["tool/used"] == 0.0
 
 
 def test_the_gold_answer_in_the_query_only_is_no_hit():

@@ -27,7 +27,8 @@ from verl.utils.tokenizer.continuous_token import MergeResult
 
 from verl_mtgrpo.errors import ConfigError, RetrievalError, TranscriptError
 from verl_mtgrpo.integration.tool_parsers import CUT_FORMATS, CuttingServer
-from verl_mtgrpo.rewards import DROPPED, TRANSCRIPT, TURN_REWARDS, Document, ToolCall, Transcript, Turn
+from verl_mtgrpo.rewards import DROPPED, OUTAGE, TRANSCRIPT, TURN_REWARDS, Document, ToolCall, Transcript, Turn
+from verl_mtgrpo.rewards.measures import SERVICE_ERRORS
 
 _RECORD = "_mtgrpo_record"
 
@@ -151,6 +152,9 @@ class TurnToolAgentLoop(ToolAgentLoop):
         record.calls[-1] = [
             replace(made[id(call)], seen=not dropped) for call in agent_data.tool_calls if id(call) in made
         ]
+        if any(call.error_kind in SERVICE_ERRORS for call in made.values()):
+            record.end_reason = OUTAGE  # the reward manager takes the rollout out of the update
+            return AgentState.TERMINATED
         if dropped:
             record.end_reason = "response_length"
         return state
@@ -161,7 +165,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         start = time.perf_counter()
         response, reward, info = await super()._call_tool(tool_call, tools_kwargs, agent_data)
         info = info if isinstance(info, dict) else {}
-        if info.get("outage"):
+        if info.get("outage") and info.get("on_outage") == "raise":
             # A search that is down is no answer: the rollout fails visibly, the policy is not blamed.
             raise RetrievalError(f"tool {tool_call.name!r} is down: {info['outage']}")
         kind = self._error_kind(tool_call, response.text or "", info, agent_data)
@@ -169,10 +173,13 @@ class TurnToolAgentLoop(ToolAgentLoop):
             name=tool_call.name,
             arguments=tool_call.arguments,
             result=response.text or "",
-            ok=kind is None,
+            ok=bool(info.get("ok", kind is None)),
             error_kind=kind,
+            error=str(info.get("outage") or ""),
             documents=tuple(Document(**document) for document in info.get("documents", ())),
             latency_s=float(info.get("latency_s", time.perf_counter() - start)),
+            repeat=bool(info.get("repeat")),
+            faults=tuple(info.get("faults", ())),
         )
         if self.cut_format:  # the model reads results in the tags of its format; the transcript keeps the bare text
             tag = self.cut_format.result
@@ -181,8 +188,10 @@ class TurnToolAgentLoop(ToolAgentLoop):
 
     def _error_kind(self, call: FunctionCall, text: str, info: dict[str, Any], agent_data: AgentData) -> str | None:
         """Why a call failed, or None. verl reports its own failures only as text, so causes are re-checked."""
+        if info.get("outage"):
+            return info["error_kind"] if info.get("error_kind") in SERVICE_ERRORS else "outage"
         if "ok" in info:
-            return None if info["ok"] else str(info.get("error_kind") or "tool_error")
+            return info.get("error_kind") or (None if info["ok"] else "tool_error")
         if call.name not in getattr(agent_data, "_active_tools", self.tools):
             return "unknown_tool"
         try:

@@ -27,6 +27,7 @@ from verl_mtgrpo.integration.settings import TurnRewardSettings, turn_reward_set
 from verl_mtgrpo.rewards import (
     DROPPED,
     DROPPED_REASON,
+    OUTAGE,
     TRANSCRIPT,
     TURN_REWARDS,
     Transcript,
@@ -35,6 +36,7 @@ from verl_mtgrpo.rewards import (
     pay,
 )
 from verl_mtgrpo.rewards.judge import Judge
+from verl_mtgrpo.rewards.measures import charge_repeats, tool_trouble, tool_use
 from verl_mtgrpo.rewards.presets import RewardFunction
 
 logger = logging.getLogger(__name__)
@@ -72,7 +74,8 @@ class TurnRewardManager(RewardManagerBase):
             )
         transcript, reason = Transcript.from_dict(fields[TRANSCRIPT]), ""
         try:
-            rewards = await self._rewards(transcript, row)
+            refuse_outage(transcript)
+            rewards = charge_repeats(transcript, await self._rewards(transcript, row), self.settings.repeat_penalty)
             paid = pay(rewards, len(transcript.turns), self.settings.pay)
             measured = metrics(transcript, rewards, paid)
         except DropRollout as error:
@@ -83,6 +86,7 @@ class TurnRewardManager(RewardManagerBase):
             "reward_score": float(sum(paid)),
             "reward_extra_info": {
                 **measured,
+                **tool_trouble(transcript),
                 "uid": str(row.get("uid", "")),
                 DROPPED_REASON: reason,
                 TURN_REWARDS: json.dumps(paid),
@@ -156,6 +160,13 @@ def _reward_function(settings: TurnRewardSettings, router: str | None, reward: A
     return Judge(judge)
 
 
+def refuse_outage(transcript: Transcript) -> None:
+    """Raise ``DropRollout`` for a rollout that ended because its search was down: the policy is not to blame."""
+    if transcript.end_reason == OUTAGE:
+        calls = [call for turn in transcript.turns for call in turn.tool_calls if call.error]
+        raise DropRollout(calls[-1].error if calls else "the search was down")
+
+
 def metrics(transcript: Transcript, rewards: TurnRewards, paid: list[float]) -> dict[str, float | None]:
     """Named numbers of one rollout: the preset's components, and per turn what was paid."""
     return {
@@ -164,5 +175,6 @@ def metrics(transcript: Transcript, rewards: TurnRewards, paid: list[float]) -> 
         "outcome/reward": rewards.outcome,
         DROPPED: 0.0,
         "outcome/truncated": float(transcript.end_reason == "response_length"),
+        **tool_use(transcript),
         **rewards.components,
     }

@@ -13,6 +13,7 @@ where the config groups of this package put references to them, so ``algorithm.f
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,11 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl_mtgrpo.errors import ConfigError, EmptyBatchError
 from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON
 
+logger = logging.getLogger(__name__)
+
+MANY_LOST = 0.05
+"""Share of a step's rollouts that may be lost to outages and errors before an ERROR says so."""
+
 
 class _TurnMetrics:
     """What both samplers add to verl's; comes before it among the base classes."""
@@ -35,9 +41,14 @@ class _TurnMetrics:
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
         """As verl's, with :func:`rollout_metrics` of a training batch among the metrics."""
         batch, metrics = super().sample(global_steps, partition_id, batch_size)  # type: ignore[misc]
+        if partition_id == "val":
+            return batch, metrics
         infos = _reward_infos(batch)
         refuse_empty_batch(infos, global_steps)
-        return batch, {**metrics, **rollout_metrics(infos)}
+        asked = batch_size * int(self.sampler_kwargs.get("rollouts_per_prompt") or 0)  # type: ignore[attr-defined]
+        measured = {**rollout_metrics(infos), **share_failed(batch.keys, asked)}
+        warn_of_outages(measured, global_steps)
+        return batch, {**metrics, **measured}
 
 
 class TurnReplayBuffer(_TurnMetrics, ReplayBuffer):
@@ -68,6 +79,30 @@ def rollout_metrics(infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return {**means, **counts}
 
 
+def share_failed(keys: Sequence[str], asked: int) -> dict[str, float]:
+    """``outcome/failed``: share of the rollouts asked for that are missing, because they raised an error.
+
+    Args:
+        keys: verl's names of the trajectories, ``{uid}_{session}_{index}``.
+        asked: Number of rollouts of the batch; 0 if it is not known, then there is no such metric.
+    """
+    there = len({key.rpartition("_")[0] for key in keys})
+    return {"outcome/failed": 1.0 - there / asked} if asked else {}
+
+
+def warn_of_outages(measured: Mapping[str, float], global_steps: int) -> None:
+    """Log an ERROR if more rollouts than :data:`MANY_LOST` of a step are lost to outages or errors."""
+    failed = measured.get("outcome/failed", 0.0)
+    lost = failed + (1.0 - failed) * measured.get("tool/outage", 0.0)
+    if lost > MANY_LOST:
+        kinds = [f"{name} {value:.3g}" for name, value in measured.items() if name.startswith("tool/errors/") and value]
+        message = (
+            f"step {global_steps}: {lost:.0%} of the rollouts are lost: {failed:.0%} failed (errors above), the "
+            f"others had no search. Per rollout: {', '.join(kinds) or 'no tool errors'}"
+        )
+        logger.error(message)
+
+
 def refuse_empty_batch(infos: Sequence[Mapping[str, Any]], global_steps: int) -> None:
     """Raise ``EmptyBatchError`` if every rollout of a batch was dropped, with the commonest reasons.
 
@@ -84,8 +119,8 @@ def refuse_empty_batch(infos: Sequence[Mapping[str, Any]], global_steps: int) ->
 
 
 def _reward_infos(batch: KVBatchMeta) -> list[Mapping[str, Any]]:
-    """``reward_extra_info`` of every rollout of a training batch that has one."""
-    if batch.partition_id == "val" or not batch.keys:
+    """``reward_extra_info`` of every rollout of a batch that has one."""
+    if not batch.keys:
         return []
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
     fields = [getattr(item, "data", item) for item in data["extra_fields"]]

@@ -33,6 +33,8 @@ class TurnRewardSettings:
     pay: str = "turns"
     """``turns``: each turn's reward on its last token (MT-GRPO, MT-PPO); ``merged``: their sum with the
     outcome on the last turn (GRPO-MR, PPO-MR); ``outcome``: the outcome only (GRPO-OR, PPO-OR)."""
+    repeat_penalty: float = 0.0
+    """Taken from a turn's reward for each search in it that repeats an earlier one of the rollout."""
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     """``reward.turn.judge.*``: which judge, if ``preset`` is ``judge``."""
 
@@ -66,7 +68,7 @@ def estimator_settings(name: str, algorithm: Any) -> dict[str, Any]:
 
 def turn_reward_settings(reward: Any) -> TurnRewardSettings:
     """Read ``reward.turn`` from verl's ``reward`` node."""
-    settings = _read(TurnRewardSettings, _child(reward, "turn"), "reward.turn")
+    settings = read_settings(TurnRewardSettings, _child(reward, "turn"), "reward.turn")
     if settings.pay not in PAY:
         raise ConfigError(f"reward.turn.pay is {settings.pay!r}, expected one of {PAY}")
     if settings.outcome not in OUTCOME:
@@ -82,7 +84,8 @@ def _child(node: Any, key: str) -> Any:
     return getattr(node, key, None)
 
 
-def _read(cls: type[T], node: Any, where: str) -> T:
+def read_settings(cls: type[T], node: Any, where: str) -> T:
+    """Fill the dataclass ``cls`` from a config node; unknown keys and wrong types are errors that name ``where``."""
     known = {
         one.name: one.default if one.default is not MISSING else one.default_factory()  # type: ignore[misc]
         for one in fields(cls)  # type: ignore[arg-type]
@@ -107,12 +110,12 @@ def _read_values(known: Mapping[str, Any], node: Any, where: str) -> dict[str, A
 def _as_type(value: Any, default: Any, where: str) -> Any:
     """Numbers may come as strings or ints from a command line; anything else must be of the default's type."""
     if is_dataclass(default):
-        return _read(type(default), value, where)
+        return read_settings(type(default), value, where)
     if isinstance(default, float) and not isinstance(value, bool):
         try:
             return float(value)
         except (TypeError, ValueError):
             pass
-    elif isinstance(value, type(default)):
+    elif isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool):
         return value
     raise ConfigError(f"{where} is {value!r}, expected a {type(default).__name__} like {default!r}")

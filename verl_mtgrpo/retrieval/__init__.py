@@ -4,6 +4,7 @@ Imports nothing heavy: the search engine itself is loaded by the first index tha
 """
 
 from verl_mtgrpo.retrieval.bm25 import BM25Index
+from verl_mtgrpo.retrieval.opening import open_retriever
 from verl_mtgrpo.retrieval.render import DEFAULT_TEMPLATE, NOTHING_FOUND, check_template, render_passages
 from verl_mtgrpo.retrieval.types import Passage, Retriever
 
@@ -14,5 +15,6 @@ __all__ = [
     "Passage",
     "Retriever",
     "check_template",
+    "open_retriever",
     "render_passages",
 ]

@@ -112,6 +112,11 @@ class BM25Index:
         """What the index is: number of passages, source, checksum."""
         return self._manifest
 
+    @property
+    def fingerprint(self) -> str:
+        """What decides the answers: passages and analyser."""
+        return f"bm25/{self._manifest.analyser}/{self._manifest.checksum}"
+
     def __len__(self) -> int:
         return self._manifest.count
 

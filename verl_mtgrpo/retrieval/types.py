@@ -28,6 +28,11 @@ class Passage:
 class Retriever(Protocol):
     """Finds passages for queries."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the same query might find something else; empty if that is not known (no caching then)."""
+        ...
+
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         """Return, for each query in order, up to ``k`` passages, best first.
 

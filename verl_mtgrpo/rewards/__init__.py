@@ -6,6 +6,7 @@ from verl_mtgrpo.rewards.presets import PRESETS, load_preset, pay
 from verl_mtgrpo.rewards.transcript import (
     DROPPED,
     DROPPED_REASON,
+    OUTAGE,
     TRANSCRIPT,
     TURN_REWARDS,
     Document,
@@ -18,6 +19,7 @@ from verl_mtgrpo.rewards.transcript import (
 __all__ = [
     "DROPPED",
     "DROPPED_REASON",
+    "OUTAGE",
     "PRESETS",
     "TRANSCRIPT",
     "TURN_REWARDS",

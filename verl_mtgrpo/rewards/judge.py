@@ -17,15 +17,13 @@ import hashlib
 import json
 import math
 import os
-import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from verl_mtgrpo.cache import JsonCache
 from verl_mtgrpo.errors import ConfigError, DropRollout, JudgeError
 from verl_mtgrpo.rewards.answers import accepted_answers, contains, f1, last_answer
-from verl_mtgrpo.rewards.measures import tool_use
 from verl_mtgrpo.rewards.transcript import Transcript, Turn, TurnRewards
 
 PER_SEARCH = -0.1
@@ -100,7 +98,7 @@ class Judge:
             max_retries=settings.retries,
         )
         self._slots = asyncio.Semaphore(settings.concurrency)
-        self._cache = ScoreCache(Path(settings.cache)) if settings.cache else None
+        self._cache = JsonCache(settings.cache) if settings.cache else None
 
     async def __call__(self, transcript: Transcript, ground_truth: Any) -> TurnRewards:
         """Score one rollout.
@@ -133,7 +131,6 @@ class Judge:
             turns=tuple(turn_rewards),
             outcome=outcome,
             components={
-                **tool_use(transcript),
                 "outcome/judge": outcome,
                 "outcome/contains": float(contains(answer, accepted)),
                 "outcome/f1": f1(answer, accepted),
@@ -152,10 +149,10 @@ class Judge:
 
     async def _score(self, rubric: str, case: Mapping[str, Any], span: tuple[float, float], usage: _Usage) -> float:
         messages = prompt_for(rubric, case)
-        key = hashlib.sha256(json.dumps([self.settings.model, messages]).encode()).hexdigest()
+        key = JsonCache.key(self.settings.model, messages)
         if self._cache and (known := self._cache.get(key)) is not None:
             usage.cached += 1
-            return known
+            return float(known)
         text = await self._ask(messages, usage)
         score = read_score(text, span)
         if score is None:
@@ -191,25 +188,6 @@ class Judge:
             ) from error
         usage.tokens += reply.usage.total_tokens if reply.usage else 0
         return (reply.choices[0].message.content if reply.choices else None) or ""
-
-
-class ScoreCache:
-    """Scores on disk by what was asked; several processes may share the file."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score REAL NOT NULL)")
-
-    def get(self, key: str) -> float | None:
-        """The score known for ``key``, or None."""
-        row = self._db.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
-        return None if row is None else float(row[0])
-
-    def put(self, key: str, score: float) -> None:
-        """Remember a score."""
-        self._db.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", (key, score))
 
 
 def scored_by_judge(**_: Any) -> float:

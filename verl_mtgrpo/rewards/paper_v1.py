@@ -23,7 +23,6 @@ from typing import Any
 
 from verl_mtgrpo.rewards.answers import accepted_answers, f1, is_exact, last_answer, mentions
 from verl_mtgrpo.rewards.formats import MTGRPO_XML, share_well_formed, text_format, v1_format_score, v1_tag_score
-from verl_mtgrpo.rewards.measures import tool_use
 from verl_mtgrpo.rewards.transcript import Transcript, Turn, TurnRewards
 
 EXECUTION, HIT, CONTAINS, EXACT, FORMAT, TAGS = 0.2, 0.5, 0.5, 1.0, 0.2, 0.2
@@ -53,7 +52,6 @@ def paper_v1(transcript: Transcript, ground_truth: Any) -> TurnRewards:
         turns=turn_rewards,
         outcome=CONTAINS * contains + EXACT * exact + FORMAT * form + TAGS * (tags or 0.0),
         components={
-            **tool_use(transcript),
             "tool/hit": float(hit_turn is not None),
             "outcome/em": float(exact),
             "outcome/contains": float(contains),

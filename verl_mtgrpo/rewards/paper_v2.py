@@ -18,7 +18,6 @@ from typing import Any
 
 from verl_mtgrpo.rewards.answers import accepted_answers, contains, exact_match, f1, last_answer
 from verl_mtgrpo.rewards.formats import share_well_formed, text_format
-from verl_mtgrpo.rewards.measures import tool_use
 from verl_mtgrpo.rewards.transcript import Transcript, TurnRewards
 
 HIT, WELL_FORMED, MALFORMED, PER_SEARCH = 0.3, 0.1, -0.2, -0.1
@@ -54,7 +53,6 @@ def paper_v2(transcript: Transcript, ground_truth: Any) -> TurnRewards:
         turns=tuple(turn_rewards),
         outcome=(RIGHT if right else WRONG) if well_formed_answer else MALFORMED_ANSWER,
         components={
-            **tool_use(transcript),
             "tool/hit": float(hits > 0),
             "outcome/em": float(right),
             "outcome/contains": float(contains(answer, accepted)),

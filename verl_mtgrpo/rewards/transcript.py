@@ -17,6 +17,8 @@ TRANSCRIPT = "transcript"
 """Where a rollout carries its transcript: in verl's ``extra_fields`` as a dict, in dumps as JSON."""
 DROPPED = "outcome/dropped"
 """Metric and mark of a rollout that no reward could be found for: 1.0 takes it out of the update."""
+OUTAGE = "outage"
+"""``end_reason`` of a rollout that ended because its search was down."""
 DROPPED_REASON = "dropped_reason"
 """Where ``reward_extra_info`` says why a rollout was dropped; empty if it was not."""
 TURN_REWARDS = "turn_rewards"
@@ -42,12 +44,15 @@ class ToolCall:
         arguments: The arguments as the model wrote them (JSON text).
         result: What the tool answered, as the model saw it.
         ok: True if the tool ran and answered; False for unknown tools, bad arguments and failures.
-        error_kind: ``None`` if ok, else ``unknown_tool``, ``bad_arguments``, ``tool_exception`` or a
-            kind the tool reported.
+        error_kind: What was wrong, by name (:mod:`~verl_mtgrpo.rewards.measures` lists them); None if nothing.
+            ``no_hits`` is a search that worked and found nothing: ``ok`` is True.
+        error: The same for people, with more than the model got to read; empty if nothing was wrong.
         documents: The passages found, best first; empty for other tools.
         latency_s: Seconds the call took.
         seen: True if the result reached the model's context. False when it did not fit into
             ``response_length`` any more and verl dropped it.
+        repeat: True if this rollout had searched for the same before.
+        faults: Kinds of tries that failed before the call ended, in order, one name a try.
     """
 
     name: str
@@ -55,9 +60,12 @@ class ToolCall:
     result: str = ""
     ok: bool = True
     error_kind: str | None = None
+    error: str = ""
     documents: tuple[Document, ...] = ()
     latency_s: float = 0.0
     seen: bool = True
+    repeat: bool = False
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ class Transcript:
 
     Attributes:
         turns: Assistant turns that left at least one token in the response, in order.
-        end_reason: ``answered`` (a turn without tool call), ``max_turns`` or ``response_length``.
+        end_reason: ``answered`` (a turn without tool call), ``max_turns``, ``response_length`` or ``outage``.
         prompt: The question side: the chat messages of the prompt.
         max_turns: The rollout's limit of assistant turns, 0 if there is none.
         format: Name of the text format the model speaks (verl's ``multi_turn.format``).
@@ -147,4 +155,5 @@ def _turn_from_dict(data: Mapping[str, Any]) -> Turn:
 def _call_from_dict(data: Mapping[str, Any]) -> ToolCall:
     fields = dict(data)
     fields["documents"] = tuple(Document(**document) for document in fields.get("documents", ()))
+    fields["faults"] = tuple(fields.get("faults", ()))
     return ToolCall(**fields)

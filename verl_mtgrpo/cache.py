@@ -1,0 +1,49 @@
+"""What was worked out before, on disk, by what was asked: scores of a judge, answers of a search service."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from verl_mtgrpo.errors import ConfigError
+
+
+class JsonCache:
+    """JSON values by key in one SQLite file, which the processes of one machine may share.
+
+    A value that cannot be read back counts as missing. Not for network file systems (SQLite's locks).
+
+    Raises:
+        ConfigError: the file cannot be opened, or is no SQLite database.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(f"the cache {path} cannot be used: {error}; give another path, or none") from error
+
+    @staticmethod
+    def key(*asked: Any) -> str:
+        """A key for what was asked: equal for equal JSON."""
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+    def get(self, key: str) -> Any | None:
+        """The value kept for ``key``, or None."""
+        row = self._db.execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()
+        try:
+            return None if row is None else json.loads(row[0])
+        except ValueError:
+            return None
+
+    def put(self, key: str, value: Any) -> None:
+        """Keep a value; a later one replaces it."""
+        self._db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (key, json.dumps(value)))

@@ -1,0 +1,26 @@
+"""What a model wrote as its query -> what is searched for."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+MAX_CHARS = 2_000
+"""A longer query is cut: what is beyond says nothing about what to look for."""
+
+# Control characters, half surrogate pairs, and format characters such as zero-width spaces and text direction marks.
+_INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]+")
+
+
+def clean_query(text: str) -> str:
+    """Return the query in composed Unicode (NFC), without invisible characters, in single spaces, at most 2,000 long.
+
+    Nothing else changes: case, punctuation and words are the search engine's to judge. May be empty.
+    """
+    visible = _INVISIBLE.sub(" ", text[: 4 * MAX_CHARS])
+    return " ".join(unicodedata.normalize("NFC", visible).split())[:MAX_CHARS].rstrip()
+
+
+def same_search(text: str) -> str:
+    """What two queries have in common if they ask for the same: a clean query without case and outer punctuation."""
+    return clean_query(text).casefold().strip(" \t.,;:!?\"'")
