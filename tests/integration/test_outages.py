@@ -70,7 +70,7 @@ def test_drop_ends_the_rollout_and_takes_it_out(config, tokenizer, index):  # no
     with pytest.raises(DropRollout, match="there is no index at"):
         refuse_outage(transcript)
     trouble = tool_trouble(transcript)
-    assert (trouble["tool/outage"], trouble["tool/errors/bad_index"], trouble["tool/errors/timeout"]) == (1.0, 1.0, 0.0)
+    assert (trouble["tool/outage"], trouble["tool/failures"], trouble["tool/errors/bad_index"]) == (1.0, 1.0, 1.0)
 
 
 def test_raise_fails_the_rollout(config, tokenizer, index):  # noqa: F811
@@ -98,18 +98,22 @@ def test_measures_of_calls():
         ToolCall("search", "{}", faults=("timeout", "busy", "timeout"), latency_s=2.0, repeat=True),
         ToolCall("lookup", "{}", ok=False, error_kind="unknown_tool"),
         ToolCall("mine", "{}", ok=False, error_kind="a kind of my own"),
+        ToolCall("search", "{}", ok=False, error_kind="busy", faults=("timeout", "busy")),
     )
     transcript = Transcript((Turn("x", (0, 1), calls), Turn("y", (2, 3))), "answered")
     trouble = {name: value for name, value in tool_trouble(transcript).items() if value}
     assert trouble == {
-        "tool/errors/no_hits": 1.0,
+        "tool/failures": 3.0,
+        "tool/retries": 4.0,
+        "tool/no_hits": 1.0,
         "tool/errors/unknown_tool": 1.0,
         "tool/errors/tool_error": 1.0,
-        "tool/retried/timeout": 2.0,
+        "tool/errors/busy": 1.0,
+        "tool/retried/timeout": 3.0,
         "tool/retried/busy": 1.0,
         "tool/latency_s": 2.0,
     }
-    assert tool_use(transcript) == {"tool/calls": 4.0, "tool/used": 1.0, "tool/success": 0.5, "tool/repeats": 1.0}
+    assert tool_use(transcript) == {"tool/calls": 5.0, "tool/used": 1.0, "tool/success": 0.4, "tool/repeats": 1.0}
     assert tool_trouble(Transcript((), "answered"))["tool/latency_s"] is None
 
 
@@ -124,14 +128,13 @@ def test_rollouts_that_failed_are_missing_and_counted():
     ("failed", "outage", "loud"), [(0.0, 0.05, False), (0.0, 0.06, True), (0.06, 0.0, True), (0.03, 0.03, True)]
 )
 def test_above_five_percent_an_error_says_so(caplog, failed, outage, loud):
-    measured = {"outcome/failed": failed, "tool/outage": outage, "tool/errors/timeout": 0.5, "tool/errors/busy": 0.0}
+    measured = {"outcome/failed": failed, "tool/outage": outage, "tool/errors/timeout": 0.5, "tool/failures": 0.6}
     with caplog.at_level(logging.ERROR):
         warn_of_outages(measured, 7)
     assert bool(caplog.text) == loud
     if loud:
         assert "step 7: 6% of the rollouts are lost" in caplog.text
         assert "tool/errors/timeout 0.5" in caplog.text
-        assert "busy" not in caplog.text
 
 
 # ---- what the tool does by itself

@@ -307,13 +307,14 @@ def test_a_batch_of_which_nothing_is_left_stops_the_run_and_says_why():
 
 def test_training_metrics_average_what_is_defined():
     infos = [
-        {"turn/1/reward": 0.7, "turn/2/reward": 1.0, "tool/success": 1.0, "uid": "a"},
+        {"turn/1/reward": 0.7, "turn/2/reward": 1.0, "tool/success": 1.0, "tool/errors/timeout": 3.0, "uid": "a"},
         {"turn/1/reward": 0.1, "tool/success": None, "uid": "b"},
     ]
     assert rollout_metrics(infos) == {
         "turn/1/reward": pytest.approx(0.4),
         "turn/2/reward": 1.0,
         "tool/success": 1.0,
+        "tool/errors/timeout": 1.5,
         "turn/1/rollouts": 2.0,
         "turn/2/rollouts": 1.0,
     }

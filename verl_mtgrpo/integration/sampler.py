@@ -25,6 +25,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from verl_mtgrpo.errors import ConfigError, EmptyBatchError
 from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON
+from verl_mtgrpo.rewards.measures import BY_KIND
 
 logger = logging.getLogger(__name__)
 
@@ -62,15 +63,18 @@ class TurnReplayBufferAsync(_TurnMetrics, ReplayBufferAsync):
 def rollout_metrics(infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Average the named numbers of a batch's rollouts (``reward_extra_info`` of each).
 
-    A name that is None or absent in a rollout (a turn it did not have) is averaged over the others;
-    ``turn/k/rollouts`` says how many rollouts reached turn k.
+    A name that is None or absent in a rollout (a turn it did not have) is averaged over the others, but counts of
+    failures by kind are absent where they are 0. ``turn/k/rollouts`` says how many rollouts reached turn k.
     """
     values: dict[str, list[float]] = defaultdict(list)
+    infos = list(infos)
     for info in infos:
         for name, value in info.items():
             if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
                 values[name].append(float(value))
-    means = {name: sum(found) / len(found) for name, found in values.items()}
+    means = {
+        name: sum(found) / (len(infos) if name.startswith(BY_KIND) else len(found)) for name, found in values.items()
+    }
     counts = {
         name.removesuffix("/reward") + "/rollouts": float(len(found))
         for name, found in values.items()

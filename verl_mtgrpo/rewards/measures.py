@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from verl_mtgrpo.rewards.transcript import OUTAGE, Transcript, TurnRewards
+from verl_mtgrpo.rewards.transcript import OUTAGE, ToolCall, Transcript, TurnRewards
 
 CALL_ERRORS = ("unknown_tool", "bad_arguments", "no_query", "search_limit", "tool_exception", "tool_error")
 """Kinds of failed calls that the model is to blame for, or a tool of one's own."""
 SERVICE_ERRORS = ("timeout", "unreachable", "busy", "server_error", "bad_answer", "rejected", "bad_index", "outage")
 """Kinds of failures of the search itself; ``kind`` of the errors below ``RetrievalError``."""
+KINDS = (*CALL_ERRORS, *SERVICE_ERRORS)
 NO_HITS = "no_hits"
 """Kind of a search that worked and found nothing (``ok`` is True)."""
+
+
+BY_KIND = ("tool/errors/", "tool/retried/")
+"""Names that begin so are absent where they are 0."""
 
 
 def tool_use(transcript: Transcript) -> dict[str, float | None]:
@@ -31,19 +36,24 @@ def tool_use(transcript: Transcript) -> dict[str, float | None]:
 def tool_trouble(transcript: Transcript) -> dict[str, float | None]:
     """What went wrong with the tools, and how long they took; also of rollouts that are dropped.
 
-    ``tool/errors/<kind>``: calls that ended so. ``tool/retried/<kind>``: tries that failed so and were repeated.
-    ``tool/outage``: 1 if the rollout ended because the search was down. Kinds that are none of ours count as
-    ``tool_error``. ``tool/latency_s`` is the longest call, None without one.
+    Always: ``tool/failures`` and ``tool/retries``, calls that failed and tries that failed and were repeated;
+    ``tool/no_hits``, searches that worked and found nothing; ``tool/outage``, 1 if the rollout ended because the search
+    was down; ``tool/latency_s``, its longest call (None without one). By kind and only where there were any, since
+    verl's validation turns each name into a dozen: ``tool/errors/<kind>`` and ``tool/retried/<kind>``. Kinds that are
+    none of ours count as ``tool_error``.
     """
     calls = _calls(transcript)
-    kinds = (*CALL_ERRORS, *SERVICE_ERRORS, NO_HITS)
-    ended = Counter(call.error_kind if call.error_kind in kinds else "tool_error" for call in calls if call.error_kind)
-    tried = Counter(fault for call in calls for fault in call.faults)
+    failed = [call.error_kind if call.error_kind in KINDS else "tool_error" for call in calls if not call.ok]
+    # The last failed try of a call that failed is its error, and was not repeated.
+    repeated = [fault for call in calls for fault in (call.faults if call.ok else call.faults[:-1])]
     return {
-        **{f"tool/errors/{kind}": float(ended[kind]) for kind in kinds},
-        **{f"tool/retried/{kind}": float(tried[kind]) for kind in SERVICE_ERRORS if kind not in ("rejected", "outage")},
+        "tool/failures": float(len(failed)),
+        "tool/retries": float(len(repeated)),
+        "tool/no_hits": float(sum(call.error_kind == NO_HITS for call in calls)),
         "tool/outage": float(transcript.end_reason == OUTAGE),
         "tool/latency_s": max((call.latency_s for call in calls), default=None),
+        **{f"tool/errors/{kind}": float(count) for kind, count in Counter(failed).items()},
+        **{f"tool/retried/{kind}": float(count) for kind, count in Counter(repeated).items()},
     }
 
 
@@ -56,5 +66,5 @@ def charge_repeats(transcript: Transcript, rewards: TurnRewards, price: float) -
     return replace(rewards, turns=charged)
 
 
-def _calls(transcript: Transcript):
+def _calls(transcript: Transcript) -> list[ToolCall]:
     return [call for turn in transcript.turns for call in turn.tool_calls]
