@@ -43,6 +43,15 @@ class RetrievalError(MTGRPOError, RuntimeError):
     kind = "outage"
     """Name of the failure in transcripts and metrics (``tool/errors/<kind>``)."""
 
+    tries = 1
+    """Requests that were made before giving up."""
+
+    status: int | None = None
+    """HTTP status of a service's last answer; None if there was none."""
+
+    retry_after_s = 0.0
+    """How long in seconds a service asked to wait before the next try."""
+
 
 class IndexFormatError(RetrievalError, ValueError):
     """A folder is no index of ours, or one of another version, or damaged."""
