@@ -1,7 +1,8 @@
 """The real service, spoilt on purpose: ``python -m tests.retrieval.faulty INDEX --port N``.
 
 Below ``/<fault>/<n>/<name>`` every n-th request, beginning with the first, gets the fault and all others the
-service's own answer. ``name`` only keeps the counts of tests apart. The fault ``any`` is each of them in turn.
+service's own answer. ``name`` only keeps the counts of tests apart. ``no-health`` is a service without
+``/health``, like the reference server.
 """
 
 from __future__ import annotations
@@ -20,22 +21,23 @@ import uvicorn
 from verl_mtgrpo.retrieval import BM25Index
 from verl_mtgrpo.retrieval.server import create_app
 
-ANY = ("500", "429", "429-after", "garbage", "half", "never")
-
 
 class Faulty:
     def __init__(self, app: Any) -> None:
         self._app = app
         self._counts: dict[str, itertools.count[int]] = defaultdict(itertools.count)
-        self._turns = itertools.cycle(ANY)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"].count("/") < 4:
             return await self._app(scope, receive, send)
         _, fault, every, _, path = scope["path"].split("/", 4)
-        if next(self._counts[scope["path"]]) % int(every):
+        if fault == "no-health":
+            whole, fault = path != "health", "404"
+        else:
+            whole = next(self._counts[scope["path"]]) % int(every) != 0
+        if whole:
             return await self._app({**scope, "path": "/" + path, "raw_path": b"/" + path.encode()}, receive, send)
-        await _spoil(next(self._turns) if fault == "any" else fault, send)
+        await _spoil(fault, send)
 
 
 async def _spoil(fault: str, send: Any) -> None:
