@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 
 _starting = threading.Lock()
-_running: tuple[int, asyncio.AbstractEventLoop, threading.Thread] | None = None
+_running: tuple[int, asyncio.AbstractEventLoop] | None = None
 
 
 def submit(coroutine: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
@@ -30,11 +30,6 @@ def wait_for(coroutine: Coroutine[Any, Any, _T], timeout_s: float | None = None)
         raise
 
 
-def is_here() -> bool:
-    """True on the loop's own thread, where waiting for it would never end."""
-    return _running is not None and threading.current_thread() is _running[2]
-
-
 def _loop() -> asyncio.AbstractEventLoop:
     global _running
     if _running is None or _running[0] != os.getpid():
@@ -42,9 +37,8 @@ def _loop() -> asyncio.AbstractEventLoop:
             # A forked child has the parent's loop, but not the thread that runs it.
             if _running is None or _running[0] != os.getpid():
                 loop = asyncio.new_event_loop()
-                thread = threading.Thread(target=loop.run_forever, name="mtgrpo-http", daemon=True)
-                thread.start()
-                _running = (os.getpid(), loop, thread)
+                threading.Thread(target=loop.run_forever, name="mtgrpo-http", daemon=True).start()
+                _running = (os.getpid(), loop)
     return _running[1]
 
 

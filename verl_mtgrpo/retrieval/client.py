@@ -9,8 +9,8 @@ Not tenacity: how long to wait depends on the answer (Retry-After) and on what i
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
-import ipaddress
 import json
 import os
 import random
@@ -19,10 +19,7 @@ import weakref
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
 
 from verl_mtgrpo.errors import (
     ConfigError,
@@ -34,7 +31,7 @@ from verl_mtgrpo.errors import (
     RetrievalTimeout,
     RetrievalUnreachable,
 )
-from verl_mtgrpo.retrieval import background, wire
+from verl_mtgrpo.retrieval import addresses, background, wire
 from verl_mtgrpo.retrieval.types import Passage
 
 if TYPE_CHECKING:
@@ -46,6 +43,9 @@ _MAX_ANSWER_BYTES = 256_000_000
 _PARSED_AT_ONCE_BYTES = 200_000
 # Shorter than the servers' (uvicorn: 5 s), so that no request goes out on a connection that is being closed.
 _KEEP_ALIVE_S = 4.0
+
+# Session -> the process that opened it.
+_sessions: weakref.WeakKeyDictionary[aiohttp.ClientSession, int] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class HTTPRetriever:
         concurrency: int = 32,
         token_env: str | None = None,
     ) -> None:
-        self._base = _base_url(url)
+        self._base = addresses.base_url(url)
         for name, value in (("patience_s", patience_s), ("request_timeout_s", request_timeout_s)):
             if not 0 < value < float("inf"):
                 raise ConfigError(f"{name} is {value}, expected a number of seconds above 0")
@@ -103,7 +103,7 @@ class HTTPRetriever:
         self._request_timeout_s = request_timeout_s
         self._concurrency = concurrency
         self._token_env = token_env
-        _read_token(token_env)  # a missing one is found now, not at the first search
+        addresses.read_token(token_env)  # a missing one is found now, not at the first search
         self._session: aiohttp.ClientSession | None = None
         self._session_loop: asyncio.AbstractEventLoop | None = None
         self.counts: Counter[str] = Counter()
@@ -143,8 +143,8 @@ class HTTPRetriever:
     def close(self) -> None:
         """Close all connections. The next search opens new ones."""
         session, self._session = self._session, None
-        if session is not None:
-            _close_session(session, os.getpid())
+        if session is not None and _sessions.get(session) == os.getpid():
+            background.wait_for(session.close())
 
     # ---- on the thread of requests
 
@@ -218,8 +218,11 @@ class HTTPRetriever:
         if self._session is None or self._session.closed or self._session_loop is not asyncio.get_running_loop():
             self._session_loop = asyncio.get_running_loop()
             connector = aiohttp.TCPConnector(limit=self._concurrency, keepalive_timeout=_KEEP_ALIVE_S)
-            self._session = aiohttp.ClientSession(connector=connector, trust_env=not _is_this_machine(self._base))
-            weakref.finalize(self, _close_session, self._session, os.getpid())
+            self._session = aiohttp.ClientSession(
+                connector=connector, trust_env=not addresses.is_this_machine(self._base)
+            )
+            _sessions[self._session] = os.getpid()
+            weakref.finalize(self, _forget_session, self._session, os.getpid()).atexit = False
         return self._session
 
     def _final(self, error: RetrievalError, tries: int, start: float) -> RetrievalError:
@@ -277,46 +280,8 @@ _ADVICE: dict[type[RetrievalError], str] = {
 }
 
 
-def _base_url(url: str) -> str:
-    example = "expected an address such as http://127.0.0.1:8000"
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except (ValueError, AttributeError, TypeError):
-        raise ConfigError(f"the address of the search service is {url!r}, {example}") from None
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError(
-            "the address of the search service holds a user name or password, which would end up in logs; "
-            "put a token into an environment variable and name it (token_env)"
-        )
-    if not valid or parts.query or parts.fragment:
-        raise ConfigError(f"the address of the search service is {url!r}, {example}")
-    path = parts.path.rstrip("/")
-    return f"{parts.scheme}://{parts.netloc}{path[: -len(wire.PATH)] if path.endswith(wire.PATH) else path}"
-
-
-def _is_this_machine(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def _read_token(token_env: str | None) -> str | None:
-    if token_env is None:
-        return None
-    token = os.environ.get(token_env, "").strip()
-    if not token:
-        raise ConfigError(
-            f"the token of the search service is not there: set the environment variable {token_env} "
-            "(before `ray start`, if Ray runs already), or give no token_env"
-        )
-    return token
-
-
 def _authorization(token_env: str | None) -> dict[str, str]:
-    token = _read_token(token_env)
+    token = addresses.read_token(token_env)
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
@@ -353,34 +318,24 @@ def _refusal(response: aiohttp.ClientResponse, content: bytes) -> RetrievalError
     else:
         error = RetrievalBadAnswer(message)
     error.status = status
-    error.retry_after_s = _parse_retry_after(response.headers.get("Retry-After"))
+    error.retry_after_s = addresses.parse_retry_after(response.headers.get("Retry-After"))
     return error
 
 
-def _parse_retry_after(value: str | None) -> float:
-    """Seconds to wait, from the header's number or date; 0 if there is none or it is neither."""
-    if not value:
-        return 0.0
-    try:
-        # Only digits: float() would also take "nan".
-        seconds = float(value) if value.strip().isdigit() else _seconds_until(parsedate_to_datetime(value))
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-    return max(seconds, 0.0)
+def _forget_session(session: aiohttp.ClientSession, pid: int) -> None:
+    """Close the session of a client that is gone.
 
-
-def _seconds_until(moment: datetime) -> float:
-    # A date without zone is in GMT: so says RFC 9110 of every HTTP date.
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    return (moment - datetime.now(timezone.utc)).total_seconds()
-
-
-def _close_session(session: aiohttp.ClientSession, pid: int) -> None:
-    """Close a session from whatever thread; in a forked child it is not ours to close."""
-    if pid != os.getpid() or session.closed:
-        return
-    if background.is_here():
+    Never waits: garbage is collected at any line of any thread, also where it holds a lock that the thread of
+    requests needs. In a forked child the session is not ours to close.
+    """
+    if pid == os.getpid() and not session.closed:
         background.submit(session.close())
-        return
-    with contextlib.suppress(Exception):  # at exit: nobody is left to tell
-        background.wait_for(session.close(), timeout_s=1.0)
+
+
+@atexit.register
+def _close_sessions() -> None:
+    """Otherwise aiohttp complains of open sessions when the process ends."""
+    for session, pid in list(_sessions.items()):
+        if pid == os.getpid():
+            with contextlib.suppress(Exception):  # nobody is left to tell
+                background.wait_for(session.close(), timeout_s=1.0)

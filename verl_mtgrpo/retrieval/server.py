@@ -33,6 +33,7 @@ from starlette.requests import ClientDisconnect
 
 from verl_mtgrpo.errors import ConfigError, RetrievalError, RetrievalRejected
 from verl_mtgrpo.retrieval import wire
+from verl_mtgrpo.retrieval.addresses import read_token
 from verl_mtgrpo.retrieval.types import Retriever
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,8 @@ class _Service:
     def __init__(self, retriever: Retriever, settings: ServerSettings) -> None:
         self._retriever = retriever
         self._settings = settings
-        self._token = _read_token(settings.token_env)
+        token = read_token(settings.token_env)
+        self._token = token.encode() if token else None
         self._pool = ThreadPoolExecutor(settings.thread_count, thread_name_prefix="search")
         # Held from a request's acceptance until its search has really ended, also when it was given up on.
         self._places = threading.BoundedSemaphore(settings.thread_count + settings.queue)
@@ -160,7 +162,7 @@ class _Service:
         if self._state == "ready":
             return _json(200, report)
         advice = self._problem or "wait until it is ready"
-        return _json(503, {**report, "error": f"the service is {self._state}: {advice}"}, _RETRY_AFTER)
+        return _json(503, {**report, "error": f"the service is not ready ({self._state}): {advice}"}, _RETRY_AFTER)
 
     async def metrics(self, request: Request) -> Response:
         """Counters and timings of this process."""
@@ -294,12 +296,3 @@ async def _unknown_path(request: Request, error: Exception) -> Response:
 
 def _json(status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
     return Response(json.dumps(content), status, headers, media_type="application/json")
-
-
-def _read_token(token_env: str | None) -> bytes | None:
-    if token_env is None:
-        return None
-    token = os.environ.get(token_env, "").strip()
-    if not token:
-        raise ConfigError(f"the service's token is not there: set the environment variable {token_env} to it")
-    return token.encode()
