@@ -46,6 +46,12 @@ class RetrievalError(MTGRPOError, RuntimeError):
     faults: tuple[str, ...] = ()
     """Kinds of the tries that failed before this error, in order, one name a try."""
 
+    status: int | None = None
+    """HTTP status of a service's last answer; None if there was none."""
+
+    retry_after_s = 0.0
+    """How long in seconds a service asked to wait before the next try."""
+
 
 class IndexFormatError(RetrievalError, ValueError):
     """A folder is no index of ours, or one of another version, or damaged."""

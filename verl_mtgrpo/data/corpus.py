@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from verl_mtgrpo.data.files import content_id, describe, read_records
+from verl_mtgrpo.data.files import describe, read_records
 from verl_mtgrpo.errors import DataError
-from verl_mtgrpo.retrieval.types import Passage
+from verl_mtgrpo.retrieval.types import Passage, content_id
 
 _EXPECTED = (
     "expected {id, contents}, {id?, title?, text}, SQuAD's {data: [{title, paragraphs}]}, a file of "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -53,15 +52,6 @@ def short_name(path: Path | str) -> str:
     for suffix in (".gz", ".jsonl", ".json", ".parquet"):
         name = name.removesuffix(suffix)
     return name
-
-
-def content_id(*texts: str) -> str:
-    """An id made from the content: 16 hex digits, equal for equal texts."""
-    digest = hashlib.blake2b(digest_size=8)
-    for text in texts:
-        raw = text.encode("utf-8", "replace")
-        digest.update(len(raw).to_bytes(8, "little") + raw)
-    return digest.hexdigest()
 
 
 def describe(value: object) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from verl_mtgrpo.data.corpus import article_title
-from verl_mtgrpo.data.files import content_id, describe, read_records, short_name
+from verl_mtgrpo.data.files import describe, read_records, short_name
 from verl_mtgrpo.errors import ConfigError, DataError
+from verl_mtgrpo.retrieval.types import content_id
 
 ANSWER_COLUMNS = ("answers", "golden_answers", "answer")
 ALIAS_COLUMNS = ("answer_aliases", "aliases")

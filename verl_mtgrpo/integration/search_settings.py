@@ -67,7 +67,13 @@ def search_settings(config: Mapping[str, Any]) -> tuple[SearchSettings, int | No
 
 
 def open_index(spec: Any, settings: SearchSettings) -> Retriever:
-    """Open what ``index`` names, so that a missing one stops the run before anything is generated."""
+    """Open what ``index`` names and search once, so that a missing one stops the run before anything is generated.
+
+    A search service that is just starting has ``patience_s`` to become ready.
+
+    Raises:
+        ConfigError, RetrievalError: There is no index, or it cannot be searched.
+    """
     if not spec:
         raise ConfigError(
             "the search tool has no index: set the environment variable MTGRPO_INDEX to an index folder or the URL of "
@@ -78,7 +84,9 @@ def open_index(spec: Any, settings: SearchSettings) -> Retriever:
 
     service = {"patience_s": settings.patience_s, "concurrency": settings.concurrency}
     try:
-        return open_retriever(spec, **service, token_env=settings.token_env or None)
+        index = open_retriever(spec, **service, token_env=settings.token_env or None)
+        index.search(["test"], 1)
+        return index
     except IndexFormatError as error:
         relative = isinstance(spec, str) and not Path(spec).is_absolute()
         hint = f" (the path {spec!r} is relative; workers need an absolute one)" if relative else ""

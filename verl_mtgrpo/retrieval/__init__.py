@@ -1,9 +1,11 @@
 """Finding passages for a query, and writing them down for the model.
 
-Imports nothing heavy: the search engine itself is loaded by the first index that is opened or built.
+Imports nothing heavy: the search engine is loaded by the first index that is opened or built, the HTTP client by
+the first request. The service (``retrieval.server``) needs the extra ``serve`` and is imported by name.
 """
 
 from verl_mtgrpo.retrieval.bm25 import BM25Index
+from verl_mtgrpo.retrieval.client import HTTPRetriever
 from verl_mtgrpo.retrieval.opening import open_retriever
 from verl_mtgrpo.retrieval.render import DEFAULT_TEMPLATE, NOTHING_FOUND, check_template, render_passages
 from verl_mtgrpo.retrieval.types import Passage, Retriever
@@ -12,6 +14,7 @@ __all__ = [
     "DEFAULT_TEMPLATE",
     "NOTHING_FOUND",
     "BM25Index",
+    "HTTPRetriever",
     "Passage",
     "Retriever",
     "check_template",

@@ -1,4 +1,4 @@
-"""From what a user writes to a retriever."""
+"""What a user writes in a config -> a retriever."""
 
 from __future__ import annotations
 
@@ -9,5 +9,9 @@ from verl_mtgrpo.retrieval.types import Retriever
 
 
 def open_retriever(spec: Any, **service: Any) -> Retriever:
-    """Open an index folder."""
+    """Open an index folder or the address of a search service (whose settings ``service`` are)."""
+    if str(spec).startswith(("http://", "https://")):
+        from verl_mtgrpo.retrieval.client import HTTPRetriever
+
+        return HTTPRetriever(spec, **service)
     return BM25Index.open(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -44,3 +45,12 @@ class Retriever(Protocol):
     async def asearch(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         """As :meth:`search`, without blocking the event loop meanwhile."""
         ...
+
+
+def content_id(*texts: str) -> str:
+    """An id made from the content: 16 hex digits, equal for equal texts."""
+    digest = hashlib.blake2b(digest_size=8)
+    for text in texts:
+        raw = text.encode("utf-8", "replace")
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()

@@ -1,0 +1,176 @@
+"""``mtgrpo serve``: an index as a search service."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verl_mtgrpo.errors import CompatibilityError, ConfigError
+
+if TYPE_CHECKING:
+    from verl_mtgrpo.retrieval.server import ServerSettings
+
+_DESCRIPTION = """\
+Serve an index over HTTP in the format of Search-R1's retrieval server: POST /retrieve, and GET /health and
+GET /metrics (Prometheus). One line is printed when the service is ready; SIGTERM ends it when the requests that
+are being answered are.
+
+With --ray the service is a Ray Serve application on the cluster that --ray-address or RAY_ADDRESS names (auto: the
+one that runs on this machine), else on a Ray of its own. Every node listens on the same port, and the index has
+to be at the same path on every node.
+
+examples:
+  mtgrpo serve indexes/wiki
+  SEARCH_TOKEN=... mtgrpo serve indexes/wiki --host 0.0.0.0 --port 8000 --token-env SEARCH_TOKEN
+  mtgrpo serve --ray --replicas 4 indexes/wiki
+  mtgrpo serve --ray --min-replicas 1 --max-replicas 8 indexes/wiki
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve an index over HTTP, in one process or on Ray",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("index", type=Path, metavar="INDEX_DIR", help="folder of the index (see mtgrpo index)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for any (default: %(default)s)")
+    parser.add_argument("--token-env", metavar="NAME", help="environment variable with the token to ask for")
+    parser.add_argument("--topk", type=int, default=3, metavar="K", help="passages if a request says none (default: 3)")
+    parser.add_argument("--queue", type=int, default=512, metavar="N", help="requests that may wait (default: 512)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="searches at once (default: 2 a CPU)")
+    parser.add_argument(
+        "--timeout", type=float, default=10.0, metavar="S", help="seconds a request may take (default: 10)"
+    )
+    parser.add_argument("--max-body", type=int, default=8_000_000, metavar="BYTES", help="default: 8000000")
+    ray = parser.add_argument_group("on Ray")
+    ray.add_argument("--ray", action="store_true", help="run as a Ray Serve application")
+    ray.add_argument("--ray-address", metavar="ADDRESS", help="cluster to join (else RAY_ADDRESS, else a new one)")
+    ray.add_argument("--replicas", type=int, metavar="N", help="number of replicas (default: 1)")
+    ray.add_argument("--min-replicas", type=int, metavar="N", help="scale with the load, at least N (default: 1)")
+    ray.add_argument("--max-replicas", type=int, metavar="N", help="scale with the load, at most N")
+    ray.add_argument("--replica-cpus", type=float, default=1.0, metavar="N", help="CPUs of each (default: %(default)s)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal ends it."""
+    _check(args)
+    settings = _settings(args)
+    return _run_on_ray(args, settings) if args.ray else _run_here(args, settings)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not 0 <= args.port <= 65535:
+        raise ConfigError(f"--port is {args.port}, expected 0 to 65535")
+    scaled = args.min_replicas is not None or args.max_replicas is not None
+    if not args.ray and (scaled or args.replicas is not None):
+        raise ConfigError("replicas need Ray: add --ray, or leave out --replicas, --min-replicas and --max-replicas")
+    if scaled and args.replicas is not None:
+        raise ConfigError("--replicas is a fixed number; give either it or --min-replicas and --max-replicas")
+
+
+def _settings(args: argparse.Namespace) -> ServerSettings:
+    try:
+        from verl_mtgrpo.retrieval.server import ServerSettings
+    except ImportError as error:
+        raise missing_extra(error) from error
+    return ServerSettings(
+        default_k=args.topk,
+        max_k=max(100, args.topk),
+        max_body_bytes=args.max_body,
+        threads=args.threads,
+        queue=args.queue,
+        timeout_s=args.timeout,
+        token_env=args.token_env,
+    )
+
+
+def missing_extra(error: ImportError) -> CompatibilityError:
+    """The error for a package that only ``mtgrpo serve`` needs."""
+    return CompatibilityError(f'the search service needs more packages ({error}); pip install "verl-mtgrpo[serve]"')
+
+
+def _run_here(args: argparse.Namespace, settings: ServerSettings) -> int:
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise missing_extra(error) from error
+    from verl_mtgrpo.retrieval import BM25Index
+    from verl_mtgrpo.retrieval.server import create_app
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                _say_ready(_url(args.host, listener.getsockname()[1]), index)
+
+    index = BM25Index.open(args.index)
+    app = create_app(index, settings)
+    listener = _listen(args.host, args.port)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        timeout_keep_alive=30,
+        # A search that was accepted ends by its own time-out; a connection that lingers must not keep us.
+        timeout_graceful_shutdown=int(settings.timeout_s) + 5,
+    )
+    server = Server(config)
+    # uvicorn raises a signal once more when it has shut down; that must not end the process with its number.
+    signal.signal(signal.SIGTERM, server.handle_exit)
+    with listener:
+        server.run(sockets=[listener])
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"cannot listen on {host} port {port} ({error}); give another --host or --port") from error
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _say_ready(url: str, index: Any) -> None:
+    print(f"ready at {url}: {len(index)} passages, checksum {index.manifest.checksum[:12]}", flush=True)
+
+
+def _run_on_ray(args: argparse.Namespace, settings: ServerSettings) -> int:
+    from verl_mtgrpo.retrieval import BM25Index
+
+    index = BM25Index.open(args.index)
+    try:
+        from verl_mtgrpo.integration import ray_serve
+    except ImportError as error:
+        raise missing_extra(error) from error
+    if args.port == 0:
+        raise ConfigError("--port is 0; Ray Serve needs a port that is the same on every node")
+    scale = ray_serve.Scale(
+        replicas=args.replicas or 1,
+        min_replicas=args.min_replicas,
+        max_replicas=args.max_replicas,
+        cpus=args.replica_cpus,
+    )
+
+    def stop(*_: object) -> None:
+        sys.exit(0)
+
+    with ray_serve.running(index.path, settings, scale, host=args.host, port=args.port, ray_address=args.ray_address):
+        # Ray sets a handler of its own when it connects, which exits with 15.
+        signal.signal(signal.SIGTERM, stop)
+        _say_ready(_url(args.host, args.port), index)
+        signal.pause()
+    return 0

@@ -1,0 +1,138 @@
+"""The search service as a Ray Serve application: replicas on the cluster that training runs on anyway.
+
+The only file of ``mtgrpo serve`` that imports Ray; it does not import verl. Each replica opens the index by its
+path and runs the same app as a single process does, with the same limits for each replica.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+
+from verl_mtgrpo.errors import CompatibilityError, ConfigError
+from verl_mtgrpo.retrieval import BM25Index
+from verl_mtgrpo.retrieval.server import ServerSettings, create_app
+
+APPLICATION = "mtgrpo-search"
+DEPLOYMENT = "search"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How many replicas, and how large.
+
+    Attributes:
+        replicas: Number of replicas, where neither of the next two is given.
+        min_replicas: Least number when the load decides; None for 1.
+        max_replicas: Largest number when the load decides; None for a fixed number.
+        cpus: CPUs that Ray sets aside for each replica.
+    """
+
+    replicas: int = 1
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+    cpus: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.replicas < 1:
+            raise ConfigError(f"--replicas is {self.replicas}, expected at least 1")
+        if self.min_replicas is not None and self.max_replicas is None:
+            raise ConfigError("--min-replicas without --max-replicas; give both, or --replicas for a fixed number")
+        if self.max_replicas is not None and not 1 <= (self.min_replicas or 1) <= self.max_replicas:
+            raise ConfigError(
+                f"--min-replicas is {self.min_replicas} and --max-replicas {self.max_replicas}, "
+                "expected 1 <= min <= max"
+            )
+        if self.cpus < 0:
+            raise ConfigError(f"--replica-cpus is {self.cpus}, expected 0 or more")
+
+    def options(self) -> dict[str, Any]:
+        """Ray Serve's options for this number of replicas."""
+        if self.max_replicas is None:
+            return {"num_replicas": self.replicas}
+        return {"autoscaling_config": {"min_replicas": self.min_replicas or 1, "max_replicas": self.max_replicas}}
+
+
+def build_application(index: Path, settings: ServerSettings, scale: Scale) -> serve.Application:
+    """The application, ready for ``serve.run``. ``index`` has to be there on every node with a replica."""
+
+    class Replica:
+        def check_health(self) -> None:
+            """Ray Serve replaces a replica where this raises: the index is gone, or was replaced by another."""
+            opened.search(["test"], 1)
+
+    # Opened now, so that a wrong path stops the command and not a replica; it travels as path and checksum,
+    # so a replica that later finds another index there refuses to start instead of answering differently.
+    opened = BM25Index.open(index)
+    deployment = serve.deployment(
+        name=DEPLOYMENT,
+        # The app refuses with 429 and Retry-After when its queue is full; Ray's own queue would only hide that.
+        max_ongoing_requests=settings.thread_count + settings.queue + 64,
+        health_check_period_s=5,
+        health_check_timeout_s=15,
+        graceful_shutdown_timeout_s=settings.timeout_s + 5,
+        ray_actor_options={
+            "num_cpus": scale.cpus,
+            # The replicas read the token where the single process does: in their environment.
+            "runtime_env": {"env_vars": {name: os.environ.get(name, "") for name in [settings.token_env] if name}},
+        },
+        **scale.options(),
+    )(serve.ingress(_builder(opened, settings))(Replica))
+    return deployment.bind()
+
+
+def _builder(index: BM25Index, settings: ServerSettings) -> Any:
+    # Ray calls a function, and only a plain function, on the replica to make the app there.
+    def build() -> FastAPI:
+        return create_app(index, settings)
+
+    return build
+
+
+@contextmanager
+def running(
+    index: Path, settings: ServerSettings, scale: Scale, *, host: str, port: int, ray_address: str | None = None
+) -> Iterator[None]:
+    """Run the application inside a ``with`` block; it answers when the block begins and is gone after it.
+
+    Joins the cluster at ``ray_address`` or RAY_ADDRESS, which stays as it was with its other applications;
+    without either, starts a Ray on this machine and ends it.
+
+    Raises:
+        CompatibilityError: Ray cannot be reached or started, or the application does not come up.
+    """
+    address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    application = build_application(index, settings, scale)
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False if address == "local" else None)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise CompatibilityError(
+            f"Ray at {address!r} cannot be used ({error}); give another --ray-address, or none for a Ray of its own"
+        ) from error
+    try:
+        # One address on every node, so that each node's workers can ask their own.
+        serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
+        try:
+            serve.run(application, name=APPLICATION, route_prefix="/")
+        except RuntimeError as error:
+            raise CompatibilityError(
+                f"the search service did not come up on Ray ({error}); the log of its replicas says why"
+            ) from error
+        yield
+    finally:
+        _leave()
+
+
+def _leave() -> None:
+    serve.delete(APPLICATION)
+    if not serve.status().applications:
+        serve.shutdown()
+    ray.shutdown()

@@ -1,0 +1,79 @@
+"""What client and service have to know of HTTP: addresses, tokens, dates."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
+
+from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.retrieval import wire
+
+
+def base_url(url: str) -> str:
+    """The address without ``/retrieve`` and without a slash at its end.
+
+    Raises:
+        ConfigError: It is no address of an HTTP service, or it holds a password.
+    """
+    example = "expected an address such as http://127.0.0.1:8000"
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except (ValueError, AttributeError, TypeError):
+        raise ConfigError(f"the address of the search service is {url!r}, {example}") from None
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            "the address of the search service holds a user name or password, which would end up in logs; "
+            "put a token into an environment variable and name it (token_env)"
+        )
+    if not valid or parts.query or parts.fragment:
+        raise ConfigError(f"the address of the search service is {url!r}, {example}")
+    path = parts.path.rstrip("/")
+    return f"{parts.scheme}://{parts.netloc}{path[: -len(wire.PATH)] if path.endswith(wire.PATH) else path}"
+
+
+def is_this_machine(url: str) -> bool:
+    """True for an address of the loopback interface."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def read_token(token_env: str | None) -> str | None:
+    """The bearer token in the environment variable ``token_env``; None if no variable is named.
+
+    Raises:
+        ConfigError: The variable is not set, or empty.
+    """
+    if token_env is None:
+        return None
+    token = os.environ.get(token_env, "").strip()
+    if not token:
+        raise ConfigError(
+            f"the token of the search service is not there: set the environment variable {token_env} "
+            "(before `ray start`, if Ray runs already), or name no variable"
+        )
+    return token
+
+
+def parse_retry_after(value: str | None) -> float:
+    """Seconds to wait, from the header's number or date; 0 if there is none or it is neither."""
+    if not value:
+        return 0.0
+    try:
+        # Only digits: float() would also take "nan".
+        seconds = float(value) if value.strip().isdigit() else _seconds_until(parsedate_to_datetime(value))
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return max(seconds, 0.0)
+
+
+def _seconds_until(moment: datetime) -> float:
+    # A date without zone is in GMT: so says RFC 9110 of every HTTP date.
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    return (moment - datetime.now(timezone.utc)).total_seconds()
