@@ -23,12 +23,13 @@ from tests.integration.test_agent_loop import (  # noqa: F401  (the fixtures amo
     tokenizer,
     transcript_of,
 )
+from tests.retrieval.services import FAULTY, build_index, serving
 from verl_mtgrpo.errors import ConfigError, DropRollout, RetrievalBusy, RetrievalError
 from verl_mtgrpo.integration.agent_loop import TurnToolAgentLoop
 from verl_mtgrpo.integration.reward_manager import refuse_outage
 from verl_mtgrpo.integration.sampler import share_failed, warn_of_outages
-from verl_mtgrpo.integration.search_tool import SearchTool
-from verl_mtgrpo.retrieval import BM25Index, Passage
+from verl_mtgrpo.integration.search_tool import SearchTool, fingerprint_for
+from verl_mtgrpo.retrieval import BM25Index, HTTPRetriever, Passage
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, TurnRewards
 from verl_mtgrpo.rewards.measures import charge_repeats, tool_trouble, tool_use
 
@@ -249,3 +250,60 @@ def test_a_worker_asks_no_more_at_a_time_than_allowed(index, monkeypatch):
 
 def test_what_the_tool_says_survives_json(index):
     json.dumps(search(search_tool(index), "tower")[1])
+
+
+# ---- against a real service with faults
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    with serving(build_index(tmp_path_factory.mktemp("faulty") / "index"), module=FAULTY) as running:
+        yield running
+
+
+FAULT_KINDS = {
+    "500": "server_error",
+    "503": "server_error",
+    "429": "busy",
+    "garbage": "bad_answer",
+    "half": "bad_answer",
+    "never": "timeout",
+}
+
+
+@pytest.mark.parametrize("fault", FAULT_KINDS)
+def test_one_request_in_ten_fails_and_all_of_it_is_in_the_metrics(faulty, fault):
+    kind, url = FAULT_KINDS[fault], f"{faulty.url}/{fault}/10/tool"
+    tool = SearchTool({"index": url, "k": 1, "request_timeout_s": 0.5, "patience_s": 15.0}, None)
+
+    async def many():
+        return await asyncio.gather(*(tool.execute(str(n), {"query": f"uid{n}"}) for n in range(60)))
+
+    start = time.perf_counter()
+    infos = [info for _, _, info in asyncio.run(many())]
+    assert time.perf_counter() - start < 15.0 + 2.0 + 3.0
+    assert [info["documents"][0]["id"] for info in infos] == [f"p{n}" for n in range(60)]
+    calls = tuple(ToolCall("search", "{}", ok=info["ok"], faults=info["faults"]) for info in infos)
+    trouble = tool_trouble(Transcript((Turn("x", (0, 1), calls),), "answered"))
+    # The first of ten requests fails: of 61 calls at least seven, one of them the tool's own at its start.
+    assert trouble[f"tool/retried/{kind}"] >= 6
+    assert trouble["tool/failures"] == 0
+    # On a busy machine a whole answer may take longer than a try may, too.
+    assert {fault for info in infos for fault in info["faults"]} <= {kind, "timeout"}
+
+
+@pytest.mark.parametrize("fault", FAULT_KINDS)
+def test_a_service_that_stays_down_is_an_outage_of_its_kind_within_the_bound(faulty, fault):
+    kind, url = FAULT_KINDS[fault], f"{faulty.url}/{fault}/1/tool"
+    patience = {"request_timeout_s": 0.3, "patience_s": 1.0}
+    with pytest.raises(RetrievalError, match=r"search at http://127.0.0.1.* failed"):
+        SearchTool({"index": url, **patience}, None)  # found before anything is generated
+    tool = SearchTool({"index": faulty.url, **patience}, None)
+    tool._index = HTTPRetriever(url, **patience)
+    text, info = search(tool, "uid3")
+    assert (text, info["error_kind"]) == ("Error: the search engine is down.", kind)
+    assert info["latency_s"] < 1.0 + 2.0
+    assert len(info["faults"]) >= 2
+    with pytest.raises(ConfigError, match=r"HTTPRetriever\(.* does not say when its answers change; remove cache=x"):
+        fingerprint_for("x", HTTPRetriever(f"{faulty.url}/no-health/1/x"))
+    assert fingerprint_for("x", HTTPRetriever(faulty.url)).startswith("bm25/plain/")

@@ -30,6 +30,8 @@ class SearchSettings:
     """Searches a rollout may make; further calls are refused with a message to the model. 0: no limit."""
     patience_s: float = 20.0
     """Longest time in seconds that a call may take, with waiting and retries; then it is an outage."""
+    request_timeout_s: float = 10.0
+    """Longest time in seconds of one try at a search service; a try that takes longer is repeated."""
     concurrency: int = 64
     """Searches at a time from one agent loop worker; more wait their turn, on their patience."""
     on_outage: str = "drop"
@@ -54,8 +56,9 @@ def search_settings(config: Mapping[str, Any]) -> tuple[SearchSettings, int | No
             raise ConfigError(f"search tool: {name} is {getattr(settings, name)}, expected at least 1")
     if settings.max_searches < 0:
         raise ConfigError(f"search tool: max_searches is {settings.max_searches}, expected 0 (no limit) or more")
-    if not 0 < settings.patience_s < float("inf"):
-        raise ConfigError(f"search tool: patience_s is {settings.patience_s}, expected a number of seconds above 0")
+    for name in ("patience_s", "request_timeout_s"):
+        if not 0 < getattr(settings, name) < float("inf"):
+            raise ConfigError(f"search tool: {name} is {getattr(settings, name)}, expected a number of seconds above 0")
     if settings.on_outage not in ON_OUTAGE:
         raise ConfigError(f"search tool: on_outage is {settings.on_outage!r}, expected one of {ON_OUTAGE}")
     max_chars = config.get("max_chars", DEFAULT_MAX_CHARS)
@@ -82,7 +85,7 @@ def open_index(spec: Any, settings: SearchSettings) -> Retriever:
         )
     from verl_mtgrpo.retrieval import open_retriever
 
-    service = {"patience_s": settings.patience_s, "concurrency": settings.concurrency}
+    service = {name: getattr(settings, name) for name in ("patience_s", "request_timeout_s", "concurrency")}
     try:
         index = open_retriever(spec, **service, token_env=settings.token_env or None)
         index.search(["test"], 1)

@@ -46,7 +46,8 @@ class SearchTool(BaseTool):
         config = dict(config)
         self._settings, self._max_chars = search_settings(config)
         self._index = open_index(config.get("index"), self._settings)
-        self._cache = _open_cache(self._settings.cache, self._index)
+        self._fingerprint = fingerprint_for(self._settings.cache, self._index)
+        self._cache = JsonCache(self._settings.cache) if self._settings.cache else None
         self._slots = asyncio.Semaphore(self._settings.concurrency)
         super().__init__(config, tool_schema or _default_schema(self._settings.max_queries))
 
@@ -107,21 +108,24 @@ class SearchTool(BaseTool):
 
     async def _find(self, queries: Sequence[str]) -> tuple[list[list[Passage]], tuple[str, ...]]:
         """Passages for each query, from the cache where they are known, and the kinds of tries that failed."""
-        keys = [JsonCache.key(self._index.fingerprint, self._settings.k, query) for query in queries]
-        known = {key: self._cache.get(key) for key in keys} if self._cache else {}
-        missing = {key: query for key, query in zip(keys, queries, strict=True) if known.get(key) is None}
-        results, faults = await self._ask(list(missing.values())) if missing else ([], ())
-        fresh = dict(zip(missing, results, strict=True))
-        for key, passages in fresh.items():
-            if self._cache:
-                self._cache.put(key, [asdict(passage) for passage in passages])
-        kept = {key: [Passage(**passage) for passage in value] for key, value in known.items() if value is not None}
-        return [{**kept, **fresh}[key] for key in keys], faults
+        if self._cache is None:
+            return await self._ask(queries)
+        keys = {query: JsonCache.key(self._fingerprint, self._settings.k, query) for query in queries}
+        kept = {query: self._cache.get(key) for query, key in keys.items()}
+        found = {query: [Passage(**one) for one in value] for query, value in kept.items() if value is not None}
+        missing = [query for query in keys if query not in found]
+        results, faults = await self._ask(missing) if missing else ([], ())
+        for query, passages in zip(missing, results, strict=True):
+            self._cache.put(keys[query], [asdict(passage) for passage in passages])
+            found[query] = passages
+        return [found[query] for query in queries], faults
 
     async def _ask(self, queries: Sequence[str]) -> tuple[list[list[Passage]], tuple[str, ...]]:
         patience = self._settings.patience_s
         try:
             return await asyncio.wait_for(self._wait_and_ask(queries), patience + _GRACE_S)
+        except RetrievalTimeout:  # a TimeoutError too, but it knows more
+            raise
         except asyncio.TimeoutError:
             raise RetrievalTimeout(
                 f"no answer of {self._index!r} within {patience + _GRACE_S:g} s, waiting for a free slot included; "
@@ -154,14 +158,12 @@ def _memory_of(rollout: Any) -> _Memory:
     return rollout._mtgrpo_searches
 
 
-def _open_cache(path: str, index: Retriever) -> JsonCache | None:
-    if not path:
-        return None
-    if not index.fingerprint:
-        raise ConfigError(
-            f"search tool: cache={path}, but {index!r} does not say when its answers change; use no cache"
-        )
-    return JsonCache(path)
+def fingerprint_for(cache: str, index: Retriever) -> str:
+    """What tells the answers of this index from another's in the cache; asked for only if there is one."""
+    fingerprint = index.fingerprint if cache else ""
+    if cache and not fingerprint:
+        raise ConfigError(f"search tool: {index!r} does not say when its answers change; remove cache={cache}")
+    return fingerprint
 
 
 def _default_schema(max_queries: int) -> OpenAIFunctionToolSchema:
