@@ -1,0 +1,70 @@
+"""Numbers that say where the credit of a batch went: by turn index, and how many groups had none to give."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from verl_mtgrpo.credit.batch import Index, TurnBatch, read_batch
+from verl_mtgrpo.errors import CreditInputError
+
+
+def credit_metrics(
+    token_level_rewards: Tensor, advantages: Tensor, response_mask: Tensor, index: Index
+) -> dict[str, float]:
+    """Named numbers of a training batch, for a logger.
+
+    ``turn/<k>/advantage_mean`` and ``…_std``: over the rollouts that have a turn k (k from 1), each with the mean over
+    its turn's tokens; std is the unbiased one, 0 for one rollout. ``turn/<k>/rollouts``: how many these are.
+    ``turn/<k>/reward_total``: mean of R_{i,k} over them, as the estimator saw it (with KL if that is in the reward).
+    ``turn/<k>/zero_variance``: share of the groups with two or more rollouts at turn k in which all R_{i,k} are equal:
+    nothing to learn from at this turn. ``outcome/zero_variance``: the same for the reward of the last turn.
+    A share of no group is left out.
+
+    Args:
+        token_level_rewards: ``(B, T)``, as given to the estimator.
+        advantages: ``(B, T)``, what it returned.
+        response_mask: ``(B, T)``, 1 at generated tokens. Rows without any are in no number.
+        index: One label per row; rows with the same one are a group.
+
+    Raises:
+        CreditInputError: shapes differ, or what :func:`~.batch.read_batch` refuses.
+    """
+    if advantages.shape != token_level_rewards.shape:
+        raise CreditInputError(
+            f"advantages has shape {tuple(advantages.shape)}, token_level_rewards {tuple(token_level_rewards.shape)}; "
+            "expected the same for both"
+        )
+    batch = read_batch(token_level_rewards, response_mask, index)
+    alive_BK = batch.turns.alive_BK
+    advantage_BK = batch.turns.sum_rewards(advantages) / batch.turns.tokens_BK.clamp(min=1)
+    count_K = alive_BK.sum(0)
+    mean_K = advantage_BK.sum(0) / count_K
+    deviation_BK = (advantage_BK - mean_K).masked_fill(~alive_BK, 0.0)
+    columns = {
+        "rollouts": count_K,
+        "reward_total": batch.reward_BK.sum(0) / count_K,
+        "advantage_mean": mean_K,
+        "advantage_std": (deviation_BK.square().sum(0) / (count_K - 1).clamp(min=1)).sqrt(),
+        "zero_variance": zero_variance_share(batch, batch.reward_BK, alive_BK),
+    }
+    outcome = zero_variance_share(batch, batch.outcome_B1, batch.nonempty_B1)
+    table = torch.stack([*(column.double() for column in columns.values())]).tolist()  # one trip to the host
+    named = {
+        f"turn/{k}/{name}": value
+        for name, row in zip(columns, table, strict=True)
+        for k, value in enumerate(row, start=1)
+    }
+    named["outcome/zero_variance"] = float(outcome)
+    return {name: value for name, value in named.items() if value == value}
+
+
+def zero_variance_share(batch: TurnBatch, values_BK: Tensor, valid_BK: Tensor) -> Tensor:
+    """Share of the groups with two valid entries or more whose entries are all equal, per column; NaN if there is none.
+
+    Equal means equal: a reward that differs in its last digit is a signal to an estimator that divides by std.
+    """
+    low_GK = batch.groups.minimum(values_BK.masked_fill(~valid_BK, torch.inf))
+    high_GK = -batch.groups.minimum((-values_BK).masked_fill(~valid_BK, torch.inf))
+    several_GK = batch.groups.sum(valid_BK.float()) >= 2
+    return (several_GK & (low_GK == high_GK)).sum(0) / several_GK.sum(0)
