@@ -69,6 +69,12 @@ def test_a_missing_extra_is_named(index: Path, package: str, options: list[str])
     assert 'pip install "verl-mtgrpo[serve]"' in done.stderr
 
 
+def test_the_part_on_ray_does_not_import_verl():
+    script = "import sys, verl_mtgrpo.integration.ray_serve; print('ray' in sys.modules, 'verl' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True False"
+
+
 def test_neither_the_command_line_nor_the_client_load_the_service():
     script = (
         "import sys; from verl_mtgrpo.cli.main import build_parser; build_parser().format_help(); "

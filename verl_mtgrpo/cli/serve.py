@@ -159,7 +159,7 @@ def _run_on_ray(args: argparse.Namespace, settings: ServerSettings) -> int:
     if args.port == 0:
         raise ConfigError("--port is 0; Ray Serve needs a port that is the same on every node")
     scale = ray_serve.Scale(
-        replicas=args.replicas or 1,
+        replicas=1 if args.replicas is None else args.replicas,
         min_replicas=args.min_replicas,
         max_replicas=args.max_replicas,
         cpus=args.replica_cpus,
