@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verl_mtgrpo.errors import CompatibilityError, ConfigError
+from verl_mtgrpo.errors import CompatibilityError, ConfigError, RetrievalError, RetrievalUnreachable
+from verl_mtgrpo.retrieval.addresses import is_this_machine
 
 if TYPE_CHECKING:
     from verl_mtgrpo.retrieval.server import ServerSettings
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
     _check(args)
     settings = _settings(args)
+    _warn_if_open(args.host, settings)
     return _run_on_ray(args, settings) if args.ray else _run_here(args, settings)
 
 
@@ -144,6 +146,13 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def _warn_if_open(host: str, settings: ServerSettings) -> None:
+    if settings.token_env is None and not is_this_machine(_url(host, 1)):
+        print(
+            f"mtgrpo: warning: everybody who can reach {host} can search; --token-env asks for a token", file=sys.stderr
+        )
+
+
 def _say_ready(url: str, index: Any) -> None:
     print(f"ready at {url}: {len(index)} passages, checksum {index.manifest.checksum[:12]}", flush=True)
 
@@ -171,6 +180,23 @@ def _run_on_ray(args: argparse.Namespace, settings: ServerSettings) -> int:
     with ray_serve.running(index.path, settings, scale, host=args.host, port=args.port, ray_address=args.ray_address):
         # Ray sets a handler of its own when it connects, which exits with 15.
         signal.signal(signal.SIGTERM, stop)
-        _say_ready(_url(args.host, args.port), index)
+        url = _url(args.host, args.port)
+        _check_address(url)
+        _say_ready(url, index)
         signal.pause()
     return 0
+
+
+def _check_address(url: str) -> None:
+    """A Serve that ran on the cluster before keeps the address it was started with."""
+    from verl_mtgrpo.retrieval import HTTPRetriever
+
+    try:
+        HTTPRetriever(url).ping()
+    except RetrievalUnreachable as error:
+        raise ConfigError(
+            f"nobody listens at {url}: Ray Serve runs on this cluster already, with another address; give that one "
+            "(--host, --port), or end it with: serve shutdown"
+        ) from error
+    except RetrievalError:
+        pass  # it answers; that it is still starting is for clients to wait for
