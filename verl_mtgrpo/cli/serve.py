@@ -192,7 +192,7 @@ def _check_address(url: str) -> None:
     from verl_mtgrpo.retrieval import HTTPRetriever
 
     try:
-        HTTPRetriever(url).ping()
+        HTTPRetriever(url.replace("://0.0.0.0:", "://127.0.0.1:").replace("://[::]:", "://[::1]:")).ping()
     except RetrievalUnreachable as error:
         raise ConfigError(
             f"nobody listens at {url}: Ray Serve runs on this cluster already, with another address; give that one "
