@@ -9,6 +9,8 @@ import pytest
 
 from tests.retrieval.services import build_index
 from verl_mtgrpo.cli.main import main
+from verl_mtgrpo.cli.serve import warn_if_open
+from verl_mtgrpo.retrieval.server import ServerSettings
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,16 @@ def test_wrong_options(index: Path, capsys: pytest.CaptureFixture[str], options:
 def test_no_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for options in ([], ["--ray"]):
         assert "there is no index at" in error_of(capsys, tmp_path / "missing", *options)
+
+
+@pytest.mark.parametrize(
+    "host, token_env, warned",
+    [("0.0.0.0", None, True), ("10.0.0.7", None, True), ("::", None, True), ("0.0.0.0", "NAME", False)]
+    + [(host, None, False) for host in ("127.0.0.1", "localhost", "::1")],
+)
+def test_an_open_service_is_warned_of(capsys: pytest.CaptureFixture[str], host: str, token_env: str, warned: bool):
+    warn_if_open(host, ServerSettings(token_env=token_env))
+    assert (f"everybody who can reach {host} can search; --token-env" in capsys.readouterr().err) is warned
 
 
 def test_a_port_that_is_taken(index: Path, capsys: pytest.CaptureFixture[str]):

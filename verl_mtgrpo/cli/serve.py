@@ -65,7 +65,6 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
     _check(args)
     settings = _settings(args)
-    _warn_if_open(args.host, settings)
     return _run_on_ray(args, settings) if args.ray else _run_here(args, settings)
 
 
@@ -117,6 +116,7 @@ def _run_here(args: argparse.Namespace, settings: ServerSettings) -> int:
     index = BM25Index.open(args.index)
     app = create_app(index, settings)
     listener = _listen(args.host, args.port)
+    warn_if_open(args.host, settings)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -146,7 +146,8 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _warn_if_open(host: str, settings: ServerSettings) -> None:
+def warn_if_open(host: str, settings: ServerSettings) -> None:
+    """Say so where other machines can search and no token is asked for."""
     if settings.token_env is None and not is_this_machine(_url(host, 1)):
         print(
             f"mtgrpo: warning: everybody who can reach {host} can search; --token-env asks for a token", file=sys.stderr
@@ -182,6 +183,7 @@ def _run_on_ray(args: argparse.Namespace, settings: ServerSettings) -> int:
         signal.signal(signal.SIGTERM, stop)
         url = _url(args.host, args.port)
         _check_address(url)
+        warn_if_open(args.host, settings)
         _say_ready(url, index)
         signal.pause()
     return 0
