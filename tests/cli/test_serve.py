@@ -9,6 +9,8 @@ import pytest
 
 from tests.retrieval.services import build_index
 from verl_mtgrpo.cli.main import main
+from verl_mtgrpo.cli.serve import warn_if_open
+from verl_mtgrpo.retrieval.server import ServerSettings
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,16 @@ def test_no_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         assert "there is no index at" in error_of(capsys, tmp_path / "missing", *options)
 
 
+@pytest.mark.parametrize(
+    "host, token_env, warned",
+    [("0.0.0.0", None, True), ("10.0.0.7", None, True), ("::", None, True), ("0.0.0.0", "NAME", False)]
+    + [(host, None, False) for host in ("127.0.0.1", "localhost", "::1")],
+)
+def test_an_open_service_is_warned_of(capsys: pytest.CaptureFixture[str], host: str, token_env: str, warned: bool):
+    warn_if_open(host, ServerSettings(token_env=token_env))
+    assert (f"everybody who can reach {host} can search; --token-env" in capsys.readouterr().err) is warned
+
+
 def test_a_port_that_is_taken(index: Path, capsys: pytest.CaptureFixture[str]):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -67,6 +79,12 @@ def test_a_missing_extra_is_named(index: Path, package: str, options: list[str])
     assert done.returncode == 1
     assert done.stderr.startswith("mtgrpo: error: the search service needs more packages")
     assert 'pip install "verl-mtgrpo[serve]"' in done.stderr
+
+
+def test_the_part_on_ray_does_not_import_verl():
+    script = "import sys, verl_mtgrpo.integration.ray_serve; print('ray' in sys.modules, 'verl' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True False"
 
 
 def test_neither_the_command_line_nor_the_client_load_the_service():

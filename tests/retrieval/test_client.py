@@ -26,7 +26,7 @@ from verl_mtgrpo.errors import (
 )
 from verl_mtgrpo.retrieval import HTTPRetriever, Passage, Retriever
 
-PATIENCE_S = 1.2
+PATIENCE_S = 0.7
 # What a call may take beyond its patience: the machine may be busy.
 SLACK_S = 1.0
 
@@ -171,12 +171,11 @@ def test_a_proxy_never_stands_before_this_machine(faulty: Service, monkeypatch: 
     "fault, error, message, tried_again",
     [
         ("500", RetrievalServerError, r"HTTP 500 .*spoilt.*look at the log", True),
-        ("503-after", RetrievalServerError, r"HTTP 503", True),
+        ("503-long", RetrievalServerError, r"HTTP 503", False),
         ("504", RetrievalServerError, r"HTTP 504", True),
         ("429", RetrievalBusy, r"HTTP 429.*more replicas", True),
-        ("429-after", RetrievalBusy, r"HTTP 429 \(busy\)", True),
         ("429-long", RetrievalBusy, r"HTTP 429 \(busy\)", False),
-        ("never", RetrievalTimeout, r"no answer within 0.3 s", True),
+        ("never", RetrievalTimeout, r"no answer within 0.2 s", True),
         ("garbage", RetrievalBadAnswer, r"not JSON: '<html>please log in", True),
         ("other-layout", RetrievalBadAnswer, r"without a list 'result'", True),
         ("too-few", RetrievalBadAnswer, r"0 result lists for 1 queries", True),
@@ -192,7 +191,7 @@ def test_a_fault_that_lasts_gives_its_own_error(
     faulty: Service, fault: str, error: type[RetrievalError], message: str, tried_again: bool
 ):
     url = f"{faulty.url}/{fault}/1/lasts"
-    client = HTTPRetriever(url, patience_s=PATIENCE_S, request_timeout_s=0.3)
+    client = HTTPRetriever(url, patience_s=PATIENCE_S, request_timeout_s=0.2)
     start = time.monotonic()
     with pytest.raises(RetrievalError, match=message) as caught:
         client.search(["uid7"], 1)

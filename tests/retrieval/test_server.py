@@ -337,7 +337,7 @@ def test_sigterm_lets_requests_finish(index: Path):
 
 
 def test_sigterm_and_ctrl_c_when_idle(index: Path):
-    for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+    for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):  # 130: as of any command
         with serving("serve", index) as service:
             start = time.monotonic()
             service.process.send_signal(number)

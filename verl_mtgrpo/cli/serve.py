@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verl_mtgrpo.errors import CompatibilityError, ConfigError
+from verl_mtgrpo.errors import CompatibilityError, ConfigError, RetrievalError, RetrievalUnreachable
+from verl_mtgrpo.retrieval.addresses import is_this_machine
 
 if TYPE_CHECKING:
     from verl_mtgrpo.retrieval.server import ServerSettings
@@ -115,6 +116,7 @@ def _run_here(args: argparse.Namespace, settings: ServerSettings) -> int:
     index = BM25Index.open(args.index)
     app = create_app(index, settings)
     listener = _listen(args.host, args.port)
+    warn_if_open(args.host, settings)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -144,6 +146,14 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def warn_if_open(host: str, settings: ServerSettings) -> None:
+    """Say so where other machines can search and no token is asked for."""
+    if settings.token_env is None and not is_this_machine(_url(host, 1)):
+        print(
+            f"mtgrpo: warning: everybody who can reach {host} can search; --token-env asks for a token", file=sys.stderr
+        )
+
+
 def _say_ready(url: str, index: Any) -> None:
     print(f"ready at {url}: {len(index)} passages, checksum {index.manifest.checksum[:12]}", flush=True)
 
@@ -159,7 +169,7 @@ def _run_on_ray(args: argparse.Namespace, settings: ServerSettings) -> int:
     if args.port == 0:
         raise ConfigError("--port is 0; Ray Serve needs a port that is the same on every node")
     scale = ray_serve.Scale(
-        replicas=args.replicas or 1,
+        replicas=1 if args.replicas is None else args.replicas,
         min_replicas=args.min_replicas,
         max_replicas=args.max_replicas,
         cpus=args.replica_cpus,
@@ -171,6 +181,24 @@ def _run_on_ray(args: argparse.Namespace, settings: ServerSettings) -> int:
     with ray_serve.running(index.path, settings, scale, host=args.host, port=args.port, ray_address=args.ray_address):
         # Ray sets a handler of its own when it connects, which exits with 15.
         signal.signal(signal.SIGTERM, stop)
-        _say_ready(_url(args.host, args.port), index)
+        url = _url(args.host, args.port)
+        _check_address(url)
+        warn_if_open(args.host, settings)
+        _say_ready(url, index)
         signal.pause()
     return 0
+
+
+def _check_address(url: str) -> None:
+    """A Serve that ran on the cluster before keeps the address it was started with."""
+    from verl_mtgrpo.retrieval import HTTPRetriever
+
+    try:
+        HTTPRetriever(url.replace("://0.0.0.0:", "://127.0.0.1:").replace("://[::]:", "://[::1]:")).ping()
+    except RetrievalUnreachable as error:
+        raise ConfigError(
+            f"nobody listens at {url}: Ray Serve runs on this cluster already, with another address; give that one "
+            "(--host, --port), or end it with: serve shutdown"
+        ) from error
+    except RetrievalError:
+        pass  # it answers; that it is still starting is for clients to wait for

@@ -118,21 +118,29 @@ def running(
             f"Ray at {address!r} cannot be used ({error}); give another --ray-address, or none for a Ray of its own"
         ) from error
     try:
-        # One address on every node, so that each node's workers can ask their own.
-        serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
+        with _told_apart():
+            # One address on every node, so that each node's workers can ask their own.
+            serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
         try:
-            serve.run(application, name=APPLICATION, route_prefix="/")
-        except RuntimeError as error:
-            raise CompatibilityError(
-                f"the search service did not come up on Ray ({error}); the log of its replicas says why"
-            ) from error
-        yield
+            with _told_apart():
+                serve.run(application, name=APPLICATION, route_prefix="/")
+            yield
+        finally:
+            serve.delete(APPLICATION)
+            if not serve.status().applications:
+                serve.shutdown()
     finally:
-        _leave()
+        ray.shutdown()
 
 
-def _leave() -> None:
-    serve.delete(APPLICATION)
-    if not serve.status().applications:
-        serve.shutdown()
-    ray.shutdown()
+@contextmanager
+def _told_apart() -> Iterator[None]:
+    """Ray's errors carry the traceback of another process; the last line says what happened."""
+    try:
+        yield
+    except RuntimeError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise CompatibilityError(
+            f"the search service did not come up on Ray: {last} (if it is no address that is taken, Serve's logs, "
+            "below the Ray session's logs/serve, say more)"
+        ) from error
