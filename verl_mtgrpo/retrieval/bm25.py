@@ -11,34 +11,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import importlib.metadata
 import os
 import shutil
 import tempfile
 import threading
 import time
-from array import array
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verl_mtgrpo.errors import ConfigError, DataError, IndexFormatError, RetrievalError
-from verl_mtgrpo.retrieval.store import Manifest, Staging, read_manifest
+from verl_mtgrpo.errors import ConfigError, IndexFormatError, RetrievalError
+from verl_mtgrpo.retrieval.bm25_build import ANALYSERS, engine_version, make_analyser, stored_text, write_index
+from verl_mtgrpo.retrieval.content import clean_text, with_progress
+from verl_mtgrpo.retrieval.store import BM25Manifest, Staging, read_manifest
 from verl_mtgrpo.retrieval.types import Passage
 
 if TYPE_CHECKING:
     import tantivy
-
-ANALYSERS = ("english", "plain")
-"""``english``: words, lower case, accents removed, stemmed. ``plain``: the same without stemming."""
 
 MAX_QUERY_CHARS = 20_000
 MAX_QUERY_WORDS = 128
 """A query is cut to these; more words say nothing about what to look for and only cost time."""
 
 _MAX_TIES = 256
-_WRITER_BYTES = 128_000_000
 
 
 class BM25Index:
@@ -48,7 +43,7 @@ class BM25Index:
     opens the index at its first search, and refuses if other content has been built there meanwhile.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: BM25Manifest) -> None:
         self._path = path
         self._manifest = manifest
         self._engine: _Engine | None = None
@@ -77,14 +72,14 @@ class BM25Index:
         if analyser not in ANALYSERS:
             raise ConfigError(f"analyser is {analyser!r}, expected one of {', '.join(ANALYSERS)}")
         out = Path(out)
-        with Staging(out) as staging:
-            count, checksum = _write_index(_with_progress(passages, progress), staging.folder, analyser, source)
-            manifest = Manifest(
-                count=count,
+        with Staging(out, BM25Manifest) as staging:
+            content = write_index(with_progress(passages, progress), staging.folder, analyser, source)
+            manifest = BM25Manifest(
+                count=content.count,
                 analyser=analyser,
                 source=source,
-                checksum=checksum,
-                engine=_engine_version(),
+                checksum=content.checksum,
+                engine=engine_version(),
                 data=staging.folder.name,
             )
             staging.publish(manifest)
@@ -98,7 +93,7 @@ class BM25Index:
             IndexFormatError: There is no index, or not one that this version can read.
         """
         path = Path(path).absolute()
-        index = cls(path, read_manifest(path))
+        index = cls(path, read_manifest(path, BM25Manifest))
         index._open_engine()
         return index
 
@@ -108,7 +103,7 @@ class BM25Index:
         return self._path
 
     @property
-    def manifest(self) -> Manifest:
+    def manifest(self) -> BM25Manifest:
         """What the index is: number of passages, source, checksum."""
         return self._manifest
 
@@ -140,7 +135,7 @@ class BM25Index:
 
     def _load(self) -> _Engine:
         for _ in range(3):
-            current = read_manifest(self._path)
+            current = read_manifest(self._path, BM25Manifest)
             if current.checksum != self._manifest.checksum:
                 raise IndexFormatError(
                     f"the index at {self._path} was replaced by one with other passages since it was first "
@@ -168,14 +163,14 @@ class BM25Index:
 class _Engine:
     """An opened tantivy index."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: BM25Manifest) -> None:
         if manifest.analyser not in ANALYSERS:
             raise IndexFormatError(
                 f"the index at {path} uses the analyser {manifest.analyser!r}, this verl-mtgrpo knows "
                 f"{', '.join(ANALYSERS)}; upgrade verl-mtgrpo or build the index again"
             )
         self._path = path
-        self._analyser = _make_analyser(manifest.analyser)
+        self._analyser = make_analyser(manifest.analyser)
         self._searcher, self._schema = _open_read_only(path / manifest.data, manifest)
         if self._searcher.num_docs != manifest.count:
             raise IndexFormatError(
@@ -184,7 +179,7 @@ class _Engine:
             )
 
     def search(self, query: str, k: int) -> list[Passage]:
-        query = _clean(query, "query")[:MAX_QUERY_CHARS]
+        query = clean_text(query, "query")[:MAX_QUERY_CHARS]
         try:
             return self._search(query, k)
         except Exception as error:
@@ -234,123 +229,15 @@ def _rank(hit: tuple[float, tantivy.Document]) -> tuple[float, int]:
 
 
 def _to_passage(document: tantivy.Document, score: float) -> Passage:
-    first = document.get_first
-    return Passage(id=str(first("id")), title=str(first("title")), text=str(first("text")), score=score)
+    return Passage(
+        id=stored_text(document, "id"),
+        title=stored_text(document, "title"),
+        text=stored_text(document, "text"),
+        score=score,
+    )
 
 
-def _clean(text: str, what: str) -> str:
-    """Text that UTF-8 can carry: half surrogate pairs, which JSON can smuggle in, become ``?``."""
-    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise RetrievalError(f"{what} is a {type(text).__name__} ({str(text)[:40]!r}), expected a string")
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-# ---- building
-
-
-def _with_progress(passages: Iterable[Passage], progress: bool) -> Iterable[Passage]:
-    if not progress:
-        return passages
-    from tqdm import tqdm
-
-    return tqdm(passages, desc="indexing", unit=" passages", mininterval=0.5, disable=None)
-
-
-def _write_index(passages: Iterable[Passage], folder: Path, analyser: str, source: str) -> tuple[int, str]:
-    """Write all passages; return how many, and the checksum of their content."""
-    import tantivy
-
-    index = tantivy.Index(_make_schema(), str(folder))
-    index.register_tokenizer("mtgrpo", _make_analyser(analyser))
-    # One thread: passages keep their order, so that equal corpora give equal answers.
-    writer = index.writer(_WRITER_BYTES, 1)
-    digest = hashlib.sha256()
-    id_hashes = array("Q")  # 8 bytes a passage; a set of the ids themselves would not fit for millions
-    try:
-        for ordinal, passage in enumerate(passages):
-            fields = tuple(_clean(value, "passage field") for value in (passage.id, passage.title, passage.text))
-            for value in fields:
-                raw = value.encode()
-                digest.update(len(raw).to_bytes(8, "little") + raw)
-            id_hashes.append(_hash64(fields[0]))
-            writer.add_document(_to_document(ordinal, *fields))
-        if not id_hashes:
-            raise DataError(f"the corpus is empty: {source} gave no passage; check that it is the right file")
-        writer.commit()
-        writer.wait_merging_threads()
-    finally:
-        del writer  # its threads must be gone before the folder may be removed
-    index.reload()
-    _refuse_duplicate_ids(id_hashes, index, source)
-    return len(id_hashes), digest.hexdigest()
-
-
-def _make_schema() -> tantivy.Schema:
-    import tantivy
-
-    builder = tantivy.SchemaBuilder()
-    builder.add_text_field("body", tokenizer_name="mtgrpo", index_option="freq")
-    for name in ("id", "title", "text"):
-        builder.add_text_field(name, stored=True, tokenizer_name="raw", index_option="basic")
-    builder.add_unsigned_field("ordinal", stored=True, fast=True)
-    return builder.build()
-
-
-def _make_analyser(name: str) -> tantivy.TextAnalyzer:
-    from tantivy import Filter, TextAnalyzerBuilder, Tokenizer
-
-    builder = TextAnalyzerBuilder(Tokenizer.simple()).filter(Filter.remove_long(100))
-    builder = builder.filter(Filter.lowercase()).filter(Filter.ascii_fold())
-    if name == "english":
-        builder = builder.filter(Filter.stemmer("english"))
-    return builder.build()
-
-
-def _to_document(ordinal: int, id: str, title: str, text: str) -> tantivy.Document:
-    import tantivy
-
-    document = tantivy.Document()
-    document.add_text("id", id)
-    document.add_text("title", title)
-    document.add_text("text", text)
-    document.add_text("body", f"{title}\n{text}")
-    document.add_unsigned("ordinal", ordinal)
-    return document
-
-
-def _hash64(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _refuse_duplicate_ids(id_hashes: array[int], index: tantivy.Index, source: str) -> None:
-    """Raise ``DataError`` naming the first id that two passages share."""
-    import numpy as np
-
-    hashes = np.frombuffer(id_hashes, dtype=np.uint64)
-    order = np.argsort(hashes, kind="stable")
-    twins = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-    for at in twins:
-        first, second = int(order[at]), int(order[at + 1])
-        name = _id_at(index, first)
-        if name == _id_at(index, second):  # else two ids that only share a hash
-            raise DataError(
-                f"two passages have the id {name!r} (passage {first + 1} and passage {second + 1} of "
-                f"{source}); ids must be unique: remove the repetition, or give the passages other ids"
-            )
-
-
-def _id_at(index: tantivy.Index, ordinal: int) -> str:
-    import tantivy
-
-    query = tantivy.Query.range_query(index.schema, "ordinal", tantivy.FieldType.Unsigned, ordinal, ordinal)
-    searcher = index.searcher()
-    return str(searcher.doc(searcher.search(query, 1, False).hits[0][1]).get_first("id"))
-
-
-# ---- opening
-
-
-def _open_read_only(data: Path, manifest: Manifest) -> tuple[tantivy.Searcher, tantivy.Schema]:
+def _open_read_only(data: Path, manifest: BM25Manifest) -> tuple[tantivy.Searcher, tantivy.Schema]:
     """Open tantivy's files without writing beside them.
 
     tantivy takes a lock file in the folder it opens, which fails on a read-only disk. It gets a
@@ -372,7 +259,7 @@ def _open_read_only(data: Path, manifest: Manifest) -> tuple[tantivy.Searcher, t
                 raise FileNotFoundError(data) from error
             raise IndexFormatError(
                 f"the index data in {data}, written by {manifest.engine}, cannot be opened by "
-                f"{_engine_version()}: {error}; build it again with: mtgrpo index CORPUS --out {data.parent}"
+                f"{engine_version()}: {error}; build it again with: mtgrpo index CORPUS --out {data.parent}"
             ) from error
 
 
@@ -392,7 +279,3 @@ def _short_lived_folder() -> Generator[str, None, None]:
             if not os.path.exists(folder):
                 break
             time.sleep(0.01)
-
-
-def _engine_version() -> str:
-    return f"tantivy {importlib.metadata.version('tantivy')}"
