@@ -9,20 +9,19 @@ and matched word by word, without any query language: whatever a model writes is
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from verl_mtgrpo.errors import ConfigError, IndexFormatError, RetrievalError
 from verl_mtgrpo.retrieval.bm25_build import ANALYSERS, engine_version, make_analyser, stored_text, write_index
 from verl_mtgrpo.retrieval.content import clean_text, with_progress
+from verl_mtgrpo.retrieval.folder import IndexFolder, check_request
 from verl_mtgrpo.retrieval.store import BM25Manifest, Staging, read_manifest
 from verl_mtgrpo.retrieval.types import Passage
 
@@ -34,20 +33,17 @@ MAX_QUERY_WORDS = 128
 """A query is cut to these; more words say nothing about what to look for and only cost time."""
 
 _MAX_TIES = 256
+_PAGE = 10_000
 
 
-class BM25Index:
+class BM25Index(IndexFolder[BM25Manifest, "_Engine"]):
     """A read-only BM25 index. Make one with :meth:`build` or :meth:`open`.
 
     Threads may share one object (a search holds no lock of Python). It pickles as its path: the copy
     opens the index at its first search, and refuses if other content has been built there meanwhile.
     """
 
-    def __init__(self, path: Path, manifest: BM25Manifest) -> None:
-        self._path = path
-        self._manifest = manifest
-        self._engine: _Engine | None = None
-        self._opening = threading.Lock()
+    _kind = BM25Manifest
 
     @classmethod
     def build(
@@ -94,21 +90,8 @@ class BM25Index:
         """
         path = Path(path).absolute()
         index = cls(path, read_manifest(path, BM25Manifest))
-        index._open_engine()
+        index._engine()
         return index
-
-    @property
-    def path(self) -> Path:
-        """The index folder."""
-        return self._path
-
-    @property
-    def manifest(self) -> BM25Manifest:
-        """What the index is: number of passages, source, checksum."""
-        return self._manifest
-
-    def __len__(self) -> int:
-        return self._manifest.count
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         """Return, for each query in order, up to ``k`` passages, best first, with their scores.
@@ -116,48 +99,18 @@ class BM25Index:
         A query without a word of the corpus gives an empty list. Equal scores keep the order in which
         the passages were added (among the first 256 of them).
         """
-        if isinstance(queries, str):
-            raise RetrievalError(f"queries is one string ({queries[:40]!r}), expected a list of strings")
-        if k < 1:
-            raise ConfigError(f"k is {k}, expected at least 1")
-        engine = self._engine or self._open_engine()
+        check_request(queries, k)
+        engine = self._engine()
         return [engine.search(query, k) for query in queries]
 
-    async def asearch(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
-        """As :meth:`search`, in a thread: the engine releases Python's lock while it searches."""
-        return await asyncio.to_thread(self.search, queries, k)
+    def passages(self) -> Iterator[Passage]:
+        """All passages in the order in which they were added; ``IndexFormatError`` where one cannot be read."""
+        engine = self._engine()
+        for start in range(0, len(self), _PAGE):
+            yield from engine.page(start)
 
-    def _open_engine(self) -> _Engine:
-        with self._opening:
-            if self._engine is None:
-                self._engine = self._load()
-        return self._engine
-
-    def _load(self) -> _Engine:
-        for _ in range(3):
-            current = read_manifest(self._path, BM25Manifest)
-            if current.checksum != self._manifest.checksum:
-                raise IndexFormatError(
-                    f"the index at {self._path} was replaced by one with other passages since it was first "
-                    "opened; restart the program so that all its workers use the same one"
-                )
-            try:
-                return _Engine(self._path, current)
-            except FileNotFoundError:
-                continue  # replaced between reading the manifest and opening the data: look again
-        raise IndexFormatError(
-            f"the index at {self._path} is damaged: its data folder {self._manifest.data} is missing or "
-            f"incomplete; build it again with: mtgrpo index CORPUS --out {self._path}"
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self._path, "manifest": self._manifest}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], state["manifest"])
-
-    def __repr__(self) -> str:
-        return f"BM25Index({str(self._path)!r}, {len(self)} passages)"
+    def _open_data(self, manifest: BM25Manifest) -> _Engine:
+        return _Engine(self._path, manifest)
 
 
 class _Engine:
@@ -180,15 +133,20 @@ class _Engine:
 
     def search(self, query: str, k: int) -> list[Passage]:
         query = clean_text(query, "query")[:MAX_QUERY_CHARS]
-        try:
+        with _as_error(RetrievalError, f"search in {self._path} failed"):
             return self._search(query, k)
-        except Exception as error:
-            raise RetrievalError(f"search in {self._path} failed: {error}") from error
-        except BaseException as error:
-            # A Rust panic arrives as a BaseException that no ordinary handler would see.
-            if type(error).__name__ != "PanicException":
-                raise
-            raise RetrievalError(f"search in {self._path} failed inside tantivy: {error}") from error
+
+    def page(self, start: int) -> list[Passage]:
+        """The passages from number ``start`` on, ``_PAGE`` of them or as many as there are."""
+        import tantivy
+
+        end = min(start + _PAGE, self._searcher.num_docs)
+        unsigned = tantivy.FieldType.Unsigned
+        query = tantivy.Query.range_query(self._schema, "ordinal", unsigned, start, end - 1)
+        with _as_error(IndexFormatError, f"the index at {self._path} is damaged: passages cannot be read"):
+            hits = self._searcher.search(query, end - start, False).hits
+            documents = sorted((self._searcher.doc(address) for _, address in hits), key=_ordinal)
+            return [_to_passage(document, 0.0) for document in documents]
 
     def _search(self, query: str, k: int) -> list[Passage]:
         import tantivy
@@ -225,7 +183,25 @@ def _rank_score(score: float) -> float:
 
 def _rank(hit: tuple[float, tantivy.Document]) -> tuple[float, int]:
     score, document = hit
-    return -score, int(document.get_first("ordinal") or 0)
+    return -score, _ordinal(document)
+
+
+def _ordinal(document: tantivy.Document) -> int:
+    return int(document.get_first("ordinal") or 0)
+
+
+@contextlib.contextmanager
+def _as_error(kind: type[RetrievalError], what: str) -> Generator[None, None, None]:
+    """Turn what the engine raises into an error of ours."""
+    try:
+        yield
+    except Exception as error:
+        raise kind(f"{what}: {error}") from error
+    except BaseException as error:
+        # A Rust panic arrives as a BaseException that no ordinary handler would see.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"{what} inside tantivy: {error}") from error
 
 
 def _to_passage(document: tantivy.Document, score: float) -> Passage:

@@ -14,12 +14,13 @@ away what it left.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -34,7 +35,8 @@ except ImportError:  # not on Windows: two builds at once are then the user's to
 MANIFEST = "manifest.json"
 _LOCK = ".lock"
 _DATA = re.compile(r"data-[0-9a-f]{12}")
-_REBUILD = "build it with: mtgrpo index CORPUS --out {path}"
+REBUILD = "build it with: mtgrpo index CORPUS --out {path}"
+"""What to do about an index that cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,8 @@ class Manifest:
         data: Name of the data folder inside the index folder.
         format: Name of the kind of index.
         version: Version of that kind's layout and schema.
+        files: SHA-256 of every file in the data folder, filled in by the build. The checksum covers the
+            passages, these also what is computed from them (postings, vectors); only a check reads them.
     """
 
     count: int
@@ -58,6 +62,7 @@ class Manifest:
     data: str
     format: str
     version: int
+    files: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +109,14 @@ def read_format(path: Path) -> str:
     if name not in _OURS:
         raise IndexFormatError(
             f"{path} is no index of verl-mtgrpo: its {MANIFEST} says format={name!r}, expected one of "
-            f"{', '.join(_OURS)}; {_REBUILD.format(path=path)}"
+            f"{', '.join(_OURS)}; {REBUILD.format(path=path)}"
         )
     return name
 
 
 def read_manifest(path: Path, kind: type[M]) -> M:
     """Read what index is at ``path``; ``IndexFormatError`` if there is none of this kind and version."""
-    rebuild = _REBUILD.format(path=path)
+    rebuild = REBUILD.format(path=path)
     data = _read_fields(path)
     name, version = data.get("format"), data.get("version")
     if name != kind.format:
@@ -138,7 +143,7 @@ def read_manifest(path: Path, kind: type[M]) -> M:
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
-    rebuild = _REBUILD.format(path=path)
+    rebuild = REBUILD.format(path=path)
     if not path.exists():
         raise IndexFormatError(f"there is no index at {path}; {rebuild}")
     try:
@@ -176,6 +181,7 @@ class Staging:
 
     def publish(self, manifest: Manifest) -> None:
         """Make the new folder the index, and remove the one it replaces."""
+        manifest = replace(manifest, files=hash_files(self.folder))
         text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
         draft = self.out / f"{MANIFEST}.new"
         with draft.open("w", encoding="utf-8") as file:
@@ -205,6 +211,19 @@ class Staging:
         for entry in self.out.iterdir():
             if _DATA.fullmatch(entry.name) and entry.name != keep:
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in ``folder``, by name; lock files, which come and go, left out."""
+    hashes: dict[str, str] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.name.endswith(".lock"):
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            hashes[path.name] = digest.hexdigest()
+    return hashes
 
 
 def _refuse_foreign_folder(out: Path, format: str) -> None:
