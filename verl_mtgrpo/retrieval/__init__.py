@@ -1,9 +1,13 @@
 """Finding passages for a query, and writing them down for the model.
 
-Imports nothing heavy: the search engine itself is loaded by the first index that is opened or built.
+Imports nothing heavy: an engine is loaded by the first index that is opened or built with it.
 """
 
 from verl_mtgrpo.retrieval.bm25 import BM25Index
+from verl_mtgrpo.retrieval.check import check_index
+from verl_mtgrpo.retrieval.dense import DenseIndex
+from verl_mtgrpo.retrieval.hybrid import HybridRetriever
+from verl_mtgrpo.retrieval.opening import open_retriever
 from verl_mtgrpo.retrieval.render import DEFAULT_TEMPLATE, NOTHING_FOUND, check_template, render_passages
 from verl_mtgrpo.retrieval.types import Passage, Retriever
 
@@ -11,8 +15,12 @@ __all__ = [
     "DEFAULT_TEMPLATE",
     "NOTHING_FOUND",
     "BM25Index",
+    "DenseIndex",
+    "HybridRetriever",
     "Passage",
     "Retriever",
+    "check_index",
     "check_template",
+    "open_retriever",
     "render_passages",
 ]

@@ -66,7 +66,7 @@ def _make_schema() -> tantivy.Schema:
     for name in ("id", "title", "text"):
         # Bytes, because the engine indexes every field of text: each passage would be one more long word.
         builder.add_bytes_field(name, stored=True)
-    builder.add_unsigned_field("ordinal", stored=True, fast=True)
+    builder.add_unsigned_field("ordinal", stored=True, indexed=True, fast=True)
     return builder.build()
 
 
