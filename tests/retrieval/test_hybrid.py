@@ -121,7 +121,5 @@ def test_folders_that_are_no_index(tmp_path: Path):
     with pytest.raises(IndexFormatError, match="there is no index at"):
         open_retriever(tmp_path / "missing")
     (tmp_path / "manifest.json").write_text('{"format": "someone else"}')
-    with pytest.raises(
-        IndexFormatError, match="format='someone else', expected one of verl-mtgrpo/bm25, "
-    ):
+    with pytest.raises(IndexFormatError, match="format='someone else', expected one of verl-mtgrpo/bm25, "):
         open_retriever(tmp_path)
