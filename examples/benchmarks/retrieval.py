@@ -294,7 +294,7 @@ def measure(engine: str, corpus: Path, folder: Path, questions: list[Question], 
     order = np.random.default_rng(args.seed).permutation(len(questions))
     queries = [questions[at].text for at in order[: args.queries]]
     if engine == "fts5":
-        queries = queries[:200]  # up to a second each
+        queries = queries[:100]  # up to a second each
     numbers |= in_process(latency, engine, folder, queries)
     for processes in (1, 2, 4):
         numbers |= throughput(engine, folder, queries, processes, args.seconds)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from verl_mtgrpo.errors import ConfigError, IndexFormatError, RetrievalError
 from verl_mtgrpo.retrieval.bm25_build import ANALYSERS, engine_version, make_analyser, stored_text, write_index
+from verl_mtgrpo.retrieval.bm25_query import WordSearch, rank_score
 from verl_mtgrpo.retrieval.content import clean_text, with_progress
 from verl_mtgrpo.retrieval.folder import IndexFolder, check_request
 from verl_mtgrpo.retrieval.store import BM25Manifest, Staging, read_manifest
@@ -32,7 +33,6 @@ MAX_QUERY_CHARS = 20_000
 MAX_QUERY_WORDS = 128
 """A query is cut to these; more words say nothing about what to look for and only cost time."""
 
-_MAX_TIES = 256
 _PAGE = 10_000
 
 
@@ -125,6 +125,7 @@ class _Engine:
         self._path = path
         self._analyser = make_analyser(manifest.analyser)
         self._searcher, self._schema = _open_read_only(path / manifest.data, manifest)
+        self._words = WordSearch(self._searcher, self._schema)
         if self._searcher.num_docs != manifest.count:
             raise IndexFormatError(
                 f"the index at {path} is damaged: it holds {self._searcher.num_docs} passages, its manifest "
@@ -149,36 +150,13 @@ class _Engine:
             return [_to_passage(document, 0.0) for document in documents]
 
     def _search(self, query: str, k: int) -> list[Passage]:
-        import tantivy
-
         words = self._analyser.analyze(query)[:MAX_QUERY_WORDS]
         if not words:
             return []
-        terms = [tantivy.Query.term_query(self._schema, "body", word, "freq") for word in words]
-        parsed = tantivy.Query.boolean_query([(tantivy.Occur.Should, term) for term in terms])
-        hits = self._hits_with_ties(parsed, k)
-        documents = [(_rank_score(score), self._searcher.doc(address)) for score, address in hits]
+        hits = self._words.best(words, k)
+        documents = [(rank_score(score), self._searcher.doc(address)) for score, address in hits]
         documents.sort(key=_rank)
         return [_to_passage(document, score) for score, document in documents[:k]]
-
-    def _hits_with_ties(self, query: tantivy.Query, k: int) -> list[tuple[float, tantivy.DocAddress]]:
-        """The best ``k`` hits, and after them those that score the same as the last one."""
-        total = self._searcher.num_docs
-        k = min(k, total)
-        limit = min(k + 8, total)
-        while True:
-            hits = self._searcher.search(query, limit, False).hits
-            if len(hits) <= k:
-                return hits
-            last = _rank_score(hits[k - 1][0])
-            if len(hits) < limit or limit in (total, k + _MAX_TIES) or _rank_score(hits[-1][0]) < last:
-                return [hit for hit in hits if _rank_score(hit[0]) >= last]
-            limit = min(2 * limit, k + _MAX_TIES, total)
-
-
-def _rank_score(score: float) -> float:
-    """Score without its last bits: summing the same terms in another order may change those."""
-    return float(f"{score:.5g}")
 
 
 def _rank(hit: tuple[float, tantivy.Document]) -> tuple[float, int]:
