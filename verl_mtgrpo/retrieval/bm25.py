@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,6 +110,13 @@ class BM25Index(IndexFolder[BM25Manifest, "_Engine"]):
         for start in range(0, len(self), _PAGE):
             yield from engine.page(start)
 
+    def finds_itself(self) -> bool:
+        """Whether the words of one of the first passages find anything; True if those have no words."""
+        engine = self._engine()
+        texts = (f"{passage.title}\n{passage.text}" for passage in islice(self.passages(), 100))
+        text = next((text for text in texts if engine.has_words(text)), None)
+        return text is None or bool(engine.search(text, 1))
+
     def _open_data(self, manifest: BM25Manifest) -> _Engine:
         return _Engine(self._path, manifest)
 
@@ -136,6 +144,9 @@ class _Engine:
         query = clean_text(query, "query")[:MAX_QUERY_CHARS]
         with _as_error(RetrievalError, f"search in {self._path} failed"):
             return self._search(query, k)
+
+    def has_words(self, text: str) -> bool:
+        return bool(self._analyser.analyze(text))
 
     def page(self, start: int) -> list[Passage]:
         """The passages from number ``start`` on, ``_PAGE`` of them or as many as there are."""

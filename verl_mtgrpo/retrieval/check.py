@@ -34,6 +34,11 @@ def check_index(path: Path | str) -> BM25Index | DenseIndex:
             f"{checksum.hexdigest()[:12]}…, its manifest says {index.manifest.count} with "
             f"{index.manifest.checksum[:12]}…; {REBUILD.format(path=path)}"
         )
+    if not index.finds_itself():
+        raise IndexFormatError(
+            f"the index at {path} is damaged: a search for its first passages' own words or vectors does not find "
+            f"them; {REBUILD.format(path=path)}"
+        )
     return index
 
 

@@ -151,6 +151,10 @@ class DenseIndex(IndexFolder[DenseManifest, "_Engine"]):
                 f"{REBUILD.format(path=self._path)}"
             ) from error
 
+    def finds_itself(self) -> bool:
+        """Whether the vector of the first passage finds a score at least as good as its own."""
+        return self._engine().finds_first()
+
     def _open_data(self, manifest: DenseManifest) -> _Engine:
         return _Engine(self._path, manifest, self._encoder)
 
@@ -203,6 +207,11 @@ class _Engine:
             raise
         except Exception as error:
             raise RetrievalError(f"search in {self._path} failed: {error}") from error
+
+    def finds_first(self) -> bool:
+        vector = self._index.reconstruct(0)[None]
+        scores, _ = self._index.search(vector, 1, params=self._parameters(1))
+        return float(scores[0, 0]) >= float(vector[0] @ vector[0]) * (1 - 1e-4)
 
     def _encode(self, queries: list[str]) -> Any:
         if self._own_encoder is not None:

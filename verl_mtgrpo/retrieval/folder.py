@@ -43,6 +43,10 @@ class IndexFolder(ABC, Generic[M, E]):
     def passages(self) -> Iterator[Passage]:
         """All passages in the order in which they were added."""
 
+    @abstractmethod
+    def finds_itself(self) -> bool:
+        """Whether a search for what one of the first passages holds finds a passage as good as it."""
+
     @property
     def path(self) -> Path:
         """The index folder."""

@@ -39,7 +39,7 @@ def _open_one(spec: str) -> Retriever:
     if not spec.strip():
         raise ConfigError("the index is an empty text, expected a folder, an http(s) address, or a list of these")
     if spec.startswith(("http://", "https://")):
-        from verl_mtgrpo.retrieval.client import HTTPRetriever
+        from verl_mtgrpo.retrieval.client import HTTPRetriever  # pyright: ignore[reportMissingImports]
 
         return HTTPRetriever(spec)
     if read_format(Path(spec)) == BM25Manifest.format:
