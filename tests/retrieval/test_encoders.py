@@ -34,7 +34,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "vocab.txt").write_text(VOCABULARY.replace(" ", "\n"))
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(VOCABULARY.split()), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+        vocab_size=len(VOCABULARY.split()),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
     )
     BertModel(config).save_pretrained(folder / "bert")
     BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder / "bert")
