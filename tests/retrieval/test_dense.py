@@ -102,7 +102,7 @@ def test_vectors_from_a_file_a_list_of_rows_and_a_function_are_the_same(tmp_path
         (VECTORS[:1999], r"1999 vectors, but the corpus has at least 2000"),
         (np.vstack([VECTORS, VECTORS[:1]]), r"2001 vectors for the 2000 passages of test"),
         (VECTORS[:, 0], r"shape \(2000,\), expected \(passages, dimension\)"),
-        (np.where(np.arange(2000)[:, None] == 7, np.nan, VECTORS), r"NaN or infinity \(row 7 of"),
+        (np.where(np.arange(2000)[:, None] == 1500, np.nan, VECTORS), r"NaN or infinity \(first in row 1500\)"),
         (VECTORS.astype(str), r"of the type <U\d+, expected numbers"),
         (lambda texts: VECTORS[:3], r"shape \(3, 16\), expected \(1024, dimension\): one vector for each text"),
     ],

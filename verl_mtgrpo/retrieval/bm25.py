@@ -1,7 +1,7 @@
 """BM25 search over an index on disk, inside the process that asks.
 
 The index is memory-mapped and never written after the build: any number of workers open the same
-folder and share its pages. The engine is tantivy; nothing outside this module knows.
+folder and share its pages. The engine is tantivy; nothing outside the modules ``bm25*`` knows.
 
 Titles and texts are searched as one field. A query is cut into words by the same rule as the passages
 and matched word by word, without any query language: whatever a model writes is just words.

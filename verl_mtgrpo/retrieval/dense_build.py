@@ -52,8 +52,9 @@ def write_dense(
     with PassageWriter(folder / PASSAGES) as writer:
         while batch := [content.add(passage) for passage in islice(stream, _BATCH)]:
             texts = [f"{title}\n{text}" if title else text for _, title, text in batch]
-            vectors = _vectors(texts, content.count - len(batch), rows, embeddings, encoder)
-            vectors = check_vectors(vectors, len(batch), index.d if index else None, "the passages' vectors")
+            start = content.count - len(batch)
+            vectors = _vectors(texts, start, rows, embeddings, encoder)
+            vectors = check_vectors(vectors, len(batch), index.d if index else None, "the passages' vectors", start)
             index = index or _new_index(faiss, kind, vectors.shape[1])
             index.add(vectors)
             for fields in batch:

@@ -76,8 +76,11 @@ def _load(name: str) -> Any:
         ) from error
 
 
-def check_vectors(vectors: Any, count: int, dimension: int | None, what: str) -> np.ndarray:
-    """The vectors as float32, if they are ``count`` finite ones of length ``dimension`` (None for any)."""
+def check_vectors(vectors: Any, count: int, dimension: int | None, what: str, start: int = 0) -> np.ndarray:
+    """The vectors as float32, if they are ``count`` finite ones of length ``dimension`` (None for any).
+
+    ``start`` is the number of the first one, for error messages.
+    """
     import numpy as np
 
     array = np.asarray(vectors)
@@ -88,6 +91,6 @@ def check_vectors(vectors: Any, count: int, dimension: int | None, what: str) ->
         raise DataError(f"{what} are of the type {array.dtype}, expected numbers")
     array = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(array).all():
-        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
-        raise DataError(f"{what} hold NaN or infinity (row {row} of {count}); check the model that made them")
+        row = start + int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        raise DataError(f"{what} hold NaN or infinity (first in row {row}); check the model that made them")
     return array
