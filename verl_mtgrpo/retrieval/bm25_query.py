@@ -27,8 +27,11 @@ _MAX_TIES = 256
 _CANDIDATES = (50, 200)
 _FEW_POSTINGS = 20_000
 """Up to so many occurrences (0.1 ms) the split costs more than it saves."""
-_FREQUENT_SHARE = 0.1
-"""Share of the highest possible score that the frequent words may have: more is faster, but succeeds less often."""
+_FREQUENT_SHARE = 0.08
+"""Share of the highest possible score that the frequent words may have: more is faster, but proves less often.
+
+Over a million passages 0.1 has a slightly better median and twice the 99th percentile, 0.12 is slower in both.
+"""
 
 
 class WordSearch:
