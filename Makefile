@@ -32,7 +32,7 @@ install: $(INSTALLED) ## make the virtual environment and install everything int
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)" $(TORCH_INDEX)
-	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,judge,serve,dev]"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,judge,serve,dense,dev]"
 	touch $@
 
 demo: $(INSTALLED) ## train a tiny search agent with MT-GRPO on the CPU (SEED=, DEMO_STEPS=)

@@ -172,7 +172,7 @@ def test_opening_and_searching_write_nothing(index: BM25Index):
 def test_manifest_says_what_the_index_is(index: BM25Index):
     manifest = json.loads((index.path / "manifest.json").read_text())
     assert manifest["count"] == len(index) == 5
-    assert (manifest["source"], manifest["analyser"], manifest["version"]) == ("test", "plain", 1)
+    assert (manifest["source"], manifest["analyser"], manifest["version"]) == ("test", "plain", 2)
 
 
 def test_checksum_depends_on_content_only(tmp_path: Path):
@@ -233,7 +233,7 @@ def test_no_index(tmp_path: Path):
     "change, message",
     [
         ({"format": "faiss"}, "format='faiss', expected 'verl-mtgrpo/bm25'"),
-        ({"version": 2}, "version 2, this verl-mtgrpo reads version 1; upgrade verl-mtgrpo, or rebuild"),
+        ({"version": 3}, "version 3, this verl-mtgrpo reads version 2; upgrade verl-mtgrpo, or rebuild"),
         ({"version": 0}, "version 0, .*; rebuild: build it with"),
         ({"analyser": "klingon"}, "analyser 'klingon'.*english, plain"),
         ({"count": 6}, "damaged: it holds 5 passages, its manifest says 6"),

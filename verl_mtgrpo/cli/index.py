@@ -5,21 +5,36 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from verl_mtgrpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from verl_mtgrpo.retrieval import BM25Index, DenseIndex, Passage
 
 _DESCRIPTION = """\
-Build the BM25 index that the search tool reads (MTGRPO_INDEX), from one corpus or several.
+Build the index that the search tool reads (MTGRPO_INDEX), from one corpus or several; or check one.
 
-Understood are .json, .jsonl (both also as .gz) or .parquet files of {id, contents} (Search-R1) or
-{id, title, text} records, SQuAD's JSON (one passage a paragraph), {title: [sentences]}, and question sets that
-carry passages (NQ-open, HotpotQA, MuSiQue). Passages without an id are taken once, however often they occur.
+A corpus is a .json, .jsonl (both also as .gz) or .parquet file of {id, contents} (Search-R1) or {id, title, text}
+records, SQuAD's JSON (one passage a paragraph), {title: [sentences]}, or a question set that carries passages
+(NQ-open, HotpotQA, MuSiQue). hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT streams a dataset of the Hugging Face
+hub, or a local folder of data files; a plain folder is one that Dataset.save_to_disk wrote. Passages without an id
+are taken once, however often they occur. Text that is not UTF-8 is refused, with its line.
+
+The index is BM25; with --dense or --vectors it is one of vectors (extra `dense`).
 
 The index that is in OUT stays in use until the new one is complete; stopped at any moment, it stays whole.
 
 examples:
   mtgrpo index wiki.jsonl.gz --out indexes/wiki
   mtgrpo index dev-v2.0.json hotpotqa_corpus.json --out indexes/mixed
+  mtgrpo index wiki.jsonl.gz --out indexes/e5 --dense intfloat/e5-base-v2 \\
+      --query-prefix 'query: ' --passage-prefix 'passage: '
+  mtgrpo index wiki.jsonl.gz --out indexes/e5 --dense intfloat/e5-base-v2 --vectors wiki.npy ...
+  mtgrpo index --check indexes/wiki
 """
 
 
@@ -27,31 +42,95 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "index",
-        help="build the search tool's index from corpora",
+        help="build the search tool's index from corpora, or check one",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("corpora", nargs="+", type=Path, metavar="CORPUS", help="a file of passages")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the index")
+    parser.add_argument("corpora", nargs="*", metavar="CORPUS", help="a file or dataset of passages")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the index")
+    parser.add_argument(
+        "--check",
+        type=Path,
+        metavar="DIR",
+        help="build nothing: read all of the index in DIR, compare it with its manifest, search in it; exit code 1 "
+        "if it is damaged",
+    )
     parser.add_argument(
         "--analyser",
         choices=("english", "plain"),
         default="english",
-        help="how text becomes words: with English stemming, or as written (default: %(default)s)",
+        help="BM25: how text becomes words: with English stemming, or as written (default: %(default)s)",
     )
+    dense = parser.add_argument_group("vectors instead of words (extra `dense`)")
+    dense.add_argument("--dense", metavar="MODEL", help="sentence-transformers model: hub name or local folder")
+    dense.add_argument(
+        "--vectors",
+        type=Path,
+        metavar="FILE",
+        help=".npy file with the passages' vectors, one row a passage, in order; MODEL then encodes queries only",
+    )
+    dense.add_argument(
+        "--kind",
+        choices=("flat", "hnsw"),
+        default="flat",
+        help="compare with every vector, or walk a graph: faster, approximate (default: %(default)s)",
+    )
+    dense.add_argument("--query-prefix", metavar="TEXT", help="put before every query (default: the model's own)")
+    dense.add_argument("--passage-prefix", metavar="TEXT", help="put before every passage (default: the model's own)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build the index and print its manifest."""
+    """Build the index and print its manifest, or check one."""
+    if args.check is not None:
+        if args.corpora or args.out is not None:
+            raise ConfigError("--check builds nothing: give it the folder of an index, without CORPUS and --out")
+        return _check(args.check)
+    if not args.corpora or args.out is None:
+        raise ConfigError("mtgrpo index needs a CORPUS and --out DIR, or --check DIR; see: mtgrpo index --help")
     from verl_mtgrpo.data.corpus import read_corpora
-    from verl_mtgrpo.retrieval import BM25Index
 
     start = time.perf_counter()
-    source = ", ".join(path.name for path in args.corpora)
-    index = BM25Index.build(read_corpora(args.corpora), args.out, source=source, progress=True, analyser=args.analyser)
+    source = ", ".join(name if name.startswith("hf:") else Path(name).name for name in args.corpora)
+    index = _build(args, read_corpora(args.corpora), source)
     seconds = time.perf_counter() - start
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
-    print(json.dumps(asdict(index.manifest), indent=2, ensure_ascii=False))
+    manifest = {name: value for name, value in asdict(index.manifest).items() if name != "files"}
+    print(json.dumps(manifest, indent=2, ensure_ascii=False))
     print(f"{args.out}: {len(index)} passages, {size / 1e6:.1f} MB, {seconds:.1f} s")
+    return 0
+
+
+def _build(args: argparse.Namespace, passages: Iterable[Passage], source: str) -> BM25Index | DenseIndex:
+    from verl_mtgrpo.retrieval import BM25Index, DenseIndex
+
+    if args.dense is None and args.vectors is None:
+        if args.kind != "flat" or args.query_prefix is not None or args.passage_prefix is not None:
+            raise ConfigError("--kind, --query-prefix and --passage-prefix belong to an index of vectors: give --dense")
+        return BM25Index.build(passages, args.out, source=source, progress=True, analyser=args.analyser)
+    if args.analyser != "english":
+        raise ConfigError("--analyser belongs to a BM25 index; an index of vectors has no words")
+    return DenseIndex.build(
+        passages,
+        args.out,
+        source=source,
+        model=args.dense,
+        embeddings=args.vectors,
+        kind=args.kind,
+        query_prefix=args.query_prefix,
+        passage_prefix=args.passage_prefix,
+        progress=True,
+    )
+
+
+def _check(path: Path) -> int:
+    from verl_mtgrpo.retrieval import check_index
+
+    start = time.perf_counter()
+    index = check_index(path)
+    seconds = time.perf_counter() - start
+    print(
+        f"{path}: whole. {type(index).__name__} of {len(index)} passages from {index.manifest.source}, checksum "
+        f"{index.manifest.checksum}; all files and passages read and a search made in {seconds:.1f} s"
+    )
     return 0

@@ -104,7 +104,7 @@ def _run_here(args: argparse.Namespace, settings: ServerSettings) -> int:
         import uvicorn
     except ImportError as error:
         raise missing_extra(error) from error
-    from verl_mtgrpo.retrieval import BM25Index
+    from verl_mtgrpo.retrieval import open_index
     from verl_mtgrpo.retrieval.server import create_app
 
     class Server(uvicorn.Server):
@@ -113,7 +113,7 @@ def _run_here(args: argparse.Namespace, settings: ServerSettings) -> int:
             if self.started:
                 _say_ready(_url(args.host, listener.getsockname()[1]), index)
 
-    index = BM25Index.open(args.index)
+    index = open_index(args.index)
     app = create_app(index, settings)
     listener = _listen(args.host, args.port)
     warn_if_open(args.host, settings)
@@ -159,9 +159,9 @@ def _say_ready(url: str, index: Any) -> None:
 
 
 def _run_on_ray(args: argparse.Namespace, settings: ServerSettings) -> int:
-    from verl_mtgrpo.retrieval import BM25Index
+    from verl_mtgrpo.retrieval import open_index
 
-    index = BM25Index.open(args.index)
+    index = open_index(args.index)
     try:
         from verl_mtgrpo.integration import ray_serve
     except ImportError as error:

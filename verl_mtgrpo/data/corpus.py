@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from verl_mtgrpo.data.files import describe, read_records
+from verl_mtgrpo.data.hub import dataset_records, is_dataset
 from verl_mtgrpo.errors import DataError
 from verl_mtgrpo.retrieval.types import Passage, content_id
 
@@ -30,15 +31,15 @@ _Unnamed = tuple["str | None", str, str]
 
 
 def read_corpus(path: Path | str) -> Iterator[Passage]:
-    """Stream the passages of one file; ``DataError`` if it is not one of the known layouts."""
+    """Stream the passages of one file or dataset (``hub``); ``DataError`` if its layout is none of those above."""
     return read_corpora([path])
 
 
 def read_corpora(paths: Sequence[Path | str]) -> Iterator[Passage]:
-    """Stream the passages of several files; those without an id of their own are given once over all."""
+    """Stream the passages of several files or datasets; those without an id of their own are given once over all."""
     seen: set[str] = set()
     for path in paths:
-        for where, record in read_records(path):
+        for where, record in dataset_records(path) if is_dataset(path) else read_records(path):
             for id, title, text in _passages_of(where, record):
                 if id is None:
                     id = content_id(title, text)
@@ -58,7 +59,9 @@ def _passages_of(where: str, record: Any) -> Iterable[_Unnamed]:
             return [(None, title, _join(value)) for title, value in fields.items()]
         if "contents" in fields:
             return [_from_contents(fields)]
-        if isinstance(fields.get("text"), str):
+        if "text" in fields:
+            if not isinstance(fields["text"], str):
+                raise TypeError(f"text is a {type(fields['text']).__name__}, not a string")
             return [(_own_id(fields), str(fields.get("title") or ""), fields["text"])]
         if isinstance(fields.get("data"), list):
             return list(_from_squad(fields["data"]))

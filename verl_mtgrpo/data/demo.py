@@ -25,7 +25,7 @@ from verl_mtgrpo.retrieval.render import render_passages
 from verl_mtgrpo.version import __version__
 
 # Raise it when equal settings no longer give an equal policy: assets made before are then made again.
-RECIPE = 2
+RECIPE = 3
 DATA_SOURCE = "demo_world"
 _MANIFEST = "demo.json"
 

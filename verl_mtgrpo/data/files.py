@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import IO, Any, cast
 from verl_mtgrpo.errors import DataError
 
 KNOWN = ".json, .jsonl or .parquet (the first two also as .gz)"
+_BOM = b"\xef\xbb\xbf"  # files saved on Windows may start with it
+_TAR = slice(257, 262)  # where a tar archive says "ustar"
 
 
 def read_records(path: Path | str) -> Iterator[tuple[str, Any]]:
@@ -19,7 +22,9 @@ def read_records(path: Path | str) -> Iterator[tuple[str, Any]]:
 
     A JSONL file gives its lines, a parquet file its rows, a JSON file the elements of its list or, if
     it is no list, the whole document. ``where`` names the record for error messages. A ``.json`` file
-    that holds one record a line is read as JSONL.
+    that holds one record a line is read as JSONL. A ``.jsonl.gz`` file may also be a compressed tar
+    archive of JSONL files, as the Wikipedia dump of Search-R1 is. Text that is not UTF-8 is refused: what
+    a replacement character stood for is lost to search without a trace.
 
     Raises:
         DataError: The file is missing, empty, damaged or of an unknown kind.
@@ -35,13 +40,8 @@ def read_records(path: Path | str) -> Iterator[tuple[str, Any]]:
             yield from _json_records(path)
         else:
             yield from _json_lines(path)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
         raise DataError(f"{path} is a damaged gzip file ({error}); fetch or write it again") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start} of a block); "
-            "convert it, for example with: iconv -c -t UTF-8"
-        ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
@@ -69,21 +69,23 @@ def _kind(path: Path) -> str:
     raise DataError(f"{path} is of an unknown kind; expected a {KNOWN} file")
 
 
-def _open(path: Path) -> IO[str]:
-    # utf-8-sig: files saved on Windows may start with a byte-order mark.
+def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig")
-    return path.open(encoding="utf-8-sig")
+        return cast("IO[bytes]", gzip.open(path, "rb"))
+    return path.open("rb")
 
 
 def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
     with _open(path) as file:
-        try:
-            document = json.load(file)
-        except json.JSONDecodeError as error:
-            if error.msg != "Extra data":
-                raise DataError(f"{path} is not valid JSON: {error}") from error
-            document = None
+        text = _decode(file.read().removeprefix(_BOM), str(path), "file")
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise DataError(f"{path} is not valid JSON: {error}") from error
+        document = None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}") from error
     if document is None:
         yield from _json_lines(path)
     elif isinstance(document, list):
@@ -95,14 +97,51 @@ def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
+        if path.suffix == ".gz":
+            is_tar = file.read(512)[_TAR] == b"ustar"
+            file.seek(0)
+            if is_tar:
+                yield from _json_lines_of_tar(path, file)
+                return
+        yield from _records_of_lines(str(path), file)
+
+
+def _json_lines_of_tar(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    with tarfile.open(fileobj=file, mode="r|") as archive:  # a stream: nothing is unpacked to disk
+        for member in archive:
+            lines = archive.extractfile(member) if member.isfile() else None
+            if lines is None:
                 continue
-            where = f"{path}, line {number}"
-            try:
-                yield where, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where} is not valid JSON: {error}; one record a line is expected") from error
+            if Path(member.name).suffix != ".jsonl":
+                raise DataError(f"{path} is an archive that holds {member.name}, expected .jsonl files; unpack it")
+            yield from _records_of_lines(f"{path}, {member.name}", lines)
+
+
+def _records_of_lines(name: str, lines: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        if number == 1:
+            line = line.removeprefix(_BOM)
+        if not line.strip():
+            continue
+        where = f"{name}, line {number}"
+        text = _decode(line, where, "line")
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where} is not valid JSON: {error}; one record a line is expected") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+            raise DataError(f"{where} cannot be read as JSON: {error}") from error
+        yield where, record
+
+
+def _decode(raw: bytes, where: str, unit: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where} is not UTF-8 text ({error.reason} at byte {error.start + 1} of the {unit}); "
+            "convert the file from its encoding, for example with: iconv -f LATIN1 -t UTF-8"
+        ) from error
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:

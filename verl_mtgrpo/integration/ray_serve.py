@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from verl_mtgrpo.errors import CompatibilityError, ConfigError
-from verl_mtgrpo.retrieval import BM25Index
+from verl_mtgrpo.retrieval import BM25Index, DenseIndex, open_index
 from verl_mtgrpo.retrieval.server import ServerSettings, create_app
 
 APPLICATION = "mtgrpo-search"
@@ -71,7 +71,7 @@ def build_application(index: Path, settings: ServerSettings, scale: Scale) -> se
 
     # Opened now, so that a wrong path stops the command and not a replica; it travels as path and checksum,
     # so a replica that later finds another index there refuses to start instead of answering differently.
-    opened = BM25Index.open(index)
+    opened = open_index(index)
     deployment = serve.deployment(
         name=DEPLOYMENT,
         # The app refuses with 429 and Retry-After when its queue is full; Ray's own queue would only hide that.
@@ -89,7 +89,7 @@ def build_application(index: Path, settings: ServerSettings, scale: Scale) -> se
     return deployment.bind()
 
 
-def _builder(index: BM25Index, settings: ServerSettings) -> Any:
+def _builder(index: BM25Index | DenseIndex, settings: ServerSettings) -> Any:
     # Ray calls a function, and only a plain function, on the replica to make the app there.
     def build() -> FastAPI:
         return create_app(index, settings)

@@ -1,7 +1,7 @@
 """BM25 search over an index on disk, inside the process that asks.
 
 The index is memory-mapped and never written after the build: any number of workers open the same
-folder and share its pages. The engine is tantivy; nothing outside this module knows.
+folder and share its pages. The engine is tantivy; nothing outside the modules ``bm25*`` knows.
 
 Titles and texts are searched as one field. A query is cut into words by the same rule as the passages
 and matched word by word, without any query language: whatever a model writes is just words.
@@ -9,50 +9,42 @@ and matched word by word, without any query language: whatever a model writes is
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import hashlib
-import importlib.metadata
 import os
 import shutil
 import tempfile
-import threading
 import time
-from array import array
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from verl_mtgrpo.errors import ConfigError, DataError, IndexFormatError, RetrievalError
-from verl_mtgrpo.retrieval.store import Manifest, Staging, read_manifest
+from verl_mtgrpo.errors import ConfigError, IndexFormatError, RetrievalError
+from verl_mtgrpo.retrieval.bm25_build import ANALYSERS, engine_version, make_analyser, stored_text, write_index
+from verl_mtgrpo.retrieval.bm25_query import WordSearch, rank_score
+from verl_mtgrpo.retrieval.content import clean_text, with_progress
+from verl_mtgrpo.retrieval.folder import IndexFolder, check_request
+from verl_mtgrpo.retrieval.store import BM25Manifest, Staging, read_manifest
 from verl_mtgrpo.retrieval.types import Passage
 
 if TYPE_CHECKING:
     import tantivy
 
-ANALYSERS = ("english", "plain")
-"""``english``: words, lower case, accents removed, stemmed. ``plain``: the same without stemming."""
-
 MAX_QUERY_CHARS = 20_000
 MAX_QUERY_WORDS = 128
 """A query is cut to these; more words say nothing about what to look for and only cost time."""
 
-_MAX_TIES = 256
-_WRITER_BYTES = 128_000_000
+_PAGE = 10_000
 
 
-class BM25Index:
+class BM25Index(IndexFolder[BM25Manifest, "_Engine"]):
     """A read-only BM25 index. Make one with :meth:`build` or :meth:`open`.
 
     Threads may share one object (a search holds no lock of Python). It pickles as its path: the copy
     opens the index at its first search, and refuses if other content has been built there meanwhile.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self._path = path
-        self._manifest = manifest
-        self._engine: _Engine | None = None
-        self._opening = threading.Lock()
+    _kind = BM25Manifest
 
     @classmethod
     def build(
@@ -77,14 +69,14 @@ class BM25Index:
         if analyser not in ANALYSERS:
             raise ConfigError(f"analyser is {analyser!r}, expected one of {', '.join(ANALYSERS)}")
         out = Path(out)
-        with Staging(out) as staging:
-            count, checksum = _write_index(_with_progress(passages, progress), staging.folder, analyser, source)
-            manifest = Manifest(
-                count=count,
+        with Staging(out, BM25Manifest) as staging:
+            content = write_index(with_progress(passages, progress), staging.folder, analyser, source)
+            manifest = BM25Manifest(
+                count=content.count,
                 analyser=analyser,
                 source=source,
-                checksum=checksum,
-                engine=_engine_version(),
+                checksum=content.checksum,
+                engine=engine_version(),
                 data=staging.folder.name,
             )
             staging.publish(manifest)
@@ -98,27 +90,14 @@ class BM25Index:
             IndexFormatError: There is no index, or not one that this version can read.
         """
         path = Path(path).absolute()
-        index = cls(path, read_manifest(path))
-        index._open_engine()
+        index = cls(path, read_manifest(path, BM25Manifest))
+        index._engine()
         return index
-
-    @property
-    def path(self) -> Path:
-        """The index folder."""
-        return self._path
-
-    @property
-    def manifest(self) -> Manifest:
-        """What the index is: number of passages, source, checksum."""
-        return self._manifest
 
     @property
     def fingerprint(self) -> str:
         """What decides the answers: passages and analyser."""
         return f"bm25/{self._manifest.analyser}/{self._manifest.checksum}"
-
-    def __len__(self) -> int:
-        return self._manifest.count
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         """Return, for each query in order, up to ``k`` passages, best first, with their scores.
@@ -126,62 +105,40 @@ class BM25Index:
         A query without a word of the corpus gives an empty list. Equal scores keep the order in which
         the passages were added (among the first 256 of them).
         """
-        if isinstance(queries, str):
-            raise RetrievalError(f"queries is one string ({queries[:40]!r}), expected a list of strings")
-        if k < 1:
-            raise ConfigError(f"k is {k}, expected at least 1")
-        engine = self._engine or self._open_engine()
+        check_request(queries, k)
+        engine = self._engine()
         return [engine.search(query, k) for query in queries]
 
-    async def asearch(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
-        """As :meth:`search`, in a thread: the engine releases Python's lock while it searches."""
-        return await asyncio.to_thread(self.search, queries, k)
+    def passages(self) -> Iterator[Passage]:
+        """All passages in the order in which they were added; ``IndexFormatError`` where one cannot be read."""
+        engine = self._engine()
+        for start in range(0, len(self), _PAGE):
+            yield from engine.page(start)
 
-    def _open_engine(self) -> _Engine:
-        with self._opening:
-            if self._engine is None:
-                self._engine = self._load()
-        return self._engine
+    def finds_itself(self) -> bool:
+        """Whether the words of one of the first passages find anything; True if those have no words."""
+        engine = self._engine()
+        texts = (f"{passage.title}\n{passage.text}" for passage in islice(self.passages(), 100))
+        text = next((text for text in texts if engine.has_words(text)), None)
+        return text is None or bool(engine.search(text, 1))
 
-    def _load(self) -> _Engine:
-        for _ in range(3):
-            current = read_manifest(self._path)
-            if current.checksum != self._manifest.checksum:
-                raise IndexFormatError(
-                    f"the index at {self._path} was replaced by one with other passages since it was first "
-                    "opened; restart the program so that all its workers use the same one"
-                )
-            try:
-                return _Engine(self._path, current)
-            except FileNotFoundError:
-                continue  # replaced between reading the manifest and opening the data: look again
-        raise IndexFormatError(
-            f"the index at {self._path} is damaged: its data folder {self._manifest.data} is missing or "
-            f"incomplete; build it again with: mtgrpo index CORPUS --out {self._path}"
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self._path, "manifest": self._manifest}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], state["manifest"])
-
-    def __repr__(self) -> str:
-        return f"BM25Index({str(self._path)!r}, {len(self)} passages)"
+    def _open_data(self, manifest: BM25Manifest) -> _Engine:
+        return _Engine(self._path, manifest)
 
 
 class _Engine:
     """An opened tantivy index."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: BM25Manifest) -> None:
         if manifest.analyser not in ANALYSERS:
             raise IndexFormatError(
                 f"the index at {path} uses the analyser {manifest.analyser!r}, this verl-mtgrpo knows "
                 f"{', '.join(ANALYSERS)}; upgrade verl-mtgrpo or build the index again"
             )
         self._path = path
-        self._analyser = _make_analyser(manifest.analyser)
+        self._analyser = make_analyser(manifest.analyser)
         self._searcher, self._schema = _open_read_only(path / manifest.data, manifest)
+        self._words = WordSearch(self._searcher, self._schema)
         if self._searcher.num_docs != manifest.count:
             raise IndexFormatError(
                 f"the index at {path} is damaged: it holds {self._searcher.num_docs} passages, its manifest "
@@ -189,173 +146,68 @@ class _Engine:
             )
 
     def search(self, query: str, k: int) -> list[Passage]:
-        query = _clean(query, "query")[:MAX_QUERY_CHARS]
-        try:
+        query = clean_text(query, "query")[:MAX_QUERY_CHARS]
+        with _as_error(RetrievalError, f"search in {self._path} failed"):
             return self._search(query, k)
-        except Exception as error:
-            raise RetrievalError(f"search in {self._path} failed: {error}") from error
-        except BaseException as error:
-            # A Rust panic arrives as a BaseException that no ordinary handler would see.
-            if type(error).__name__ != "PanicException":
-                raise
-            raise RetrievalError(f"search in {self._path} failed inside tantivy: {error}") from error
 
-    def _search(self, query: str, k: int) -> list[Passage]:
+    def has_words(self, text: str) -> bool:
+        return bool(self._analyser.analyze(text))
+
+    def page(self, start: int) -> list[Passage]:
+        """The passages from number ``start`` on, ``_PAGE`` of them or as many as there are."""
         import tantivy
 
+        end = min(start + _PAGE, self._searcher.num_docs)
+        unsigned = tantivy.FieldType.Unsigned
+        query = tantivy.Query.range_query(self._schema, "ordinal", unsigned, start, end - 1)
+        with _as_error(IndexFormatError, f"the index at {self._path} is damaged: passages cannot be read"):
+            hits = self._searcher.search(query, end - start, False).hits
+            documents = sorted((self._searcher.doc(address) for _, address in hits), key=_ordinal)
+            return [_to_passage(document, 0.0) for document in documents]
+
+    def _search(self, query: str, k: int) -> list[Passage]:
         words = self._analyser.analyze(query)[:MAX_QUERY_WORDS]
         if not words:
             return []
-        terms = [tantivy.Query.term_query(self._schema, "body", word, "freq") for word in words]
-        parsed = tantivy.Query.boolean_query([(tantivy.Occur.Should, term) for term in terms])
-        hits = self._hits_with_ties(parsed, k)
-        documents = [(_rank_score(score), self._searcher.doc(address)) for score, address in hits]
+        hits = self._words.best(words, k)
+        documents = [(rank_score(score), self._searcher.doc(address)) for score, address in hits]
         documents.sort(key=_rank)
         return [_to_passage(document, score) for score, document in documents[:k]]
-
-    def _hits_with_ties(self, query: tantivy.Query, k: int) -> list[tuple[float, tantivy.DocAddress]]:
-        """The best ``k`` hits, and after them those that score the same as the last one."""
-        total = self._searcher.num_docs
-        k = min(k, total)
-        limit = min(k + 8, total)
-        while True:
-            hits = self._searcher.search(query, limit, False).hits
-            if len(hits) <= k:
-                return hits
-            last = _rank_score(hits[k - 1][0])
-            if len(hits) < limit or limit in (total, k + _MAX_TIES) or _rank_score(hits[-1][0]) < last:
-                return [hit for hit in hits if _rank_score(hit[0]) >= last]
-            limit = min(2 * limit, k + _MAX_TIES, total)
-
-
-def _rank_score(score: float) -> float:
-    """Score without its last bits: summing the same terms in another order may change those."""
-    return float(f"{score:.5g}")
 
 
 def _rank(hit: tuple[float, tantivy.Document]) -> tuple[float, int]:
     score, document = hit
-    return -score, int(document.get_first("ordinal") or 0)
+    return -score, _ordinal(document)
+
+
+def _ordinal(document: tantivy.Document) -> int:
+    return int(document.get_first("ordinal") or 0)
+
+
+@contextlib.contextmanager
+def _as_error(kind: type[RetrievalError], what: str) -> Generator[None, None, None]:
+    """Turn what the engine raises into an error of ours."""
+    try:
+        yield
+    except Exception as error:
+        raise kind(f"{what}: {error}") from error
+    except BaseException as error:
+        # A Rust panic arrives as a BaseException that no ordinary handler would see.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"{what} inside tantivy: {error}") from error
 
 
 def _to_passage(document: tantivy.Document, score: float) -> Passage:
-    first = document.get_first
-    return Passage(id=str(first("id")), title=str(first("title")), text=str(first("text")), score=score)
+    return Passage(
+        id=stored_text(document, "id"),
+        title=stored_text(document, "title"),
+        text=stored_text(document, "text"),
+        score=score,
+    )
 
 
-def _clean(text: str, what: str) -> str:
-    """Text that UTF-8 can carry: half surrogate pairs, which JSON can smuggle in, become ``?``."""
-    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise RetrievalError(f"{what} is a {type(text).__name__} ({str(text)[:40]!r}), expected a string")
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-# ---- building
-
-
-def _with_progress(passages: Iterable[Passage], progress: bool) -> Iterable[Passage]:
-    if not progress:
-        return passages
-    from tqdm import tqdm
-
-    return tqdm(passages, desc="indexing", unit=" passages", mininterval=0.5, disable=None)
-
-
-def _write_index(passages: Iterable[Passage], folder: Path, analyser: str, source: str) -> tuple[int, str]:
-    """Write all passages; return how many, and the checksum of their content."""
-    import tantivy
-
-    index = tantivy.Index(_make_schema(), str(folder))
-    index.register_tokenizer("mtgrpo", _make_analyser(analyser))
-    # One thread: passages keep their order, so that equal corpora give equal answers.
-    writer = index.writer(_WRITER_BYTES, 1)
-    digest = hashlib.sha256()
-    id_hashes = array("Q")  # 8 bytes a passage; a set of the ids themselves would not fit for millions
-    try:
-        for ordinal, passage in enumerate(passages):
-            fields = tuple(_clean(value, "passage field") for value in (passage.id, passage.title, passage.text))
-            for value in fields:
-                raw = value.encode()
-                digest.update(len(raw).to_bytes(8, "little") + raw)
-            id_hashes.append(_hash64(fields[0]))
-            writer.add_document(_to_document(ordinal, *fields))
-        if not id_hashes:
-            raise DataError(f"the corpus is empty: {source} gave no passage; check that it is the right file")
-        writer.commit()
-        writer.wait_merging_threads()
-    finally:
-        del writer  # its threads must be gone before the folder may be removed
-    index.reload()
-    _refuse_duplicate_ids(id_hashes, index, source)
-    return len(id_hashes), digest.hexdigest()
-
-
-def _make_schema() -> tantivy.Schema:
-    import tantivy
-
-    builder = tantivy.SchemaBuilder()
-    builder.add_text_field("body", tokenizer_name="mtgrpo", index_option="freq")
-    for name in ("id", "title", "text"):
-        builder.add_text_field(name, stored=True, tokenizer_name="raw", index_option="basic")
-    builder.add_unsigned_field("ordinal", stored=True, fast=True)
-    return builder.build()
-
-
-def _make_analyser(name: str) -> tantivy.TextAnalyzer:
-    from tantivy import Filter, TextAnalyzerBuilder, Tokenizer
-
-    builder = TextAnalyzerBuilder(Tokenizer.simple()).filter(Filter.remove_long(100))
-    builder = builder.filter(Filter.lowercase()).filter(Filter.ascii_fold())
-    if name == "english":
-        builder = builder.filter(Filter.stemmer("english"))
-    return builder.build()
-
-
-def _to_document(ordinal: int, id: str, title: str, text: str) -> tantivy.Document:
-    import tantivy
-
-    document = tantivy.Document()
-    document.add_text("id", id)
-    document.add_text("title", title)
-    document.add_text("text", text)
-    document.add_text("body", f"{title}\n{text}")
-    document.add_unsigned("ordinal", ordinal)
-    return document
-
-
-def _hash64(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _refuse_duplicate_ids(id_hashes: array[int], index: tantivy.Index, source: str) -> None:
-    """Raise ``DataError`` naming the first id that two passages share."""
-    import numpy as np
-
-    hashes = np.frombuffer(id_hashes, dtype=np.uint64)
-    order = np.argsort(hashes, kind="stable")
-    twins = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-    for at in twins:
-        first, second = int(order[at]), int(order[at + 1])
-        name = _id_at(index, first)
-        if name == _id_at(index, second):  # else two ids that only share a hash
-            raise DataError(
-                f"two passages have the id {name!r} (passage {first + 1} and passage {second + 1} of "
-                f"{source}); ids must be unique: remove the repetition, or give the passages other ids"
-            )
-
-
-def _id_at(index: tantivy.Index, ordinal: int) -> str:
-    import tantivy
-
-    query = tantivy.Query.range_query(index.schema, "ordinal", tantivy.FieldType.Unsigned, ordinal, ordinal)
-    searcher = index.searcher()
-    return str(searcher.doc(searcher.search(query, 1, False).hits[0][1]).get_first("id"))
-
-
-# ---- opening
-
-
-def _open_read_only(data: Path, manifest: Manifest) -> tuple[tantivy.Searcher, tantivy.Schema]:
+def _open_read_only(data: Path, manifest: BM25Manifest) -> tuple[tantivy.Searcher, tantivy.Schema]:
     """Open tantivy's files without writing beside them.
 
     tantivy takes a lock file in the folder it opens, which fails on a read-only disk. It gets a
@@ -377,7 +229,7 @@ def _open_read_only(data: Path, manifest: Manifest) -> tuple[tantivy.Searcher, t
                 raise FileNotFoundError(data) from error
             raise IndexFormatError(
                 f"the index data in {data}, written by {manifest.engine}, cannot be opened by "
-                f"{_engine_version()}: {error}; build it again with: mtgrpo index CORPUS --out {data.parent}"
+                f"{engine_version()}: {error}; build it again with: mtgrpo index CORPUS --out {data.parent}"
             ) from error
 
 
@@ -397,7 +249,3 @@ def _short_lived_folder() -> Generator[str, None, None]:
             if not os.path.exists(folder):
                 break
             time.sleep(0.01)
-
-
-def _engine_version() -> str:
-    return f"tantivy {importlib.metadata.version('tantivy')}"

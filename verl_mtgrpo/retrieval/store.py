@@ -14,15 +14,16 @@ away what it left.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from verl_mtgrpo.errors import IndexFormatError, RetrievalError
 
@@ -31,42 +32,118 @@ try:
 except ImportError:  # not on Windows: two builds at once are then the user's to avoid
     fcntl = None
 
-FORMAT = "verl-mtgrpo/bm25"
-VERSION = 1
 MANIFEST = "manifest.json"
 _LOCK = ".lock"
 _DATA = re.compile(r"data-[0-9a-f]{12}")
-_REBUILD = "build it with: mtgrpo index CORPUS --out {path}"
+REBUILD = "build it with: mtgrpo index CORPUS --out {path}"
+"""What to do about an index that cannot be used."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What an index is.
+    """What an index is, whatever its kind.
 
     Attributes:
         count: Number of passages.
-        analyser: Name of the rule that turned text into words.
         source: Where the passages came from, as given to the build.
-        checksum: SHA-256 over ids, titles and texts in order: equal for equal content.
+        checksum: SHA-256 over ids, titles and texts in order (``content.Checksum``).
         engine: The search engine and its version.
         data: Name of the data folder inside the index folder.
-        format: Always ``FORMAT``.
-        version: Version of this layout and schema.
+        format: Name of the kind of index.
+        version: Version of that kind's layout and schema.
+        files: SHA-256 of every file in the data folder, filled in by the build. The checksum covers the
+            passages, these also what is computed from them (postings, vectors); only a check reads them.
     """
 
     count: int
-    analyser: str
     source: str
     checksum: str
     engine: str
     data: str
-    format: str = FORMAT
-    version: int = VERSION
+    format: str
+    version: int
+    files: dict[str, str] = field(default_factory=dict[str, str])
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read what index is at ``path``; ``IndexFormatError`` if there is none that this version can use."""
-    rebuild = _REBUILD.format(path=path)
+@dataclass(frozen=True, kw_only=True)
+class BM25Manifest(Manifest):
+    """Manifest of a :class:`~verl_mtgrpo.retrieval.BM25Index`.
+
+    Attributes:
+        analyser: Name of the rule that turned text into words.
+    """
+
+    analyser: str
+    format: str = "verl-mtgrpo/bm25"
+    version: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseManifest(Manifest):
+    """Manifest of a :class:`~verl_mtgrpo.retrieval.DenseIndex`.
+
+    Attributes:
+        kind: ``flat`` (exact) or ``hnsw`` (a graph: faster, approximate).
+        dimension: Length of the vectors.
+        model: sentence-transformers model of queries (and of passages, where no vectors were given).
+        query_prefix: Text put before every query; None for the model's own.
+        passage_prefix: Text put before every passage; None for the model's own.
+    """
+
+    kind: str
+    dimension: int
+    model: str | None
+    query_prefix: str | None
+    passage_prefix: str | None
+    format: str = "verl-mtgrpo/dense"
+    version: int = 1
+
+
+M = TypeVar("M", bound=Manifest)
+_OURS = {BM25Manifest.format: "BM25Index", DenseManifest.format: "DenseIndex"}
+
+
+def read_format(path: Path) -> str:
+    """Name of the kind of index at ``path``; ``IndexFormatError`` if it is none of ours."""
+    name = _read_fields(path).get("format")
+    if name not in _OURS:
+        raise IndexFormatError(
+            f"{path} is no index of verl-mtgrpo: its {MANIFEST} says format={name!r}, expected one of "
+            f"{', '.join(_OURS)}; {REBUILD.format(path=path)}"
+        )
+    return name
+
+
+def read_manifest(path: Path, kind: type[M]) -> M:
+    """Read what index is at ``path``; ``IndexFormatError`` if there is none of this kind and version."""
+    rebuild = REBUILD.format(path=path)
+    data = _read_fields(path)
+    name, version = data.get("format"), data.get("version")
+    if name != kind.format:
+        if name in _OURS:
+            raise IndexFormatError(
+                f"{path} is an index of the kind {_OURS[name]}, not {_OURS[kind.format]}; open it with "
+                f"{_OURS[name]}.open, or either kind with verl_mtgrpo.retrieval.open_retriever"
+            )
+        raise IndexFormatError(
+            f"{path} is no index of verl-mtgrpo: its {MANIFEST} says format={name!r}, "
+            f"expected {kind.format!r}; {rebuild}"
+        )
+    if version != kind.version:
+        newer = isinstance(version, int) and version > kind.version
+        advice = "upgrade verl-mtgrpo, or rebuild: " if newer else "rebuild: "
+        raise IndexFormatError(
+            f"the index at {path} has format version {version!r}, this verl-mtgrpo reads version {kind.version}; "
+            f"{advice}{rebuild}"
+        )
+    try:
+        return kind(**data)
+    except TypeError as error:
+        raise IndexFormatError(f"{path / MANIFEST} is damaged ({error}); {rebuild}") from error
+
+
+def _read_fields(path: Path) -> dict[str, Any]:
+    rebuild = REBUILD.format(path=path)
     if not path.exists():
         raise IndexFormatError(f"there is no index at {path}; {rebuild}")
     try:
@@ -75,24 +152,7 @@ def read_manifest(path: Path) -> Manifest:
         raise IndexFormatError(f"{path} is no index of verl-mtgrpo: it has no {MANIFEST}; {rebuild}") from None
     except (OSError, ValueError) as error:
         raise IndexFormatError(f"{path / MANIFEST} cannot be read ({error}); {rebuild}") from error
-    data = cast("dict[str, Any]", raw) if isinstance(raw, dict) else {}
-    if data.get("format") != FORMAT:
-        raise IndexFormatError(
-            f"{path} is no index of verl-mtgrpo: its {MANIFEST} says format={data.get('format')!r}, "
-            f"expected {FORMAT!r}; {rebuild}"
-        )
-    version = data.get("version")
-    if version != VERSION:
-        newer = isinstance(version, int) and version > VERSION
-        advice = "upgrade verl-mtgrpo, or rebuild: " if newer else "rebuild: "
-        raise IndexFormatError(
-            f"the index at {path} has format version {version!r}, this verl-mtgrpo reads version {VERSION}; "
-            f"{advice}{rebuild}"
-        )
-    try:
-        return Manifest(**data)
-    except TypeError as error:
-        raise IndexFormatError(f"{path / MANIFEST} is damaged ({error}); {rebuild}") from error
+    return cast("dict[str, Any]", raw) if isinstance(raw, dict) else {}
 
 
 class Staging:
@@ -102,24 +162,26 @@ class Staging:
     without having published removes the new folder and keeps the old index.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, kind: type[Manifest]) -> None:
         self.out = out
+        self._format: str = kind.format
         self.folder = out / f"data-{secrets.token_hex(6)}"
         self._created = False
         self._published = False
         self._lock: int | None = None
 
     def __enter__(self) -> Staging:
-        _refuse_foreign_folder(self.out)
+        _refuse_foreign_folder(self.out, self._format)
         self._created = not self.out.exists()
         self.out.mkdir(parents=True, exist_ok=True)
         self._lock = _lock_folder(self.out)
-        self._remove_unused(keep=_data_in_use(self.out))
+        self._remove_unused(keep=_data_in_use(self.out, self._format))
         self.folder.mkdir()
         return self
 
     def publish(self, manifest: Manifest) -> None:
         """Make the new folder the index, and remove the one it replaces."""
+        manifest = replace(manifest, files=hash_files(self.folder))
         text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
         draft = self.out / f"{MANIFEST}.new"
         with draft.open("w", encoding="utf-8") as file:
@@ -151,7 +213,20 @@ class Staging:
                 shutil.rmtree(entry, ignore_errors=True)
 
 
-def _refuse_foreign_folder(out: Path) -> None:
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in ``folder``, by name; lock files, which come and go, left out."""
+    hashes: dict[str, str] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.name.endswith(".lock"):
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            hashes[path.name] = digest.hexdigest()
+    return hashes
+
+
+def _refuse_foreign_folder(out: Path, format: str) -> None:
     """Never write into, or clear, a folder that holds something else."""
     if not out.exists():
         return
@@ -164,10 +239,10 @@ def _refuse_foreign_folder(out: Path) -> None:
             f"{out} already holds other files ({', '.join(foreign[:3])}); "
             "give --out a new folder, an empty one, or an index to replace"
         )
-    _data_in_use(out)
+    _data_in_use(out, format)
 
 
-def _data_in_use(out: Path) -> str | None:
+def _data_in_use(out: Path, format: str) -> str | None:
     """Data folder that an existing manifest names, whatever its version; None if there is none."""
     manifest = out / MANIFEST
     if not manifest.exists():
@@ -177,7 +252,12 @@ def _data_in_use(out: Path) -> str | None:
     except ValueError:
         raw = None
     data = cast("dict[str, Any]", raw) if isinstance(raw, dict) else {}
-    if data.get("format") != FORMAT:
+    name = data.get("format")
+    if name != format and name in _OURS:
+        raise IndexFormatError(
+            f"{out} holds an index of another kind ({_OURS[name]}); give another --out, or remove that folder first"
+        )
+    if name != format:
         raise IndexFormatError(
             f"{manifest} was not written by verl-mtgrpo; give another --out, or remove that folder first"
         )

@@ -1,0 +1,105 @@
+"""What all indexes on disk share: opened when first needed, shared by threads, pickled as a path."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from verl_mtgrpo.errors import ConfigError, IndexFormatError, RetrievalError
+from verl_mtgrpo.retrieval.store import REBUILD, M, read_manifest
+from verl_mtgrpo.retrieval.types import Passage
+
+E = TypeVar("E")
+
+
+class IndexFolder(ABC, Generic[M, E]):
+    """An index folder (see ``store``) and the engine opened on it.
+
+    Threads may share one object. It pickles as its path: the copy opens the index at its first search,
+    and refuses if other content has been built there meanwhile.
+    """
+
+    _kind: type[M]
+
+    def __init__(self, path: Path, manifest: M) -> None:
+        self._path = path
+        self._manifest: M = manifest
+        self._opened: E | None = None
+        self._opening = threading.Lock()
+
+    @abstractmethod
+    def _open_data(self, manifest: M) -> E:
+        """Open the data folder that ``manifest`` names; ``FileNotFoundError`` if it is gone."""
+
+    @abstractmethod
+    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+        """Return, for each query in order, up to ``k`` passages, best first, with their scores."""
+
+    @abstractmethod
+    def passages(self) -> Iterator[Passage]:
+        """All passages in the order in which they were added."""
+
+    @abstractmethod
+    def finds_itself(self) -> bool:
+        """Whether a search for what one of the first passages holds finds a passage as good as it."""
+
+    @property
+    def path(self) -> Path:
+        """The index folder."""
+        return self._path
+
+    @property
+    def manifest(self) -> M:
+        """What the index is: number of passages, source, checksum."""
+        return self._manifest
+
+    def __len__(self) -> int:
+        return self._manifest.count
+
+    async def asearch(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+        """As :meth:`search`, in a thread: the engine releases Python's lock while it searches."""
+        return await asyncio.to_thread(self.search, queries, k)
+
+    def _engine(self) -> E:
+        with self._opening:
+            if self._opened is None:
+                self._opened = self._load()
+            return self._opened
+
+    def _load(self) -> E:
+        for _ in range(3):
+            current = read_manifest(self._path, self._kind)
+            if current.checksum != self._manifest.checksum:
+                raise IndexFormatError(
+                    f"the index at {self._path} was replaced by one with other passages since it was first "
+                    "opened; restart the program so that all its workers use the same one"
+                )
+            try:
+                return self._open_data(current)
+            except FileNotFoundError:
+                continue  # replaced between reading the manifest and opening the data: look again
+        raise IndexFormatError(
+            f"the index at {self._path} is damaged: its data folder {self._manifest.data} is missing or "
+            f"incomplete; {REBUILD.format(path=self._path)}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self._path, "manifest": self._manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        IndexFolder.__init__(self, state["path"], state["manifest"])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self._path)!r}, {len(self)} passages)"
+
+
+def check_request(queries: Sequence[str], k: int) -> None:
+    """Refuse what no index can answer: one string instead of a list, or ``k`` below 1."""
+    if isinstance(queries, str):
+        raise RetrievalError(f"queries is one string ({queries[:40]!r}), expected a list of strings")
+    if k < 1:
+        raise ConfigError(f"k is {k}, expected at least 1")
