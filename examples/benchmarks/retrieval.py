@@ -32,8 +32,8 @@ from typing import Any
 import numpy as np
 
 from verl_mtgrpo.data.corpus import article_title, read_corpora, read_corpus
-from verl_mtgrpo.data.files import content_id
 from verl_mtgrpo.retrieval import BM25Index, Passage
+from verl_mtgrpo.retrieval.types import content_id
 
 SOURCES = {
     "squad": "squad2_cs224n_dev.json",
