@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from verl_mtgrpo.errors import ConfigError, IndexFormatError, RetrievalError, RetrievalUnreachable
-from verl_mtgrpo.retrieval import BM25Index, DenseIndex, HybridRetriever, Passage, Retriever, open_retriever
+from verl_mtgrpo.retrieval import (
+    BM25Index,
+    DenseIndex,
+    HTTPRetriever,
+    HybridRetriever,
+    Passage,
+    Retriever,
+    open_retriever,
+)
 from verl_mtgrpo.retrieval.hybrid import fuse
 
 
@@ -76,6 +84,8 @@ def test_words_and_vectors_together(folders: tuple[Path, Path]):
 class Down:
     """A search service that cannot be reached."""
 
+    fingerprint = "down"
+
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         raise RetrievalUnreachable("no connection")
 
@@ -123,3 +133,24 @@ def test_folders_that_are_no_index(tmp_path: Path):
     (tmp_path / "manifest.json").write_text('{"format": "someone else"}')
     with pytest.raises(IndexFormatError, match="format='someone else', expected one of verl-mtgrpo/bm25, "):
         open_retriever(tmp_path)
+
+
+def test_addresses_are_opened_with_their_settings(folders: tuple[Path, Path]):
+    service = open_retriever("http://127.0.0.1:9", patience_s=0.2, concurrency=3)
+    assert isinstance(service, HTTPRetriever)
+    assert service.url == "http://127.0.0.1:9/retrieve"
+    with pytest.raises(RetrievalUnreachable, match=r"\(\d (try|tries) in 0\.\d s\)"):
+        service.search(["x"], 1)
+    both = open_retriever([folders[0], "http://127.0.0.1:9"])
+    assert isinstance(both, HybridRetriever)
+    assert isinstance(both.parts[1], HTTPRetriever)
+
+
+def test_fingerprints_tell_when_answers_may_change(folders: tuple[Path, Path], tmp_path: Path):
+    bm25, dense = BM25Index.open(folders[0]), DenseIndex.open(folders[1])
+    other = BM25Index.build(CORPUS[:2], tmp_path / "other", source="t")
+    assert bm25.fingerprint == BM25Index.open(folders[0]).fingerprint
+    assert len({bm25.fingerprint, other.fingerprint, dense.fingerprint}) == 3
+    assert DenseIndex.open(folders[1], encoder=near_the_sea).fingerprint == "", "a function may change"
+    assert HybridRetriever([bm25, dense]).fingerprint != HybridRetriever([dense, bm25]).fingerprint
+    assert HybridRetriever([bm25, DenseIndex.open(folders[1], encoder=near_the_sea)]).fingerprint == ""
