@@ -21,8 +21,8 @@ from verl_mtgrpo.retrieval import BM25Index, Passage
 PASSAGES = 100_000
 
 
-@pytest.mark.verl
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow  # two training runs, for a number that seldom changes
+@pytest.mark.parametrize("workers", [1, 4])
 def test_workers_share_the_pages_of_the_index(tmp_path: Path, workers: int):
     assets = make_assets(tmp_path / "assets", HERMES)
     rng = random.Random(0)
