@@ -90,7 +90,7 @@ def _words(text: str) -> str:
     return " ".join(text.split())
 
 
-def write_corpus(data: Path, out: Path, passages: int, seed: int) -> None:
+def write_corpus(data: Path, out: Path, passages: int, seed: int, frequencies: str) -> None:
     """The real passages, then made-up ones, as {id, title, text} lines; kept if it is there."""
     if out.exists():
         return
@@ -98,6 +98,8 @@ def write_corpus(data: Path, out: Path, passages: int, seed: int) -> None:
     counts = Counter(word for p in real for word in re.findall(r"\w+", f"{p.title} {p.text}".lower()))
     words = [word for word, _ in counts.most_common()]
     words += [f"zq{number}" for number in range(VOCABULARY - len(words))]
+    if frequencies == "shuffled":
+        words = np.random.default_rng(seed + 1).permutation(np.array(words, dtype=object)).tolist()
     share = np.cumsum(1 / (np.arange(len(words)) + 2.7))
     vocabulary, share = np.array(words, dtype=object), share / share[-1]
     draft, rng, done = out.with_suffix(".part"), np.random.default_rng(seed), len(real)
@@ -336,18 +338,26 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the public files")
     parser.add_argument("--passages", type=int, default=100_000)
     parser.add_argument("--engines", default="mtgrpo,bm25s,fts5")
+    parser.add_argument(
+        "--frequencies",
+        choices=("real", "shuffled"),
+        default="real",
+        help="of words in made-up text: as in the real text, where most passages hold a word of nearly every query, "
+        "or Zipf's law over the words in random order, which is easier (default: %(default)s)",
+    )
     parser.add_argument("--queries", type=int, default=1000, help="of the latency measurement (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10, help="of each throughput measurement")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/retrieval"), help="where corpora and indexes are kept")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    name = f"{args.passages}-seed{args.seed}"
+    name = f"{args.passages}-seed{args.seed}" + ("" if args.frequencies == "real" else "-shuffled")
     corpus = args.work / f"corpus-{name}.jsonl"
-    write_corpus(args.data, corpus, args.passages, args.seed)
+    write_corpus(args.data, corpus, args.passages, args.seed, args.frequencies)
     questions = read_questions(args.data)
     print(
-        f"{machine()}, seed {args.seed}; {args.passages} passages, {corpus.stat().st_size / 1e6:.0f} MB of JSON lines"
+        f"{machine()}, seed {args.seed}; {args.passages} passages ({args.frequencies} frequencies), "
+        f"{corpus.stat().st_size / 1e6:.0f} MB of JSON lines"
     )
     print(f"{dict(Counter(q.dataset for q in questions))} questions, k = {K}")
     results: dict[str, dict[str, float]] = {}
