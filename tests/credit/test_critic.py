@@ -37,7 +37,7 @@ def test_turn_gae_by_hand():
 def test_bilevel_gae_by_hand():
     # Turn ends: V = .9 and .7. γ_H = .9, λ = .5, γ = .8.
     # δ_2 = 1 - .7 = .3;  δ_1 = .5 + .9 · .7 - .9 = .23.  Â_2 = .3;  Â_1 = .23 + .45 · .3 = .365.
-    # First tokens: turn 1  .8 · .9 - .8 = -.08, plus .4 · .365 = .146: .066.  Turn 2  .8 · .7 - .6 = -.04, plus .12: .08.
+    # First tokens: turn 1: .8 · .9 - .8 + .4 · .365 = -.08 + .146 = .066.  Turn 2: .8 · .7 - .6 + .4 · .3 = .08.
     advantages, returns = by_hand(bilevel_gae, discount=0.9, token_discount=0.8, lam=0.5)
     assert advantages == pytest.approx([0.066, 0.365, 0, 0, 0.08, 0.3, 0])
     assert returns == pytest.approx([0.866, 1.265, 0, 0, 0.68, 1.0, 0])
@@ -79,17 +79,18 @@ def test_equals_the_naive_loop(gamma_turn, gamma_token, lam):
     for seed in range(60):
         batch, values = with_values(random_batch(seed), seed)
         lists = batch.rewards.double().tolist(), batch.mask.tolist(), values.double().tolist()
-        found = turn_gae(
-            batch.rewards, batch.mask, batch.index, values, discount=gamma_turn, lam=lam, whiten=False
-        ), bilevel_gae(
-            batch.rewards,
-            batch.mask,
-            batch.index,
-            values,
-            discount=gamma_turn,
-            token_discount=gamma_token,
-            lam=lam,
-            whiten=False,
+        found = (
+            turn_gae(batch.rewards, batch.mask, batch.index, values, discount=gamma_turn, lam=lam, whiten=False),
+            bilevel_gae(
+                batch.rewards,
+                batch.mask,
+                batch.index,
+                values,
+                discount=gamma_turn,
+                token_discount=gamma_token,
+                lam=lam,
+                whiten=False,
+            ),
         )
         expected = (
             oracles.turn_gae(*lists, gamma=gamma_turn, lam=lam),
@@ -116,7 +117,9 @@ def test_long_turns_equal_the_naive_loop():
 @pytest.mark.parametrize("seed", range(5))
 def test_without_values_and_discount_turn_gae_is_the_return_to_go(seed):
     batch = multi_turn_batch(seed)
-    advantages, returns = turn_gae(batch.rewards, batch.mask, batch.index, torch.zeros_like(batch.rewards), whiten=False)
+    advantages, returns = turn_gae(
+        batch.rewards, batch.mask, batch.index, torch.zeros_like(batch.rewards), whiten=False
+    )
     for row, (mask, rewards) in enumerate(zip(batch.mask.tolist(), batch.rewards.tolist(), strict=True)):
         for turn in oracles.runs_of_ones(mask):
             to_go = sum(rewards[turn[0] :])
@@ -216,7 +219,12 @@ def test_observations_and_padding_change_nothing(estimator, seed):
     free = [t for t in range(1, batch.mask.shape[1]) if not (batch.mask[:, t - 1] & batch.mask[:, t]).any()]
     at = [*free, batch.mask.shape[1], batch.mask.shape[1]]
     wide = insert_columns(batch.mask, at)
-    inserted = insert_columns(batch.rewards, at, fill=7.0), wide, batch.index, insert_columns(values, at, fill=float("nan"))
+    inserted = (
+        insert_columns(batch.rewards, at, fill=7.0),
+        wide,
+        batch.index,
+        insert_columns(values, at, fill=float("nan")),
+    )
     for ours, theirs in zip(
         estimator(*inserted, discount=0.9, lam=0.9),
         estimator(batch.rewards, batch.mask, batch.index, values, discount=0.9, lam=0.9),
@@ -250,7 +258,10 @@ def test_the_value_of_a_later_token_of_the_turn_does_not_matter_to_turn_gae():
     ("change", "message"),
     [
         ({"values": torch.zeros(1, 6)}, r"values has shape \(1, 6\) and response_mask \(1, 7\)"),
-        ({"values": torch.tensor(VALUES) * float("nan")}, "NaN or infinite at 4 generated tokens; the critic has diverged"),
+        (
+            {"values": torch.tensor(VALUES) * float("nan")},
+            "NaN or infinite at 4 generated tokens; the critic has diverged",
+        ),
         ({"lam": 1.5}, "lam is 1.5, expected a number from 0 to 1"),
         ({"lam": float("nan")}, "lam is nan"),
         ({"discount": -1.0}, "discount is -1.0"),

@@ -20,9 +20,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from verl_mtgrpo.credit.batch import Index, TurnBatch, discounted_sum, read_batch
+from verl_mtgrpo.credit.batch import Index, discounted_sum, read_batch
 from verl_mtgrpo.credit.checks import check_number, check_share
-from verl_mtgrpo.errors import CreditInputError
 
 
 def turn_gae(
@@ -48,8 +47,8 @@ def turn_gae(
     cost nothing. Then, as verl's ``gae``, advantages are whitened over the generated tokens of the batch (mean 0,
     std 1), a token at a time, so long turns weigh more in the mean; ``whiten=False`` leaves that out.
 
-    Zero values, γ = λ = 1: the return-to-go. One-token turns: verl's own ``gae``. λ = 1: V is a baseline only
-    and the gradient is unbiased whatever the critic says; λ < 1 trades that for variance.
+    Zero values, γ = λ = 1: the return-to-go. One-token turns: verl's own ``gae``. γ = λ = 1: V is a
+    baseline only and the gradient is unbiased whatever the critic says; λ < 1 trades that for variance.
 
     Source: GAE, Schulman et al., arXiv 1506.02438, eq. 16, over turns as in Turn-PPO, arXiv 2512.17008 (γ .99, λ .9
     there, from a secondary source). Turns come from the mask, so one whose reward is 0 is still a turn.
@@ -75,13 +74,14 @@ def turn_gae(
     """
     check_number("discount", discount)
     check_share("lam", lam)
-    batch = read_batch(token_level_rewards, response_mask, index)
-    values = _read_values(values, response_mask)
+    batch = read_batch(token_level_rewards, response_mask, index, values)
+    values = values.detach().float()
     value_BK = batch.turns.at_first(values)
     advantage_BK = _gae(batch.reward_BK, value_BK, discount, lam)
     target_BT = batch.turns.spread(advantage_BK + value_BK)
     returns = target_BT.where(batch.turns.first_BT, values.masked_fill(response_mask == 0, 0.0))
-    return _finish(batch, batch.turns.spread(advantage_BK), whiten), returns
+    advantages = batch.turns.spread(advantage_BK)
+    return (_whiten(advantages, response_mask) if whiten else advantages), returns
 
 
 def bilevel_gae(
@@ -106,11 +106,12 @@ def bilevel_gae(
                  A_t = Σ_{t≤s≤e_k} (γλ)^{s-t} δ_s
         return of token t = A_t + V_t
 
-    The turn level hands each turn its λ-return Â_k + V_{e_k} as if paid at its last token; inside the turn this is plain
-    GAE. Every token has its own advantage and its own target: the critic's value is used, and trained, at all of them.
+    The turn level hands each turn its λ-return Â_k + V_{e_k} as if paid at its last token; inside the turn this is
+    plain GAE. Every token has its own advantage and its own target: the critic's value is used at all of them, and
+    its loss is taken at all of them.
 
-    One turn: verl's own ``gae`` with γ and λ. γ_H = γ = λ = 1, or one-token turns and γ_H = γ: verl's ``gae`` too. λ = 1
-    and γ_H = γ = 1: unbiased whatever the critic says.
+    One turn: verl's own ``gae`` with γ and λ. γ_H = γ = λ = 1, or one-token turns and γ_H = γ: verl's ``gae`` too.
+    γ_H = γ = λ = 1: unbiased whatever the critic says.
 
     Source: RAGEN's ``bi_level_gae``, arXiv 2504.20073, ragen/trainer/core_algos.py (γ_H = 0.95 there). Deliberate
     differences: turns come from the mask, where RAGEN takes every nonzero reward for a turn's end and so merges a
@@ -136,9 +137,9 @@ def bilevel_gae(
     check_number("discount", discount)
     check_number("token_discount", token_discount)
     check_share("lam", lam)
-    batch = read_batch(token_level_rewards, response_mask, index)
+    batch = read_batch(token_level_rewards, response_mask, index, values)
     turns, mask_BT = batch.turns, response_mask != 0
-    values = _read_values(values, response_mask).masked_fill(~mask_BT, 0.0)
+    values = values.detach().float().masked_fill(~mask_BT, 0.0)
     rewards = token_level_rewards.float().masked_fill(~mask_BT, 0.0)
     end_reward_BK = turns.at_last(rewards)
     to_pay_BK = batch.reward_BK - end_reward_BK  # S_k
@@ -148,7 +149,7 @@ def bilevel_gae(
     delta_BT = rewards + token_discount * _next(values) - values
     delta_BT = turns.spread(advantage_BK).where(left_BT == 0, delta_BT.masked_fill(~mask_BT, 0.0))
     advantages = _decayed_sum_inside(delta_BT, left_BT, token_discount * lam)
-    return _finish(batch, advantages, whiten), advantages + values
+    return (_whiten(advantages, response_mask) if whiten else advantages), advantages + values
 
 
 def _gae(reward_BK: Tensor, value_BK: Tensor, discount: float, lam: float) -> Tensor:
@@ -171,32 +172,19 @@ def _decayed_sum_inside(values_BT: Tensor, left_BT: Tensor, decay: float) -> Ten
     return total_BT
 
 
-def _read_values(values: Tensor, response_mask: Tensor) -> Tensor:
-    """The values as float32, checked; one host synchronisation."""
-    if values.shape != response_mask.shape:
-        raise CreditInputError(
-            f"values has shape {tuple(values.shape)} and response_mask {tuple(response_mask.shape)}; expected one value "
-            "per response token, as verl's trainer has them after its critic has run"
-        )
-    bad = int((~torch.isfinite(values) & (response_mask != 0)).sum())
-    if bad:
-        raise CreditInputError(
-            f"values is NaN or infinite at {bad} generated tokens; the critic has diverged: lower critic.optim.lr, or "
-            "start again from a checkpoint in which it had not"
-        )
-    return values.detach().float()
-
-
-def _finish(batch: TurnBatch, advantages: Tensor, whiten: bool) -> Tensor:
+def _whiten(advantages: Tensor, response_mask: Tensor) -> Tensor:
     """Whiten over the generated tokens as verl's ``gae`` does: (A - mean) / √(var_{N-1} + 1e-8), 0 elsewhere.
 
     Equal advantages give exactly 0, and so does a batch with one generated token, where verl raises.
     """
-    if not whiten or not advantages.numel():
+    if not advantages.numel():
         return advantages
-    generated = batch.turns.left_BT >= 0
+    generated = response_mask != 0
     count = generated.sum().clamp(min=1)
-    # Less the smallest first: equal advantages then centre to exactly 0.
+    # Less the smallest first: equal advantages then centre to exactly 0. Sums in double precision, so that padding
+    # does not change the last digit.
     shifted = (advantages - advantages.masked_fill(~generated, torch.inf).amin()).masked_fill(~generated, 0.0)
-    centred = (shifted - shifted.sum() / count).masked_fill(~generated, 0.0)
-    return centred * (centred.square().sum() / (count - 1).clamp(min=1) + 1e-8).rsqrt()
+    mean = (shifted.sum(dtype=torch.float64) / count).float()
+    centred = (shifted - mean).masked_fill(~generated, 0.0)
+    variance = (centred.square().sum(dtype=torch.float64) / (count - 1).clamp(min=1)).float()
+    return centred * (variance + 1e-8).rsqrt()

@@ -80,14 +80,14 @@ class Turns:
         """``(B, T)`` bool, True at the first token of each turn."""
         flat = torch.zeros(self._size, dtype=torch.bool, device=self.count_B.device)
         flat[self.run_start_R] = self._generated_R
-        return flat.view(-1, self.response_length)
+        return flat.view(len(self.count_B), self.response_length)
 
     @property
     def left_BT(self) -> Tensor:
         """``(B, T)`` int64, how many tokens of its turn come after each generated token; -1 elsewhere."""
         end_R = self.run_start_R + run_lengths(self.run_start_R, self._size)
-        position = torch.arange(self._size, device=self.count_B.device).view(-1, self.response_length)
-        left_BT = self._to_tokens(end_R) - 1 - position
+        position = torch.arange(self._size, device=self.count_B.device)
+        left_BT = self._to_tokens(end_R) - 1 - position.view(len(self.count_B), self.response_length)
         return left_BT.masked_fill(~self._to_tokens(self._generated_R), -1)
 
     def at_first(self, values_BT: Tensor) -> Tensor:
