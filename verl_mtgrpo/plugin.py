@@ -26,6 +26,7 @@ HOOKS = (
     ("verl.experimental.agent_loop.tool_parser", "verl_mtgrpo.integration.tool_parsers"),
     ("verl.experimental.agent_loop.tool_agent_loop", "verl_mtgrpo.integration.agent_loop"),
     ("verl.experimental.reward_loop.reward_manager", "verl_mtgrpo.integration.reward_manager"),
+    ("verl.trainer.ppo.v1", "verl_mtgrpo.integration.trainer"),
     ("omegaconf", "verl_mtgrpo.integration.resolvers"),
     ("hydra", "verl_mtgrpo.integration.search_path"),
 )
