@@ -34,13 +34,13 @@ def source_hash(function) -> str:
 
 RELIED_ON = {
     # stores trainer_mode and looks its settings up by it
-    "PPOTrainer.__init__": (trainer_base.PPOTrainer.__init__, "INIT"),
+    "PPOTrainer.__init__": (trainer_base.PPOTrainer.__init__, "6f938d77859b66ae"),
     # chooses the replay buffer by trainer_mode
-    "PPOTrainer._build_replay_buffer": (trainer_base.PPOTrainer._build_replay_buffer, "REPLAY"),
+    "PPOTrainer._build_replay_buffer": (trainer_base.PPOTrainer._build_replay_buffer, "c6c5bd0783311ea3"),
     # rows in the order of batch.keys, right padded with 0, and one call of the estimator in this thread
-    "PPOTrainer._compute_advantage": (trainer_base.PPOTrainer._compute_advantage, "ADVANTAGE"),
+    "PPOTrainer._compute_advantage": (trainer_base.PPOTrainer._compute_advantage, "2a4a2aa4a475b228"),
     # hands everything but GRPO on, all rows in their order
-    "compute_advantage_for_multi_trajectories": (compute_advantage_for_multi_trajectories, "MULTI"),
+    "compute_advantage_for_multi_trajectories": (compute_advantage_for_multi_trajectories, "d973cc8aec79bc3d"),
 }
 
 
@@ -67,16 +67,30 @@ def test_each_extends_verls_trainer_of_its_mode_and_nothing_comes_between(ours, 
     assert list(inspect.signature(parent.__init__).parameters) == ["self", "config"]
 
 
+SEPARATE = [
+    "actor_rollout_ref.rollout.nnodes=1",
+    "actor_rollout_ref.rollout.n_gpus_per_node=1",
+    "actor_rollout_ref.rollout.checkpoint_engine.backend=nccl",
+    "data.train_batch_size=48",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=16",
+    "trainer.v1.separate_async.parameter_sync_step=3",
+]
+
+
 @pytest.mark.parametrize(
-    ("ours", "sampler"), [("sync", "TurnReplayBuffer"), ("colocate_async", "TurnReplayBufferAsync")]
+    ("mode", "overrides", "sampler", "sync_step"),
+    [
+        ("sync", ["+trainer.v1.sync.parameter_sync_step=2"], "TurnReplayBuffer", 2),
+        ("colocate_async", [], "TurnReplayBufferAsync", 1),
+        ("separate_async", SEPARATE, "TurnReplayBufferAsync", 3),
+    ],
 )
-def test_verls_constructor_sees_verls_mode(ours, sampler):
-    run = config(f"trainer.v1.trainer_mode=mtgrpo_{ours}", "+trainer.v1.sync.parameter_sync_step=3")
-    trainer = get_trainer_cls(f"mtgrpo_{ours}")(run)
-    assert trainer.trainer_mode == ours
-    assert trainer.replay_buffer.trainer_mode == ours
+def test_verls_constructor_sees_verls_name_of_the_mode(mode, overrides, sampler, sync_step):
+    trainer = get_trainer_cls(f"mtgrpo_{mode}")(config(f"trainer.v1.trainer_mode=mtgrpo_{mode}", *overrides))
+    assert trainer.trainer_mode == mode
+    assert trainer.replay_buffer.trainer_mode == mode
     assert type(trainer.replay_buffer).__name__ == sampler
-    assert trainer.parameter_sync_step == (3 if ours == "sync" else 1), "read below verl's name of the mode"
+    assert trainer.parameter_sync_step == sync_step, "read below verl's name of the mode"
     assert trainer.use_critic
 
 
