@@ -234,14 +234,15 @@ def test_observations_and_padding_change_nothing(estimator, seed):
         assert (ours[wide == 0] == 0).all()
 
 
-@both
-def test_whitening_is_over_generated_tokens(estimator):
+@pytest.mark.parametrize(("estimator", "over"), [(turn_gae, "turns"), (bilevel_gae, "tokens")])
+def test_whitening_is_over_actions(estimator, over):
     batch, values = with_values(multi_turn_batch(2), 2)
     raw, _ = estimator(batch.rewards, batch.mask, batch.index, values, lam=0.8, whiten=False)
     white, _ = estimator(batch.rewards, batch.mask, batch.index, values, lam=0.8)
-    generated = raw[batch.mask == 1].double()
-    expected = (generated - generated.mean()) / generated.std()
-    assert torch.allclose(white[batch.mask == 1].double(), expected, atol=1e-4)
+    actions = batch.mask == 1 if over == "tokens" else segment_turns(batch.mask).first_BT
+    of_actions = raw[actions].double()
+    expected = (raw.double() - of_actions.mean()) / of_actions.std() * (batch.mask == 1)
+    assert torch.allclose(white.double(), expected, atol=1e-4)
 
 
 def test_the_value_of_a_later_token_of_the_turn_does_not_matter_to_turn_gae():

@@ -29,7 +29,6 @@ def assert_critic_learned(result: TrainingRun, steps: int) -> None:
     for step in result.steps.values():
         assert step["critic/vf_loss"] > 0
         assert 0 < step["critic/grad_norm"] < 1000
-        assert step["critic/advantages/mean"] == pytest.approx(0, abs=1e-4), "whitened over generated tokens"
         assert step["critic/advantages/max"] > 0 > step["critic/advantages/min"]
         assert step["turn/1/rollouts"] == QUESTIONS * ROLLOUTS
         assert 0 < step["turn/2/rollouts"] < QUESTIONS * ROLLOUTS, "both habits occur"
@@ -41,6 +40,7 @@ def test_two_steps_of_mt_ppo(assets: Path, tmp_path: Path):
     result = run(assets, tmp_path, *SHORT, preset="mt_ppo")
     assert_critic_learned(result, steps=2)
     for step in result.steps.values():
+        assert step["critic/advantages/mean"] == pytest.approx(0, abs=1e-4), "verl whitens over generated tokens"
         paid = step["turn/1/reward"] + step["turn/2/reward"] * step["turn/2/rollouts"] / step["turn/1/rollouts"]
         assert step["critic/score/mean"] == pytest.approx(paid, abs=1e-4)
         # The KL penalty is taken off the rewards that the estimator sees: the reference policy ran.

@@ -44,8 +44,10 @@ def turn_gae(
         return of turn k = A_{i,k} + V_{i,k}       the critic's target, at the turn's first token only
 
     γ and λ count turns, not tokens: a long answer is not discounted more than a short one, and tool results
-    cost nothing. Then, as verl's ``gae``, advantages are whitened over the generated tokens of the batch (mean 0,
-    std 1), a token at a time, so long turns weigh more in the mean; ``whiten=False`` leaves that out.
+    cost nothing. Then advantages are whitened as in verl's ``gae`` (mean 0, std 1 over the batch), but over turns,
+    which are the actions here. Over tokens, as verl does, long turns would shift the mean: a constant that biases
+    nothing and adds noise (0.6 of |g*|² for groups of 2 in the laboratory's "unequal lengths"). ``whiten=False``
+    leaves it out.
 
     Zero values, γ = λ = 1: the return-to-go. One-token turns: verl's own ``gae``. γ = λ = 1: V is a
     baseline only and the gradient is unbiased whatever the critic says; λ < 1 trades that for variance.
@@ -62,7 +64,7 @@ def turn_gae(
             tokens only.
         discount: γ ≥ 0, per turn.
         lam: λ in [0, 1], per turn.
-        whiten: Whiten the advantages as verl's ``gae`` does.
+        whiten: Whiten the advantages over the turns of the batch.
 
     Returns:
         ``(advantages, returns)``, both ``(B, T)`` float32 and exactly 0 where the mask is 0. Returns equal ``values``
@@ -80,8 +82,9 @@ def turn_gae(
     advantage_BK = _gae(batch.reward_BK, value_BK, discount, lam)
     target_BT = batch.turns.spread(advantage_BK + value_BK)
     returns = target_BT.where(batch.turns.first_BT, values.masked_fill(response_mask == 0, 0.0))
-    advantages = batch.turns.spread(advantage_BK)
-    return (_whiten(advantages, response_mask) if whiten else advantages), returns
+    if whiten:
+        advantage_BK = _whiten(advantage_BK, batch.turns.alive_BK)
+    return batch.turns.spread(advantage_BK), returns
 
 
 def bilevel_gae(
@@ -126,7 +129,7 @@ def bilevel_gae(
         discount: γ_H ≥ 0, per turn.
         token_discount: γ ≥ 0, per token inside a turn.
         lam: λ in [0, 1], at both levels.
-        whiten: Whiten the advantages as verl's ``gae`` does.
+        whiten: Whiten the advantages over the generated tokens of the batch, as verl's ``gae`` does.
 
     Returns:
         ``(advantages, returns)``, both ``(B, T)`` float32 and exactly 0 where the mask is 0.
@@ -149,7 +152,7 @@ def bilevel_gae(
     delta_BT = rewards + token_discount * _next(values) - values
     delta_BT = turns.spread(advantage_BK).where(left_BT == 0, delta_BT.masked_fill(~mask_BT, 0.0))
     advantages = _decayed_sum_inside(delta_BT, left_BT, token_discount * lam)
-    return (_whiten(advantages, response_mask) if whiten else advantages), advantages + values
+    return (_whiten(advantages, mask_BT) if whiten else advantages), advantages + values
 
 
 def _gae(reward_BK: Tensor, value_BK: Tensor, discount: float, lam: float) -> Tensor:
@@ -172,19 +175,18 @@ def _decayed_sum_inside(values_BT: Tensor, left_BT: Tensor, decay: float) -> Ten
     return total_BT
 
 
-def _whiten(advantages: Tensor, response_mask: Tensor) -> Tensor:
-    """Whiten over the generated tokens as verl's ``gae`` does: (A - mean) / √(var_{N-1} + 1e-8), 0 elsewhere.
+def _whiten(advantages: Tensor, valid: Tensor) -> Tensor:
+    """(A - mean) / √(var_{N-1} + 1e-8) over the valid entries, as verl's ``gae`` does over tokens; 0 elsewhere.
 
-    Equal advantages give exactly 0, and so does a batch with one generated token, where verl raises.
+    Equal advantages give exactly 0, and so does a batch with one entry, where verl raises.
     """
     if not advantages.numel():
         return advantages
-    generated = response_mask != 0
-    count = generated.sum().clamp(min=1)
+    count = valid.sum().clamp(min=1)
     # Less the smallest first: equal advantages then centre to exactly 0. Sums in double precision, so that padding
     # does not change the last digit.
-    shifted = (advantages - advantages.masked_fill(~generated, torch.inf).amin()).masked_fill(~generated, 0.0)
+    shifted = (advantages - advantages.masked_fill(~valid, torch.inf).amin()).masked_fill(~valid, 0.0)
     mean = (shifted.sum(dtype=torch.float64) / count).float()
-    centred = (shifted - mean).masked_fill(~generated, 0.0)
+    centred = (shifted - mean).masked_fill(~valid, 0.0)
     variance = (centred.square().sum(dtype=torch.float64) / (count - 1).clamp(min=1)).float()
     return centred * (variance + 1e-8).rsqrt()
