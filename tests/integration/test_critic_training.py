@@ -23,7 +23,8 @@ def assets(tmp_path_factory) -> Path:
     return make_assets(tmp_path_factory.mktemp("assets"), HERMES)
 
 
-def assert_critic_learned(result: TrainingRun, steps: int) -> None:
+def assert_critic_learned(result: TrainingRun, steps: int, largest_difference: float = 1e-3) -> None:
+    """What holds in every step. ``largest_difference`` of a token's probability between rollout and actor."""
     assert result.returncode == 0, result.tail()
     assert set(result.steps) == set(range(1, steps + 1))
     for step in result.steps.values():
@@ -32,7 +33,7 @@ def assert_critic_learned(result: TrainingRun, steps: int) -> None:
         assert step["critic/advantages/max"] > 0 > step["critic/advantages/min"]
         assert step["turn/1/rollouts"] == QUESTIONS * ROLLOUTS
         assert 0 < step["turn/2/rollouts"] < QUESTIONS * ROLLOUTS, "both habits occur"
-        assert step["training/rollout_probs_diff_max"] < 1e-3
+        assert step["training/rollout_probs_diff_max"] < largest_difference
 
 
 @pytest.mark.verl
@@ -116,7 +117,8 @@ def test_three_steps_of_bilevel_gae_with_turn_gspo_in_our_colocated_asynchronous
         "actor_rollout_ref.actor.policy_loss.loss_mode=turn_gspo",
     ]
     result = run(assets, tmp_path, *SHORT, *settings, preset="bilevel_gae")
-    assert_critic_learned(result, steps=3)
+    # Rollouts may have been begun by the policy of the step before.
+    assert_critic_learned(result, steps=3, largest_difference=0.05)
     for step in result.steps.values():
         assert step["actor/pg_clipfrac_lower"] == 0, "turn_gspo has no such bound"
 
