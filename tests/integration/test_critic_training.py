@@ -23,16 +23,20 @@ def assets(tmp_path_factory) -> Path:
     return make_assets(tmp_path_factory.mktemp("assets"), HERMES)
 
 
-def assert_critic_learned(result: TrainingRun, steps: int, largest_difference: float = 1e-3) -> None:
-    """What holds in every step. ``largest_difference`` of a token's probability between rollout and actor."""
+def assert_critic_learned(result: TrainingRun, steps: int, updates: int = 1, largest_difference: float = 1e-3) -> None:
+    """What holds in every step of so many updates.
+
+    ``largest_difference`` is that of a token's probability between rollout and actor.
+    """
+    rollouts = QUESTIONS * ROLLOUTS / updates
     assert result.returncode == 0, result.tail()
     assert set(result.steps) == set(range(1, steps + 1))
     for step in result.steps.values():
         assert step["critic/vf_loss"] > 0
         assert 0 < step["critic/grad_norm"] < 1000
         assert step["critic/advantages/max"] > 0 > step["critic/advantages/min"]
-        assert step["turn/1/rollouts"] == QUESTIONS * ROLLOUTS
-        assert 0 < step["turn/2/rollouts"] < QUESTIONS * ROLLOUTS, "both habits occur"
+        assert step["turn/1/rollouts"] == rollouts
+        assert 0 < step["turn/2/rollouts"] < rollouts, "both habits occur"
         assert step["training/rollout_probs_diff_max"] < largest_difference
 
 
@@ -121,6 +125,24 @@ def test_three_steps_of_bilevel_gae_with_turn_gspo_in_our_colocated_asynchronous
     assert_critic_learned(result, steps=3, largest_difference=0.05)
     for step in result.steps.values():
         assert step["actor/pg_clipfrac_lower"] == 0, "turn_gspo has no such bound"
+
+
+@pytest.mark.verl
+def test_three_steps_of_turn_gae_in_our_separate_asynchronous_trainer(assets: Path, tmp_path: Path):
+    # Two logical slots: one trains, the other generates; weights go over TCP. Two updates between weight transfers.
+    settings = [
+        "trainer.v1.trainer_mode=mtgrpo_separate_async",
+        "trainer.total_training_steps=3",
+        "trainer.total_epochs=4",
+        "trainer.v1.separate_async.parameter_sync_step=2",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={QUESTIONS // 2}",
+        "actor_rollout_ref.rollout.nnodes=1",
+        "actor_rollout_ref.rollout.n_gpus_per_node=1",
+        "actor_rollout_ref.rollout.checkpoint_engine.backend=tcp_cpu",
+        "ray_kwargs.ray_init.num_gpus=2",
+    ]
+    result = run(assets, tmp_path, *SHORT, *settings, preset="turn_gae")
+    assert_critic_learned(result, steps=3, updates=2, largest_difference=0.05)
 
 
 @pytest.mark.verl

@@ -69,7 +69,11 @@ def lab_figure(results: Results) -> Figure:
     for column, (process, by_size) in enumerate(results.items()):
         sizes = list(by_size)
         for n, name in enumerate(by_size[sizes[0]]):
-            style = {"color": COLORS[n % len(COLORS)], "linestyle": _DASHES[n // len(COLORS) % len(_DASHES)], "marker": "o"}
+            style = {
+                "color": COLORS[n % len(COLORS)],
+                "linestyle": _DASHES[n // len(COLORS) % len(_DASHES)],
+                "marker": "o",
+            }
             for row, key in enumerate(("direction_bias", "noise")):
                 values = [getattr(by_size[size][name], key) for size in sizes]
                 panels[row][column].plot(sizes, values, label=name, markersize=3, linewidth=1.2, **style)
