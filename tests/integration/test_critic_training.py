@@ -121,8 +121,8 @@ def test_three_steps_of_bilevel_gae_with_turn_gspo_in_our_colocated_asynchronous
         "actor_rollout_ref.actor.policy_loss.loss_mode=turn_gspo",
     ]
     result = run(assets, tmp_path, *SHORT, *settings, preset="bilevel_gae")
-    # Rollouts may have been begun by the policy of the step before.
-    assert_critic_learned(result, steps=3, largest_difference=0.05)
+    # Rollouts may have been begun by the policy of the step before. (Of weights that never arrived it would be near 1.)
+    assert_critic_learned(result, steps=3, largest_difference=0.2)
     for step in result.steps.values():
         assert step["actor/pg_clipfrac_lower"] == 0, "turn_gspo has no such bound"
 
@@ -142,7 +142,7 @@ def test_three_steps_of_turn_gae_in_our_separate_asynchronous_trainer(assets: Pa
         "ray_kwargs.ray_init.num_gpus=2",
     ]
     result = run(assets, tmp_path, *SHORT, *settings, preset="turn_gae")
-    assert_critic_learned(result, steps=3, updates=2, largest_difference=0.05)
+    assert_critic_learned(result, steps=3, updates=2, largest_difference=0.2)
 
 
 @pytest.mark.verl
