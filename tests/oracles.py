@@ -169,3 +169,53 @@ def turn_reinforce_pp(
     for i, t, value in tokens:
         advantages[i][t] = (value - mean) / math.sqrt(variance + 1e-8)
     return advantages
+
+
+def turn_gae(
+    rewards: list[list[float]],
+    masks: list[list[int]],
+    values: list[list[float]],
+    *,
+    gamma: float = 1.0,
+    lam: float = 1.0,
+) -> tuple[list[list[float]], list[list[float]]]:
+    """GAE over turns, not whitened: every turn is one step, V is read where its first token is chosen."""
+    turns, paid = _read(rewards, masks)
+    advantages, returns = [[0.0] * len(mask) for mask in masks], [[0.0] * len(mask) for mask in masks]
+    for i in range(len(masks)):
+        later, next_value = 0.0, 0.0
+        for k in reversed(range(len(turns[i]))):
+            value = values[i][turns[i][k][0]]
+            later = paid[i][k] + gamma * next_value - value + gamma * lam * later
+            next_value = value
+            for t in turns[i][k]:
+                advantages[i][t], returns[i][t] = later, values[i][t]
+            returns[i][turns[i][k][0]] = later + value
+    return advantages, returns
+
+
+def bilevel_gae(
+    rewards: list[list[float]],
+    masks: list[list[int]],
+    values: list[list[float]],
+    *,
+    gamma_turn: float = 1.0,
+    gamma_token: float = 1.0,
+    lam: float = 1.0,
+) -> tuple[list[list[float]], list[list[float]]]:
+    """RAGEN's two levels, not whitened: from the last turn to the first, and in each from the last token."""
+    advantages, returns = [[0.0] * len(mask) for mask in masks], [[0.0] * len(mask) for mask in masks]
+    for i, mask in enumerate(masks):
+        later_turn, next_value, paid_before_next_end = 0.0, 0.0, 0.0
+        for turn in reversed(runs_of_ones(mask)):
+            end = turn[-1]
+            to_come = rewards[i][end] + gamma_turn * (paid_before_next_end + next_value)
+            later_turn = to_come - values[i][end] + gamma_turn * lam * later_turn
+            later, following = later_turn, values[i][end]
+            advantages[i][end], returns[i][end] = later, later + values[i][end]
+            for t in reversed(turn[:-1]):
+                later = rewards[i][t] + gamma_token * following - values[i][t] + gamma_token * lam * later
+                following = values[i][t]
+                advantages[i][t], returns[i][t] = later, later + values[i][t]
+            next_value, paid_before_next_end = values[i][end], sum(rewards[i][t] for t in turn[:-1])
+    return advantages, returns

@@ -28,12 +28,15 @@ def test_import_verl_alone_registers_our_names():
         import verl
         from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
         from verl.experimental.reward_loop.reward_manager.registry import get_reward_manager_cls
-        from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+        from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
+        from verl.trainer.ppo.v1 import get_trainer_cls
         from omegaconf import OmegaConf
         print(get_adv_estimator_fn("mt_grpo").__module__)
         print(_agent_loop_registry["mtgrpo_tool_agent"]["_target_"])
         print(get_reward_manager_cls("mtgrpo").__name__)
         print(OmegaConf.has_resolver("mtgrpo_asset"))
+        print(get_policy_loss_fn("turn_gspo").__module__)
+        print(*[get_trainer_cls(f"mtgrpo_{mode}").__name__ for mode in ("sync", "colocate_async", "separate_async")])
     """
     result = python(code)
     assert result.stdout.split() == [
@@ -41,6 +44,10 @@ def test_import_verl_alone_registers_our_names():
         "verl_mtgrpo.integration.agent_loop.TurnToolAgentLoop",
         "TurnRewardManager",
         "True",
+        "verl_mtgrpo.integration.policy_losses",
+        "TurnTrainerSync",
+        "TurnTrainerColocateAsync",
+        "TurnTrainerSeparateAsync",
     ], result.stderr
 
 

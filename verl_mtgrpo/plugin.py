@@ -19,15 +19,17 @@ from typing import Any
 
 logger = logging.getLogger("verl_mtgrpo.plugin")
 
-# module that holds a registry -> our module that registers with it on import.
-HOOKS = {
-    "verl.trainer.ppo.core_algos": "verl_mtgrpo.integration.estimators",
-    "verl.experimental.agent_loop.tool_parser": "verl_mtgrpo.integration.tool_parsers",
-    "verl.experimental.agent_loop.tool_agent_loop": "verl_mtgrpo.integration.agent_loop",
-    "verl.experimental.reward_loop.reward_manager": "verl_mtgrpo.integration.reward_manager",
-    "omegaconf": "verl_mtgrpo.integration.resolvers",
-    "hydra": "verl_mtgrpo.integration.search_path",
-}
+# (module that holds a registry, our module that registers with it on import)
+HOOKS = (
+    ("verl.trainer.ppo.core_algos", "verl_mtgrpo.integration.estimators"),
+    ("verl.trainer.ppo.core_algos", "verl_mtgrpo.integration.policy_losses"),
+    ("verl.experimental.agent_loop.tool_parser", "verl_mtgrpo.integration.tool_parsers"),
+    ("verl.experimental.agent_loop.tool_agent_loop", "verl_mtgrpo.integration.agent_loop"),
+    ("verl.experimental.reward_loop.reward_manager", "verl_mtgrpo.integration.reward_manager"),
+    ("verl.trainer.ppo.v1", "verl_mtgrpo.integration.trainer"),
+    ("omegaconf", "verl_mtgrpo.integration.resolvers"),
+    ("hydra", "verl_mtgrpo.integration.search_path"),
+)
 
 _REGISTERED = False
 
@@ -44,7 +46,7 @@ def register() -> None:
     try:
         import wrapt
 
-        for verl_module, our_module in HOOKS.items():
+        for verl_module, our_module in HOOKS:
             wrapt.register_post_import_hook(_importer(our_module), verl_module)
         if os.environ.get("VERL_PLATFORM") == "cpu":
             importlib.import_module("verl_mtgrpo.cpu").register()

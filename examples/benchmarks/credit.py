@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from verl.trainer.ppo.core_algos import compute_grpo_vectorized_outcome_advantage as verl_grpo
 
-from verl_mtgrpo.credit import ESTIMATORS
+from verl_mtgrpo.credit import ESTIMATORS, extra_fields
 
 SIZES = ((512, 4096), (1024, 8192), (4096, 8192))
 TURNS, GROUP = 32, 8
@@ -77,9 +77,11 @@ def main() -> None:
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, median of {args.repeats}")
     for rows, length in SIZES:
         rewards, mask, uid = batch(rows, length, args.device)
+        values = torch.zeros_like(rewards)
         calls = {"verl grpo": lambda: verl_grpo(rewards, mask, uid)}  # noqa: B023 used within the iteration
         for name, function in ESTIMATORS.items():
-            calls[name] = lambda function=function: function(rewards, mask, uid)  # noqa: B023
+            fields = dict.fromkeys(extra_fields(name), values)
+            calls[name] = lambda function=function, fields=fields: function(rewards, mask, uid, **fields)  # noqa: B023
         seconds = time_alternating(calls, args.repeats, args.device)
         print(f"\n(B, T) = ({rows}, {length}), up to {TURNS} turns a row, groups of {GROUP}")
         for name, call in calls.items():

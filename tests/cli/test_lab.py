@@ -31,7 +31,7 @@ def task(tmp_path: Path) -> Path:
 
 def test_a_task_of_ones_own(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
-    names = ["turn_rloo", "mt_grpo, none", "gtpo"]
+    names = ["turn_rloo", "mt_grpo, none", "gtpo", "turn_gae, exact values", "bilevel_gae, exact values"]
     chosen = [word for name in names for word in ("--estimator", name)]
     options = ["--groups", "2000", "--sizes", "2", "4", "--out", str(out)]
     assert main(["lab", "--process", f"{task}:COIN", *chosen, *options]) == 0

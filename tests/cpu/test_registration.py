@@ -21,6 +21,7 @@ from verl.workers.engine.base import EngineRegistry
 import verl.workers.engine.fsdp.transformer_impl
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY
 from verl.workers.rollout.replica import RolloutReplicaRegistry
+from verl.checkpoint_engine import CheckpointEngineRegistry
 cpu = {model: by_backend["fsdp2"].get("cpu") for model, by_backend in EngineRegistry._engines.items()}
 print(json.dumps({
     "platforms": sorted(PlatformRegistry.registered_names()),
@@ -29,6 +30,7 @@ print(json.dumps({
     "engines": sorted(model for model, engine in cpu.items() if engine is not None),
     "adapter": ["hf_cpu", "async"] in [list(key) for key in _ROLLOUT_REGISTRY],
     "replica": "hf_cpu" in RolloutReplicaRegistry._registry,
+    "checkpoint": "tcp_cpu" in CheckpointEngineRegistry._registry,
 }))
 """
 
@@ -51,13 +53,15 @@ def test_with_the_variable_everything_is_registered_and_chosen():
         "engines": ["language_model", "value_model"],
         "adapter": True,
         "replica": True,
+        "checkpoint": True,
     }
 
 
 def test_without_the_variable_verl_is_as_it_was():
     found = probe()
     assert "cpu" not in found.pop("platforms")
-    assert found == {"device": "cuda", "gloo": False, "engines": [], "adapter": False, "replica": False}
+    nothing = {"engines": [], "adapter": False, "replica": False, "checkpoint": False}
+    assert found == {"device": "cuda", "gloo": False, **nothing}
 
 
 def test_register_is_light_and_idempotent():

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from tests.credit.batches import random_batch
+from tests.credit.batches import estimate, random_batch
 from verl_mtgrpo.credit import ESTIMATORS, runs
 
 
@@ -62,14 +62,14 @@ def test_sums_and_repeats_are_the_same_on_a_device(seed, monkeypatch):
 @pytest.mark.parametrize("seed", range(3))
 def test_on_a_device_every_estimator_gives_the_same_with_one_trip_to_the_host(name, seed, monkeypatch):
     batch = random_batch(seed)
-    expected = ESTIMATORS[name](batch.rewards, batch.mask, batch.index)
+    expected = estimate(name, batch.rewards, batch.mask, batch.index)
     trips = []
     tolist = torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "is_cpu", False)  # the form that runs on a GPU
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: trips.append(self) or tolist(self))
     for synchronises in ("item", "__int__", "__bool__", "__float__", "__index__", "nonzero", "cpu", "numpy"):
         monkeypatch.setattr(torch.Tensor, synchronises, lambda *_, what=synchronises: pytest.fail(what))
-    result = ESTIMATORS[name](batch.rewards, batch.mask, batch.index)
+    result = estimate(name, batch.rewards, batch.mask, batch.index)
     monkeypatch.undo()
     assert len(trips) == 1
     for got, wanted in zip(result, expected, strict=True):

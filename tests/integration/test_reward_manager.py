@@ -22,10 +22,11 @@ from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.registry import get_reward_manager_cls
 from verl.experimental.reward_loop.router.naive_router import NaiveRouter
 from verl.trainer.ppo.reward import get_custom_reward_fn
+from verl.trainer.ppo.utils import need_critic
 
 import verl_mtgrpo.config
 from tests.judge_server import JudgeServer
-from verl_mtgrpo.credit import ESTIMATORS
+from verl_mtgrpo.credit import ESTIMATORS, compares_rollouts, extra_fields
 from verl_mtgrpo.data.policy import build_tokenizer
 from verl_mtgrpo.errors import ConfigError, EmptyBatchError, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run
@@ -273,7 +274,14 @@ def test_colocated_reward_models_are_refused():
 
 @pytest.mark.parametrize(
     ("preset", "estimator", "pay"),
-    [("grpo_or", "grpo", "outcome"), ("grpo_mr", "grpo", "merged"), *((name, name, "turns") for name in ESTIMATORS)],
+    [
+        ("grpo_or", "grpo", "outcome"),
+        ("grpo_mr", "grpo", "merged"),
+        ("ppo_or", "gae", "outcome"),
+        ("ppo_mr", "gae", "merged"),
+        ("mt_ppo", "gae", "turns"),
+        *((name, name, "turns") for name in ESTIMATORS),
+    ],
 )
 def test_every_preset_composes_with_verls_config(preset, estimator, pay):
     with initialize_config_module("verl.trainer.config", version_base=None):
@@ -281,8 +289,12 @@ def test_every_preset_composes_with_verls_config(preset, estimator, pay):
     assert (run.algorithm.adv_estimator, run.reward.turn.pay) == (estimator, pay)
     assert run.actor_rollout_ref.rollout.agent.default_agent_loop == "mtgrpo_tool_agent"
     OmegaConf.resolve(run)
-    run.actor_rollout_ref.rollout.n = 8
+    run.actor_rollout_ref.rollout.n = 8 if estimator in ESTIMATORS and compares_rollouts(estimator) else 1
     check_run(run)
+    critic = estimator == "gae" or "values" in (extra_fields(estimator) if estimator in ESTIMATORS else ())
+    assert need_critic(run) == critic
+    if critic:
+        assert run.critic.model.path == run.actor_rollout_ref.model.path
     if estimator in ESTIMATORS:  # every knob is there, with a comment
         turn_block = (PRESETS / f"{preset}.yaml").read_text().split("  turn:\n")[1].split("\n\n")[0]
         knobs = [line.strip() for line in turn_block.splitlines()]

@@ -22,6 +22,8 @@ DEFAULTS = {
     "turn_rloo": {"discount": 1.0, "scale": "none", "epsilon": 1e-6},
     "gtpo": {"discount": 1.0, "epsilon": 1e-6},
     "turn_reinforce_pp": {"discount": 1.0},
+    "turn_gae": {"discount": 1.0, "lam": 1.0, "whiten": True},
+    "bilevel_gae": {"discount": 1.0, "token_discount": 1.0, "lam": 1.0, "whiten": True},
 }
 
 
@@ -41,6 +43,14 @@ def test_verls_switch_for_the_standard_deviation_is_heeded():
     assert estimator_settings("mt_grpo", algorithm(norm_adv_by_std_in_grpo=False))["scale"] == "none"
     with pytest.raises(ConfigError, match="gtpo divides by a standard deviation by definition"):
         estimator_settings("gtpo", algorithm(norm_adv_by_std_in_grpo=False))
+
+
+def test_whitening_is_turned_off_by_its_own_name():
+    assert estimator_settings("turn_gae", algorithm(turn={"whiten": False}))["whiten"] is False
+    with pytest.raises(ConfigError, match=r"says nothing about turn_gae; .*algorithm.turn.whiten=False"):
+        estimator_settings("turn_gae", algorithm(norm_adv_by_std_in_grpo=False))
+    with pytest.raises(ConfigError, match="whiten is 0, expected a bool like True"):
+        estimator_settings("turn_gae", algorithm(turn={"whiten": 0}))
 
 
 def test_a_dataclass_config_works_too():

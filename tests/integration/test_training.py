@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +103,9 @@ def make_assets(folder: Path, speech: Speech) -> Path:
     return folder
 
 
-def run(assets: Path, folder: Path, *overrides: str, preset: str = "mt_grpo") -> TrainingRun:
+def run(
+    assets: Path, folder: Path, *overrides: str, preset: str = "mt_grpo", env: Mapping[str, str] | None = None
+) -> TrainingRun:
     rollout = "actor_rollout_ref.rollout"
     settings = [
         f"actor_rollout_ref.model.path={assets / 'policy'}",
@@ -127,7 +130,7 @@ def run(assets: Path, folder: Path, *overrides: str, preset: str = "mt_grpo") ->
         "trainer.save_freq=-1",
     ]
     groups = (f"+mtgrpo={preset}", "+mtgrpo_cpu=default")
-    env = {"MTGRPO_INDEX": str(assets / "index")}
+    env = {"MTGRPO_INDEX": str(assets / "index"), **(env or {})}
     return train(folder, [*settings, *overrides], groups=groups, env=env, timeout=400)
 
 

@@ -7,7 +7,8 @@ the plugin does when ``VERL_PLATFORM=cpu`` is set and never otherwise. The parts
 - ``process_group``: the one function of verl that has to be told its gloo backend;
 - ``engines``: FSDP2 engines for the policy and the value model on the CPU;
 - ``generation``, ``sampling``, ``kv_cache``: batched token generation with a Hugging Face model;
-- ``server``, ``rollout``: that generator as a rollout server of verl, named ``hf_cpu``.
+- ``server``, ``rollout``: that generator as a rollout server of verl, named ``hf_cpu``;
+- ``checkpoint_engine``: weights for standalone servers (``separate_async``), named ``tcp_cpu``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Any
 
 ROLLOUT_NAME = "hf_cpu"
 """What ``actor_rollout_ref.rollout.name`` has to be for the rollout server of this package."""
+
+CHECKPOINT_ENGINE = "tcp_cpu"
+"""What ``actor_rollout_ref.rollout.checkpoint_engine.backend`` has to be in ``separate_async``."""
 
 _registered = False
 
@@ -67,7 +71,12 @@ def _register_rollout_replica(module: Any) -> None:
     module.RolloutReplicaRegistry.register(ROLLOUT_NAME, load)
 
 
+def _register_checkpoint_engine(module: Any) -> None:
+    import verl_mtgrpo.cpu.checkpoint_engine  # noqa: F401  (registers on import)
+
+
 _HOOKS: dict[str, Callable[[Any], None]] = {
+    "verl.checkpoint_engine": _register_checkpoint_engine,
     "verl.plugin.platform.platform_manager": _register_platform,
     "verl.utils.distributed": _fix_process_group,
     "verl.workers.engine.fsdp.transformer_impl": _register_engines,

@@ -39,7 +39,7 @@ class CpuServer:
         self.config: RolloutConfig = omega_conf_to_dataclass(config)
         self.model_config: HFModelConfig = omega_conf_to_dataclass(model_config, dataclass_type=HFModelConfig)
         options = self.config.engine_kwargs.get(ROLLOUT_NAME) or {}
-        self._abort_is_error = options.get("trainer_mode", "sync") == "sync"
+        self._abort_is_error = options.get("trainer_mode", "sync").removeprefix("mtgrpo_") == "sync"
         self.global_steps: int | None = None
         self._check_config()
         self.model = self._build_model()

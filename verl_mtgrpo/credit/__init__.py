@@ -6,26 +6,30 @@ expects: ``(advantages, returns)``.
 """
 
 from verl_mtgrpo.credit.batch import TurnBatch, read_batch
+from verl_mtgrpo.credit.critic import bilevel_gae, turn_gae
 from verl_mtgrpo.credit.groups import Groups, group_rows, normalize_within_group
 from verl_mtgrpo.credit.mt_grpo import mt_grpo, mt_grpo_v1
+from verl_mtgrpo.credit.registry import ESTIMATORS, compares_rollouts, extra_fields, register_estimator
 from verl_mtgrpo.credit.return_to_go import gtpo, turn_reinforce_pp, turn_rloo
 from verl_mtgrpo.credit.turns import Turns, segment_turns
-
-ESTIMATORS = {function.__name__: function for function in (mt_grpo, mt_grpo_v1, turn_rloo, gtpo, turn_reinforce_pp)}
-"""Every estimator by the name it is registered under in verl (``algorithm.adv_estimator``)."""
 
 __all__ = [
     "ESTIMATORS",
     "Groups",
     "TurnBatch",
     "Turns",
+    "bilevel_gae",
+    "compares_rollouts",
+    "extra_fields",
     "group_rows",
     "gtpo",
     "mt_grpo",
     "mt_grpo_v1",
     "normalize_within_group",
     "read_batch",
+    "register_estimator",
     "segment_turns",
+    "turn_gae",
     "turn_reinforce_pp",
     "turn_rloo",
 ]

@@ -58,12 +58,20 @@ class TurnBatch:
         return tokens, tokens
 
 
-def read_batch(token_level_rewards: Tensor, response_mask: Tensor, index: Index) -> TurnBatch:
+def read_batch(
+    token_level_rewards: Tensor, response_mask: Tensor, index: Index, values: Tensor | None = None
+) -> TurnBatch:
     """Check what verl hands to an estimator and reduce it to turns; one host synchronisation.
 
+    Args:
+        token_level_rewards: ``(B, T)`` float.
+        response_mask: ``(B, T)``, 1 at generated tokens.
+        index: ``(B,)`` group labels.
+        values: ``(B, T)`` float, a critic's values, to be checked on the same trip to the host; None: no critic.
+
     Raises:
-        CreditInputError: shapes differ, a reward is NaN or infinite, the mask holds something other than
-            0 and 1, or there is not one group label per rollout.
+        CreditInputError: shapes differ, a reward, or a value at a generated token, is NaN or infinite, the mask holds
+            something other than 0 and 1, or there is not one group label per rollout.
     """
     if token_level_rewards.shape != response_mask.shape or token_level_rewards.dim() != 2:
         raise CreditInputError(
@@ -73,9 +81,16 @@ def read_batch(token_level_rewards: Tensor, response_mask: Tensor, index: Index)
     groups = group_rows(index, len(response_mask), response_mask.device)
     # A sum is finite if all its terms are, and costs one pass.
     suspects = (~torch.isfinite(token_level_rewards.sum(dim=1, dtype=torch.float32))).sum()
-    turns, (suspicious,) = segment_turns_and_fetch(response_mask, suspects)
+    turns, (suspicious, bad_values) = segment_turns_and_fetch(
+        response_mask, suspects, _count_bad_values(values, response_mask)
+    )
     if suspicious:
         _refuse_if_not_finite(token_level_rewards)
+    if bad_values:
+        raise CreditInputError(
+            f"values is NaN or infinite at {bad_values} generated tokens; the critic has diverged: lower "
+            "critic.optim.lr, or start again from a checkpoint in which it had not"
+        )
     return TurnBatch(turns, groups, turns.sum_rewards(token_level_rewards))
 
 
@@ -86,6 +101,18 @@ def discounted_sum(values_BK: Tensor, discount: float) -> Tensor:
     weights = torch.where(later >= 0, float(discount) ** later.clamp(min=0).double(), 0.0)
     # In double precision: float32 products may be rounded to TF32 on a GPU.
     return (values_BK.double() @ weights).to(values_BK.dtype)
+
+
+def _count_bad_values(values: Tensor | None, response_mask: Tensor) -> Tensor:
+    """How many generated tokens have a value that is no number, a scalar."""
+    if values is None:
+        return torch.zeros((), dtype=torch.int64, device=response_mask.device)
+    if values.shape != response_mask.shape:
+        raise CreditInputError(
+            f"values has shape {tuple(values.shape)} and response_mask {tuple(response_mask.shape)}; expected one "
+            "value per response token, as verl's trainer has them after its critic has run"
+        )
+    return (~torch.isfinite(values) & (response_mask != 0)).sum()
 
 
 def _refuse_if_not_finite(token_level_rewards: Tensor) -> None:

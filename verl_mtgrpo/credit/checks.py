@@ -14,6 +14,12 @@ def check_number(name: str, value: float) -> None:
         raise CreditInputError(f"{name} is {value}, expected a finite number >= 0")
 
 
+def check_share(name: str, value: float) -> None:
+    """Raise ``CreditInputError`` unless ``value`` is a number from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise CreditInputError(f"{name} is {value}, expected a number from 0 to 1")
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise ``CreditInputError`` unless ``value`` is one of ``choices``."""
     if value not in choices:

@@ -1,6 +1,7 @@
 """Registers the turn-level estimators in verl's registry (``algorithm.adv_estimator=...``).
 
-Each is a thin wrapper: settings from ``algorithm.turn``, the equation from ``verl_mtgrpo.credit``.
+Each is a thin wrapper: settings from ``algorithm.turn``, the equation from ``verl_mtgrpo.credit``, and what an
+estimator needs beyond rewards, mask and group labels from the trainer (:mod:`~verl_mtgrpo.integration.fields`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import numpy as np
 from torch import Tensor
 from verl.trainer.ppo.core_algos import register_adv_est
 
-from verl_mtgrpo.credit import ESTIMATORS, segment_turns
+from verl_mtgrpo.credit import ESTIMATORS, compares_rollouts, extra_fields, segment_turns
 from verl_mtgrpo.errors import CreditInputError
+from verl_mtgrpo.integration.fields import take
 from verl_mtgrpo.integration.settings import estimator_settings
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ _sound: set[str] = set()
 
 def _register(name: str) -> None:
     function = ESTIMATORS[name]
+    names = extra_fields(name)
 
     def estimator(
         token_level_rewards: Tensor,
@@ -34,12 +37,13 @@ def _register(name: str) -> None:
         if index is None:
             raise CreditInputError(f"{name} got no group labels (index); expected verl's uid, one per rollout")
         settings = estimator_settings(name, config)
-        result = function(token_level_rewards, response_mask, index, **settings)
+        fields = take(name, names)
+        result = function(token_level_rewards, response_mask, index, **fields, **settings)
         _warn_if_pointless(name, token_level_rewards, response_mask, index)
         return result
 
     estimator.__name__ = estimator.__qualname__ = name
-    estimator.__doc__ = f"""``algorithm.adv_estimator={name}``: see :func:`verl_mtgrpo.credit.{name}`.
+    estimator.__doc__ = f"""``algorithm.adv_estimator={name}``: see :func:`{function.__module__}.{name}`.
 
     Called by verl's trainer with ``(B, T)`` rewards and mask, the ``uid`` of each row and the
     ``algorithm`` config node.
@@ -60,7 +64,7 @@ def _warn_if_pointless(name: str, token_level_rewards: Tensor, response_mask: Te
         return
     turns = segment_turns(response_mask)
     intermediate = turns.sum_rewards(token_level_rewards).masked_fill(turns.last_BK, 0.0).any()
-    groups = len(set(index.tolist())) < len(index)
+    groups = not compares_rollouts(name) or len(set(index.tolist())) < len(index)
     if not intermediate:
         _warn_once(
             f"{name}: no rollout of this batch got a turn reward, so {name} only sees outcomes. The agent "

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import AdvantageEstimator
+from verl.trainer.ppo.utils import need_critic, need_reference_policy
 
-from verl_mtgrpo.credit import ESTIMATORS
+from verl_mtgrpo.credit import ESTIMATORS, compares_rollouts, extra_fields
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.integration.fields import MODES, needs_our_trainer, source_of
 from verl_mtgrpo.integration.settings import TurnRewardSettings, estimator_settings, turn_reward_settings
 from verl_mtgrpo.rewards import PRESETS
 from verl_mtgrpo.rewards.formats import text_format
 
 JUDGED_BY = "pkg://verl_mtgrpo.rewards.judge"
 """What ``reward.custom_reward_function.path`` says when the judge is verl's own generative reward model."""
-WITHOUT_GROUPS = ("turn_reinforce_pp",)
-"""Our estimators that do not compare the rollouts of a prompt."""
+
+
+_COMPUTED: dict[str, Callable[[Any], bool]] = {
+    "values": need_critic,
+    "ref_log_prob": need_reference_policy,
+    "rollout_log_probs": lambda config: config.actor_rollout_ref.rollout.calculate_log_probs,
+    "entropies": lambda config: not OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode"),
+}
+"""Fields that verl computes in some runs only, and whether it does in this one."""
 
 
 def check_run(config: Any) -> None:
@@ -28,8 +38,8 @@ def check_run(config: Any) -> None:
     _check_rewards(config)
     rollout = config.actor_rollout_ref.rollout
     estimator = config.algorithm.adv_estimator
-    _check_estimator(estimator, config.algorithm)
-    if estimator in ESTIMATORS and estimator not in WITHOUT_GROUPS and rollout.n < 2:
+    check_estimator(config)
+    if estimator in ESTIMATORS and compares_rollouts(estimator) and rollout.n < 2:
         raise ConfigError(
             f"algorithm.adv_estimator={estimator} compares the rollouts of a prompt, but "
             f"actor_rollout_ref.rollout.n={rollout.n}; set it to 2 or more (the paper uses 21)"
@@ -61,13 +71,39 @@ def check_tokenizer(tokenizer: Any) -> None:
         )
 
 
-def _check_estimator(estimator: str, algorithm: Any) -> None:
+def check_estimator(config: Any) -> None:
+    """Raise ``ConfigError`` if the estimator's settings are wrong or this run has not what it needs.
+
+    Args:
+        config: verl's whole config.
+    """
+    algorithm = config.algorithm
+    estimator = algorithm.adv_estimator
     if estimator in ESTIMATORS:
         estimator_settings(estimator, algorithm)
+        _check_fields(estimator, extra_fields(estimator), config)
     elif algorithm.get("turn") and estimator in list(AdvantageEstimator):
         raise ConfigError(
             f"algorithm.adv_estimator={estimator} is verl's own and does not read algorithm.turn "
             f"({', '.join(algorithm.turn)}); remove these keys or choose one of {', '.join(ESTIMATORS)}"
+        )
+
+
+def _check_fields(estimator: str, names: tuple[str, ...], config: Any) -> None:
+    """Whether the trainer can give the estimator the fields that it names."""
+    mode = config.trainer.v1.trainer_mode
+    if names and mode not in MODES:
+        raise ConfigError(needs_our_trainer(estimator, names, mode))
+    for name in names:
+        if name in _COMPUTED and not _COMPUTED[name](config):
+            raise ConfigError(
+                f"algorithm.adv_estimator={estimator} needs {name}, which this run does not have; {source_of(name)}"
+            )
+    if "values" in names and (config.algorithm.gamma, config.algorithm.lam) != (1.0, 1.0):
+        raise ConfigError(
+            f"algorithm.gamma={config.algorithm.gamma} and algorithm.lam={config.algorithm.lam} are read by verl's "
+            f"gae only; {estimator} counts turns: set algorithm.turn.discount and algorithm.turn.lam instead, and "
+            "leave these at 1.0"
         )
 
 

@@ -3,6 +3,8 @@
 ``${mtgrpo_asset:tools/search_tool.yaml}`` is the absolute path of a file shipped in
 ``verl_mtgrpo/config``. It also is a guard: in a process without the plugin the resolver is unknown, and
 resolving the config fails before any model is loaded.
+
+``${mtgrpo_sampler:${trainer.v1.trainer_mode}}`` is the name of the sampler that goes with a trainer mode.
 """
 
 from __future__ import annotations
@@ -25,4 +27,10 @@ def asset(name: str) -> str:
     return str(path)
 
 
+def sampler(trainer_mode: str) -> str:
+    """The class of ``verl_mtgrpo.integration.sampler`` for a trainer mode: verl's asynchronous ones need another."""
+    return "TurnReplayBuffer" if trainer_mode in ("sync", "mtgrpo_sync") else "TurnReplayBufferAsync"
+
+
 OmegaConf.register_new_resolver("mtgrpo_asset", asset, replace=True)
+OmegaConf.register_new_resolver("mtgrpo_sampler", sampler, replace=True)

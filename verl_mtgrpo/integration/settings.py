@@ -57,6 +57,11 @@ def estimator_settings(name: str, algorithm: Any) -> dict[str, Any]:
     known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     settings = known | _read_values(known, _child(algorithm, "turn"), f"algorithm.turn of {name}")
     if _child(algorithm, "norm_adv_by_std_in_grpo") is False:
+        if "whiten" in known:
+            raise ConfigError(
+                f"algorithm.norm_adv_by_std_in_grpo=False says nothing about {name}; leave it True, and set "
+                "algorithm.turn.whiten=False if advantages are not to be whitened"
+            )
         if "scale" not in known:
             raise ConfigError(
                 f"algorithm.norm_adv_by_std_in_grpo=False, but {name} divides by a standard deviation by definition; "

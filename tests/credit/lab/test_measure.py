@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from verl_mtgrpo.credit import mt_grpo, turn_rloo
+from verl_mtgrpo.credit import bilevel_gae, mt_grpo, turn_gae, turn_rloo
 from verl_mtgrpo.credit.lab import PROCESSES, Process, Rollouts, measure
 from verl_mtgrpo.credit.lab.measure import group_gradients
 from verl_mtgrpo.credit.lab.processes import STOPPING, TWO_TURNS
@@ -15,6 +15,11 @@ from verl_mtgrpo.credit.lab.processes import STOPPING, TWO_TURNS
 
 def credit(function, **settings):
     return lambda r: function(r.rewards, r.mask, r.index, **settings)[0]
+
+
+def critic(function, **settings):
+    """The estimator with the exact values, and not whitened: whitening changes the length of the gradient."""
+    return lambda r: function(r.rewards, r.mask, r.index, r.values, whiten=False, **settings)[0]
 
 
 def return_to_go(rollouts: Rollouts) -> torch.Tensor:
@@ -122,3 +127,34 @@ def test_with_the_same_number_of_turns_everywhere_mt_grpo_only_scales_without_st
     assert found["centred"].scale == pytest.approx(3 / 4, abs=0.03)  # the mean includes the rollout itself
     assert not found["centred"].direction_biased
     assert found["std"].direction_biased  # each reward is divided by its own std: their weights change
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.name)
+def test_critics_have_no_bias_at_lambda_one(process: Process):
+    found = measure(process, {"turn": critic(turn_gae), "bilevel": critic(bilevel_gae)}, size=2, groups=60_000)
+    for name, measured in found.items():
+        assert not measured.biased, (name, measured)
+        assert measured.noise_in_bias < 0.05, "the interval is narrow enough to mean something"
+
+
+def test_a_critic_that_is_wrong_biases_nothing_at_lambda_one_and_something_below():
+    def of_a_wrong_critic(lam: float):
+        def credit(rollouts: Rollouts) -> torch.Tensor:
+            wrong = 0.3 + 0.4 * (rollouts.state_BK.clamp(min=0) % 2)  # a value for each turn's state
+            values = torch.zeros_like(rollouts.values)
+            last = values.shape[1] - 1
+            values.scatter_(1, rollouts.start_BK.clamp(max=last), wrong.float() * (rollouts.state_BK >= 0))
+            return turn_gae(rollouts.rewards, rollouts.mask, rollouts.index, values, lam=lam, whiten=False)[0]
+
+        return credit
+
+    found = measure(STOPPING, {"one": of_a_wrong_critic(1.0), "half": of_a_wrong_critic(0.5)}, size=2, groups=50_000)
+    assert not found["one"].biased
+    assert found["half"].direction_biased
+
+
+def test_a_later_turns_value_lowers_the_noise_below_lambda_one():
+    # With exact values GAE is unbiased at every λ; at λ = 0 only the turn's own reward and the next state are noise.
+    found = measure(STOPPING, {"one": critic(turn_gae), "zero": critic(turn_gae, lam=0.0)}, size=2, groups=50_000)
+    assert not found["zero"].biased
+    assert found["zero"].noise < 0.9 * found["one"].noise

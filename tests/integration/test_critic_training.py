@@ -1,0 +1,154 @@
+"""Methods with a critic in verl's real trainer and in ours, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("verl")
+
+from tests import oracles
+from tests.integration.test_training import HERMES, QUESTIONS, ROLLOUTS, make_assets, run
+from tests.training import REPOSITORY, TrainingRun
+
+SHORT = ["trainer.test_freq=-1"]
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory) -> Path:
+    return make_assets(tmp_path_factory.mktemp("assets"), HERMES)
+
+
+def assert_critic_learned(result: TrainingRun, steps: int, updates: int = 1, largest_difference: float = 1e-3) -> None:
+    """What holds in every step of so many updates.
+
+    ``largest_difference`` is that of a token's probability between rollout and actor.
+    """
+    rollouts = QUESTIONS * ROLLOUTS / updates
+    assert result.returncode == 0, result.tail()
+    assert set(result.steps) == set(range(1, steps + 1))
+    for step in result.steps.values():
+        assert step["critic/vf_loss"] > 0
+        assert 0 < step["critic/grad_norm"] < 1000
+        assert step["critic/advantages/max"] > 0 > step["critic/advantages/min"]
+        assert step["turn/1/rollouts"] == rollouts
+        assert 0 < step["turn/2/rollouts"] < rollouts, "both habits occur"
+        assert step["training/rollout_probs_diff_max"] < largest_difference
+
+
+@pytest.mark.verl
+def test_two_steps_of_mt_ppo(assets: Path, tmp_path: Path):
+    result = run(assets, tmp_path, *SHORT, preset="mt_ppo")
+    assert_critic_learned(result, steps=2)
+    for step in result.steps.values():
+        assert step["critic/advantages/mean"] == pytest.approx(0, abs=1e-4), "verl whitens over generated tokens"
+        paid = step["turn/1/reward"] + step["turn/2/reward"] * step["turn/2/rollouts"] / step["turn/1/rollouts"]
+        assert step["critic/score/mean"] == pytest.approx(paid, abs=1e-4)
+        # The KL penalty is taken off the rewards that the estimator sees: the reference policy ran.
+        assert step["actor/reward_kl_penalty_coeff"] == pytest.approx(0.001)
+        assert step["critic/rewards/mean"] == pytest.approx(step["critic/score/mean"], abs=0.05)
+    # The first step starts at the reference policy; from then on there is a divergence.
+    assert abs(result.steps[1]["actor/reward_kl_penalty"]) < abs(result.steps[2]["actor/reward_kl_penalty"])
+
+
+PROBE = """
+import os
+import torch
+from verl_mtgrpo.credit import register_estimator, turn_gae
+
+@register_estimator
+def probe(token_level_rewards, response_mask, index, values, old_log_probs, entropies, transcript, turn_rewards,
+          *, discount=1.0, lam=1.0, whiten=True):
+    result = turn_gae(token_level_rewards, response_mask, index, values, discount=discount, lam=lam, whiten=whiten)
+    seen = dict(rewards=token_level_rewards, mask=response_mask, values=values, old_log_probs=old_log_probs,
+                entropies=entropies, transcript=list(transcript), turn_rewards=list(turn_rewards),
+                advantages=result[0], returns=result[1])
+    folder = os.environ["PROBE_FOLDER"]
+    torch.save(seen, f"{folder}/{len(os.listdir(folder)) + 1}.pt")
+    return result
+"""
+
+
+def assert_fields_belong_to_their_rows(seen: dict) -> None:
+    mask, generated = seen["mask"], seen["mask"] == 1
+    for name in ("values", "old_log_probs", "entropies"):
+        assert seen[name].shape == mask.shape
+        assert torch.isfinite(seen[name]).all()
+        assert (seen[name][generated] != 0).all()
+    assert (seen["old_log_probs"][generated] <= 0).all()
+    assert (seen["entropies"][generated] > 0).all()
+    for row, turns in enumerate(map(oracles.runs_of_ones, mask.tolist())):
+        assert len(seen["transcript"][row]["turns"]) == len(turns)
+        paid = [seen["rewards"][row, turn].sum().item() for turn in turns]
+        assert paid == pytest.approx(json.loads(seen["turn_rewards"][row]), abs=1e-3)
+
+
+@pytest.mark.verl
+def test_two_steps_of_turn_gae_in_our_trainer_and_what_an_estimator_is_given(assets: Path, tmp_path: Path):
+    (tmp_path / "probe.py").write_text(PROBE)
+    (seen_folder := tmp_path / "seen").mkdir()
+    env = {
+        "VERL_USE_EXTERNAL_MODULES": "probe",
+        "PROBE_FOLDER": str(seen_folder),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)]),
+    }
+    settings = ["algorithm.adv_estimator=probe", "algorithm.turn.lam=0.9"]
+    result = run(assets, tmp_path, *SHORT, *settings, preset="turn_gae", env=env)
+    assert_critic_learned(result, steps=2)
+    for n, step in result.steps.items():
+        seen = torch.load(seen_folder / f"{n}.pt", weights_only=False)
+        assert_fields_belong_to_their_rows(seen)
+        lists = (seen[name].double().tolist() for name in ("rewards", "mask", "values"))
+        _, returns = oracles.turn_gae(*lists, lam=0.9)
+        generated = seen["mask"] == 1
+        # What verl's critic was trained on is what the loop says.
+        assert torch.allclose(seen["returns"], torch.tensor(returns), atol=1e-4)
+        assert step["critic/returns/mean"] == pytest.approx(seen["returns"][generated].mean().item(), abs=1e-4)
+        assert step["critic/values/mean"] == pytest.approx(seen["values"][generated].mean().item(), abs=1e-4)
+        assert step["critic/advantages/max"] == pytest.approx(seen["advantages"][generated].max().item(), abs=1e-4)
+
+
+@pytest.mark.verl
+def test_three_steps_of_bilevel_gae_with_turn_gspo_in_our_colocated_asynchronous_trainer(assets: Path, tmp_path: Path):
+    settings = [
+        "trainer.v1.trainer_mode=mtgrpo_colocate_async",
+        "trainer.total_training_steps=3",
+        "trainer.total_epochs=4",
+        "actor_rollout_ref.actor.policy_loss.loss_mode=turn_gspo",
+    ]
+    result = run(assets, tmp_path, *SHORT, *settings, preset="bilevel_gae")
+    # Rollouts may have been begun by the policy of the step before. (Of weights that never arrived it would be near 1.)
+    assert_critic_learned(result, steps=3, largest_difference=0.2)
+    for step in result.steps.values():
+        assert step["actor/pg_clipfrac_lower"] == 0, "turn_gspo has no such bound"
+
+
+@pytest.mark.verl
+def test_three_steps_of_turn_gae_in_our_separate_asynchronous_trainer(assets: Path, tmp_path: Path):
+    # Two logical slots: one trains, the other generates; weights go over TCP. Two updates between weight transfers.
+    settings = [
+        "trainer.v1.trainer_mode=mtgrpo_separate_async",
+        "trainer.total_training_steps=3",
+        "trainer.total_epochs=4",
+        "trainer.v1.separate_async.parameter_sync_step=2",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={QUESTIONS // 2}",
+        "actor_rollout_ref.rollout.nnodes=1",
+        "actor_rollout_ref.rollout.n_gpus_per_node=1",
+        "actor_rollout_ref.rollout.checkpoint_engine.backend=tcp_cpu",
+        "ray_kwargs.ray_init.num_gpus=2",
+    ]
+    result = run(assets, tmp_path, *SHORT, *settings, preset="turn_gae")
+    assert_critic_learned(result, steps=3, updates=2, largest_difference=0.2)
+
+
+@pytest.mark.verl
+def test_under_verls_own_trainer_turn_gae_stops_before_the_first_rollout(assets: Path, tmp_path: Path):
+    result = run(assets, tmp_path, *SHORT, "trainer.v1.trainer_mode=sync", preset="turn_gae")
+    assert result.returncode != 0
+    assert "turn_gae needs values, which verl's own trainers give to no registered estimator" in result.log
+    assert "trainer.v1.trainer_mode=mtgrpo_sync" in result.log
+    assert not result.steps

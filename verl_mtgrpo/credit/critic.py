@@ -1,0 +1,192 @@
+"""Turn-level credit with a critic: generalised advantage estimation (GAE) over turns.
+
+**Which value is V_k.** verl gives a critic's values shifted by one: ``values[t]`` was read at the token *before*
+response token t, so it is the value of the history in which token t is chosen. At the first token of a turn that is
+the history in which the turn is written: prompt, earlier turns and every observation, nothing of the turn itself.
+This is the state of the turn-level decision process and the only value of the turn that may serve as a baseline for
+all of its tokens: a value read later has seen part of the action, and subtracting it from the earlier tokens'
+credit would bias the gradient.
+
+**Where the critic learns.** verl trains it on every generated token, towards ``returns``. A return is therefore
+a target exactly where the value is used, and equals ``values`` everywhere else, where the squared error and its
+gradient are 0 at the critic that gave the values. What remains: with several critic updates per batch the tokens
+without target hold the critic at its old values (a pull, no bias of the targets), and verl's ``token-mean`` divides
+by all generated tokens, so the loss is small; Adam does not mind. Targets on all tokens of the turn would
+weigh turns by their length and spend the critic on values that nothing reads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from verl_mtgrpo.credit.batch import Index, discounted_sum, read_batch
+from verl_mtgrpo.credit.checks import check_number, check_share
+
+
+def turn_gae(
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    index: Index,
+    values: Tensor,
+    *,
+    discount: float = 1.0,
+    lam: float = 1.0,
+    whiten: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Compute GAE with a turn as one action: one advantage per turn.
+
+    With turns k = 1..K_i, R_{i,k} the summed reward of a turn and V_{i,k} the value at its first token
+    (V_{i,K_i+1} = 0)::
+
+        δ_{i,k} = R_{i,k} + γ V_{i,k+1} - V_{i,k}
+        A_{i,k} = Σ_{l≥k} (γλ)^{l-k} δ_{i,l}
+        return of turn k = A_{i,k} + V_{i,k}       the critic's target, at the turn's first token only
+
+    γ and λ count turns, not tokens: a long answer is not discounted more than a short one, and tool results
+    cost nothing. Then advantages are whitened as in verl's ``gae`` (mean 0, std 1 over the batch), but over turns,
+    which are the actions here. Over tokens, as verl does, long turns would shift the mean: a constant that biases
+    nothing and adds noise (0.6 of |g*|² for groups of 2 in the laboratory's "unequal lengths"). ``whiten=False``
+    leaves it out.
+
+    Zero values, γ = λ = 1: the return-to-go. One-token turns: verl's own ``gae``. γ = λ = 1: V is a
+    baseline only and the gradient is unbiased whatever the critic says; λ < 1 trades that for variance.
+
+    Source: GAE, Schulman et al., arXiv 1506.02438, eq. 16, over turns as in Turn-PPO, arXiv 2512.17008 (γ .99, λ .9
+    there, from a secondary source). Turns come from the mask, so one whose reward is 0 is still a turn.
+
+    Args:
+        token_level_rewards: ``(B, T)`` float; turn rewards anywhere inside their turn, the outcome in
+            the last turn. Rewards outside every turn are ignored.
+        response_mask: ``(B, T)``, 1 at generated tokens, 0 at observations and padding.
+        index: ``(B,)`` group labels (verl's ``uid``); not used, there is a critic instead.
+        values: ``(B, T)`` float, ``values[t]`` of the history before token t, as verl has them. Read at generated
+            tokens only.
+        discount: γ ≥ 0, per turn.
+        lam: λ in [0, 1], per turn.
+        whiten: Whiten the advantages over the turns of the batch.
+
+    Returns:
+        ``(advantages, returns)``, both ``(B, T)`` float32 and exactly 0 where the mask is 0. Returns equal ``values``
+        at generated tokens that are not the first of their turn.
+
+    Raises:
+        CreditInputError: shapes differ, rewards or values are not finite, the mask is not 0/1, or a setting
+            is out of range.
+    """
+    check_number("discount", discount)
+    check_share("lam", lam)
+    batch = read_batch(token_level_rewards, response_mask, index, values)
+    values = values.detach().float()
+    value_BK = batch.turns.at_first(values)
+    advantage_BK = _gae(batch.reward_BK, value_BK, discount, lam)
+    target_BT = batch.turns.spread(advantage_BK + value_BK)
+    returns = target_BT.where(batch.turns.first_BT, values.masked_fill(response_mask == 0, 0.0))
+    if whiten:
+        advantage_BK = _whiten(advantage_BK, batch.turns.alive_BK)
+    return batch.turns.spread(advantage_BK), returns
+
+
+def bilevel_gae(
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    index: Index,
+    values: Tensor,
+    *,
+    discount: float = 1.0,
+    token_discount: float = 1.0,
+    lam: float = 1.0,
+    whiten: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Compute GAE on two levels: over turns with γ_H, then over the tokens inside each turn with γ.
+
+    With b_k and e_k the first and last token of turn k, V_t = ``values[t]``, S_k = Σ_{b_k≤t<e_k} r_t what a turn
+    pays before its last token (V_{e_{K+1}} = S_{K+1} = 0)::
+
+        turns    δ_k = r_{e_k} + γ_H (S_{k+1} + V_{e_{k+1}}) - V_{e_k}
+                 Â_k = Σ_{l≥k} (γ_H λ)^{l-k} δ_l
+        tokens   δ_{e_k} = Â_k,   δ_t = r_t + γ V_{t+1} - V_t        for b_k ≤ t < e_k
+                 A_t = Σ_{t≤s≤e_k} (γλ)^{s-t} δ_s
+        return of token t = A_t + V_t
+
+    The turn level hands each turn its λ-return Â_k + V_{e_k} as if paid at its last token; inside the turn this is
+    plain GAE. Every token has its own advantage and its own target: the critic's value is used at all of them, and
+    its loss is taken at all of them.
+
+    One turn: verl's own ``gae`` with γ and λ. γ_H = γ = λ = 1, or one-token turns and γ_H = γ: verl's ``gae`` too.
+    γ_H = γ = λ = 1: unbiased whatever the critic says.
+
+    Source: RAGEN's ``bi_level_gae``, arXiv 2504.20073, ragen/trainer/core_algos.py (γ_H = 0.95 there). Deliberate
+    differences: turns come from the mask, where RAGEN takes every nonzero reward for a turn's end and so merges a
+    turn that earned 0 with the next; S_k, which is 0 where rewards lie on last tokens, as RAGEN demands.
+
+    Args:
+        token_level_rewards: ``(B, T)`` float, as for :func:`turn_gae`; a reward before the last token of its turn
+            (verl's KL penalty) is credited to the tokens up to it.
+        response_mask: ``(B, T)``, 1 at generated tokens, 0 at observations and padding.
+        index: ``(B,)`` group labels; not used.
+        values: ``(B, T)`` float, as for :func:`turn_gae`.
+        discount: γ_H ≥ 0, per turn.
+        token_discount: γ ≥ 0, per token inside a turn.
+        lam: λ in [0, 1], at both levels.
+        whiten: Whiten the advantages over the generated tokens of the batch, as verl's ``gae`` does.
+
+    Returns:
+        ``(advantages, returns)``, both ``(B, T)`` float32 and exactly 0 where the mask is 0.
+
+    Raises:
+        CreditInputError: as :func:`turn_gae`.
+    """
+    check_number("discount", discount)
+    check_number("token_discount", token_discount)
+    check_share("lam", lam)
+    batch = read_batch(token_level_rewards, response_mask, index, values)
+    turns, mask_BT = batch.turns, response_mask != 0
+    values = values.detach().float().masked_fill(~mask_BT, 0.0)
+    rewards = token_level_rewards.float().masked_fill(~mask_BT, 0.0)
+    end_reward_BK = turns.at_last(rewards)
+    to_pay_BK = batch.reward_BK - end_reward_BK  # S_k
+    value_BK = turns.at_last(values)
+    advantage_BK = _gae(end_reward_BK + discount * _next(to_pay_BK), value_BK, discount, lam)
+    left_BT = turns.left_BT
+    delta_BT = rewards + token_discount * _next(values) - values
+    delta_BT = turns.spread(advantage_BK).where(left_BT == 0, delta_BT.masked_fill(~mask_BT, 0.0))
+    advantages = _decayed_sum_inside(delta_BT, left_BT, token_discount * lam)
+    return (_whiten(advantages, mask_BT) if whiten else advantages), advantages + values
+
+
+def _gae(reward_BK: Tensor, value_BK: Tensor, discount: float, lam: float) -> Tensor:
+    """A_k = Σ_{l≥k} (γλ)^{l-k} (R_l + γ V_{l+1} - V_l), ``(B, K)``; both tables are 0 where there is no turn."""
+    return discounted_sum(reward_BK + discount * _next(value_BK) - value_BK, discount * lam)
+
+
+def _next(values: Tensor) -> Tensor:
+    """x_{·,n+1} in the place of x_{·,n}, 0 in the last column."""
+    return torch.nn.functional.pad(values[:, 1:], (0, 1)) if values.shape[1] else values
+
+
+def _decayed_sum_inside(values_BT: Tensor, left_BT: Tensor, decay: float) -> Tensor:
+    """Σ_{t≤s≤end of t's turn} decay^{s-t} x_s, ``(B, T)``, in log2(T) passes that double the summed span."""
+    total_BT, span = values_BT, 1
+    while span < values_BT.shape[1]:
+        later_BT = torch.nn.functional.pad(total_BT[:, span:], (0, span))
+        total_BT = total_BT + decay**span * later_BT.masked_fill(left_BT < span, 0.0)
+        span *= 2
+    return total_BT
+
+
+def _whiten(advantages: Tensor, valid: Tensor) -> Tensor:
+    """(A - mean) / √(var_{N-1} + 1e-8) over the valid entries, as verl's ``gae`` does over tokens; 0 elsewhere.
+
+    Equal advantages give exactly 0, and so does a batch with one entry, where verl raises.
+    """
+    if not advantages.numel():
+        return advantages
+    count = valid.sum().clamp(min=1)
+    # Less the smallest first: equal advantages then centre to exactly 0. Sums in double precision, so that padding
+    # does not change the last digit.
+    shifted = (advantages - advantages.masked_fill(~valid, torch.inf).amin()).masked_fill(~valid, 0.0)
+    mean = (shifted.sum(dtype=torch.float64) / count).float()
+    centred = (shifted - mean).masked_fill(~valid, 0.0)
+    variance = (centred.square().sum(dtype=torch.float64) / (count - 1).clamp(min=1)).float()
+    return centred * (variance + 1e-8).rsqrt()

@@ -1,0 +1,65 @@
+"""The estimators by name, and what each needs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import Tensor
+
+from verl_mtgrpo.credit.critic import bilevel_gae, turn_gae
+from verl_mtgrpo.credit.mt_grpo import mt_grpo, mt_grpo_v1
+from verl_mtgrpo.credit.return_to_go import gtpo, turn_reinforce_pp, turn_rloo
+from verl_mtgrpo.errors import ConfigError
+
+Estimator = Callable[..., tuple[Tensor, Tensor]]
+F = TypeVar("F", bound=Estimator)
+
+ESTIMATORS: dict[str, Estimator] = {
+    function.__name__: function
+    for function in (mt_grpo, mt_grpo_v1, turn_rloo, gtpo, turn_reinforce_pp, turn_gae, bilevel_gae)
+}
+"""Every estimator by the name it is registered under in verl (``algorithm.adv_estimator``)."""
+
+_GIVEN = ("token_level_rewards", "response_mask", "index")
+
+
+def register_estimator(function: F) -> F:
+    """Add an estimator of your own to :data:`ESTIMATORS`, under the function's name; returns it unchanged.
+
+    Do so in a module that every process loads with verl (``VERL_USE_EXTERNAL_MODULES=my_module``), so that it is there
+    before verl's registry is::
+
+        from verl_mtgrpo.credit import register_estimator
+
+        @register_estimator
+        def my_estimator(token_level_rewards, response_mask, index, values, transcript, *, discount=1.0):
+            ...
+            return advantages, returns
+
+    Args:
+        function: Called with rewards, mask and group labels, then the fields that it names as further positional
+            parameters, which ``trainer.v1.trainer_mode=mtgrpo_sync`` passes on, and, by keyword, its knobs from
+            ``algorithm.turn``, each of which has a default. Returns ``(advantages, returns)``, ``(B, T)`` each.
+
+    Raises:
+        ConfigError: it does not start with the three parameters that all have, or the name is taken.
+    """
+    name, parameters = function.__name__, tuple(inspect.signature(function).parameters)
+    if parameters[: len(_GIVEN)] != _GIVEN:
+        raise ConfigError(f"the estimator {name} takes {parameters}, expected {_GIVEN} first, then fields, then knobs")
+    if ESTIMATORS.setdefault(name, function) is not function:
+        raise ConfigError(f"there is an estimator {name} already; rename the function")
+    return function
+
+
+def extra_fields(name: str) -> tuple[str, ...]:
+    """What the estimator needs beyond rewards, mask and group labels, such as ``values``."""
+    parameters = inspect.signature(ESTIMATORS[name]).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)[len(_GIVEN) :]
+
+
+def compares_rollouts(name: str) -> bool:
+    """Whether the baseline is other rollouts of the prompt, of which there have to be some then."""
+    return name != "turn_reinforce_pp" and "values" not in extra_fields(name)

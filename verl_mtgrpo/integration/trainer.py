@@ -1,0 +1,113 @@
+"""verl's trainers, plus fields for estimators that need more than rewards: ``trainer.v1.trainer_mode=mtgrpo_sync``.
+
+Each class is verl's trainer of one mode (``sync``, ``colocate_async``, ``separate_async``) with two things changed:
+before verl computes advantages, the fields that the estimator names as parameters are fetched from the TransferQueue
+and put where it finds them; and ``self.trainer_mode`` says verl's name of the mode, so that everything in verl that
+depends on it goes on as ever. Where the estimator needs nothing more, a step is verl's step.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import transfer_queue as tq
+from torch import Tensor
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.errors import CreditInputError
+from verl_mtgrpo.integration.fields import MODES, TOKEN_FIELDS, provide, source_of
+from verl_mtgrpo.integration.preflight import check_estimator
+
+
+class _PassesFields:
+    """What our trainers do differently from verl's; comes before verl's class among the bases."""
+
+    stock_mode: ClassVar[str]
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        check_estimator(config)  # before any model is loaded
+        super().__init__(config, *args, **kwargs)
+
+    @property
+    def trainer_mode(self) -> str:
+        """verl's name of the mode, by which it chooses settings and its replay buffer."""
+        return self.stock_mode
+
+    @trainer_mode.setter
+    def trainer_mode(self, _name: str) -> None:
+        """verl's constructor stores ``trainer.v1.trainer_mode`` here, which is our name of it."""
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """As verl's, with the estimator's further fields at hand."""
+        estimator = str(self.config.algorithm.adv_estimator)  # type: ignore[attr-defined]
+        names = extra_fields(estimator) if estimator in ESTIMATORS else ()
+        with provide(fetch(batch, names)):
+            return super()._compute_advantage(batch, metrics)  # type: ignore[misc]
+
+
+@register_trainer("mtgrpo_sync")
+class TurnTrainerSync(_PassesFields, PPOTrainerSync):
+    """verl's ``sync`` trainer, passing fields on."""
+
+    stock_mode = MODES["mtgrpo_sync"]
+
+
+@register_trainer("mtgrpo_colocate_async")
+class TurnTrainerColocateAsync(_PassesFields, PPOTrainerColocateAsync):
+    """verl's ``colocate_async`` trainer, passing fields on."""
+
+    stock_mode = MODES["mtgrpo_colocate_async"]
+
+
+@register_trainer("mtgrpo_separate_async")
+class TurnTrainerSeparateAsync(_PassesFields, PPOTrainerSeparateAsync):
+    """verl's ``separate_async`` trainer, passing fields on."""
+
+    stock_mode = MODES["mtgrpo_separate_async"]
+
+
+def fetch(batch: KVBatchMeta, names: tuple[str, ...]) -> dict[str, Tensor | np.ndarray]:
+    """The named fields of a batch, rows and columns as in the rewards that verl gives to the estimator.
+
+    Returns:
+        For each name of :data:`~verl_mtgrpo.integration.fields.TOKEN_FIELDS` a ``(B, T)`` tensor, right padded with 0;
+        for any other an object array ``(B,)``.
+
+    Raises:
+        CreditInputError: no rollout of the batch has a field of that name.
+    """
+    if not names:
+        return {}
+    columns = sorted({TOKEN_FIELDS.get(name, "extra_fields") for name in names})
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=columns)
+    missing = [name for name in names if TOKEN_FIELDS.get(name, "extra_fields") not in data]
+    if missing:
+        raise CreditInputError(
+            f"the estimator asks for {missing[0]}, which this batch does not have; {source_of(missing[0])}"
+        )
+    return {
+        name: _tokens(data[TOKEN_FIELDS[name]]) if name in TOKEN_FIELDS else _of_rows(data, batch, name)
+        for name in names
+    }
+
+
+def _tokens(column: Tensor) -> Tensor:
+    return column.to_padded_tensor(0.0) if column.is_nested else column
+
+
+def _of_rows(data: Any, batch: KVBatchMeta, name: str) -> np.ndarray:
+    found = np.full(len(batch.keys), None, dtype=object)
+    for row, (item, tag) in enumerate(zip(data["extra_fields"], batch.tags, strict=True)):
+        fields = getattr(item, "data", item)
+        # Rows that verl adds to fill a batch carry a copy of another rollout's fields.
+        if isinstance(fields, dict) and not tag.get("is_padding", False):
+            found[row] = fields[name] if name in fields else (fields.get("reward_extra_info") or {}).get(name)
+    if all(value is None for value in found):
+        raise CreditInputError(f"the estimator asks for {name}, which no rollout has; {source_of(name)}")
+    return found
