@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.credit.batches import random_batch
-from verl_mtgrpo.credit.diagnostics import credit_metrics
+from verl_mtgrpo.credit.diagnostics import credit_metrics, turn_explained_variance
 from verl_mtgrpo.errors import CreditInputError
 
 
@@ -79,3 +79,14 @@ def test_a_batch_without_tokens():
 def test_shapes():
     with pytest.raises(CreditInputError, match=r"advantages has shape \(2, 4\), token_level_rewards \(2, 3\)"):
         credit_metrics(torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 3), ["a", "a"])
+
+
+def test_explained_variance_by_hand():
+    # Turns begin at tokens 0 and 3 of row 1 and token 1 of row 2; what stands elsewhere is not looked at.
+    mask = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0]])
+    targets = torch.tensor([[1.0, 9, 9, 2.0], [9, 6.0, 9, 9]])  # 1, 2, 6: mean 3, variance (4 + 1 + 9) / 2 = 7
+    values = torch.tensor([[2.0, 5, 5, 2.0], [5, 4.0, 5, 5]])  # errors -1, 0, 2: mean 1/3, variance 7/3
+    assert turn_explained_variance(values, targets, mask) == pytest.approx(1 - (7 / 3) / 7)
+    assert turn_explained_variance(targets, targets, mask) == 1.0
+    assert turn_explained_variance(values, torch.ones(2, 4), mask) is None
+    assert turn_explained_variance(values[:1, :3], targets[:1, :3], mask[:1, :3]) is None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,25 @@ def assert_fields_belong_to_their_rows(seen: dict) -> None:
         assert paid == pytest.approx(json.loads(seen["turn_rewards"][row]), abs=1e-3)
 
 
+def assert_credit_is_measured(step: dict, seen: dict) -> None:
+    """The step's metrics, against what the estimator got and gave, turn by turn in a loop."""
+    paid, advantage, targets, errors = defaultdict(list), defaultdict(list), [], []
+    for row, turns in enumerate(map(oracles.runs_of_ones, seen["mask"].tolist())):
+        for k, turn in enumerate(turns, start=1):
+            paid[k].append(seen["rewards"][row, turn].sum().item())
+            advantage[k].append(seen["advantages"][row, turn].mean().item())
+            targets.append(seen["returns"][row, turn][0].item())
+            errors.append(targets[-1] - seen["values"][row, turn][0].item())
+    for k in (1, 2):
+        assert step[f"turn/{k}/rollouts"] == len(paid[k])
+        assert step[f"turn/{k}/reward_total"] == pytest.approx(statistics.fmean(paid[k]), abs=1e-3)
+        assert step[f"turn/{k}/advantage_mean"] == pytest.approx(statistics.fmean(advantage[k]), abs=1e-3)
+        assert step[f"turn/{k}/advantage_std"] == pytest.approx(statistics.stdev(advantage[k]), abs=1e-3)
+        assert 0 <= step[f"turn/{k}/zero_variance"] <= 1
+    explained = 1 - statistics.variance(errors) / statistics.variance(targets)
+    assert step["critic/turn_explained_variance"] == pytest.approx(explained, abs=1e-3)
+
+
 @pytest.mark.verl
 def test_two_steps_of_turn_gae_in_our_trainer_and_what_an_estimator_is_given(assets: Path, tmp_path: Path):
     (tmp_path / "probe.py").write_text(PROBE)
@@ -110,6 +131,7 @@ def test_two_steps_of_turn_gae_in_our_trainer_and_what_an_estimator_is_given(ass
         assert step["critic/returns/mean"] == pytest.approx(seen["returns"][generated].mean().item(), abs=1e-4)
         assert step["critic/values/mean"] == pytest.approx(seen["values"][generated].mean().item(), abs=1e-4)
         assert step["critic/advantages/max"] == pytest.approx(seen["advantages"][generated].max().item(), abs=1e-4)
+        assert_credit_is_measured(step, seen)
 
 
 @pytest.mark.verl

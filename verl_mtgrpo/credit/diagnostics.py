@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from verl_mtgrpo.credit.batch import Index, TurnBatch, read_batch
+from verl_mtgrpo.credit.turns import segment_turns
 from verl_mtgrpo.errors import CreditInputError
 
 
@@ -57,6 +58,25 @@ def credit_metrics(
     }
     named["outcome/zero_variance"] = float(outcome)
     return {name: value for name, value in named.items() if value == value}
+
+
+def turn_explained_variance(values: Tensor, returns: Tensor, response_mask: Tensor) -> float | None:
+    """1 - Var(target - V) / Var(target) over the turns of a batch, both read at each turn's first token.
+
+    That is where a turn's value is the value of the state it is written in (see :mod:`~verl_mtgrpo.credit.critic`).
+    1: the critic foretells what turns earn; 0: no better than their mean; below 0: worse. None for fewer than two
+    turns, or targets that are all equal.
+
+    Args:
+        values: ``(B, T)``, the critic's, before the update.
+        returns: ``(B, T)``, its targets.
+        response_mask: ``(B, T)``, 1 at generated tokens.
+    """
+    first_BT = segment_turns(response_mask).first_BT
+    target, value = returns[first_BT].double(), values[first_BT].double()
+    if len(target) < 2 or float(target.var()) == 0.0:
+        return None
+    return 1.0 - float((target - value).var() / target.var())
 
 
 def zero_variance_share(batch: TurnBatch, values_BK: Tensor, valid_BK: Tensor) -> Tensor:

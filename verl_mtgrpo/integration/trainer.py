@@ -1,9 +1,9 @@
 """verl's trainers, plus fields for estimators that need more than rewards: ``trainer.v1.trainer_mode=mtgrpo_sync``.
 
-Each class is verl's trainer of one mode (``sync``, ``colocate_async``, ``separate_async``) with two things changed:
+Each class is verl's trainer of one mode (``sync``, ``colocate_async``, ``separate_async``) with three things changed:
 before verl computes advantages, the fields that the estimator names as parameters are fetched from the TransferQueue
-and put where it finds them; and ``self.trainer_mode`` says verl's name of the mode, so that everything in verl that
-depends on it goes on as ever. Where the estimator needs nothing more, a step is verl's step.
+and put where it finds them; behind it, what the advantages are is measured turn by turn; and ``self.trainer_mode`` says
+verl's name of the mode, so that everything in verl that depends on it goes on as ever. The batch itself is verl's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.credit.diagnostics import credit_metrics, turn_explained_variance
 from verl_mtgrpo.errors import CreditInputError
 from verl_mtgrpo.integration.fields import MODES, TOKEN_FIELDS, provide, source_of
 from verl_mtgrpo.integration.preflight import check_estimator
@@ -48,7 +49,9 @@ class _PassesFields:
         estimator = str(self.config.algorithm.adv_estimator)  # type: ignore[attr-defined]
         names = extra_fields(estimator) if estimator in ESTIMATORS else ()
         with provide(fetch(batch, names)):
-            return super()._compute_advantage(batch, metrics)  # type: ignore[misc]
+            batch = super()._compute_advantage(batch, metrics)  # type: ignore[misc]
+        metrics.update(measure(batch, bool(self.config.algorithm.use_kl_in_reward)))  # type: ignore[attr-defined]
+        return batch
 
 
 @register_trainer("mtgrpo_sync")
@@ -95,6 +98,26 @@ def fetch(batch: KVBatchMeta, names: tuple[str, ...]) -> dict[str, Tensor | np.n
         name: _tokens(data[TOKEN_FIELDS[name]]) if name in TOKEN_FIELDS else _of_rows(data, batch, name)
         for name in names
     }
+
+
+def measure(batch: KVBatchMeta, kl_in_reward: bool) -> dict[str, float]:
+    """Where the credit of a batch went, by turn: metrics of this step (:mod:`verl_mtgrpo.credit.diagnostics`).
+
+    Args:
+        batch: a training batch whose advantages verl has computed.
+        kl_in_reward: whether verl took the KL penalty off the rewards that the estimator saw.
+    """
+    rewards = "token_level_rewards" if kl_in_reward else "rm_scores"
+    columns = [rewards, "advantages", "returns", "values", "response_mask", "uid"]
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=columns)
+    tokens = {name: _tokens(data[name]) for name in columns if name in data and name != "uid"}
+    mask = tokens["response_mask"]
+    groups = [getattr(uid, "data", uid) for uid in data["uid"]]
+    named = credit_metrics(tokens[rewards], tokens["advantages"], mask, groups)
+    explained = None
+    if "values" in tokens:
+        explained = turn_explained_variance(tokens["values"], tokens["returns"], mask)
+    return named if explained is None else {**named, "critic/turn_explained_variance": explained}
 
 
 def _tokens(column: Tensor) -> Tensor:
