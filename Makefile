@@ -28,10 +28,12 @@ help: ## show this help
 install: $(INSTALLED) ## make the virtual environment and install everything into it
 
 # torch goes first and alone, so that nothing else decides which build of it comes; naming it again with
-# the rest keeps pip from replacing it.
+# the rest keeps pip from replacing it. dense and serve come when verl is there: sentence-transformers alone would
+# allow a newer transformers than verl does, and pip tries hundreds of versions of everything before it sees that.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)" $(TORCH_INDEX)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,judge,dev]"
 	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,judge,serve,dense,dev]"
 	touch $@
 
