@@ -1,4 +1,5 @@
-"""Time and memory of the turn-level estimators, as ratios to verl's own vectorised grpo on the same tensors.
+"""Time and memory of the turn-level estimators, as ratios to verl's own vectorised grpo on the same tensors; verl's own
+gae stands beside those with a critic.
 
     python examples/benchmarks/credit.py                 # three sizes, CPU; needs about 3 GB
     python examples/benchmarks/credit.py --device cuda   # also prints the achieved bandwidth
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from verl.trainer.ppo.core_algos import compute_gae_advantage_return as verl_gae
 from verl.trainer.ppo.core_algos import compute_grpo_vectorized_outcome_advantage as verl_grpo
 
 from verl_mtgrpo.credit import ESTIMATORS, extra_fields
@@ -79,6 +81,7 @@ def main() -> None:
         rewards, mask, uid = batch(rows, length, args.device)
         values = torch.zeros_like(rewards)
         calls = {"verl grpo": lambda: verl_grpo(rewards, mask, uid)}  # noqa: B023 used within the iteration
+        calls["verl gae"] = lambda: verl_gae(rewards, values, mask, 1.0, 1.0)  # noqa: B023
         for name, function in ESTIMATORS.items():
             fields = dict.fromkeys(extra_fields(name), values)
             calls[name] = lambda function=function, fields=fields: function(rewards, mask, uid, **fields)  # noqa: B023

@@ -102,7 +102,6 @@ def test_equals_the_naive_loop(gamma_turn, gamma_token, lam):
 
 
 def test_long_turns_equal_the_naive_loop():
-    # Several doublings of the summed span, of a length that is no power of two.
     mask = torch.ones(2, 333, dtype=torch.int64)
     mask[0, 100:117] = 0
     generator = torch.Generator().manual_seed(0)
@@ -179,10 +178,7 @@ class TestAgainstVerl:
         predicted = values.clone().requires_grad_()
         loss, _ = compute_value_loss(predicted, returns, values, batch.mask, cliprange_value=0.5)
         (gradient,) = torch.autograd.grad(loss, predicted)
-        first = torch.zeros_like(batch.mask, dtype=torch.bool)
-        for row, mask in enumerate(batch.mask.tolist()):
-            for turn in oracles.runs_of_ones(mask):
-                first[row, turn[0]] = True
+        first = first_tokens(batch.mask)
         assert (gradient[~first] == 0).all()
         expected = (values - returns)[first] / batch.mask.sum()  # of 1/2 (V - return)², token-mean
         assert torch.allclose(gradient[first], expected, atol=1e-6)
@@ -208,7 +204,7 @@ def test_a_constant_critic_and_no_rewards(estimator):
     raw, returns = estimator(nothing, batch.mask, batch.index, nothing + 1, whiten=False)
     assert torch.allclose(raw, -batch.mask.float(), atol=1e-6)
     assert (estimator(nothing, batch.mask, batch.index, nothing + 1)[0] == 0).all()
-    first = segment_turns(batch.mask).first_BT if estimator is turn_gae else batch.mask == 1
+    first = first_tokens(batch.mask) if estimator is turn_gae else batch.mask == 1
     assert torch.allclose(returns, (batch.mask.bool() & ~first).float(), atol=1e-6)
 
 
@@ -239,7 +235,7 @@ def test_whitening_is_over_actions(estimator, over):
     batch, values = with_values(multi_turn_batch(2), 2)
     raw, _ = estimator(batch.rewards, batch.mask, batch.index, values, lam=0.8, whiten=False)
     white, _ = estimator(batch.rewards, batch.mask, batch.index, values, lam=0.8)
-    actions = batch.mask == 1 if over == "tokens" else segment_turns(batch.mask).first_BT
+    actions = batch.mask == 1 if over == "tokens" else first_tokens(batch.mask)
     of_actions = raw[actions].double()
     expected = (raw.double() - of_actions.mean()) / of_actions.std() * (batch.mask == 1)
     assert torch.allclose(white.double(), expected, atol=1e-4)
@@ -247,7 +243,7 @@ def test_whitening_is_over_actions(estimator, over):
 
 def test_the_value_of_a_later_token_of_the_turn_does_not_matter_to_turn_gae():
     batch, values = with_values(multi_turn_batch(4), 4)
-    first = segment_turns(batch.mask).first_BT
+    first = first_tokens(batch.mask)
     other = values.where(first, values + 3.0)
     before = turn_gae(batch.rewards, batch.mask, batch.index, values, lam=0.9)[0]
     assert torch.equal(turn_gae(batch.rewards, batch.mask, batch.index, other, lam=0.9)[0], before)
@@ -274,10 +270,20 @@ def test_bad_input(estimator, change, message):
         estimator(torch.tensor(REWARDS), torch.tensor(MASK), ["q"], **arguments)
 
 
-def test_first_last_and_left_of_turns():
-    turns = segment_turns(torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1]]))
-    assert turns.first_BT.int().tolist() == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]]
-    assert turns.left_BT.tolist() == [[1, 0, -1, 0], [-1, -1, -1, -1], [-1, 2, 1, 0]]
+def first_tokens(mask: torch.Tensor) -> torch.Tensor:
+    first = torch.zeros_like(mask, dtype=torch.bool)
+    for row, values in enumerate(mask.tolist()):
+        for turn in oracles.runs_of_ones(values):
+            first[row, turn[0]] = True
+    return first
+
+
+def test_first_and_last_tokens_of_turns():
+    mask = torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1]])
+    turns = segment_turns(mask)
     position = torch.arange(12).view(3, 4)
+    assert turns.first_BT.int().tolist() == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]]
     assert turns.at_first(position).tolist() == [[0, 3], [0, 0], [9, 0]]
     assert turns.at_last(position).tolist() == [[1, 3], [0, 0], [11, 0]]
+    table = torch.tensor([[-1, -2], [-3, -4], [-5, -6]])
+    assert turns.put_first(table, position, mask).tolist() == [[-1, 1, 0, -2], [0, 0, 0, 0], [0, -5, 10, 11]]

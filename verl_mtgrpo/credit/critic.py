@@ -17,6 +17,8 @@ weigh turns by their length and spend the critic on values that nothing reads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -80,8 +82,7 @@ def turn_gae(
     values = values.detach().float()
     value_BK = batch.turns.at_first(values)
     advantage_BK = _gae(batch.reward_BK, value_BK, discount, lam)
-    target_BT = batch.turns.spread(advantage_BK + value_BK)
-    returns = target_BT.where(batch.turns.first_BT, values.masked_fill(response_mask == 0, 0.0))
+    returns = batch.turns.put_first(advantage_BK + value_BK, values, response_mask)
     if whiten:
         advantage_BK = _whiten(advantage_BK, batch.turns.alive_BK)
     return batch.turns.spread(advantage_BK), returns
@@ -148,11 +149,11 @@ def bilevel_gae(
     to_pay_BK = batch.reward_BK - end_reward_BK  # S_k
     value_BK = turns.at_last(values)
     advantage_BK = _gae(end_reward_BK + discount * _next(to_pay_BK), value_BK, discount, lam)
-    left_BT = turns.left_BT
-    delta_BT = rewards + token_discount * _next(values) - values
-    delta_BT = turns.spread(advantage_BK).where(left_BT == 0, delta_BT.masked_fill(~mask_BT, 0.0))
-    advantages = _decayed_sum_inside(delta_BT, left_BT, token_discount * lam)
-    return (_whiten(advantages, mask_BT) if whiten else advantages), advantages + values
+    goes_on_BT = mask_BT & _next(mask_BT)  # the turn has another token
+    delta_BT = (rewards + token_discount * _next(values) - values).where(goes_on_BT, turns.spread(advantage_BK))
+    advantages = _decayed_sum(delta_BT, token_discount * lam, goes_on_BT)
+    returns = advantages + values
+    return (_whiten(advantages, mask_BT, turns.sum_rewards) if whiten else advantages), returns
 
 
 def _gae(reward_BK: Tensor, value_BK: Tensor, discount: float, lam: float) -> Tensor:
@@ -165,28 +166,26 @@ def _next(values: Tensor) -> Tensor:
     return torch.nn.functional.pad(values[:, 1:], (0, 1)) if values.shape[1] else values
 
 
-def _decayed_sum_inside(values_BT: Tensor, left_BT: Tensor, decay: float) -> Tensor:
-    """Σ_{t≤s≤end of t's turn} decay^{s-t} x_s, ``(B, T)``, in log2(T) passes that double the summed span."""
-    total_BT, span = values_BT, 1
-    while span < values_BT.shape[1]:
-        later_BT = torch.nn.functional.pad(total_BT[:, span:], (0, span))
-        total_BT = total_BT + decay**span * later_BT.masked_fill(left_BT < span, 0.0)
-        span *= 2
-    return total_BT
+def _decayed_sum(delta_BT: Tensor, decay: float, goes_on_BT: Tensor) -> Tensor:
+    """A_t = δ_t + decay A_{t+1} where the turn goes on, else δ_t: a column at a time, each together in memory."""
+    sum_TB, decay_TB = delta_BT.T.contiguous(), decay * goes_on_BT.T.contiguous()
+    for t in range(len(sum_TB) - 2, -1, -1):
+        sum_TB[t].addcmul_(decay_TB[t], sum_TB[t + 1])
+    return sum_TB.T.contiguous()
 
 
-def _whiten(advantages: Tensor, valid: Tensor) -> Tensor:
+def _whiten(values: Tensor, valid: Tensor, partial_sums: Callable[[Tensor], Tensor] = torch.clone) -> Tensor:
     """(A - mean) / √(var_{N-1} + 1e-8) over the valid entries, as verl's ``gae`` does over tokens; 0 elsewhere.
 
-    Equal advantages give exactly 0, and so does a batch with one entry, where verl raises.
+    Equal values give exactly 0, and so does a batch with one entry, where verl raises. ``partial_sums`` (of turns) are
+    added up in double precision, so that padding does not change the last digit.
     """
-    if not advantages.numel():
-        return advantages
+    if not values.numel():
+        return values
     count = valid.sum().clamp(min=1)
-    # Less the smallest first: equal advantages then centre to exactly 0. Sums in double precision, so that padding
-    # does not change the last digit.
-    shifted = (advantages - advantages.masked_fill(~valid, torch.inf).amin()).masked_fill(~valid, 0.0)
-    mean = (shifted.sum(dtype=torch.float64) / count).float()
-    centred = (shifted - mean).masked_fill(~valid, 0.0)
-    variance = (centred.square().sum(dtype=torch.float64) / (count - 1).clamp(min=1)).float()
-    return centred * (variance + 1e-8).rsqrt()
+    # Less the smallest first: equal values then centre to exactly 0.
+    centred = (values - values.masked_fill(~valid, torch.inf).amin()).masked_fill_(~valid, 0.0)
+    mean = (partial_sums(centred).double().sum() / count).float()
+    centred = centred.sub_(mean).masked_fill_(~valid, 0.0)
+    variance = (partial_sums(centred.square()).double().sum() / (count - 1).clamp(min=1)).float()
+    return centred.mul_((variance + 1e-8).rsqrt())

@@ -79,16 +79,8 @@ class Turns:
     def first_BT(self) -> Tensor:
         """``(B, T)`` bool, True at the first token of each turn."""
         flat = torch.zeros(self._size, dtype=torch.bool, device=self.count_B.device)
-        flat[self.run_start_R] = self._generated_R
+        flat[self.run_start_R] = self.run_turn_R < self.max_turns
         return flat.view(len(self.count_B), self.response_length)
-
-    @property
-    def left_BT(self) -> Tensor:
-        """``(B, T)`` int64, how many tokens of its turn come after each generated token; -1 elsewhere."""
-        end_R = self.run_start_R + run_lengths(self.run_start_R, self._size)
-        position = torch.arange(self._size, device=self.count_B.device)
-        left_BT = self._to_tokens(end_R) - 1 - position.view(len(self.count_B), self.response_length)
-        return left_BT.masked_fill(~self._to_tokens(self._generated_R), -1)
 
     def at_first(self, values_BT: Tensor) -> Tensor:
         """The value at each turn's first token, ``(B, K)`` of the same type, 0 where no turn."""
@@ -98,14 +90,16 @@ class Turns:
         """The value at each turn's last token, ``(B, K)`` of the same type, 0 where no turn."""
         return self._table(values_BT.reshape(-1)[self.run_start_R + run_lengths(self.run_start_R, self._size) - 1])
 
+    def put_first(self, values_BK: Tensor, elsewhere_BT: Tensor, response_mask: Tensor) -> Tensor:
+        """``values_BK[:, k]`` at turn k's first token, ``elsewhere_BT`` at its others, 0 outside turns: ``(B, T)``."""
+        padded = torch.nn.functional.pad(values_BK, (0, 1))
+        tokens = elsewhere_BT.masked_fill(response_mask == 0, 0)
+        tokens.view(-1)[self.run_start_R] = padded[self.run_row_R, self.run_turn_R]
+        return tokens
+
     @property
     def _size(self) -> int:
         return len(self.count_B) * self.response_length
-
-    @property
-    def _generated_R(self) -> Tensor:
-        """``(R,)`` bool, True for runs that are turns."""
-        return self.run_turn_R < self.max_turns
 
     def _table(self, values_R: Tensor) -> Tensor:
         """Put the value of each turn's run into a ``(B, K)`` table, 0 where no turn."""
