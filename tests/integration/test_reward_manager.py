@@ -189,6 +189,7 @@ def test_a_rollout_of_another_agent_loop_is_an_error(extra_fields):
         ("+reward.turn.outcome=both", "reward.turn.outcome is 'both', expected one of"),
         ("actor_rollout_ref.rollout.multi_turn.format=gpt-oss", "no rules for turns in the format 'gpt-oss'"),
         ("reward.turn.preset=paper_v7", "reward.turn.preset is 'paper_v7', expected one of"),
+        ("algorithm.rollout_correction.rollout_rs='seq_mean_k1,token_k2'", "takes single tokens out of response_mask"),
         ("algorithm.adv_estimator=grpo", "grpo is verl's own and does not read algorithm.turn"),
         ("algorithm.adv_estimator=turn_rloo", r"of turn_rloo has unknown keys \['missing_turn', 'turn_coef'\]"),
     ],
@@ -196,6 +197,12 @@ def test_a_rollout_of_another_agent_loop_is_an_error(extra_fields):
 def test_settings_that_do_not_fit_stop_the_run_before_the_first_rollout(override, message):
     with pytest.raises(ConfigError, match=message):
         manager(override)
+
+
+def test_rejecting_whole_rollouts_or_in_bypass_mode_leaves_turns_alone():
+    check_run(config("algorithm.rollout_correction.rollout_rs=seq_mean_k1"))
+    correction = "algorithm.rollout_correction"
+    check_run(config(f"{correction}.rollout_rs=token_k1", f"{correction}.bypass_mode=True"))
 
 
 def test_group_filtering_reaches_the_sampler_through_the_config_groups():

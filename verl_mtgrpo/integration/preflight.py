@@ -82,6 +82,7 @@ def check_estimator(config: Any) -> None:
     if estimator in ESTIMATORS:
         estimator_settings(estimator, algorithm)
         _check_fields(estimator, extra_fields(estimator), config)
+        _check_rejection(estimator, config)
     elif algorithm.get("turn") and estimator in list(AdvantageEstimator):
         raise ConfigError(
             f"algorithm.adv_estimator={estimator} is verl's own and does not read algorithm.turn "
@@ -104,6 +105,24 @@ def _check_fields(estimator: str, names: tuple[str, ...], config: Any) -> None:
             f"algorithm.gamma={config.algorithm.gamma} and algorithm.lam={config.algorithm.lam} are read by verl's "
             f"gae only; {estimator} counts turns: set algorithm.turn.discount and algorithm.turn.lam instead, and "
             "leave these at 1.0"
+        )
+
+
+def _check_rejection(estimator: str, config: Any) -> None:
+    """Whether the mask that the estimator gets still tells the turns.
+
+    verl's rollout correction takes rejected tokens out of ``response_mask`` before it computes advantages (not in
+    bypass mode). A token taken out of a turn makes two turns of it, and takes its reward away if it was the last.
+    Whole rollouts taken out (``seq_…``) are as those that were dropped.
+    """
+    rejecting = str(OmegaConf.select(config, "algorithm.rollout_correction.rollout_rs") or "")
+    bypassed = OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode")
+    by_token = [one.strip() for one in rejecting.split(",") if one.strip().startswith("token")]
+    if by_token and not bypassed:
+        raise ConfigError(
+            f"algorithm.rollout_correction.rollout_rs={rejecting} takes single tokens out of response_mask, from which "
+            f"{estimator} reads the turns; reject whole rollouts instead (seq_mean_k1, ...), or correct by weights "
+            "(algorithm.rollout_correction.rollout_is)"
         )
 
 
