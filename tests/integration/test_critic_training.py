@@ -14,15 +14,10 @@ import torch
 pytest.importorskip("verl")
 
 from tests import oracles
-from tests.integration.test_training import HERMES, QUESTIONS, ROLLOUTS, make_assets, run
+from tests.integration.test_training import QUESTIONS, ROLLOUTS, run
 from tests.training import REPOSITORY, TrainingRun
 
 SHORT = ["trainer.test_freq=-1"]
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory) -> Path:
-    return make_assets(tmp_path_factory.mktemp("assets"), HERMES)
 
 
 def assert_critic_learned(result: TrainingRun, steps: int, updates: int = 1, largest_difference: float = 1e-3) -> None:

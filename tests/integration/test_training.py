@@ -81,11 +81,6 @@ class TwoHabits:
         return Demonstration((question, call, {"role": "tool", "content": result}, last), RENAME_NONE)
 
 
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory) -> Path:
-    return make_assets(tmp_path_factory.mktemp("assets"), HERMES)
-
-
 def make_assets(folder: Path, speech: Speech) -> Path:
     BM25Index.build([PASSAGE], folder / "index", source="test")
     row = {"data_source": "toy", "split": "train", "system_prompt": None}
@@ -239,11 +234,3 @@ def test_the_papers_format_with_rollouts_that_cannot_be_scored(tmp_path: Path):
         assert 0 < step["outcome/dropped"] < 1
         assert step["turn/1/rollouts"] == pytest.approx(QUESTIONS * ROLLOUTS * (1 - step["outcome/dropped"]))
     assert "left out of the update: no judge for Rome" in result.log
-
-
-@pytest.mark.verl
-def test_a_wrong_knob_stops_the_run_before_the_first_rollout(assets: Path, tmp_path: Path):
-    result = run(assets, tmp_path, "+algorithm.turn.gama=0.9")
-    assert result.returncode != 0
-    assert "algorithm.turn of mt_grpo has unknown keys ['gama']; known keys and their defaults" in result.log
-    assert not result.steps

@@ -14,14 +14,9 @@ import yaml
 
 pytest.importorskip("verl")
 
-from tests.integration.test_training import HERMES, make_assets, run
+from tests.integration.test_training import run
 from tests.retrieval.services import FAULTY, free_port, serving
 from verl_mtgrpo.integration.resolvers import asset
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory) -> Path:
-    return make_assets(tmp_path_factory.mktemp("assets"), HERMES)
 
 
 def tool_yaml(folder: Path, **changes: Any) -> str:
