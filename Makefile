@@ -18,7 +18,7 @@ SEED ?= 0
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo demo-compare test test-unit test-verl lint clean
+.PHONY: help install demo demo-compare test test-unit test-verl test-slow lint clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -49,7 +49,10 @@ test-unit: $(INSTALLED) ## tests that take seconds
 	$(BIN)/python -m pytest
 
 test-verl: $(INSTALLED) ## end-to-end tests with verl's real trainer (minutes)
-	$(BIN)/python -m pytest -m verl
+	$(BIN)/python -m pytest -m "verl and not slow" --durations=0 --durations-min=5
+
+test-slow: $(INSTALLED) ## measurements and the longest runs, not part of .ci/run
+	$(BIN)/python -m pytest -m slow -s
 
 lint: $(INSTALLED) ## ruff and pyright
 	$(BIN)/ruff check .

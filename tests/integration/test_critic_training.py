@@ -145,6 +145,7 @@ def test_three_steps_of_bilevel_gae_with_turn_gspo_in_our_colocated_asynchronous
 
 
 @pytest.mark.verl
+@pytest.mark.slow  # two slots on two cores: the longest of all runs
 def test_three_steps_of_turn_gae_in_our_separate_asynchronous_trainer(assets: Path, tmp_path: Path):
     # Two logical slots: one trains, the other generates; weights go over TCP. Two updates between weight transfers.
     settings = [
