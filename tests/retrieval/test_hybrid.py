@@ -139,7 +139,7 @@ def test_addresses_are_opened_with_their_settings(folders: tuple[Path, Path]):
     service = open_retriever("http://127.0.0.1:9", patience_s=0.2, concurrency=3)
     assert isinstance(service, HTTPRetriever)
     assert service.url == "http://127.0.0.1:9/retrieve"
-    with pytest.raises(RetrievalUnreachable, match=r"\(\d (try|tries) in 0\.\d s\)"):
+    with pytest.raises(RetrievalUnreachable, match=r"\(\d (try|tries) in \d\.\d s\)"):
         service.search(["x"], 1)
     both = open_retriever([folders[0], "http://127.0.0.1:9"])
     assert isinstance(both, HybridRetriever)
