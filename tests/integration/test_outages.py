@@ -15,6 +15,9 @@ import pytest
 
 pytest.importorskip("verl")
 
+from verl.tools.function_tool import FUNCTION_TOOL_REGISTRY, function_tool
+from verl.tools.schemas import ToolResponse
+
 from tests.integration.test_agent_loop import (  # noqa: F401  (the fixtures among them are used by name)
     GOOD,
     config,
@@ -72,6 +75,23 @@ def test_drop_ends_the_rollout_and_takes_it_out(config, tokenizer, index):  # no
         refuse_outage(transcript)
     trouble = tool_trouble(transcript)
     assert (trouble["tool/outage"], trouble["tool/failures"], trouble["tool/errors/bad_index"]) == (1.0, 1.0, 1.0)
+
+
+def test_a_tool_of_ones_own_that_fails_is_no_outage(config, tokenizer):  # noqa: F811
+    @function_tool
+    def search(query: str):
+        """Search.
+
+        Args:
+            query: What to look for.
+        """
+        return ToolResponse(text="Error: your program ran too long."), 0.0, {"ok": False, "error_kind": "timeout"}
+
+    tool = FUNCTION_TOOL_REGISTRY.pop("search")  # leave verl's global registry as it was
+    output = run(TurnToolAgentLoop, config, tokenizer, [tool], script=[GOOD, final_answer("Oslo")])
+    transcript = transcript_of(output)
+    assert (len(transcript.turns), transcript.end_reason) == (2, "answered")
+    assert transcript.turns[0].tool_calls[0].error_kind == "timeout"
 
 
 def test_raise_fails_the_rollout(config, tokenizer, index):  # noqa: F811

@@ -152,7 +152,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         record.calls[-1] = [
             replace(made[id(call)], seen=not dropped) for call in agent_data.tool_calls if id(call) in made
         ]
-        if any(call.error_kind in SERVICE_ERRORS for call in made.values()):
+        if any(call.error for call in made.values()):  # an outage that the tool reported as such
             record.end_reason = OUTAGE  # the reward manager takes the rollout out of the update
             return AgentState.TERMINATED
         if dropped:
