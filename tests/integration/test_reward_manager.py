@@ -315,6 +315,16 @@ def test_a_forgotten_search_path_does_not_silently_train_something_else():
     assert run.algorithm.adv_estimator == "mt_grpo"
 
 
+def test_latency_has_percentiles():
+    # 21 rollouts with 0 to 2 s in steps of a tenth, and one that called nothing: the 95th percentile is the 20th of 21
+    infos = [{"tool/latency_s": n / 10} for n in range(21)] + [{"tool/latency_s": None}]
+    metrics = rollout_metrics(infos)
+    assert metrics["tool/latency_s"] == pytest.approx(1.0)
+    assert metrics["tool/latency_s/p50"] == pytest.approx(1.0)
+    assert metrics["tool/latency_s/p95"] == pytest.approx(1.9)
+    assert metrics["tool/latency_s/max"] == pytest.approx(2.0)
+
+
 def test_a_batch_of_which_nothing_is_left_stops_the_run_and_says_why():
     dropped = {"outcome/dropped": 1.0, "dropped_reason": "search is down"}
     refuse_empty_batch([], 3)

@@ -19,6 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
@@ -64,7 +65,8 @@ def rollout_metrics(infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Average the named numbers of a batch's rollouts (``reward_extra_info`` of each).
 
     A name that is None or absent in a rollout (a turn it did not have) is averaged over the others, but counts of
-    failures by kind are absent where they are 0. ``turn/k/rollouts`` says how many rollouts reached turn k.
+    failures by kind are absent where they are 0. ``turn/k/rollouts`` says how many rollouts reached turn k;
+    ``tool/latency_s/p50``, ``/p95`` and ``/max`` are over the longest calls of the rollouts that made one.
     """
     values: dict[str, list[float]] = defaultdict(list)
     infos = list(infos)
@@ -80,7 +82,9 @@ def rollout_metrics(infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         for name, found in values.items()
         if name.startswith("turn/") and name.endswith("/reward")
     }
-    return {**means, **counts}
+    slowest = values.get("tool/latency_s")
+    latency = dict(zip(("p50", "p95", "max"), np.percentile(slowest, (50, 95, 100)), strict=True)) if slowest else {}
+    return {**means, **counts, **{f"tool/latency_s/{name}": float(value) for name, value in latency.items()}}
 
 
 def share_failed(keys: Sequence[str], asked: int) -> dict[str, float]:
