@@ -282,7 +282,8 @@ def test_first_and_last_tokens_of_turns():
     mask = torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1]])
     turns = segment_turns(mask)
     position = torch.arange(12).view(3, 4)
-    assert turns.first_BT.int().tolist() == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]]
+    marks = turns.put_first(torch.ones(3, 2), torch.zeros(3, 4), mask)
+    assert marks.int().tolist() == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]]
     assert turns.at_first(position).tolist() == [[0, 3], [0, 0], [9, 0]]
     assert turns.at_last(position).tolist() == [[1, 3], [0, 0], [11, 0]]
     table = torch.tensor([[-1, -2], [-3, -4], [-5, -6]])

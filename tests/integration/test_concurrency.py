@@ -6,7 +6,6 @@ import asyncio
 import random
 import re
 import statistics
-import time
 
 import pytest
 
@@ -17,6 +16,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from tests.integration.test_agent_loop import SeededServer, config, final_answer  # noqa: F401  (a fixture)
 from tests.retrieval.services import build_index, serving
+from tests.retrieval.test_load import heartbeat
 from verl_mtgrpo.data.policy import build_tokenizer, search_call
 from verl_mtgrpo.integration.agent_loop import TurnToolAgentLoop
 from verl_mtgrpo.integration.search_tool import SearchTool
@@ -70,11 +70,10 @@ def test_256_concurrent_rollouts_get_their_own_passages_and_the_event_loop_goes_
             return loop.run({"temperature": 1.0}, raw_prompt=[{"role": "user", "content": "Where?"}])
 
         await rollout(0)  # what is made once (connections, threads) is made before the clock runs
-        stalls, done = [], asyncio.Event()
-        beat = asyncio.create_task(heartbeat(stalls, done))
+        stalls: list[float] = []
+        beat = asyncio.create_task(heartbeat(stalls))
         outputs = await asyncio.gather(*(rollout(number) for number in range(ROLLOUTS)))
-        done.set()
-        await beat
+        beat.cancel()
         return outputs, stalls
 
     outputs, stalls = asyncio.run(go())
@@ -88,11 +87,3 @@ def test_256_concurrent_rollouts_get_their_own_passages_and_the_event_loop_goes_
     p99 = statistics.quantiles(stalls, n=100)[98]
     print(f"{len(stalls)} beats: stall p99 {1000 * p99:.1f} ms, longest {1000 * max(stalls):.1f} ms")
     assert p99 < 0.02
-
-
-async def heartbeat(stalls: list[float], done: asyncio.Event) -> None:
-    """How much later than asked for the event loop comes back, every 2 ms."""
-    while not done.is_set():
-        start = time.perf_counter()
-        await asyncio.sleep(0.002)
-        stalls.append(time.perf_counter() - start - 0.002)

@@ -72,8 +72,8 @@ def turn_explained_variance(values: Tensor, returns: Tensor, response_mask: Tens
         returns: ``(B, T)``, its targets.
         response_mask: ``(B, T)``, 1 at generated tokens.
     """
-    first_BT = segment_turns(response_mask).first_BT
-    target, value = returns[first_BT].double(), values[first_BT].double()
+    turns = segment_turns(response_mask)
+    target, value = (turns.at_first(tokens)[turns.alive_BK].double() for tokens in (returns, values))
     if len(target) < 2 or float(target.var()) == 0.0:
         return None
     return 1.0 - float((target - value).var() / target.var())

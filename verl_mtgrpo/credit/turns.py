@@ -75,13 +75,6 @@ class Turns:
         padded = torch.nn.functional.pad(values_BK, (0, 1))
         return self._to_tokens(padded[self.run_row_R, self.run_turn_R])
 
-    @property
-    def first_BT(self) -> Tensor:
-        """``(B, T)`` bool, True at the first token of each turn."""
-        flat = torch.zeros(self._size, dtype=torch.bool, device=self.count_B.device)
-        flat[self.run_start_R] = self.run_turn_R < self.max_turns
-        return flat.view(len(self.count_B), self.response_length)
-
     def at_first(self, values_BT: Tensor) -> Tensor:
         """The value at each turn's first token, ``(B, K)`` of the same type, 0 where no turn."""
         return self._table(values_BT.reshape(-1)[self.run_start_R])
