@@ -55,7 +55,9 @@ def test_settings_compose_with_verls_config(preset: str, tmp_path: Path) -> None
     assert config.trainer.default_local_dir == str(tmp_path / "a run" / "checkpoints")
     assert config.actor_rollout_ref.rollout.multi_turn.tool_config_path == str(tmp_path / "search_tool.yaml")
     assert config.data.seed == 3
-    assert config.algorithm.adv_estimator == ("mt_grpo" if preset == "mt_grpo" else "grpo")
+    of_verl = {"grpo_or": "grpo", "grpo_mr": "grpo", "ppo_or": "gae", "ppo_mr": "gae", "mt_ppo": "gae"}
+    assert config.algorithm.adv_estimator == of_verl.get(preset, preset)
+    assert config.critic.optim.lr == settings.critic_lr
 
 
 def test_command_names_what_the_run_needs(tmp_path: Path) -> None:

@@ -14,23 +14,42 @@ from verl_mtgrpo.cli.progress import format_duration
 from verl_mtgrpo.cli.provenance import describe_machine
 from verl_mtgrpo.cli.runs import RunPlan, RunResult, train_to_end
 
-METHODS: Mapping[str, str] = {"grpo_or": "GRPO-OR", "grpo_mr": "GRPO-MR", "mt_grpo": "MT-GRPO"}
+METHODS: Mapping[str, str] = {
+    "grpo_or": "GRPO-OR",
+    "grpo_mr": "GRPO-MR",
+    "mt_grpo": "MT-GRPO",
+    "mt_grpo_v1": "MT-GRPO (first version)",
+    "turn_rloo": "turn-level RLOO",
+    "gtpo": "GTPO",
+    "turn_reinforce_pp": "turn-level REINFORCE++",
+    "ppo_or": "PPO-OR",
+    "ppo_mr": "PPO-MR",
+    "mt_ppo": "MT-PPO",
+    "turn_gae": "turn-level GAE",
+    "bilevel_gae": "bi-level GAE",
+}
+"""What can be compared: preset, and its name in tables."""
+
+DEFAULT_METHODS = ("grpo_or", "grpo_mr", "mt_grpo")
 
 REACHED = 0.9
 
 _DESCRIPTION = """\
-Train GRPO-OR (outcome reward only), GRPO-MR (turn rewards merged into the outcome) and MT-GRPO (turn-level
-credit) with the same budget. A seed fixes world, policy, order of the questions and sampling, so within a
-seed all methods start from the same policy. Finished runs are skipped and interrupted ones go on, so the
-command can be stopped and given again. Three methods with three seeds take about an hour and a half.
+Train methods with the same budget: GRPO-OR (outcome reward only), GRPO-MR (turn rewards merged into the
+outcome) and MT-GRPO (turn-level credit), unless told otherwise. A seed fixes world, policy, order of the
+questions and sampling, so within a seed all methods start from the same policy. Finished runs are skipped
+and interrupted ones go on, so the command can be stopped and given again. Three methods with three seeds
+take about an hour and a half.
 """
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
-        "compare", help="MT-GRPO against GRPO-OR and GRPO-MR on the demo's task", description=_DESCRIPTION
+        "compare", help="MT-GRPO against its baselines, or others, on the demo's task", description=_DESCRIPTION
     )
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(DEFAULT_METHODS),
+                        metavar="PRESET", help=f"of {', '.join(METHODS)} (default: {' '.join(DEFAULT_METHODS)})")  # fmt: skip
     parser.add_argument("--runs", type=Path, default=Path("runs/demo"), metavar="DIR",
                         help="where the runs are kept, shared with mtgrpo demo (default: %(default)s)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="DIR",
@@ -43,11 +62,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Train what is missing, then write table and plot."""
     settings = settings_from(args.steps)
-    results: dict[str, dict[int, RunResult]] = {preset: {} for preset in METHODS}
-    total = len(METHODS) * len(args.seeds)
+    results: dict[str, dict[int, RunResult]] = {preset: {} for preset in args.methods}
+    total = len(results) * len(args.seeds)
     for seed in args.seeds:
         assets = prepare_assets(args.runs, seed=seed)
-        for preset in METHODS:
+        for preset in results:
             plan = plan_run(args.runs, assets, preset=preset, seed=seed, settings=settings)
             done = sum(len(by_seed) for by_seed in results.values())
             results[preset][seed] = _train(plan, label=f"[{done + 1}/{total}] {METHODS[preset]} seed {seed}")

@@ -21,6 +21,8 @@ class DemoSettings:
     rollouts: int = 8
     # Large for RL, fit for a model of a million parameters; at 1e-3 tool use rises but exact match collapses.
     lr: float = 3e-4
+    # Of the critic, in the methods that have one: it starts from the policy's weights with a new value head.
+    critic_lr: float = 1e-3
     # In tokens. A prompt is one question; a response holds a call, its passages and the answer.
     prompt_length: int = 128
     response_length: int = 256
@@ -53,6 +55,7 @@ class DemoSettings:
             f"{actor}.ppo_mini_batch_size={self.prompts}",
             f"{rollout}.n={self.rollouts}",
             f"{actor}.optim.lr={self.lr:g}",
+            f"critic.optim.lr={self.critic_lr:g}",
             f"data.max_prompt_length={self.prompt_length}",
             f"data.max_response_length={self.response_length}",
             f"{rollout}.multi_turn.max_assistant_turns={self.assistant_turns}",
