@@ -48,8 +48,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "compare", help="MT-GRPO against its baselines, or others, on the demo's task", description=_DESCRIPTION
     )
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(DEFAULT_METHODS),
-                        metavar="PRESET", help=f"of {', '.join(METHODS)} (default: {' '.join(DEFAULT_METHODS)})")  # fmt: skip
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(DEFAULT_METHODS), metavar="PRESET",
+                        help=f"of {', '.join(METHODS)} (default: {' '.join(DEFAULT_METHODS)})")  # fmt: skip
     parser.add_argument("--runs", type=Path, default=Path("runs/demo"), metavar="DIR",
                         help="where the runs are kept, shared with mtgrpo demo (default: %(default)s)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="DIR",
