@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def probe(token_level_rewards, response_mask, index, values, old_log_probs, entr
     result = turn_gae(token_level_rewards, response_mask, index, values, discount=discount, lam=lam, whiten=whiten)
     seen = dict(rewards=token_level_rewards, mask=response_mask, values=values, old_log_probs=old_log_probs,
                 entropies=entropies, transcript=list(transcript), turn_rewards=list(turn_rewards),
-                advantages=result[0], returns=result[1])
+                advantages=result[0], returns=result[1], index=list(index))
     folder = os.environ["PROBE_FOLDER"]
     torch.save(seen, f"{folder}/{len(os.listdir(folder)) + 1}.pt")
     return result
@@ -101,6 +102,76 @@ def assert_credit_is_measured(step: dict, seen: dict) -> None:
         assert 0 <= step[f"turn/{k}/zero_variance"] <= 1
     explained = 1 - statistics.variance(errors) / statistics.variance(targets)
     assert step["critic/turn_explained_variance"] == pytest.approx(explained, abs=1e-3)
+    assert_equal_rewards_are_counted(step, seen)
+
+
+def assert_equal_rewards_are_counted(step: dict, seen: dict) -> None:
+    by_turn, last = defaultdict(lambda: defaultdict(set)), defaultdict(set)
+    alive = defaultdict(lambda: defaultdict(int))
+    for row, (uid, turns) in enumerate(
+        zip(seen["index"], map(oracles.runs_of_ones, seen["mask"].tolist()), strict=True)
+    ):
+        paid = [seen["rewards"][row, turn].sum().item() for turn in turns]
+        last[uid].add(paid[-1])
+        for k, reward in enumerate(paid, start=1):
+            by_turn[k][uid].add(reward)
+            alive[k][uid] += 1
+    assert len(last) == QUESTIONS
+    for k, groups in by_turn.items():
+        equal = [len(rewards) == 1 for uid, rewards in groups.items() if alive[k][uid] > 1]
+        assert step[f"turn/{k}/zero_variance"] == pytest.approx(statistics.fmean(equal))
+    assert step["outcome/zero_variance"] == pytest.approx(statistics.fmean(len(r) == 1 for r in last.values()))
+
+
+def assert_metrics_are_those_of_the_transcripts(step: dict, seen: dict) -> None:
+    """Every number of tools and outcomes, worked out again from what the rollouts did and said."""
+    calls_of = [[call for turn in rollout["turns"] for call in turn["tool_calls"]] for rollout in seen["transcript"]]
+    with_calls = [calls for calls in calls_of if calls]
+    assert with_calls
+    expected = {
+        "tool/calls": statistics.fmean(map(len, calls_of)),
+        "tool/used": statistics.fmean(any(call["ok"] for call in calls) for calls in calls_of),
+        "tool/success": statistics.fmean(sum(call["ok"] for call in calls) / len(calls) for calls in with_calls),
+        "tool/hit": statistics.fmean(bool(calls) and "Oslo" in calls[0]["result"] for calls in calls_of),
+        "tool/failures": statistics.fmean(sum(not call["ok"] for call in calls) for calls in calls_of),
+    }
+    kinds = Counter(call["error_kind"] for calls in calls_of for call in calls if not call["ok"])
+    expected |= {f"tool/errors/{kind}": count / len(calls_of) for kind, count in kinds.items()}
+    assert {name for name in step if name.startswith("tool/errors/")} == {n for n in expected if "/errors/" in n}
+    slowest = [max(call["latency_s"] for call in calls) for calls in with_calls]
+    percentiles = statistics.quantiles(slowest, n=100, method="inclusive")
+    expected |= {"tool/latency_s/p50": percentiles[49], "tool/latency_s/p95": percentiles[94]}
+    expected |= {"tool/latency_s/max": max(slowest)}
+    for name, value in expected.items():
+        assert step[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
+    assert_outcomes_are_those_of_the_answers(step, seen)
+
+
+def assert_outcomes_are_those_of_the_answers(step: dict, seen: dict) -> None:
+    exact, contained, overlap, formats, counts = [], [], [], [], []
+    for rollout, turn_rewards in zip(seen["transcript"], seen["turn_rewards"], strict=True):
+        found = re.findall(r"<answer>(.*?)</answer>", rollout["turns"][-1]["text"], flags=re.DOTALL)
+        answer = found[-1].strip().lower() if found else ""
+        words = re.findall(r"\w+", answer)
+        exact.append(answer == "oslo")
+        contained.append("oslo" in answer)
+        overlap.append(2 * ("oslo" in words) / (len(words) + 1))
+        counts.append(len(rollout["turns"]))
+        rest = json.loads(turn_rewards)[-1] - 0.5 * contained[-1] - 1.0 * exact[-1]
+        formats.append((rest - _paid_for_the_call(rollout["turns"][-1])) / 0.2)
+    assert step["outcome/em"] == pytest.approx(statistics.fmean(exact))
+    assert step["outcome/contains"] == pytest.approx(statistics.fmean(contained))
+    assert step["outcome/f1"] == pytest.approx(statistics.fmean(overlap), abs=1e-6)
+    assert step["outcome/format"] == pytest.approx(statistics.fmean(formats), abs=1e-6)
+    assert step["turn/count"] == pytest.approx(statistics.fmean(counts))
+
+
+def _paid_for_the_call(turn: dict) -> float:
+    """What paper_v1 pays a last turn that calls the tool: the result reaches nobody, but it was carried out."""
+    calls = turn["tool_calls"]
+    if not calls:
+        return 0.0
+    return 0.2 * sum(call["ok"] for call in calls) / len(calls) + 0.5 * ("Oslo" in calls[0]["result"])
 
 
 @pytest.mark.verl
@@ -112,7 +183,15 @@ def test_two_steps_of_turn_gae_in_our_trainer_and_what_an_estimator_is_given(ass
         "PROBE_FOLDER": str(seen_folder),
         "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)]),
     }
-    settings = ["algorithm.adv_estimator=probe", "algorithm.turn.lam=0.9"]
+    # Two passes over two mini-batches, with importance weights for what the rollout server computed differently: the
+    # credit is worked out once for the whole batch, before the first update.
+    settings = [
+        "algorithm.adv_estimator=probe",
+        "algorithm.turn.lam=0.9",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={QUESTIONS // 2}",
+        "actor_rollout_ref.actor.ppo_epochs=2",
+        "algorithm.rollout_correction.rollout_is=token",
+    ]
     result = run(assets, tmp_path, *SHORT, *settings, preset="turn_gae", env=env)
     assert_critic_learned(result, steps=2)
     for n, step in result.steps.items():
@@ -127,6 +206,7 @@ def test_two_steps_of_turn_gae_in_our_trainer_and_what_an_estimator_is_given(ass
         assert step["critic/values/mean"] == pytest.approx(seen["values"][generated].mean().item(), abs=1e-4)
         assert step["critic/advantages/max"] == pytest.approx(seen["advantages"][generated].max().item(), abs=1e-4)
         assert_credit_is_measured(step, seen)
+        assert_metrics_are_those_of_the_transcripts(step, seen)
 
 
 @pytest.mark.verl

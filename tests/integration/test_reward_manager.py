@@ -28,7 +28,7 @@ import verl_mtgrpo.config
 from tests.judge_server import JudgeServer
 from verl_mtgrpo.credit import ESTIMATORS, compares_rollouts, extra_fields
 from verl_mtgrpo.data.policy import build_tokenizer
-from verl_mtgrpo.errors import ConfigError, EmptyBatchError, TranscriptError
+from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.integration.sampler import _with_settings, refuse_empty_batch, rollout_metrics
 from verl_mtgrpo.integration.settings import estimator_settings
@@ -294,6 +294,7 @@ def test_every_preset_composes_with_verls_config(preset, estimator, pay):
     with initialize_config_module("verl.trainer.config", version_base=None):
         run = compose("ppo_trainer", overrides=["hydra.searchpath=[pkg://verl_mtgrpo.config]", f"+mtgrpo={preset}"])
     assert (run.algorithm.adv_estimator, run.reward.turn.pay) == (estimator, pay)
+    assert run.trainer.v1.sampler.sampler_kwargs.estimator == estimator
     assert run.actor_rollout_ref.rollout.agent.default_agent_loop == "mtgrpo_tool_agent"
     OmegaConf.resolve(run)
     run.actor_rollout_ref.rollout.n = 8 if estimator in ESTIMATORS and compares_rollouts(estimator) else 1
@@ -323,6 +324,17 @@ def test_latency_has_percentiles():
     assert metrics["tool/latency_s/p50"] == pytest.approx(1.0)
     assert metrics["tool/latency_s/p95"] == pytest.approx(1.9)
     assert metrics["tool/latency_s/max"] == pytest.approx(2.0)
+
+
+def test_a_rollout_in_several_outputs_is_refused_by_estimators_that_would_take_them_for_rollouts():
+    from verl_mtgrpo.integration.sampler import refuse_several_outputs
+
+    whole = ["a_0_0", "a_1_0", "b_0_0", "b_1_0"]
+    for estimator in ("mt_grpo", "turn_gae"):
+        refuse_several_outputs(whole, estimator)
+        with pytest.raises(CreditInputError, match=r"1 of 4 rollouts came as several outputs \(such as b_1: 3\)"):
+            refuse_several_outputs([*whole, "b_1_1", "b_1_2"], estimator)
+    refuse_several_outputs([*whole, "b_1_1"], "grpo")  # verl brings them together
 
 
 def test_a_batch_of_which_nothing_is_left_stops_the_run_and_says_why():

@@ -24,7 +24,8 @@ import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
-from verl_mtgrpo.errors import ConfigError, EmptyBatchError
+from verl_mtgrpo.credit import ESTIMATORS
+from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError
 from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON
 from verl_mtgrpo.rewards.measures import BY_KIND
 
@@ -45,6 +46,7 @@ class _TurnMetrics:
         batch, metrics = super().sample(global_steps, partition_id, batch_size)  # type: ignore[misc]
         if partition_id == "val":
             return batch, metrics
+        refuse_several_outputs(batch.keys, str(self.sampler_kwargs.get("estimator")))  # type: ignore[attr-defined]
         infos = _reward_infos(batch)
         refuse_empty_batch(infos, global_steps)
         asked = batch_size * int(self.sampler_kwargs.get("rollouts_per_prompt") or 0)  # type: ignore[attr-defined]
@@ -109,6 +111,26 @@ def warn_of_outages(measured: Mapping[str, float], global_steps: int) -> None:
             f"others had no search. Per rollout: {', '.join(kinds) or 'no tool errors'}"
         )
         logger.error(message)
+
+
+def refuse_several_outputs(keys: Sequence[str], estimator: str) -> None:
+    """Raise ``CreditInputError`` if a rollout came as several rows and the estimator takes each row for a rollout.
+
+    verl lets an agent loop return a list of outputs, and brings them together for its own ``grpo`` only.
+
+    Args:
+        keys: verl's names of the rows, ``{uid}_{session}_{index}``.
+        estimator: ``algorithm.adv_estimator``.
+    """
+    rows = Counter(key.rpartition("_")[0] for key in keys)
+    several = [session for session, count in rows.items() if count > 1]
+    if several and estimator in ESTIMATORS:
+        raise CreditInputError(
+            f"{len(several)} of {len(rows)} rollouts came as several outputs (such as {several[0]}: "
+            f"{rows[several[0]]}), each of which {estimator} would take for a rollout of its own: its turns would be "
+            "counted from 1 again and compared with the wrong ones. Let the agent loop return one output with all "
+            "turns, or use verl's own algorithm.adv_estimator=grpo, which shares the last output's advantage out"
+        )
 
 
 def refuse_empty_batch(infos: Sequence[Mapping[str, Any]], global_steps: int) -> None:
