@@ -44,6 +44,11 @@ SOURCES = {
 CORPORA = (*SOURCES.values(), "hippo_hotpotqa_train_corpus.json", "hippo_musique_train_corpus.json", "xquad.en.json")
 K = 3
 VOCABULARY = 500_000
+FREQUENCIES = {
+    "real": 1.0,
+    "mixed": 0.13,
+    "shuffled": 0.0,
+}  # share of passages whose words are as frequent as in real ones
 WORDS = 100  # of a made-up passage, on average: as long as Search-R1's
 
 
@@ -98,16 +103,17 @@ def write_corpus(data: Path, out: Path, passages: int, seed: int, frequencies: s
     counts = Counter(word for p in real for word in re.findall(r"\w+", f"{p.title} {p.text}".lower()))
     words = [word for word, _ in counts.most_common()]
     words += [f"zq{number}" for number in range(VOCABULARY - len(words))]
-    if frequencies == "shuffled":
-        words = np.random.default_rng(seed + 1).permutation(np.array(words, dtype=object)).tolist()
+    vocabulary = np.array(words, dtype=object)
+    shuffled = np.random.default_rng(seed + 1).permutation(vocabulary)
     share = np.cumsum(1 / (np.arange(len(words)) + 2.7))
-    vocabulary, share = np.array(words, dtype=object), share / share[-1]
+    share = share / share[-1]
+    until = int(passages * FREQUENCIES[frequencies])
     draft, rng, done = out.with_suffix(".part"), np.random.default_rng(seed), len(real)
     with draft.open("w", encoding="utf-8") as file:
         for p in real:
             file.write(json.dumps({"id": p.id, "title": p.title, "text": p.text}) + "\n")
         while done < passages:
-            for text in _made_up(rng, min(10_000, passages - done), vocabulary, share):
+            for text in _made_up(rng, min(10_000, passages - done), vocabulary if done < until else shuffled, share):
                 file.write(json.dumps({"id": f"made-{done}", "title": "", "text": text}) + "\n")
                 done += 1
     draft.rename(out)
@@ -134,6 +140,14 @@ class Ours:
 
     def search(self, query: str) -> list[Passage]:
         return self.index.search([query], K)[0]
+
+
+class Plain(Ours):
+    """The same engine asked for all words of a query at once."""
+
+    def open(self, folder: Path) -> None:
+        super().open(folder)
+        self.index._engine()._words._can_split = False
 
 
 class FTS5:
@@ -189,7 +203,7 @@ class BM25S:
         return [Passage(h["id"], h["title"], h["text"], float(s)) for h, s in zip(hits[0], scores[0], strict=True)]
 
 
-ENGINES = {"mtgrpo": Ours, "bm25s": BM25S, "fts5": FTS5}
+ENGINES = {"mtgrpo": Ours, "plain": Plain, "bm25s": BM25S, "fts5": FTS5}
 
 
 # ---- measuring, each in a process of its own

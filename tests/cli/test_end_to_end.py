@@ -1,4 +1,4 @@
-"""MT-GRPO under verl's stock trainer, as the demo starts it: stopped by Ctrl-C, then resumed."""
+"""MT-PPO under verl's stock trainer, as `mtgrpo compare` starts it: stopped by Ctrl-C, then resumed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def plan(tmp_path: Path) -> RunPlan:
         val_file=tmp_path / "val.parquet",
         tool_config=Path(str(files("verl_mtgrpo.config").joinpath("tools", "search_tool.yaml"))),
     )
-    return RunPlan(tmp_path / "run", "mt_grpo", 0, assets, _SETTINGS)
+    return RunPlan(tmp_path / "run", "mt_ppo", 0, assets, _SETTINGS)
 
 
 @pytest.mark.verl
