@@ -1,0 +1,70 @@
+"""The built wheel in an environment of its own, beside verl: what somebody gets who installs the package."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("verl")
+
+ROOT = Path(__file__).parents[1]
+
+PROBE = """
+import json
+from hydra import compose, initialize_config_module
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+import verl_mtgrpo
+
+with initialize_config_module("verl.trainer.config", version_base=None):
+    config = compose("ppo_trainer", overrides=["hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo"])
+print(json.dumps({
+    "file": verl_mtgrpo.__file__,
+    "estimator": get_adv_estimator_fn("mt_grpo").__module__,
+    "tool": config.actor_rollout_ref.rollout.multi_turn.tool_config_path,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    subprocess.run(build, check=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_everything_that_is_in_the_package_is_in_the_wheel(wheel: Path):
+    tracked = subprocess.run(["git", "ls-files", "verl_mtgrpo"], cwd=ROOT, check=True, capture_output=True, text=True)
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert set(tracked.stdout.split()) <= names
+    assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"verl_mtgrpo"}
+
+
+def test_the_wheel_plugs_into_verl(wheel: Path, tmp_path: Path):
+    """verl and all else come from the environment of the tests; this package from the wheel alone."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True)
+    python = tmp_path / "env" / "bin" / "python"
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    own = Path(subprocess.run([python, "-c", where], check=True, capture_output=True, text=True).stdout.strip())
+    # A folder named in a .pth file is searched, but .pth files in it, such as the editable install's, are not read.
+    (own / "beside.pth").write_text(sysconfig.get_path("purelib"))
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", str(wheel)]
+    subprocess.run([*install, "--ignore-installed"], check=True)
+
+    env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VERL_USE_EXTERNAL_MODULES")}
+    out = subprocess.run([python, "-c", PROBE], cwd=tmp_path, env=env, check=True, capture_output=True, text=True)
+    found = json.loads(out.stdout.splitlines()[-1])
+    assert Path(found["file"]).is_relative_to(own)
+    assert found["estimator"].startswith("verl_mtgrpo.")
+    assert Path(found["tool"]).is_relative_to(own) and Path(found["tool"]).is_file()
+    command = [tmp_path / "env" / "bin" / "mtgrpo", "--version"]
+    version = subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, text=True)
+    assert version.stdout.split()[-1] == wheel.name.split("-")[1]
