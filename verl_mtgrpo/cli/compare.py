@@ -124,7 +124,7 @@ def comparison_markdown(results: Mapping[str, Mapping[int, RunResult]], facts: M
     seeds = sorted({seed for by_seed in results.values() for seed in by_seed})
     described = "\n".join(f"- {name}: {_plain(value)}" for name, value in {**facts, "seeds": seeds}.items())
     return (
-        "# Turn-level credit against outcome-only and merged rewards\n\n"
+        f"# {', '.join(METHODS[preset] for preset in results)}\n\n"
         "Sampled validation after training: mean over the seeds (lowest to highest); last column: of training, by "
         "seed.\n\n"
         f"{markdown_table([*header, reached], summary)}\n\n"
