@@ -44,11 +44,8 @@ SOURCES = {
 CORPORA = (*SOURCES.values(), "hippo_hotpotqa_train_corpus.json", "hippo_musique_train_corpus.json", "xquad.en.json")
 K = 3
 VOCABULARY = 500_000
-FREQUENCIES = {
-    "real": 1.0,
-    "mixed": 0.13,
-    "shuffled": 0.0,
-}  # share of passages whose words are as frequent as in real ones
+# Share of the passages whose words are as frequent as in real ones.
+FREQUENCIES = {"real": 1.0, "mixed": 0.13, "shuffled": 0.0}
 WORDS = 100  # of a made-up passage, on average: as long as Search-R1's
 
 
@@ -354,10 +351,11 @@ def main() -> None:
     parser.add_argument("--engines", default="mtgrpo,bm25s,fts5")
     parser.add_argument(
         "--frequencies",
-        choices=("real", "shuffled"),
+        choices=tuple(FREQUENCIES),
         default="real",
-        help="of words in made-up text: as in the real text, where most passages hold a word of nearly every query, "
-        "or Zipf's law over the words in random order, which is easier (default: %(default)s)",
+        help="of words in made-up text: as in the real text, where most passages hold a word of nearly every query; "
+        "shuffled: Zipf's law over the words in random order, which is easier; mixed: 13 %% of the passages as in the "
+        "real text, the others shuffled (default: %(default)s)",
     )
     parser.add_argument("--queries", type=int, default=1000, help="of the latency measurement (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10, help="of each throughput measurement")

@@ -34,7 +34,11 @@ SAME = ("critic/score/mean", "critic/values/mean", "critic/vf_loss", "critic/ret
 @pytest.mark.parametrize("preset", ["mt_ppo", "turn_gae"])
 def test_the_steps_after_a_checkpoint_are_those_of_the_unbroken_run(preset: str, assets: Path, tmp_path: Path):
     row = {"data_source": "toy", "split": "train", "system_prompt": None}
-    rows = [make_row(text, ["Oslo"], index=n, id=str(n), **row) for n, text in enumerate(ASKED)]
+    # Greedy rollouts say the same for a long time. What they earn differs: a third of the questions wants another answer
+    # (four, which cannot be spread evenly over three steps).
+    answers = ["Rome"] * 4 + ["Oslo"] * 8
+    asked = enumerate(zip(ASKED, answers, strict=True))
+    rows = [make_row(text, [answer], index=n, id=str(n), **row) for n, (text, answer) in asked]
     write_parquet(rows, tmp_path / "train.parquet")
     settings = [
         f"data.train_files={tmp_path / 'train.parquet'}",
@@ -63,6 +67,7 @@ def test_the_steps_after_a_checkpoint_are_those_of_the_unbroken_run(preset: str,
     for step in (3, 4):
         for name in SAME:
             assert resumed.steps[step][name] == pytest.approx(unbroken.steps[step][name], rel=1e-3, abs=1e-4), name
-    # A critic or a policy that began again would be seen: none of these numbers is as in the first step.
-    for name in SAME:
+    assert len({round(step["critic/score/mean"], 4) for step in unbroken.steps.values()}) > 1
+    # A critic or a policy that began again would be seen: these numbers are not as in the first step.
+    for name in ("critic/values/mean", "critic/vf_loss", "actor/grad_norm"):
         assert unbroken.steps[3][name] != pytest.approx(unbroken.steps[1][name], rel=1e-2), name
