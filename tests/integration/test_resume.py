@@ -34,8 +34,8 @@ SAME = ("critic/score/mean", "critic/values/mean", "critic/vf_loss", "critic/ret
 @pytest.mark.parametrize("preset", ["mt_ppo", "turn_gae"])
 def test_the_steps_after_a_checkpoint_are_those_of_the_unbroken_run(preset: str, assets: Path, tmp_path: Path):
     row = {"data_source": "toy", "split": "train", "system_prompt": None}
-    # Greedy rollouts say the same for a long time. What they earn differs: a third of the questions wants another answer
-    # (four, which cannot be spread evenly over three steps).
+    # Greedy rollouts say the same for a long time. What they earn differs: a third of the questions wants another
+    # answer (four, which cannot be spread evenly over three steps).
     answers = ["Rome"] * 4 + ["Oslo"] * 8
     asked = enumerate(zip(ASKED, answers, strict=True))
     rows = [make_row(text, [answer], index=n, id=str(n), **row) for n, (text, answer) in asked]
