@@ -112,7 +112,8 @@ def credit_rollouts(rollouts: Sequence[DumpedRollout], **settings: Any) -> list[
     for row, rollout in enumerate(rollouts):
         for turn, reward in enumerate(rollout.turn_rewards):
             rewards_BT[row, 2 * turn] = reward
-            mask_BT[row, 2 * turn] = 1
+            # A dropped rollout is in no statistic, as in training.
+            mask_BT[row, 2 * turn] = float(rollout.dropped is None)
     advantages_BT, _ = mt_grpo(rewards_BT, mask_BT, [rollout.group for rollout in rollouts], **settings)
     by_turn = advantages_BT[:, ::2].tolist()
     return [
