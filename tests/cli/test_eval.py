@@ -57,6 +57,18 @@ def test_two_dumps_and_their_difference(tmp_path: Path):
     assert f"| exact match | {worse} | {better} | paper: MT-PPO (v2) |" in report
 
 
+def test_sets_that_cannot_be_paired_are_named(tmp_path: Path):
+    known, unknown = dump(tmp_path / "a.jsonl", 1), dump(tmp_path / "b.jsonl", 3)
+    rows = [json.loads(line) for line in unknown.read_text().splitlines()]
+    write_rows(
+        unknown, [{**row, "question_id": "" if row["data_source"] == "mine" else row["question_id"]} for row in rows]
+    )
+    assert main(["eval", str(known), str(unknown), "--out", str(tmp_path)]) == 0
+    (_, _, differences) = (tmp_path / "eval.md").read_text().partition(f"## {unknown} less {known}")
+    assert "| TriviaQA | +0.500" in differences and "| mine | +0.500" not in differences
+    assert "no question is in both: mine." in differences
+
+
 def test_a_folder_stands_for_its_last_step(tmp_path: Path):
     for step, right in ((0, 0), (9, 1), (10, 4)):
         dump(tmp_path / "run" / "validation" / f"{step}.jsonl", right)

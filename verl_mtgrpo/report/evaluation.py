@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 METRICS: Mapping[str, str] = {
-    "em": "exact match of the last <answer> with an accepted one, both in SQuAD's normal form",
+    "em": "exact match of the last `<answer>` with an accepted one, both in SQuAD's normal form",
     "f1": "word overlap of the two, SQuAD's F1, the best over the accepted answers",
     "format": "share of rollouts in which every turn is one well-formed call or answer of the rollout's text format",
     "tool execution": "share of rollouts in which at least one tool call was carried out",

@@ -59,12 +59,8 @@ def to_markdown(evaluations: Sequence[Evaluation], changes: Differences, bootstr
     for one in evaluations:
         parts += [f"## {one.label}", markdown_table(*table(one))]
         parts += [f"- dropped: {reason} ({count} rollouts)" for reason, count in one.reasons.items()]
-    for label, rows in changes.items():
-        parts.append(f"## {label} less {evaluations[0].label}")
-        header = ["data set", *METRICS, "questions in both"]
-        lines = [[r.data_set, *(show(r.estimates[m], "+") for m in METRICS), str(r.questions)] for r in rows]
-        nothing = "No questions to pair: the dumps have no data set in common, or no question ids."
-        parts.append(markdown_table(header, lines) if lines else nothing)
+    for other in evaluations[1:]:
+        parts += _difference_parts(evaluations[0], other, changes[other.label])
     if beside := paper_table(evaluations):
         parts += ["## Beside the paper's numbers", markdown_table(*beside), *NOTES]
     parts += ["## What is measured", "\n".join(f"- **{name}**: {how}." for name, how in METRICS.items())]
@@ -74,10 +70,22 @@ def to_markdown(evaluations: Sequence[Evaluation], changes: Differences, bootstr
         f"intervals, percentiles of {bootstrap.resamples} bootstrap resamples of the questions (seed {bootstrap.seed})."
         " They say how far other questions of the set would move the mean, not other seeds of the training. A share of "
         "0 or 1 has an interval without width: no resample can hold what did not occur. Dropped rollouts (the search "
-        "was down) have no score; missing ones are those that other questions of the set have and the dump lacks: they "
-        "failed with an error."
+        "was down, or no reward could be found) have no score; missing ones are those that other questions of the set "
+        "have and the dump lacks: they failed with an error."
     )
     return "\n\n".join([*parts, f"Made by verl-mtgrpo {source}."]) + "\n"
+
+
+def _difference_parts(first: Evaluation, other: Evaluation, rows: Sequence[Row]) -> list[str]:
+    header = ["data set", *METRICS, "questions in both"]
+    lines = [[row.data_set, *(show(row.estimates[m], "+") for m in METRICS), str(row.questions)] for row in rows]
+    left_out = first.data_sets.keys() & other.data_sets.keys() - {row.data_set for row in rows}
+    parts = [f"## {other.label} less {first.label}"]
+    parts += [markdown_table(header, lines)] if lines else ["There are no questions to pair."]
+    if left_out:
+        names = ", ".join(sorted(left_out))
+        parts.append(f"Not paired, because no ids tell their questions apart or no question is in both: {names}.")
+    return parts
 
 
 def to_csv(evaluations: Sequence[Evaluation]) -> str:
