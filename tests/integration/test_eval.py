@@ -19,7 +19,8 @@ from tests.training import REPOSITORY
 pytestmark = [pytest.mark.verl, pytest.mark.slow]
 
 ROLLOUT = "actor_rollout_ref.rollout"
-GREEDY = f"{ROLLOUT}.val_kwargs.do_sample=False"
+# verl reads the temperature alone, not do_sample.
+GREEDY = f"{ROLLOUT}.val_kwargs.temperature=0"
 
 
 def evaluate(assets: Path, out: Path, *options: str) -> dict[str, str]:
