@@ -219,3 +219,42 @@ def bilevel_gae(
                 advantages[i][t], returns[i][t] = later, later + values[i][t]
             next_value, paid_before_next_end = values[i][end], sum(rewards[i][t] for t in turn[:-1])
     return advantages, returns
+
+
+# ---- SQuAD's answer comparison (Rajpurkar et al., arXiv 1606.05250), written out character by character
+
+
+def squad_normal_form(text: str) -> str:
+    """Lower case; without ASCII punctuation; without the words a, an, the; white space as single spaces."""
+    kept = ""
+    for character in text.lower():
+        if not (character.isascii() and character.isprintable() and not character.isalnum() and character != " "):
+            kept += character
+    words, word = "", ""
+    for character in kept + " ":
+        if character.isalnum() or character == "_":
+            word += character
+        else:
+            words += (" " if word in ("a", "an", "the") else word) + character
+            word = ""
+    return " ".join(words.split())
+
+
+def squad_em(prediction: str, gold: list[str]) -> bool:
+    return any(squad_normal_form(prediction) == squad_normal_form(one) for one in gold)
+
+
+def squad_f1(prediction: str, gold: list[str]) -> float:
+    best = 0.0
+    for one in gold:
+        predicted, left = squad_normal_form(prediction).split(), squad_normal_form(one).split()
+        total = len(left)
+        same = 0
+        for word in predicted:
+            if word in left:
+                left.remove(word)
+                same += 1
+        if same:
+            precision, recall = same / len(predicted), same / total
+            best = max(best, 2 * precision * recall / (precision + recall))
+    return best

@@ -94,6 +94,7 @@ def test_rewards_and_named_metrics():
     assert info["turn/1/reward"] == pytest.approx(0.7)
     assert info["turn/2/reward"] == pytest.approx(1.7)
     assert (info["turn/count"], info["tool/hit"], info["outcome/em"], info["uid"]) == (2.0, 1.0, 1.0, "u-1")
+    assert (info["data_source"], info["question_id"]) == ("toy", "7"), "what mtgrpo eval sorts and pairs by"
     assert Transcript.from_dict(json.loads(info["transcript"])) == TRANSCRIPT
 
 

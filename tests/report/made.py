@@ -41,7 +41,7 @@ def transcript(answer: str, *, searches: Sequence[str] = ()) -> Transcript:
     return Transcript(turns=tuple(turns), end_reason="answered", prompt=prompt, max_turns=3)
 
 
-def dump_row(prompt: str, session: int, rollout: Transcript, rewards: Sequence[float]) -> dict[str, Any]:
+def dump_row(prompt: str, session: int, rollout: Transcript, rewards: Sequence[float], **more: Any) -> dict[str, Any]:
     """One line of a validation dump."""
     return {
         "uid": f"{prompt}_{session}_0",
@@ -50,6 +50,18 @@ def dump_row(prompt: str, session: int, rollout: Transcript, rewards: Sequence[f
         "transcript": json.dumps(rollout.to_dict()),
         "turn_rewards": json.dumps(list(rewards)),
         "tool/used": float(len(rollout.turns) > 1),
-        "outcome/em": rewards[-1],
+        "outcome/em": rewards[-1] if rewards else 0.0,
         "turn/2/reward": None,
+        **more,
     }
+
+
+CALL = '<tool_call>{"name": "search", "arguments": {"query": "Orrin"}}</tool_call>'
+
+
+def rollout_of(answer: str | None, *calls: ToolCall, call_text: str = CALL, **more: Any) -> Transcript:
+    """One turn for each call, then one that answers (None: it says something without answering)."""
+    turns = [Turn(call_text, (9 * n, 9 * n + 3), (call,)) for n, call in enumerate(calls)]
+    said = "I do not know." if answer is None else f"So <answer>{answer}</answer>"
+    last = Turn(said, (9 * len(calls), 9 * len(calls) + 2))
+    return Transcript(turns=(*turns, last), end_reason="answered", **more)

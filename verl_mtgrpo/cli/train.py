@@ -42,24 +42,35 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Print the command, run it, and give back its exit code."""
-    env = {"MTGRPO_INDEX": str(args.index.resolve())} if args.index else {}
-    if not env and "MTGRPO_INDEX" in os.environ:
-        # Not needed to run it from here, but the printed command has to be complete.
-        env = {"MTGRPO_INDEX": os.environ["MTGRPO_INDEX"]}
+    env = index_variable(args.index)
     command = TrainCommand(preset=args.preset, cpu=args.cpu, overrides=tuple(args.overrides), env=env)
     print(command.shell_text(), flush=True)
     if args.dry_run:
         return 0
     log = args.log or Path("runs/train") / time.strftime("%Y%m%d-%H%M%S.log")
-    print(f"\nlog: {log}\n", flush=True)
-    echo = _Echo(log)
-    code = run_train_command(command, log=log, on_tick=None if args.quiet else echo.tick)
-    if not args.quiet:
-        echo.tick()
+    code = run_and_show(command, log=log, quiet=args.quiet)
     if code != 0:
         print(f"mtgrpo: error: {failure_report(code, log)}", file=sys.stderr)
     # A signal's number is no exit code; shells report 128 + n.
     return code if code >= 0 else 128 - code
+
+
+def index_variable(index: Path | None) -> dict[str, str]:
+    """The environment variable that names the search tool's index: as given, or as it is set already."""
+    if index:
+        return {"MTGRPO_INDEX": str(index.resolve())}
+    # Not needed to run it from here, but the printed command has to be complete.
+    return {"MTGRPO_INDEX": os.environ["MTGRPO_INDEX"]} if "MTGRPO_INDEX" in os.environ else {}
+
+
+def run_and_show(command: TrainCommand, *, log: Path, quiet: bool) -> int:
+    """Run the trainer, its output on the screen too unless ``quiet``; returns its exit code."""
+    print(f"\nlog: {log}\n", flush=True)
+    echo = _Echo(log)
+    code = run_train_command(command, log=log, on_tick=None if quiet else echo.tick)
+    if not quiet:
+        echo.tick()
+    return code
 
 
 class _Echo:

@@ -180,6 +180,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
             latency_s=float(info.get("latency_s", time.perf_counter() - start)),
             repeat=bool(info.get("repeat")),
             faults=tuple(info.get("faults", ())),
+            reward=float(reward or 0.0),
         )
         if self.cut_format:  # the model reads results in the tags of its format; the transcript keeps the bare text
             tag = self.cut_format.result

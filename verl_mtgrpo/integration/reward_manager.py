@@ -88,6 +88,9 @@ class TurnRewardManager(RewardManagerBase):
                 **measured,
                 **tool_trouble(transcript),
                 "uid": str(row.get("uid", "")),
+                # verl's validation dump has neither; `mtgrpo eval` sorts and pairs by them. Strings become no metric.
+                "data_source": str(row.get("data_source") or ""),
+                "question_id": _question_id(row.get("extra_info")),
                 DROPPED_REASON: reason,
                 TURN_REWARDS: json.dumps(paid),
                 TRANSCRIPT: json.dumps(transcript.to_dict(), default=str),
@@ -158,6 +161,12 @@ def _reward_function(settings: TurnRewardSettings, router: str | None, reward: A
         model = judge.model or str(reward.reward_model.model_path)
         judge = replace(judge, base_url=f"http://{router}/v1", model=model)
     return Judge(judge)
+
+
+def _question_id(extra_info: Any) -> str:
+    """The question's id in its set: the same in every run, other than verl's ``uid``; empty without one."""
+    known = extra_info if isinstance(extra_info, Mapping) else {}
+    return str(known.get("id", known.get("index", "")))
 
 
 def refuse_outage(transcript: Transcript) -> None:

@@ -1,20 +1,23 @@
-"""Decoded rollouts with the reward and the advantage of each turn, for a terminal."""
+"""Dumped rollouts: reading them, and showing the reward and the advantage of each turn on a terminal."""
 
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from verl_mtgrpo.errors import DataError
-from verl_mtgrpo.rewards.transcript import TRANSCRIPT, TURN_REWARDS, Transcript, Turn
+from verl_mtgrpo.rewards.transcript import DROPPED, DROPPED_REASON, OUTAGE, TRANSCRIPT, TURN_REWARDS, Transcript, Turn
 
 _WIDTH = 100
 _RESULT_CHARS = 240
+# verl numbers the rollouts of a prompt: <prompt>_<rollout>_<output>.
+_UID = re.compile(r"(?P<prompt>.+)_(?P<rollout>\d+)_\d+")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,9 @@ class DumpedRollout:
         turn_rewards: The reward on each turn's last token; the last one includes the outcome.
         answers: The accepted answers.
         components: Named parts of the reward and measurements, as logged.
+        data_source: The row's ``data_source``; empty in dumps of versions that did not write it.
+        question_id: The question's id in its set, the same in every dump; empty if unknown.
+        dropped: Why the rollout was taken out (its search was down, a reward that failed); None if it was not.
     """
 
     group: str
@@ -34,6 +40,9 @@ class DumpedRollout:
     turn_rewards: tuple[float, ...]
     answers: tuple[str, ...]
     components: Mapping[str, float]
+    data_source: str = ""
+    question_id: str = ""
+    dropped: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,14 +58,37 @@ class CreditedRollout:
         return max((abs(value) for value in self.advantages), default=0.0)
 
 
-def read_dump(path: Path) -> list[DumpedRollout]:
-    """Read a validation dump.
+def iter_dump(path: Path) -> Iterator[DumpedRollout]:
+    """The rollouts of a validation dump, one at a time: with their passages they fill the memory of a machine.
 
     Raises:
-        DataError: A row lacks the transcript or the turn rewards that our reward manager adds.
+        DataError: The file is empty, a line is no JSON, or a row lacks the transcript or the turn rewards that our
+            reward manager adds.
     """
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [_rollout_from_row(row, path) for row in rows]
+    seen: set[str] = set()
+    lines = 0
+    # Bytes: a line of text may also end at a character inside a string that verl leaves unescaped (U+2028).
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            lines += 1
+            row = _parse(line, f"{path}, line {number}")
+            session = _UID.fullmatch(str(row.get("uid", "")))
+            if session:
+                # An agent loop with several outputs has a row for each, all with the transcript of the last one.
+                key = f"{session['prompt']}_{session['rollout']}"
+                if key in seen:
+                    continue
+                seen.add(key)
+            yield _rollout_from_row(row, f"{path}, line {number}")
+    if not lines:
+        raise DataError(f"{path} is empty: the validation that should have written it did not end")
+
+
+def read_dump(path: Path) -> list[DumpedRollout]:
+    """All rollouts of a validation dump; errors as :func:`iter_dump`."""
+    return list(iter_dump(path))
 
 
 def credit_rollouts(rollouts: Sequence[DumpedRollout], **settings: Any) -> list[CreditedRollout]:
@@ -80,7 +112,8 @@ def credit_rollouts(rollouts: Sequence[DumpedRollout], **settings: Any) -> list[
     for row, rollout in enumerate(rollouts):
         for turn, reward in enumerate(rollout.turn_rewards):
             rewards_BT[row, 2 * turn] = reward
-            mask_BT[row, 2 * turn] = 1
+            # A dropped rollout is in no statistic, as in training.
+            mask_BT[row, 2 * turn] = float(rollout.dropped is None)
     advantages_BT, _ = mt_grpo(rewards_BT, mask_BT, [rollout.group for rollout in rollouts], **settings)
     by_turn = advantages_BT[:, ::2].tolist()
     return [
@@ -135,7 +168,25 @@ def _question(transcript: Transcript) -> str:
     return _one_line(str(asked[-1].get("content", ""))) if asked else "(no user message)"
 
 
-def _rollout_from_row(row: Mapping[str, Any], path: Path) -> DumpedRollout:
+def _parse(line: bytes, where: str) -> Mapping[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(
+            f"{where}: not JSON ({error}); the file is damaged, or the run that wrote it was killed there"
+        ) from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a JSON {type(row).__name__}, expected an object with the fields of one rollout")
+    return row
+
+
+def _rollout_from_row(row: Mapping[str, Any], where: str) -> DumpedRollout:
+    if TRANSCRIPT not in row:
+        raise DataError(
+            f"{where}: a rollout without transcript; expected a validation dump (trainer.validation_data_dir) of a run "
+            "with the agent loop mtgrpo_tool_agent and the reward manager mtgrpo. Dumps of training rollouts "
+            "(trainer.rollout_data_dir) hold none: verl writes text and score only there"
+        )
     try:
         transcript = Transcript.from_dict(json.loads(row[TRANSCRIPT]))
         rewards = tuple(float(value) for value in json.loads(row[TURN_REWARDS]))
@@ -143,22 +194,32 @@ def _rollout_from_row(row: Mapping[str, Any], path: Path) -> DumpedRollout:
             raise ValueError(f"{len(rewards)} turn rewards for {len(transcript.turns)} turns")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path}: a row has no usable transcript ({type(error).__name__}: {error}); expected a validation "
-            "dump of a run with the agent loop mtgrpo_tool_agent and the reward manager mtgrpo"
+            f"{where}: no usable transcript ({type(error).__name__}: {error}); expected what the reward manager "
+            "mtgrpo of this package wrote"
         ) from error
     components = {
         name: float(value)
         for name, value in row.items()
         if name.startswith(("turn/", "tool/", "outcome/")) and isinstance(value, (int, float))
     }
+    uid = str(row.get("uid", ""))
+    session = _UID.fullmatch(uid)
     return DumpedRollout(
-        # verl numbers the rollouts of a prompt: <prompt>_<rollout>_<output>.
-        group=str(row["uid"]).rsplit("_", 2)[0],
+        group=session["prompt"] if session else uid,
         transcript=transcript,
         turn_rewards=rewards,
         answers=_answers(row.get("gts")),
         components=components,
+        data_source=str(row.get("data_source") or ""),
+        question_id=str(row.get("question_id") or ""),
+        dropped=_why_dropped(row, transcript),
     )
+
+
+def _why_dropped(row: Mapping[str, Any], transcript: Transcript) -> str | None:
+    if not row.get(DROPPED) and transcript.end_reason != OUTAGE:
+        return None
+    return str(row.get(DROPPED_REASON) or "the search was down")
 
 
 def _answers(ground_truth: object) -> tuple[str, ...]:

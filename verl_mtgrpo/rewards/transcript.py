@@ -53,6 +53,8 @@ class ToolCall:
             ``response_length`` any more and verl dropped it.
         repeat: True if this rollout had searched for the same before.
         faults: Kinds of tries that failed before the call ended, in order, one name a try.
+        reward: What the tool itself says the call was worth (the second value of verl's ``execute``). It is paid only
+            if the reward function takes it.
     """
 
     name: str
@@ -66,6 +68,7 @@ class ToolCall:
     seen: bool = True
     repeat: bool = False
     faults: tuple[str, ...] = ()
+    reward: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,25 @@
+"""An estimator of your own on this package's core: the return-to-go, normalised at each turn and bounded.
+
+One rollout that got lucky can then not outweigh its whole group. It is registered when verl loads the module:
+
+    export PYTHONPATH=$PWD/examples/extend VERL_USE_EXTERNAL_MODULES=own_estimator
+    mtgrpo train -- algorithm.adv_estimator=bounded_returns '~algorithm.turn' +algorithm.turn.bound=1.5 ...
+
+(``~algorithm.turn`` takes the preset's knobs away, which are another estimator's.)
+"""
+
+from torch import Tensor
+
+from verl_mtgrpo.credit import normalize_within_group, read_batch, register_estimator
+
+
+@register_estimator
+def bounded_returns(
+    token_level_rewards: Tensor, response_mask: Tensor, index, *, discount: float = 1.0, bound: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """A_{i,k} = clip(norm(G_{i,k}), ±bound), norm over the rollouts of the group that have a turn k."""
+    batch = read_batch(token_level_rewards, response_mask, index)  # tokens -> turns, checked
+    returns_BK = batch.return_to_go(discount)  # G_{i,k} = Σ_{l≥k} γ^{l-k} R_{i,l}
+    alive_BK = batch.turns.alive_BK
+    normalized_BK = normalize_within_group(returns_BK, alive_BK, batch.groups, scale="std", epsilon=1e-6)
+    return batch.advantages(normalized_BK.clamp(-bound, bound))  # turns -> tokens

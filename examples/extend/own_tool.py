@@ -1,0 +1,47 @@
+"""A tool of your own, and what each call of it is worth: a calculator.
+
+Nothing of this package is in it: it is a function tool of verl. Its second value is the call's reward; a reward
+function that takes it (``call.reward``, as own_turn_reward.py does) pays it to the turn that made the call.
+
+    TOOL=actor_rollout_ref.rollout.multi_turn
+    mtgrpo train -- $TOOL.function_tool_path=$PWD/examples/extend/own_tool.py $TOOL.tool_config_path=null \
+        reward.turn.preset=$PWD/examples/extend/own_turn_reward.py:evidence ...
+
+(``tool_config_path=null`` takes the search tool away; without it the policy has both.)
+"""
+
+import ast
+import operator
+
+from verl.tools.function_tool import function_tool
+from verl.tools.schemas import ToolResponse
+
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+@function_tool
+def calculate(expression: str) -> tuple[ToolResponse, float, dict]:
+    """Work out an expression of numbers, + - * / and brackets.
+
+    Args:
+        expression: For example (3 + 4) * 2.
+    """
+    try:
+        tree = ast.parse(expression, mode="eval").body
+        text = f"{value(tree):g}"
+    except (SyntaxError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        # ok: False makes it a failed call, in metrics and rewards.
+        return ToolResponse(text=f"Error: {error}"), 0.0, {"ok": False, "error_kind": "bad_arguments"}
+    worth = 0.2 if isinstance(tree, ast.BinOp) else 0.0  # a number alone is no calculation
+    return ToolResponse(text=text), worth, {"ok": True}
+
+
+def value(node: ast.AST) -> float:
+    """The value of a parsed expression; only numbers and the four operators are known, so nothing can be run."""
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return float(node.value)
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        return OPERATORS[type(node.op)](value(node.left), value(node.right))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -value(node.operand)
+    raise ValueError(f"{type(node).__name__} is not arithmetic")

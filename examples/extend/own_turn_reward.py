@@ -1,0 +1,24 @@
+"""A turn reward of your own: evidence earns, a failed call costs, and what a tool says of its own call counts.
+
+mtgrpo train -- reward.turn.preset=$PWD/examples/extend/own_turn_reward.py:evidence ...
+"""
+
+from typing import Any
+
+from verl_mtgrpo.rewards import Transcript, TurnRewards
+from verl_mtgrpo.rewards.answers import accepted_answers, contains, exact_match, last_answer
+
+
+def evidence(transcript: Transcript, ground_truth: Any) -> TurnRewards:
+    """0.5 for the first turn whose results hold an answer, -0.1 for a failed call, the outcome is exact match."""
+    accepted = accepted_answers(ground_truth)
+    paid: list[float] = []
+    found = False
+    for turn in transcript.turns:
+        hit = not found and any(contains(result, accepted) for result in turn.results)
+        found = found or hit
+        failed = sum(not call.ok for call in turn.tool_calls)
+        paid.append(0.5 * hit - 0.1 * failed + sum(call.reward for call in turn.tool_calls))
+    right = exact_match(last_answer([turn.text for turn in transcript.turns]), accepted)
+    measured = {"tool/hit": float(found), "outcome/em": float(right)}  # each becomes a metric
+    return TurnRewards(turns=tuple(paid), outcome=float(right), components=measured)

@@ -1,0 +1,65 @@
+"""Why did this turn get this advantage? The arithmetic of MT-GRPO on a validation dump, written out.
+
+    python examples/extend/read_dump.py runs/demo/mt_grpo-seed0/validation/30.jsonl
+
+Shows the question whose rollouts were paid most differently. Only json and statistics are used: a row of the dump
+(``trainer.validation_data_dir``) has ``uid`` (<prompt>_<rollout>_<output>), ``turn_rewards`` and ``transcript``, both
+JSON, and every metric of the rollout (``tool/hit``, ``outcome/em``, ...). ``mtgrpo eval`` makes tables of the whole.
+"""
+
+import json
+import statistics
+import sys
+from collections import defaultdict
+
+
+def norm(value: float, values: list[float]) -> float:
+    """(value - mean) / std over the rollouts that are compared; one alone keeps its value."""
+    if len(values) == 1:
+        return value
+    return (value - statistics.fmean(values)) / (statistics.stdev(values) + 1e-6)
+
+
+def explain(group: list[list[float]], rollout: int) -> list[dict[str, float]]:
+    """For each turn of a rollout: what it was paid, the two terms of its advantage, and their sum.
+
+    Args:
+        group: The turn rewards of each rollout of one question; the last one of a rollout is its outcome.
+        rollout: Which of them.
+    """
+    mine = group[rollout]
+    outcome = norm(mine[-1], [rewards[-1] for rewards in group])
+    terms = []
+    for k in range(len(mine)):
+        # Compared are the rollouts that had a turn k; one that ended with it earned nothing by going on: 0.
+        alive = [rewards[k] if k < len(rewards) - 1 else 0.0 for rewards in group if k < len(rewards)]
+        terms.append(norm(mine[k] if k < len(mine) - 1 else 0.0, alive))
+    return [
+        {"reward": mine[k], "turns": sum(terms[k:]), "outcome": outcome, "advantage": sum(terms[k:]) + outcome}
+        for k in range(len(mine))
+    ]
+
+
+def main(path: str) -> None:
+    groups = defaultdict(list)
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            row["paid"] = json.loads(row["turn_rewards"])
+            if row["paid"] and not row["outcome/dropped"]:  # dropped: its search was down, it is in no statistic
+                groups[row["uid"].rsplit("_", 2)[0]].append(row)
+    rows = max(groups.values(), key=lambda rows: statistics.pstdev(sum(row["paid"]) for row in rows))
+    prompt = json.loads(rows[0]["transcript"])["prompt"]
+    print(f"{prompt[-1]['content']}\naccepted: {rows[0]['gts']}")
+    for number, row in enumerate(rows):
+        print(f"\nrollout {number}")
+        why = explain([other["paid"] for other in rows], number)
+        for turn, terms in zip(json.loads(row["transcript"])["turns"], why, strict=True):
+            sums = "advantage {advantage:+.2f} = turns {turns:+.2f} + outcome {outcome:+.2f}".format(**terms)
+            print(f"  {terms['reward']:+.2f} paid, {sums}\n    {turn['text']}")
+            for call in turn["tool_calls"]:
+                print(f"    -> {call['result'][:100]}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,187 @@
+"""``mtgrpo eval``: exact match and the rest by data set, from validation dumps or from a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from verl_mtgrpo.cli.command import TrainCommand, hydra_value
+from verl_mtgrpo.cli.failure import TrainingFailed, failure_report
+from verl_mtgrpo.cli.provenance import describe_source
+from verl_mtgrpo.cli.train import index_variable, run_and_show
+from verl_mtgrpo.errors import ConfigError, DataError
+
+_DESCRIPTION = """\
+Measure rollouts by data set, with 95 % bootstrap intervals, beside the paper's numbers: exact match, F1, format,
+tool execution, hit rate, searches per question. Writes OUT/eval.md, OUT/eval.csv and OUT/eval.json.
+
+From validation dumps (trainer.validation_data_dir) of runs with this package: a file, or a folder, of which the
+last step counts. Several are shown one after the other, the later ones with their differences to the first.
+
+  mtgrpo eval runs/mine/validation
+  mtgrpo eval grpo/validation/500.jsonl mt_grpo/validation/500.jsonl --out runs/eval/grpo-mt_grpo
+
+From a checkpoint of verl, or a Hugging Face model: verl validates (trainer.val_only), then its dump is measured.
+What comes after -- goes to verl; the overrides of the training run will do.
+
+  mtgrpo eval --checkpoint checkpoints/global_step_500 --index wiki -- data.val_files=test.parquet …
+  mtgrpo eval --model Qwen/Qwen2.5-3B-Instruct --index wiki -- data.val_files=test.parquet …
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser(
+        "eval",
+        help="measure validation dumps, a checkpoint or a model",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--checkpoint", type=Path, metavar="DIR", help="global_step_N of a run, or the folder around it")
+    model.add_argument("--model", metavar="DIR", help="model in Hugging Face's format, or its name on the hub")
+    parser.add_argument("--out", type=Path, default=Path("runs/eval"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--resamples", type=int, default=10_000, metavar="N", help="of the bootstrap (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    verl = parser.add_argument_group("with --checkpoint or --model, as in mtgrpo train")
+    verl.add_argument("--preset", default="mt_grpo", help="config of the group mtgrpo (default: %(default)s)")
+    verl.add_argument("--cpu", action="store_true", help="run on this machine's CPU, with a Ray of its own")
+    verl.add_argument("--index", type=Path, metavar="DIR", help="index of the search tool (else MTGRPO_INDEX)")
+    verl.add_argument("--quiet", action="store_true", help="write verl's output to the log only")
+    verl.add_argument("--dry-run", action="store_true", help="print verl's command and stop")
+    parser.add_argument(
+        "targets", nargs="*", metavar="DUMP", help="dumps; with --checkpoint or --model: -- and verl's overrides"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Find or make the dumps, measure them, write and print the tables."""
+    from verl_mtgrpo.report.evaluation import Bootstrap, differences, evaluate_dump
+    from verl_mtgrpo.report.evaluation_tables import table, to_csv, to_json, to_markdown
+    from verl_mtgrpo.report.tables import text_table
+
+    bootstrap = Bootstrap(resamples=args.resamples, seed=args.seed)
+    if args.checkpoint or args.model:
+        dumps = _validate(args)
+        if args.dry_run:
+            return 0
+    else:
+        dumps = find_dumps(args.targets)
+    evaluations = [evaluate_dump(dump, label=label, bootstrap=bootstrap) for label, dump in dumps.items()]
+    first, *others = evaluations
+    changes = {other.label: differences(first, other, bootstrap) for other in others}
+    source = describe_source()
+    args.out.mkdir(parents=True, exist_ok=True)
+    written = {
+        "eval.md": to_markdown(evaluations, changes, bootstrap, source=source),
+        "eval.csv": to_csv(evaluations),
+        "eval.json": to_json(evaluations, changes, bootstrap, source=source),
+    }
+    for name, text in written.items():
+        (args.out / name).write_text(text, encoding="utf-8")
+    for evaluation in evaluations:
+        print(f"{evaluation.label}\n\n{text_table(*table(evaluation))}\n")
+    print(f"{args.out}: {', '.join(written)}")
+    return 0
+
+
+def find_dumps(targets: Sequence[str]) -> dict[str, Path]:
+    """Dump files by what tables call them.
+
+    Raises:
+        ConfigError: none is named, or one twice.
+        DataError: there is no such file, or no dump in the folder.
+    """
+    if not targets:
+        raise ConfigError("nothing to measure: name a validation dump or its folder, or give --checkpoint or --model")
+    found = [_dump_of(Path(target)) for target in targets]
+    if len(set(found)) < len(found):
+        raise ConfigError(f"the same dump twice: {', '.join(map(str, found))}; name each once")
+    return {str(dump): dump for dump in found}
+
+
+def _dump_of(target: Path) -> Path:
+    if target.is_file():
+        return target
+    if not target.is_dir():
+        raise DataError(f"{target} does not exist; expected a validation dump (<step>.jsonl) or a folder of them")
+    for folder in (target, target / "validation"):
+        steps = [path for path in folder.glob("*.jsonl") if path.stem.isdigit()]
+        if steps:
+            return max(steps, key=lambda path: int(path.stem))
+    raise DataError(
+        f"{target} holds no <step>.jsonl; verl writes them where trainer.validation_data_dir says, at every validation"
+    )
+
+
+def _validate(args: argparse.Namespace) -> dict[str, Path]:
+    """Have verl validate the checkpoint or the model; where its dump is."""
+    folder = args.out.resolve() / "validation"
+    checkpoint = _checkpoint_of(args.checkpoint) if args.checkpoint else None
+    step = int(checkpoint.name.removeprefix("global_step_")) if checkpoint else 0
+    command = TrainCommand(
+        preset=args.preset,
+        cpu=args.cpu,
+        overrides=validation_overrides(args.targets, folder=folder, checkpoint=checkpoint, model=args.model),
+        env=index_variable(args.index),
+    )
+    print(command.shell_text(), flush=True)
+    dump = folder / f"{step}.jsonl"
+    if not args.dry_run:
+        dump.unlink(missing_ok=True)
+        log = args.out / time.strftime("validation-%Y%m%d-%H%M%S.log")
+        code = run_and_show(command, log=log, quiet=args.quiet)
+        if code != 0:
+            raise TrainingFailed(failure_report(code, log))
+    return {str(checkpoint or args.model): dump}
+
+
+def validation_overrides(
+    overrides: Sequence[str], *, folder: Path, checkpoint: Path | None, model: str | None
+) -> tuple[str, ...]:
+    """A user's overrides between defaults that they may change and what makes the run a validation.
+
+    Args:
+        overrides: The user's.
+        folder: Where verl writes the dump.
+        checkpoint: A folder ``global_step_N``.
+        model: A model instead, that of the user's overrides if None.
+    """
+    # verl's trainer wants training questions, also to validate only; those of the validation will do.
+    defaults = ["data.train_files=${data.val_files}", "trainer.total_training_steps=1"]
+    fixed = [
+        "trainer.val_only=True",
+        "trainer.val_before_train=True",
+        f"trainer.validation_data_dir={hydra_value(folder)}",
+        f"hydra.run.dir={hydra_value(folder.parent / 'hydra')}",
+        # Not into the experiment of the training run.
+        "trainer.logger=[console]",
+        # A training command may say so to save disk space; nothing is to be deleted here.
+        "trainer.del_local_ckpt_after_load=False",
+    ]
+    if checkpoint:
+        fixed += ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={hydra_value(checkpoint)}"]
+    else:
+        fixed += ["trainer.resume_mode=disable"]
+    if model:
+        path = Path(model)
+        fixed += [f"actor_rollout_ref.model.path={hydra_value(path.resolve() if path.is_dir() else model)}"]
+    return (*defaults, *overrides, *fixed)
+
+
+def _checkpoint_of(folder: Path) -> Path:
+    """``global_step_N`` itself, or the last one in a folder of checkpoints."""
+    folder = folder.resolve()
+    latest = folder / "latest_checkpointed_iteration.txt"
+    if latest.is_file():
+        folder = folder / f"global_step_{latest.read_text().strip()}"
+    step = folder.name.removeprefix("global_step_")
+    if step == folder.name or not step.isdigit() or not (folder / "actor").is_dir():
+        raise ConfigError(
+            f"--checkpoint {folder}: no checkpoint of verl, expected a folder global_step_N with the policy in actor/, "
+            "or the folder around such (trainer.default_local_dir); for Hugging Face's format use --model"
+        )
+    return folder

@@ -1,0 +1,85 @@
+"""The paper's results on question answering, to stand beside one's own.
+
+From arXiv 2505.11821. What is said of how sure they are is part of the data: most were read in secondary sources that
+agree with each other (and add up to the averages they give), not in the paper's own tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+PAPER_SETS = ("NQ", "TriviaQA", "PopQA", "HotpotQA", "2Wiki", "MuSiQue")
+"""What the paper's averages (second version) are over, in its order."""
+PAPER_AVERAGE = "average of the paper's six"
+"""What tables call the mean over these."""
+ORDER = (*PAPER_SETS, "Bamboogle")
+"""The order in which papers on search agents list these sets."""
+
+_ALIASES = {
+    "nq": "NQ",
+    "nq_open": "NQ",
+    "natural_questions": "NQ",
+    "triviaqa": "TriviaQA",
+    "trivia_qa": "TriviaQA",
+    "popqa": "PopQA",
+    "hotpotqa": "HotpotQA",
+    "hotpot_qa": "HotpotQA",
+    "2wiki": "2Wiki",
+    "2wikimultihopqa": "2Wiki",
+    "musique": "MuSiQue",
+    "bamboogle": "Bamboogle",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """Exact match of one method in the paper.
+
+    Attributes:
+        method: Its name there.
+        version: Version of the paper, whose set-up it is.
+        em: Data set -> exact match.
+        average: Mean over :data:`PAPER_SETS`, as published.
+    """
+
+    method: str
+    version: str
+    em: Mapping[str, float] = field(default_factory=dict[str, float])
+    average: float | None = None
+
+    @property
+    def label(self) -> str:
+        """How a table calls it."""
+        return f"paper: {self.method} ({self.version})"
+
+
+def _sets(*values: float) -> dict[str, float]:
+    return dict(zip(PAPER_SETS, values, strict=True))
+
+
+PUBLISHED = (
+    Published("MT-PPO", "v2", _sets(0.490, 0.647, 0.459, 0.453, 0.424, 0.209), 0.447),
+    Published("PPO-OR", "v2", _sets(0.483, 0.639, 0.456, 0.435, 0.382, 0.199), 0.432),
+    Published("PPO-MR", "v2", average=0.429),
+    Published("GRPO-MR", "v2", average=0.414),
+    Published("GRPO-OR", "v2", average=0.351),
+    Published("MT-GRPO", "v1", {"TriviaQA": 0.5010}),
+    Published("GRPO-MR", "v1", {"TriviaQA": 0.3346}),
+    Published("GRPO-OR", "v1", {"TriviaQA": 0.0}),
+)
+
+NOTES = (
+    "The columns *paper: …* are numbers of arXiv 2505.11821 for its models, not for the one evaluated here: Qwen2.5-7B "
+    "(base), trained and tested with Wikipedia. v2: E5, 3 passages a search, up to 4 turns. v1: BM25, 1 passage, one "
+    "search; its exact match compares lower-cased text, without SQuAD's normalisation.",
+    "How sure: read in secondary sources that agree, not in the paper's own tables; the averages of v2 are over its "
+    "six sets. v2 also reports a format rate of 0.999 for MT-PPO and 0.895 for PPO-OR, v1 a tool execution of 1.00 for "
+    "MT-GRPO.",
+)
+
+
+def natural_name(data_source: str) -> str:
+    """What people call the data set that verl's ``data_source`` names (``searchR1_nq`` and ``nq`` are NQ)."""
+    bare = data_source.strip().lower().removeprefix("searchr1_").replace("-", "_")
+    return _ALIASES.get(bare, data_source.strip() or "(unnamed)")
