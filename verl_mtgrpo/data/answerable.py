@@ -74,7 +74,7 @@ class AnswerCheck:
             "fingerprint": self._retriever.fingerprint,
             "top": self._top,
             "splits": {
-                split: {source: tally.manifest() for source, tally in tallies.items()}
+                split: {source: tally.manifest() for source, tally in sorted(tallies.items())}
                 for split, tallies in self._tallies.items()
             },
         }

@@ -156,7 +156,7 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
                     )
                 yield f"{path}, line {reader.line_num}", row
         except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num} is no row of such a file: {error}") from error
+            raise DataError(f"{path}, line {reader.line_num + 1} is no row of such a file: {error}") from error
 
 
 def _text_lines(path: Path, lines: IO[bytes]) -> Iterator[str]:
