@@ -1,4 +1,4 @@
-"""Imports go one way: credit, rewards, retrieval, data <- integration, cpu <- plugin; nothing imports cli."""
+"""Imports go one way: credit, rewards, retrieval <- data <- integration, cpu <- plugin; nothing imports cli."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "credit": set(),
     "rewards": set(),
     "retrieval": set(),
-    "data": {"retrieval"},
+    "data": {"retrieval", "rewards"},
     "integration": {"credit", "rewards", "retrieval", "data", "config"},
     "cpu": {"credit", "rewards", "retrieval", "data", "integration"},
     "report": {"credit", "rewards", "retrieval", "data"},

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,10 @@ import pytest
 
 from verl_mtgrpo.cli import data
 from verl_mtgrpo.errors import ConfigError, DataError
+from verl_mtgrpo.retrieval import BM25Index, Passage
+
+# Question sets of one's own to try everything on, for example MTGRPO_QUESTION_FILES=squad.json:hotpotqa.json
+QUESTION_FILES = list(filter(None, os.environ.get("MTGRPO_QUESTION_FILES", "").split(os.pathsep)))
 
 
 def mtgrpo(*arguments: object) -> int:
@@ -61,6 +66,71 @@ def test_a_file_without_the_needed_columns(tmp_path: Path):
     ):
         mtgrpo(path, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_known_set_from_local_files_with_an_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for file, numbers in {"nq/train": range(4), "nq/test": range(3, 5), "popqa/test": range(5, 7)}.items():
+        path = tmp_path / "qa" / f"{file}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        records = [
+            {"id": f"{n}", "question": f"Who is in house {n}?", "golden_answers": [f"Orsa {n}"]} for n in numbers
+        ]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    passages = [Passage(str(n), "", f"In house {n} is Orsa {n}.") for n in (0, 1, 4, 5, 6)]
+    BM25Index.build(passages, tmp_path / "index", source="houses")
+    options = ["--local", tmp_path / "qa", "--index", tmp_path / "index", "--check-top", 1, "--only-answerable"]
+    assert mtgrpo("nq", "popqa", *options, "--out", tmp_path / "out") == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[printed.index("}") + 1 :] == [
+        "popqa has no training split: it goes to validation only",
+        "nq: 1 training questions are left out because validation asks them too",
+        "nq, val: 1 of 2 questions (50.0%) have a gold answer in the first 1 passages; 0 yes/no aside",
+        "popqa, val: 2 of 2 questions (100.0%) have a gold answer in the first 1 passages; 0 yes/no aside",
+        "nq, train: 2 of 3 questions (66.7%) have a gold answer in the first 1 passages; 0 yes/no aside",
+        f"{tmp_path}/out/train.parquet: 2 train questions",
+        f"{tmp_path}/out/val.parquet: 4 val questions",
+    ]
+
+
+def test_without_network_the_message_says_how_to_use_local_files():
+    def error_of(*arguments: str) -> str:
+        result = subprocess.run(
+            [sys.executable, "-m", "verl_mtgrpo.cli.main", "data", *arguments, "--out", "nowhere"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        assert result.returncode == 1
+        return result.stderr
+
+    message = error_of("nq")
+    assert "error: the dataset 'RUC-NLPIR/FlashRAG_datasets' cannot be opened" in message
+    fetch = "hf download RUC-NLPIR/FlashRAG_datasets --repo-type dataset --include 'nq/*' --local-dir DIR)"
+    assert f"without network, fetch the files elsewhere ({fetch}" in message
+    assert "mtgrpo data nq --local DIR, which reads DIR/nq" in message
+    assert "--local-dir DIR/musique) and say where they are" in error_of("musique", "--edition", "original")
+    assert "give their local paths: mtgrpo data FILE.jsonl --out DIR" in error_of("hf:somebody/questions")
+
+
+def test_options_of_the_check_without_an_index(questions: Path, tmp_path: Path):
+    for option in (["--only-answerable"], ["--check-top", "5"]):
+        with pytest.raises(ConfigError, match=r"need the index to look into: give --index DIR"):
+            mtgrpo(questions, "--out", tmp_path / "out", *option)
+
+
+@pytest.mark.skipif(not QUESTION_FILES, reason="MTGRPO_QUESTION_FILES names no question sets")
+def test_question_sets_of_ones_own(tmp_path: Path):
+    for out in ("a", "b"):
+        mtgrpo(*QUESTION_FILES, "--out", tmp_path / out, "--seed", 1)
+    rows = {name: pq.read_table(tmp_path / "a" / f"{name}.parquet").to_pylist() for name in ("train", "val")}
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    left_out = sum(manifest["left_out_as_asked_in_validation"].values())
+    assert sum(map(len, rows.values())) + left_out == sum(part["questions"] for part in manifest["sources"])
+    for row in [*rows["train"], *rows["val"]]:
+        assert row["prompt"][-1] == {"role": "user", "content": row["extra_info"]["question"]}
+        assert all(row["reward_model"]["ground_truth"]["target"])
+    for name in ("train.parquet", "val.parquet", "manifest.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_help_has_examples_and_loads_nothing_heavy():

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from verl_mtgrpo.data.questions import Question, read_questions, sample_questions, split_questions
+from verl_mtgrpo.data.questions import Question, QuestionSample, in_validation, read_questions
 from verl_mtgrpo.errors import ConfigError, DataError
 
 
@@ -53,6 +53,10 @@ def test_squad_one_has_no_mark(tmp_path: Path):
         ({"answer": "a", "aliases": "b"}, ("a", "b")),
         ({"answers": {"text": ["a"], "answer_start": [3]}}, ("a",)),
         ({"answers": ["a"], "ctxs": [{"title": "t", "text": "x"}]}, ("a",)),
+        ({"answer": {"value": "a", "aliases": ["b", "a"], "normalized_aliases": ["x"], "type": "t"}}, ("a", "b")),
+        ({"possible_answers": '["a", "b"]', "obj": "a"}, ("a", "b")),
+        ({"answer": ["a", "b"]}, ("a", "b")),
+        ({"Answer": "a"}, ("a",)),
     ],
 )
 def test_answer_columns(tmp_path: Path, record: dict[str, Any], answers: tuple[str, ...]):
@@ -89,6 +93,9 @@ def test_unanswerable_records_are_left_out(tmp_path: Path):
         ([], "holds no answerable question"),
         ({"data": [{"title": "t", "paragraphs": [{"context": "c"}]}]}, r"broken \(KeyError: 'qas'\)"),
         ({"data": []}, "holds no answerable question"),
+        ([{"question": "q", "possible_answers": "a, b"}], r"broken \(JSONDecodeError"),
+        ([{"question": "q", "answer": {"text_of": "a"}}], r"broken \(KeyError: 'text'"),
+        ([{"question": "q", "answer": {"value": "<unk>", "aliases": []}}], "holds no answerable question"),
     ],
 )
 def test_question_sets_without_the_needed_columns(tmp_path: Path, document: Any, message: str):
@@ -96,7 +103,27 @@ def test_question_sets_without_the_needed_columns(tmp_path: Path, document: Any,
         list(read_questions(write(tmp_path / "q.json", document)))
 
 
+def test_bamboogle_begins_its_columns_with_capitals(tmp_path: Path):
+    (question,) = read_questions(write(tmp_path / "q.json", [{"Question": "q?", "Answer": "a"}]))
+    assert (question.question, question.answers) == ("q?", ("a",))
+
+
 # ---- splitting
+
+
+def split_questions(
+    questions: list[Question], *, val_fraction: float, seed: int
+) -> tuple[list[Question], list[Question]]:
+    chosen = in_validation(questions, val_fraction=val_fraction, seed=seed)
+    pairs = list(zip(questions, chosen, strict=True))
+    return [question for question, val in pairs if not val], [question for question, val in pairs if val]
+
+
+def sample_questions(questions: list[Question], *, limit: int | None, seed: int) -> list[Question]:
+    sample = QuestionSample(limit, seed)
+    for question in questions:
+        sample.add(question)
+    return sample.in_order()
 
 
 def questions_about(source: str, sizes: dict[str | None, int]) -> list[Question]:
@@ -170,6 +197,20 @@ def test_sampling():
     assert len(sample) == 10 and sample == [q for q in questions if q in sample] != questions[:10]
     # A larger sample of the same seed contains the smaller one.
     assert set(sample) < set(sample_questions(questions, limit=20, seed=0))
-    assert sample_questions(questions, limit=99, seed=0) == questions
+    assert sample_questions(questions, limit=99, seed=0) == sample_questions(questions, limit=None, seed=0) == questions
+    assert set(sample) != set(sample_questions(questions, limit=10, seed=1))
+    # Which ones are taken does not depend on the order in which they come.
+    assert set(sample_questions(questions[::-1], limit=10, seed=0)) == set(sample)
     with pytest.raises(ConfigError, match="number of questions is 0"):
         sample_questions(questions, limit=0, seed=0)
+
+
+def test_the_rank_of_a_sample_is_the_order_of_growing_samples():
+    questions = questions_about("s", {None: 30})
+    whole = QuestionSample(None, 0)
+    for question in questions:
+        whole.add(question)
+    ranked = whole.ranked()
+    assert [questions[position] for position, _ in ranked] == [question for _, question in ranked]
+    for limit in (1, 7, 29):
+        assert {question for _, question in ranked[:limit]} == set(sample_questions(questions, limit=limit, seed=0))

@@ -27,6 +27,16 @@ def test_a_row_has_the_columns_verl_reads():
     }
 
 
+def test_what_tools_get_and_which_may_be_called():
+    """verl 0.9.1 reads both from extra_info (rl_dataset.py: tools_kwargs; tool_agent_loop.py: tool_selection)."""
+    made = make_row(
+        "Who?", ["x"], index=0, split="val", id="q", data_source="d", tool_kwargs_for=["a", "b"], tool_selection=["a"]
+    )
+    given = {"create_kwargs": {"ground_truth": {"target": ["x"]}, "question": "Who?", "data_source": "d"}}
+    assert made["extra_info"]["tools_kwargs"] == {"a": given, "b": given}
+    assert made["extra_info"]["tool_selection"] == ["a"]
+
+
 @pytest.mark.parametrize("system_prompt", [None, ""])
 def test_no_system_message(system_prompt: str | None):
     made = make_row("Who?", ["x"], index=0, split="val", id="q", data_source="d", system_prompt=system_prompt)
@@ -46,6 +56,13 @@ def test_parquet_keeps_rows_and_is_the_same_every_time(tmp_path: Path):
     assert pq.read_table(tmp_path / "b.parquet").to_pylist() == rows
     assert (tmp_path / "new" / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.parquet"]
+
+
+def test_many_rows_are_written_in_batches(tmp_path: Path):
+    assert write_parquet((row(number) for number in range(10_001)), tmp_path / "a.parquet") == 10_001
+    assert pq.read_metadata(tmp_path / "a.parquet").num_row_groups == 2
+    index = [info["index"] for info in pq.read_table(tmp_path / "a.parquet")["extra_info"].to_pylist()]
+    assert index == list(range(10_001))
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path):

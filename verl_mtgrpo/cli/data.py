@@ -5,20 +5,36 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from verl_mtgrpo.data.rows import SYSTEM_PROMPTS
+from verl_mtgrpo.data.known import EDITIONS, KNOWN
+from verl_mtgrpo.data.rows import SEARCH_TOOL, SYSTEM_PROMPTS
 from verl_mtgrpo.errors import ConfigError
 
-_DESCRIPTION = """\
+if TYPE_CHECKING:
+    from verl_mtgrpo.data.answerable import AnswerCheck
+
+_DESCRIPTION = f"""\
 Turn question sets into verl's parquet files: OUT/train.parquet, OUT/val.parquet and OUT/manifest.json.
 
-Understood are SQuAD's JSON (1.1 and 2.0; unanswerable questions are left out), and .json, .jsonl (both also
-as .gz) or .parquet files of records with a question and its answers, golden_answers or answer, as in NQ-open,
-HotpotQA and MuSiQue. Validation gets whole articles where the set names them.
+A SET is a name, read from the Hugging Face hub:
+  {", ".join(KNOWN)}
+or a file: SQuAD's JSON (1.1 and 2.0; unanswerable questions are left out), or .json, .jsonl, .csv, .tsv (all also as
+.gz) or .parquet with a question and its answers, golden_answers or answer a record, as in all the sets above and
+yours; or hf:NAME[:CONFIG[:SPLIT]], any dataset of such records; or a folder by Dataset.save_to_disk.
+
+A named set trains on its own training split and validates on its test split (the development split where test answers
+are secret); popqa and bamboogle are for validation only. Files are divided: --val-fraction of each goes to validation,
+whole articles where the set names them. Training questions that validation asks too are left out and counted.
+
+Without network: --local DIR takes the named sets' files from DIR/NAME, for example DIR/nq/train.jsonl and
+DIR/nq/test.jsonl, in any of the layouts above.
 
 examples:
   mtgrpo data dev-v2.0.json --out data/squad
   mtgrpo data squad.json hotpotqa.json --val-fraction 0.05 --max-val 300 --out data/mixed
+  mtgrpo data nq hotpotqa --test triviaqa popqa 2wikimultihopqa musique --out data/paper_v2
+  mtgrpo data nq --local qa --index indexes/wiki --only-answerable --out data/nq
 """
 
 
@@ -30,19 +46,34 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a question set")
+    parser.add_argument("sets", nargs="+", metavar="SET", help="a question set: name, file or dataset")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--test", nargs="+", default=[], metavar="SET", help="sets for validation only, whole")
+    parser.add_argument("--local", type=Path, metavar="DIR", help="read named sets from DIR/NAME and not from the hub")
+    parser.add_argument(
+        "--edition",
+        choices=EDITIONS,
+        default=EDITIONS[0],
+        help="copy of the named sets: FlashRAG's, as in Search-R1, or their authors' (default: %(default)s)",
+    )
     parser.add_argument(
         "--val-fraction",
         type=float,
-        default=0.1,
         metavar="F",
-        help="share of each set for validation, 0 to 1 (default: %(default)s)",
+        help="share of each file for validation, 0 to 1 (default: 0.1, or 0 with --test)",
     )
     parser.add_argument("--max-train", type=int, metavar="N", help="keep at most N training questions")
     parser.add_argument("--max-val", type=int, metavar="N", help="keep at most N validation questions")
     parser.add_argument("--seed", type=int, default=0, help="decides who goes where (default: %(default)s)")
-    parser.add_argument("--data-source", metavar="NAME", help="name in verl's metrics (default: the file's name)")
+    parser.add_argument(
+        "--data-source", metavar="NAME", help="name in verl's metrics (default: the set's or file's name)"
+    )
+    _add_row_options(parser)
+    _add_check_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_row_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=tuple(SYSTEM_PROMPTS),
@@ -54,7 +85,29 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="TEXT",
         help="first message of every prompt, or @FILE with it; '' for none (default: the format's own)",
     )
-    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--tools",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"the only tools these rows may call, as the tool YAML names them (default: all; {SEARCH_TOOL!r} is ours)",
+    )
+
+
+def _add_check_options(parser: argparse.ArgumentParser) -> None:
+    check = parser.add_argument_group(
+        "can the index answer? (looks for a gold answer in what one search with the question finds: a lower bound for "
+        "questions that take several searches)"
+    )
+    check.add_argument(
+        "--index", metavar="DIR", help="folder of an index, or address of a search service: report shares"
+    )
+    check.add_argument("--check-top", type=int, metavar="K", help="look into the K best passages (default: 3)")
+    check.add_argument(
+        "--only-answerable",
+        action="store_true",
+        help="train on questions with an answer found, and on yes/no questions",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,20 +116,58 @@ def run(args: argparse.Namespace) -> int:
 
     prompt = SYSTEM_PROMPTS[args.format] if args.system_prompt is None else _text_or_file(args.system_prompt)
     manifest = write_dataset(
-        args.files,
+        args.sets,
         args.out,
+        tests=args.test,
+        edition=args.edition,
+        local=args.local,
         val_fraction=args.val_fraction,
         max_train=args.max_train,
         max_val=args.max_val,
         seed=args.seed,
         data_source=args.data_source,
         system_prompt=prompt,
+        tools=args.tools,
+        check=_answer_check(args),
+        only_answerable=args.only_answerable,
         progress=True,
     )
     print(json.dumps(manifest, indent=2, ensure_ascii=False))
-    for name, info in manifest["splits"].items():
-        print(f"{args.out / info['file']}: {info['rows']} {name} questions")
+    for line in _summary(args, manifest):
+        print(line)
     return 0
+
+
+def _answer_check(args: argparse.Namespace) -> AnswerCheck | None:
+    if args.index is None:
+        if args.only_answerable or args.check_top is not None:
+            raise ConfigError("--only-answerable and --check-top need the index to look into: give --index DIR")
+        return None
+    from verl_mtgrpo.data.answerable import AnswerCheck
+    from verl_mtgrpo.retrieval import open_retriever
+
+    top = 3 if args.check_top is None else args.check_top
+    return AnswerCheck(open_retriever(args.index), top=top, name=Path(args.index.rpartition("@")[2]).name)
+
+
+def _summary(args: argparse.Namespace, manifest: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for name in dict.fromkeys(name for name in args.sets if name in KNOWN):
+        if KNOWN[name][args.edition].train is None:
+            lines.append(f"{name} has no training split: it goes to validation only")
+    for name, count in manifest["left_out_as_asked_in_validation"].items():
+        lines.append(f"{name}: {count} training questions are left out because validation asks them too")
+    checked = manifest.get("answerability", {"splits": {}})
+    for split, tallies in checked["splits"].items():
+        for name, tally in tallies.items():
+            if tally["searched"]:
+                lines.append(
+                    f"{name}, {split}: {tally['answerable']} of {tally['searched']} questions ({tally['share']:.1%}) "
+                    f"have a gold answer in the first {checked['top']} passages; {tally['yes_no']} yes/no aside"
+                )
+    for name, info in manifest["splits"].items():
+        lines.append(f"{args.out / info['file']}: {info['rows']} {name} questions")
+    return lines
 
 
 def _text_or_file(value: str) -> str:

@@ -1,84 +1,189 @@
-"""Question files -> a folder with ``train.parquet``, ``val.parquet`` and a manifest."""
+"""Question sets -> a folder with ``train.parquet``, ``val.parquet`` and a manifest."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from verl_mtgrpo.data.questions import Question, read_questions, sample_questions, split_questions
-from verl_mtgrpo.data.rows import DEFAULT_SYSTEM_PROMPT, make_row, write_parquet
+from verl_mtgrpo.data.answerable import AnswerCheck
+from verl_mtgrpo.data.questions import Question, QuestionSample, in_validation
+from verl_mtgrpo.data.rows import DEFAULT_SYSTEM_PROMPT, SEARCH_TOOL, make_row, write_parquet
+from verl_mtgrpo.data.sources import Part, PartReader, file_sha256, plan_parts
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.rewards.answers import normalize
+
+_T = TypeVar("_T")
 
 
 def write_dataset(
-    files: Sequence[Path],
+    sources: Sequence[Path | str],
     out: Path,
     *,
-    val_fraction: float = 0.1,
+    tests: Sequence[Path | str] = (),
+    edition: str = "flashrag",
+    local: Path | None = None,
+    val_fraction: float | None = None,
     max_train: int | None = None,
     max_val: int | None = None,
     seed: int = 0,
     data_source: str | None = None,
     system_prompt: str | None = DEFAULT_SYSTEM_PROMPT,
+    tools: Sequence[str] = (),
+    check: AnswerCheck | None = None,
+    only_answerable: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Read question sets, split them and write verl's parquet files; return the manifest.
 
-    The same files and options give byte-identical results. A split without questions gets no file.
+    A training question that a validation set asks too, in the same words but for case, punctuation, articles and white
+    space, is left out, also where ``max_val`` leaves out the validation question. Questions about articles (SQuAD) that
+    are divided here count as asked only if they were given as a test: the same words ask something else of another
+    article.
+
+    The same questions and options give byte-identical results. A split without questions gets no file.
 
     Args:
-        files: Question sets; all end up in the same two files.
+        sources: Known sets (:data:`~verl_mtgrpo.data.known.KNOWN`), with their own splits, or files, folders and
+            datasets to divide; all end up in the same two files.
         out: Folder for the results, made if missing.
-        val_fraction: Share of every set that goes to validation, by article where that is known.
+        tests: Known sets, files, folders and datasets for validation only.
+        edition: Copy of the known sets, of :data:`~verl_mtgrpo.data.known.EDITIONS`.
+        local: Folder with the known sets' files; None for the Hugging Face hub.
+        val_fraction: Share of every divided set that goes to validation, by article where that is known; default 0.1,
+            or 0 with ``tests``.
         max_train: At most this many training rows, chosen by hash.
         max_val: At most this many validation rows.
         seed: Decides who goes where.
-        data_source: Name for verl's metrics; default: each file's name.
+        data_source: Name for verl's metrics; default: each set's or file's name.
         system_prompt: First message of every prompt; empty or None for none.
-        progress: Show a progress bar while reading.
+        tools: The only tools a row may call; none for all that the run has.
+        check: Counts the questions that an index can answer.
+        only_answerable: Train on those only that ``check`` found an answer for, and on yes/no questions.
+        progress: Show progress bars.
+
+    Raises:
+        ConfigError: The options do not fit together, or nothing is left to train on.
+        DataError: A set cannot be read.
     """
-    questions: list[Question] = []
-    sources: list[dict[str, Any]] = []
-    for file in _with_progress(files, progress):
-        read = list(read_questions(file, source=data_source))
-        questions += read
-        sources.append({"file": file.name, "sha256": _sha256(file), "questions": len(read)})
-    train, val = split_questions(questions, val_fraction=val_fraction, seed=seed)
-    if max_train is not None:
-        train = sample_questions(train, limit=max_train, seed=seed)
-    if max_val is not None:
-        val = sample_questions(val, limit=max_val, seed=seed)
-    if val_fraction < 1 and not train:
-        raise ConfigError(
-            f"no question is left for training: {len(questions)} read and a validation fraction of {val_fraction}; "
-            "lower the fraction"
-        )
+    if only_answerable and check is None:
+        raise ConfigError("answerable questions only, but no index to look them up in; give one")
+    fraction = (0.0 if tests else 0.1) if val_fraction is None else val_fraction
+    parts = plan_parts(sources, tests, edition=edition, local=local, data_source=data_source)
+    # With only_answerable the limit counts what is left after the check.
+    chosen = _Choice(None if only_answerable else max_train, max_val, seed, progress)
+    chosen.read(parts, fraction)
+    train, val = chosen.train.in_order(), chosen.val.in_order()
+    if check is not None:
+        val = [question for question, _ in check.check(_bar(val, "checking val", progress), "val")]
+        train = _check_train(chosen.train, check, max_train, progress, keep_all=not only_answerable)
+    if not train and any(part.role == "train" or (part.role == "divide" and fraction < 1) for part in parts):
+        raise ConfigError(_nothing_left(chosen, fraction, only_answerable))
     splits = {
-        name: _write_split(part, out / f"{name}.parquet", name, system_prompt)
+        name: _write_split(part, out / f"{name}.parquet", name, system_prompt, tools)
         for name, part in (("train", train), ("val", val))
     }
     manifest: dict[str, Any] = {
         "format": "verl-mtgrpo/dataset",
         "version": 1,
-        "sources": sources,
+        "sources": [reader.manifest() for reader in chosen.readers],
         "seed": seed,
-        "val_fraction": val_fraction,
+        "val_fraction": fraction if any(part.role == "divide" for part in parts) else None,
         "system_prompt": system_prompt or "",
+        "tools": list(tools),
+        "left_out_as_asked_in_validation": dict(chosen.repeated),
+        "only_answerable": only_answerable,
         "splits": {name: info for name, info in splits.items() if info},
     }
+    if check is not None:
+        manifest["answerability"] = check.manifest()
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     (out / "manifest.json").write_text(text, encoding="utf-8")
     return manifest
 
 
-def _write_split(questions: list[Question], path: Path, split: str, system_prompt: str | None) -> dict[str, Any]:
+class _Choice:
+    """Reads parts and chooses the questions of both splits: validation first, to keep its questions out of training.
+
+    Only divided parts are held in memory whole.
+    """
+
+    def __init__(self, max_train: int | None, max_val: int | None, seed: int, progress: bool) -> None:
+        self.train, self.val = QuestionSample(max_train, seed), QuestionSample(max_val, seed)
+        self.repeated: Counter[str] = Counter()
+        """How many training questions are left out because validation asks them, by set."""
+        self.readers: list[PartReader] = []
+        self._seed, self._progress = seed, progress
+        self._asked: set[bytes] = set()
+
+    def read(self, parts: Sequence[Part], val_fraction: float) -> None:
+        """Read all parts; those to divide are divided together, so that no article is on both sides."""
+        self.readers = [PartReader(part) for part in parts]
+        whole = [list(self._stream(reader)) if reader.part.role == "divide" else [] for reader in self.readers]
+        divided = [question for questions in whole for question in questions]
+        to_val = iter(in_validation(divided, val_fraction=val_fraction, seed=self._seed))
+        halves = [[(question, next(to_val)) for question in questions] for questions in whole]
+        for reader, half in zip(self.readers, halves, strict=True):
+            for question in self._stream(reader) if reader.part.role == "val" else ():
+                self._asked.add(_asks(question))
+                self.val.add(question)
+            for question in (question for question, val in half if val):
+                if question.article is None:
+                    self._asked.add(_asks(question))
+                self.val.add(question)
+        self._asked.discard(_NOTHING)
+        for reader, half in zip(self.readers, halves, strict=True):
+            for question in self._stream(reader) if reader.part.role == "train" else ():
+                self._offer(question)
+            for question in (question for question, val in half if not val):
+                self._offer(question)
+
+    def _offer(self, question: Question) -> None:
+        if _asks(question) in self._asked:
+            self.repeated[question.source] += 1
+        else:
+            self.train.add(question)
+
+    def _stream(self, reader: PartReader) -> Iterable[Question]:
+        return _bar(reader, f"reading {reader.part.name}", self._progress)
+
+
+def _check_train(
+    sample: QuestionSample, check: AnswerCheck, limit: int | None, progress: bool, *, keep_all: bool
+) -> list[Question]:
+    """Check the training questions; return all, or those that may be answered, at most ``limit``, in their order."""
+    ranked = sample.ranked()
+    positions = {id(question): position for position, question in ranked}
+    # By rank, so that a limit is reached without checking the rest and the same way every time.
+    checked = check.check(_bar([question for _, question in ranked], "checking train", progress), "train")
+    kept: list[Question] = []
+    for question, found in checked:
+        if keep_all or found is not False:
+            kept.append(question)
+            if len(kept) == limit:
+                break
+    return sorted(kept, key=lambda question: positions[id(question)])
+
+
+def _nothing_left(chosen: _Choice, fraction: float, only_answerable: bool) -> str:
+    reasons = [f"{sum(reader.count for reader in chosen.readers)} read and a validation fraction of {fraction}"]
+    if chosen.repeated:
+        reasons.append(f"{chosen.repeated.total()} left out because validation asks them too")
+    if only_answerable:
+        reasons.append("no gold answer of the others found in the index")
+    return f"no question is left for training: {', '.join(reasons)}; lower the fraction, or give other sets"
+
+
+def _write_split(
+    questions: list[Question], path: Path, split: str, system_prompt: str | None, tools: Sequence[str]
+) -> dict[str, Any]:
     if not questions:
         path.unlink(missing_ok=True)  # of an earlier run with other options
         return {}
-    rows = [
+    rows = (
         make_row(
             question.question,
             question.answers,
@@ -87,26 +192,37 @@ def _write_split(questions: list[Question], path: Path, split: str, system_promp
             id=question.id,
             data_source=question.source,
             system_prompt=system_prompt,
+            tool_kwargs_for=tools or (SEARCH_TOOL,),
+            tool_selection=tools,
             article=question.article or "",
         )
         for index, question in enumerate(questions)
-    ]
+    )
     count = write_parquet(rows, path)
-    articles = len({question.article for question in questions if question.article})
-    return {"file": path.name, "rows": count, "articles": articles, "sha256": _sha256(path)}
+    return {
+        "file": path.name,
+        "rows": count,
+        "by_source": dict(Counter(question.source for question in questions)),
+        "articles": len({question.article for question in questions if question.article}),
+        "sha256": file_sha256(path),
+    }
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _asks(question: Question) -> bytes:
+    """What two questions have in common if they ask the same in the same words."""
+    return _digest(normalize(question.question))
 
 
-def _with_progress(files: Sequence[Path], progress: bool) -> Iterable[Path]:
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+
+
+_NOTHING = _digest("")  # of a question of punctuation alone, which says nothing about another
+
+
+def _bar(items: Iterable[_T], label: str, progress: bool) -> Iterable[_T]:
     if not progress:
-        return files
+        return items
     from tqdm import tqdm
 
-    return tqdm(files, desc="reading", unit=" files", disable=None)
+    return tqdm(items, desc=label, unit=" questions", mininterval=0.5, disable=None)

@@ -1,7 +1,8 @@
-"""Reading JSON, JSONL and parquet files as a stream of records, with errors that say where."""
+"""Reading JSON, JSONL, CSV, TSV and parquet files as a stream of records, with errors that say where."""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import tarfile
@@ -12,19 +13,21 @@ from typing import IO, Any, cast
 
 from verl_mtgrpo.errors import DataError
 
-KNOWN = ".json, .jsonl or .parquet (the first two also as .gz)"
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+KNOWN = ".json, .jsonl, .csv, .tsv or .parquet (all but the last also as .gz)"
 _BOM = b"\xef\xbb\xbf"  # files saved on Windows may start with it
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _TAR = slice(257, 262)  # where a tar archive says "ustar"
 
 
 def read_records(path: Path | str) -> Iterator[tuple[str, Any]]:
     """Yield ``(where, value)`` for every record of a file.
 
-    A JSONL file gives its lines, a parquet file its rows, a JSON file the elements of its list or, if
-    it is no list, the whole document. ``where`` names the record for error messages. A ``.json`` file
-    that holds one record a line is read as JSONL. A ``.jsonl.gz`` file may also be a compressed tar
-    archive of JSONL files, as the Wikipedia dump of Search-R1 is. Text that is not UTF-8 is refused: what
-    a replacement character stood for is lost to search without a trace.
+    A JSONL file gives its lines, a parquet file its rows, a CSV or TSV file its rows as text under the names of
+    its first line, a JSON file the elements of its list or, if it is no list, the whole document. ``where``
+    names the record for error messages. A ``.json`` file that holds one record a line is read as JSONL. A
+    ``.jsonl.gz`` file may also be a compressed tar archive of JSONL files, as the Wikipedia dump of Search-R1
+    is. Text that is not UTF-8 is refused: what a replacement character stood for is lost to search without a trace.
 
     Raises:
         DataError: The file is missing, empty, damaged or of an unknown kind.
@@ -38,6 +41,8 @@ def read_records(path: Path | str) -> Iterator[tuple[str, Any]]:
             yield from _parquet_rows(path)
         elif kind == ".json":
             yield from _json_records(path)
+        elif kind in _DELIMITERS:
+            yield from _table_rows(path, _DELIMITERS[kind])
         else:
             yield from _json_lines(path)
     except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
@@ -49,9 +54,15 @@ def read_records(path: Path | str) -> Iterator[tuple[str, Any]]:
 def short_name(path: Path | str) -> str:
     """File name without folder and known suffixes: ``a/nq.jsonl.gz`` -> ``nq``."""
     name = Path(path).name
-    for suffix in (".gz", ".jsonl", ".json", ".parquet"):
+    for suffix in (".gz", *SUFFIXES):
         name = name.removesuffix(suffix)
     return name
+
+
+def is_data_file(path: Path) -> bool:
+    """Whether the name is that of a file that :func:`read_records` reads."""
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    return suffix in SUFFIXES and not (suffix == ".parquet" and path.suffix == ".gz")
 
 
 def describe(value: object) -> str:
@@ -63,9 +74,8 @@ def describe(value: object) -> str:
 
 
 def _kind(path: Path) -> str:
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if suffix in (".json", ".jsonl") or (suffix == ".parquet" and path.suffix != ".gz"):
-        return suffix
+    if is_data_file(path):
+        return Path(path.name.removesuffix(".gz")).suffix.lower()
     raise DataError(f"{path} is of an unknown kind; expected a {KNOWN} file")
 
 
@@ -132,6 +142,26 @@ def _records_of_lines(name: str, lines: IO[bytes]) -> Iterator[tuple[str, Any]]:
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
             raise DataError(f"{where} cannot be read as JSON: {error}") from error
         yield where, record
+
+
+def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
+    with _open(path) as file:
+        reader = csv.DictReader(_text_lines(path, file), delimiter=delimiter)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise DataError(
+                        f"{path}, line {reader.line_num} has {'more' if None in row else 'fewer'} fields than the "
+                        "first line has names"
+                    )
+                yield f"{path}, line {reader.line_num}", row
+        except csv.Error as error:
+            raise DataError(f"{path}, line {reader.line_num + 1} is no row of such a file: {error}") from error
+
+
+def _text_lines(path: Path, lines: IO[bytes]) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        yield _decode(line.removeprefix(_BOM) if number == 1 else line, f"{path}, line {number}", "line")
 
 
 def _decode(raw: bytes, where: str, unit: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from verl_mtgrpo.errors import DataError
 
 PREFIX = "hf:"
+_OFFLINE = "fetch its files elsewhere and give their local paths: mtgrpo index FILE.jsonl --out DIR"
 
 
 def is_dataset(spec: Path | str) -> bool:
@@ -16,7 +17,7 @@ def is_dataset(spec: Path | str) -> bool:
     return str(spec).startswith(PREFIX) or Path(spec).is_dir()
 
 
-def dataset_records(spec: Path | str) -> Iterator[tuple[str, Any]]:
+def dataset_records(spec: Path | str, *, split: str = "", offline: str = _OFFLINE) -> Iterator[tuple[str, Any]]:
     """Yield ``(where, row)`` for every row of a dataset; ``where`` names the row for error messages.
 
     Args:
@@ -24,12 +25,14 @@ def dataset_records(spec: Path | str) -> Iterator[tuple[str, Any]]:
             where NAME is a dataset of the hub or a local folder of data files: rows are streamed, nothing is
             stored. Or a folder written by ``Dataset.save_to_disk``. Without SPLIT the dataset's only split is
             taken, or ``train``.
+        split: The split of a folder by ``DatasetDict.save_to_disk``; a name of the hub says it itself.
+        offline: What to do without network, for the error message.
 
     Raises:
         DataError: There is no such dataset, configuration or split, or it cannot be reached.
     """
     text = str(spec)
-    rows = _from_hub(text) if text.startswith(PREFIX) else _from_disk(Path(text))
+    rows = _from_hub(text, offline) if text.startswith(PREFIX) else _from_disk(Path(text), split)
     number = 0
     try:
         for number, row in enumerate(rows, start=1):
@@ -40,7 +43,7 @@ def dataset_records(spec: Path | str) -> Iterator[tuple[str, Any]]:
         raise DataError(f"{text} cannot be read after row {number}: {_short(error)}") from error
 
 
-def _from_hub(spec: str) -> Any:
+def _from_hub(spec: str, offline: str) -> Any:
     from datasets import load_dataset
 
     name, _, rest = spec.removeprefix(PREFIX).partition(":")
@@ -52,12 +55,12 @@ def _from_hub(spec: str) -> Any:
     except Exception as error:  # the hub's client has dozens of kinds, for the network, names and formats
         raise DataError(
             f"the dataset {name!r} cannot be opened ({_short(error)}); check its name and configuration, or, without "
-            "network, fetch its files elsewhere and give their local paths: mtgrpo index FILE.jsonl --out DIR"
+            f"network, {offline}"
         ) from error
     return _one_split(found, split, spec)
 
 
-def _from_disk(path: Path) -> Any:
+def _from_disk(path: Path, split: str) -> Any:
     from datasets import DatasetDict, load_from_disk
 
     try:
@@ -67,7 +70,7 @@ def _from_disk(path: Path) -> Any:
             f"{path} is a folder that Dataset.save_to_disk did not write ({_short(error)}); for a folder of data files "
             f"give hf:{path}, else the files themselves"
         ) from error
-    return _one_split(found, "", str(path)) if isinstance(found, DatasetDict) else found
+    return _one_split(found, split, str(path)) if isinstance(found, DatasetDict) else found
 
 
 def _one_split(splits: Any, split: str, spec: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +15,13 @@ from verl_mtgrpo.data.files import describe, read_records, short_name
 from verl_mtgrpo.errors import ConfigError, DataError
 from verl_mtgrpo.retrieval.types import content_id
 
-ANSWER_COLUMNS = ("answers", "golden_answers", "answer")
+QUESTION_COLUMNS = ("question", "Question")
+ANSWER_COLUMNS = ("answers", "golden_answers", "answer", "possible_answers", "Answer")
 ALIAS_COLUMNS = ("answer_aliases", "aliases")
+ID_COLUMNS = ("id", "_id", "qid", "question_id")
+_UNKNOWN = "<unk>"  # TriviaQA's answer where it keeps the answer secret
 _EXPECTED = (
-    "expected a column question and one of answers, golden_answers, answer; or SQuAD's layout "
+    "expected a column question and one of answers, golden_answers, answer, possible_answers; or SQuAD's layout "
     "{data: [{title, paragraphs: [{context, qas}]}]}"
 )
 
@@ -41,28 +46,40 @@ class Question:
 
 
 def read_questions(path: Path | str, *, source: str | None = None) -> Iterator[Question]:
-    """Stream the answerable questions of one file.
+    """Stream the answerable questions of one file; see :func:`questions_of`.
 
-    Questions marked as unanswerable (SQuAD 2.0's ``is_impossible``, MuSiQue's ``answerable``) are left
-    out. ``source`` names the set; default: the file name without its suffixes.
+    ``source`` names the set; default: the file name without its suffixes.
+    """
+    return questions_of(read_records(path), source=source or short_name(path), name=str(path))
+
+
+def questions_of(records: Iterable[tuple[str, Any]], *, source: str, name: str) -> Iterator[Question]:
+    """Stream the answerable questions of ``(where, record)`` pairs of one set, whichever layout it has.
+
+    Understood are SQuAD's JSON and records with a question and its answers as the columns above: SQuAD's, NQ-open's,
+    FlashRAG's, HotpotQA's, 2WikiMultihopQA's and MuSiQue's, TriviaQA's ``{value, aliases}``, PopQA's JSON text,
+    Bamboogle's capitals. Questions marked as unanswerable (SQuAD 2.0's ``is_impossible``, MuSiQue's ``answerable``) or
+    without a public answer are left out.
+
+    Args:
+        records: What to read; ``where`` names a record in error messages.
+        source: Name of the set, the questions' ``source``.
+        name: What to call the whole in error messages.
 
     Raises:
-        DataError: The file has not the needed columns, or no answerable question.
+        DataError: A record has not the needed columns, or there is no answerable question.
     """
-    source = source or short_name(path)
     found = False
-    for where, record in read_records(path):
+    for where, record in records:
         for question in _questions_of(where, record, source):
             found = True
             yield question
     if not found:
-        raise DataError(f"{path} holds no answerable question; {_EXPECTED}")
+        raise DataError(f"{name} holds no answerable question; {_EXPECTED}")
 
 
-def split_questions(
-    questions: Sequence[Question], *, val_fraction: float, seed: int
-) -> tuple[list[Question], list[Question]]:
-    """Split into ``(train, val)``, each in the order given; about ``val_fraction`` of every source in val.
+def in_validation(questions: Sequence[Question], *, val_fraction: float, seed: int) -> list[bool]:
+    """Say for each question whether it goes to validation: about ``val_fraction`` of every source.
 
     Questions about one article stay together, also across sources; a source about one article only
     is split by question. Who goes where depends on the seed and on ids and article names, not on the
@@ -73,18 +90,40 @@ def split_questions(
     in_val: dict[str, bool] = {}
     for source in dict.fromkeys(question.source for question in questions):
         _assign([question for question in questions if question.source == source], in_val, val_fraction, seed)
-    chosen = [_find(question, in_val) for question in questions]
-    train = [question for question, val in zip(questions, chosen, strict=True) if not val]
-    val = [question for question, val in zip(questions, chosen, strict=True) if val]
-    return train, val
+    return [_find(question, in_val) for question in questions]
 
 
-def sample_questions(questions: Sequence[Question], *, limit: int, seed: int) -> list[Question]:
-    """Return ``limit`` of the questions, chosen by hash, in the order given; all if there are no more."""
-    if limit < 1:
-        raise ConfigError(f"the number of questions is {limit}, expected at least 1")
-    ranked = sorted(range(len(questions)), key=lambda i: (_draw(seed, _own_key(questions[i])), i))
-    return [questions[i] for i in sorted(ranked[:limit])]
+class QuestionSample:
+    """At most ``limit`` of a stream of questions, chosen by hash; never holds more than that.
+
+    A larger sample of the same seed contains the smaller one. All questions without a limit.
+    """
+
+    def __init__(self, limit: int | None, seed: int) -> None:
+        if limit is not None and limit < 1:
+            raise ConfigError(f"the number of questions is {limit}, expected at least 1")
+        self._limit, self._seed = limit, seed
+        self._seen = 0
+        # A heap whose first item is the one that leaves next: the highest draw, and of equal ones the last.
+        self._kept: list[tuple[int, int, Question]] = []
+
+    def add(self, question: Question) -> None:
+        """Offer one question."""
+        draw = int.from_bytes(_draw(self._seed, _own_key(question)), "big")
+        item = (-draw, -self._seen, question)
+        self._seen += 1
+        if self._limit is None or len(self._kept) < self._limit:
+            heapq.heappush(self._kept, item)
+        else:
+            heapq.heappushpop(self._kept, item)
+
+    def in_order(self) -> list[Question]:
+        """The sample, in the order in which it was added."""
+        return [item[2] for item in sorted(self._kept, key=lambda item: -item[1])]
+
+    def ranked(self) -> list[tuple[int, Question]]:
+        """``(position, question)`` of the sample, those first that a smaller sample would hold."""
+        return [(-negative, question) for _, negative, question in sorted(self._kept, reverse=True)]
 
 
 def _assign(questions: list[Question], in_val: dict[str, bool], fraction: float, seed: int) -> None:
@@ -154,27 +193,35 @@ def _from_squad(articles: list[Any], source: str) -> Iterator[Question]:
 
 def _from_record(where: str, fields: dict[str, Any], source: str) -> list[Question]:
     column = next((name for name in ANSWER_COLUMNS if fields.get(name) is not None), None)
-    if column is None or not isinstance(fields.get("question"), str):
+    asked = next((fields[name] for name in QUESTION_COLUMNS if isinstance(fields.get(name), str)), None)
+    if column is None or asked is None:
         raise DataError(f"{where} has {describe(fields)}; {_EXPECTED}")
     if str(fields.get("answerable", True)).lower() == "false":
         return []
-    values = _as_list(fields[column])
+    values = _as_list(json.loads(fields[column]) if _is_json(column, fields[column]) else fields[column])
     for name in ALIAS_COLUMNS:
         values += _as_list(fields.get(name))
-    answers = _distinct(values)
+    answers = _distinct(value for value in values if value != _UNKNOWN)
     if not answers:
         return []
-    text = fields["question"].strip()
-    own = next((fields[name] for name in ("id", "_id", "qid") if fields.get(name) is not None), None)
+    text = asked.strip()
+    own = next((fields[name] for name in ID_COLUMNS if fields.get(name) is not None), None)
     id = str(own) if own is not None else content_id(text, *answers)
     return [Question(id, text, answers, source)]
+
+
+def _is_json(column: str, value: Any) -> bool:
+    return column == "possible_answers" and isinstance(value, str)  # PopQA: '["one", "other"]'
 
 
 def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
-    if isinstance(value, dict):  # the Hugging Face hub's SQuAD: {"text": [...], "answer_start": [...]}
-        value = cast("dict[str, Any]", value)["text"]
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        if "value" in fields:  # TriviaQA: {"value": "...", "aliases": [...], ...}
+            return [fields["value"], *_as_list(fields.get("aliases"))]
+        value = fields["text"]  # the Hugging Face hub's SQuAD: {"text": [...], "answer_start": [...]}
     return list(cast("Iterable[Any]", value)) if isinstance(value, (list, tuple)) else [value]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ SYSTEM_PROMPTS = {
 }
 """What the prompt explains, for each text format the model may speak (verl's ``multi_turn.format``)."""
 DEFAULT_SYSTEM_PROMPT = SYSTEM_PROMPTS["hermes"]
+SEARCH_TOOL = "search"
+"""The search tool's name in ``config/tools/search_tool.yaml``."""
+_BATCH = 10_000
 
 
 def make_row(
@@ -48,6 +52,8 @@ def make_row(
     id: str,
     data_source: str,
     system_prompt: str | None = DEFAULT_SYSTEM_PROMPT,
+    tool_kwargs_for: Sequence[str] = (),
+    tool_selection: Sequence[str] = (),
     **extra: Any,
 ) -> dict[str, Any]:
     """Return one row for verl: prompt, ground truth and where it comes from.
@@ -60,23 +66,34 @@ def make_row(
         id: The question's id in its source.
         data_source: Name under which verl reports validation metrics.
         system_prompt: System message; None or empty for a prompt without one.
+        tool_kwargs_for: Tools whose ``create`` gets the question, its source and its ground truth
+            (``extra_info.tools_kwargs``, as in verl's own search example). Other tools are not affected.
+        tool_selection: The only tools that this row may call (``extra_info.tool_selection``): verl drops the others,
+            and names that it does not know, in silence. Empty for all tools of the run.
         **extra: More keys for ``extra_info``; the same keys and types in every row of a file.
     """
     if isinstance(answers, str) or not answers:
         raise DataError(f"question {id!r} has the answers {answers!r}, expected a list with at least one")
     prompt = [{"role": "system", "content": system_prompt}] if system_prompt else []
     prompt.append({"role": "user", "content": question})
+    truth = {"target": list(answers)}
+    info: dict[str, Any] = {"index": index, "split": split, "id": id, "question": question, **extra}
+    if tool_kwargs_for:
+        given = {"create_kwargs": {"ground_truth": truth, "question": question, "data_source": data_source}}
+        info["tools_kwargs"] = dict.fromkeys(tool_kwargs_for, given)
+    if tool_selection:
+        info["tool_selection"] = list(tool_selection)
     return {
         "data_source": data_source,
         "prompt": prompt,
         "ability": "qa",
-        "reward_model": {"style": "rule", "ground_truth": {"target": list(answers)}},
-        "extra_info": {"index": index, "split": split, "id": id, "question": question, **extra},
+        "reward_model": {"style": "rule", "ground_truth": truth},
+        "extra_info": info,
     }
 
 
 def write_parquet(rows: Iterable[dict[str, Any]], path: Path | str) -> int:
-    """Write rows to a parquet file and return how many.
+    """Write rows to a parquet file and return how many; never holds more than some thousand of them.
 
     Equal rows give byte-identical files. The file appears under its name only when it is complete.
     """
@@ -84,14 +101,27 @@ def write_parquet(rows: Iterable[dict[str, Any]], path: Path | str) -> int:
     import pyarrow.parquet as pq
 
     path = Path(path)
-    listed = list(rows)
-    if not listed:
+    batches = _batches(rows)
+    first = next(batches, None)
+    if first is None:
         raise DataError(f"there are no rows to write to {path}")
+    table = pa.Table.from_pylist(first)
+    count = len(first)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        pq.write_table(pa.Table.from_pylist(listed), draft)
+        with pq.ParquetWriter(draft, table.schema) as writer:
+            writer.write_table(table)
+            for batch in batches:
+                writer.write_table(pa.Table.from_pylist(batch, schema=table.schema))
+                count += len(batch)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-    return len(listed)
+    return count
+
+
+def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    stream = iter(rows)
+    while batch := list(islice(stream, _BATCH)):
+        yield batch

@@ -1,0 +1,131 @@
+"""What the user names on the command line -> parts of the data set, each read from one place and going one way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from verl_mtgrpo.data.files import read_records, short_name
+from verl_mtgrpo.data.hub import PREFIX, dataset_records, is_dataset
+from verl_mtgrpo.data.known import KNOWN, hub_records, local_files, local_records
+from verl_mtgrpo.data.questions import Question, questions_of
+from verl_mtgrpo.errors import DataError
+
+Role = Literal["train", "val", "divide"]
+"""Where a part goes; ``divide``: by hash, a fraction of it to validation."""
+_OFFLINE = "fetch its files elsewhere and give their local paths: mtgrpo data FILE.jsonl --out DIR"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Questions of one place that go one way.
+
+    Attributes:
+        source: Name of the set, the rows' ``data_source``.
+        role: Where they go.
+        origin: Where they come from, for the manifest; no path of this machine but file names.
+        name: What to call it in messages.
+        records: Opens it: ``(where, record)`` pairs.
+    """
+
+    source: str
+    role: Role
+    origin: dict[str, Any]
+    name: str
+    records: Callable[[], Iterator[tuple[str, Any]]]
+
+
+class PartReader:
+    """Iterates over the questions of a part once and then knows how many there were and their checksum."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.count = 0
+        self._digest = hashlib.sha256()
+
+    def __iter__(self) -> Iterator[Question]:
+        for question in questions_of(self.part.records(), source=self.part.source, name=self.part.name):
+            self.count += 1
+            self._digest.update(json.dumps([question.id, question.question, question.answers]).encode() + b"\n")
+            yield question
+
+    def manifest(self) -> dict[str, Any]:
+        """What the manifest says about the part: origin, way, number of questions and their SHA-256."""
+        return {
+            **self.part.origin,
+            "role": self.part.role,
+            "questions": self.count,
+            "questions_sha256": self._digest.hexdigest(),
+        }
+
+
+def plan_parts(
+    sources: Sequence[Path | str],
+    tests: Sequence[Path | str],
+    *,
+    edition: str,
+    local: Path | None,
+    data_source: str | None,
+) -> list[Part]:
+    """Return the parts that ``sources`` and ``tests`` name, in their order; a split of a known set only once.
+
+    Args:
+        sources: Known sets, with their own training and validation splits, or files and datasets to divide.
+        tests: Known sets, files or datasets that go to validation whole.
+        edition: Which copy of the known sets.
+        local: Folder with the known sets' files, one folder each; None for the hub.
+        data_source: Name of all parts; None for each one's own.
+    """
+    parts: dict[object, Part] = {}
+    for spec, testing in [*((spec, False) for spec in sources), *((spec, True) for spec in tests)]:
+        text = str(spec)
+        if text in KNOWN:
+            roles: list[Role] = ["val"] if testing or KNOWN[text][edition].train is None else ["train", "val"]
+            for role in roles:
+                parts.setdefault((text, role), _known_part(text, role, edition, local, data_source))
+        else:
+            parts[len(parts)] = _given_part(text, "val" if testing else "divide", data_source)
+    return list(parts.values())
+
+
+def _known_part(name: str, role: Role, edition: str, local: Path | None, data_source: str | None) -> Part:
+    known = KNOWN[name][edition]
+    split = (known.train if role == "train" else None) or known.test
+    origin: dict[str, Any] = {"set": name, "edition": edition}
+    if local is None:
+        origin |= {"dataset": known.repo, "config": known.config or "default", "split": split}
+        return Part(data_source or name, role, origin, f"{name} ({split})", lambda: hub_records(name, edition, split))
+    files = local_files(local, name, split)
+    origin |= {"files": [str(file.relative_to(local)) for file in files], "split": split}
+    return Part(data_source or name, role, origin, f"{name} ({split})", lambda: local_records(files, split))
+
+
+def _given_part(text: str, role: Role, data_source: str | None) -> Part:
+    if text.startswith(PREFIX):
+        repo, _, rest = text.removeprefix(PREFIX).partition(":")
+        name = repo.rstrip("/").rpartition("/")[2]
+        origin = {"dataset": name if Path(repo).exists() else repo, "config_and_split": rest}
+        return Part(data_source or name, role, origin, text, lambda: dataset_records(text, offline=_OFFLINE))
+    path = Path(text)
+    if is_dataset(path):
+        return Part(data_source or path.name, role, {"folder": path.name}, text, lambda: dataset_records(path))
+    if not path.is_file():
+        raise DataError(
+            f"{text!r} is neither a known set ({', '.join(KNOWN)}) nor a file or folder that is there nor "
+            f"{PREFIX}NAME of the Hugging Face hub"
+        )
+    origin = {"file": path.name, "sha256": file_sha256(path)}
+    return Part(data_source or short_name(path), role, origin, text, lambda: read_records(path))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
