@@ -167,7 +167,11 @@ def test_settings_that_do_not_fit(tmp_path: Path, index: BM25Index):
         write_dataset([path], tmp_path / "out", only_answerable=True)
     with pytest.raises(ConfigError, match="passages to look into is 0, expected at least 1"):
         AnswerCheck(index, top=0, name="towns")
+    with pytest.raises(ConfigError, match="edition is 'flash', expected one of flashrag, original"):
+        write_dataset(["nq"], tmp_path / "out", edition="flash")
     check = AnswerCheck(index, top=1, name="towns")
+    with pytest.raises(ConfigError, match="number of questions is 0"):
+        write_dataset([path], tmp_path / "out", max_train=0, check=check, only_answerable=True)
     with pytest.raises(ConfigError, match=r"1 read .*no gold answer of the others found in the index"):
         write_dataset([path], tmp_path / "out", val_fraction=0, check=check, only_answerable=True)
     assert not (tmp_path / "out").exists()

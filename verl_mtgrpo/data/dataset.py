@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from verl_mtgrpo.data.answerable import AnswerCheck
-from verl_mtgrpo.data.questions import Question, QuestionSample, in_validation
+from verl_mtgrpo.data.questions import Question, QuestionSample, check_limit, in_validation
 from verl_mtgrpo.data.rows import DEFAULT_SYSTEM_PROMPT, SEARCH_TOOL, make_row, write_parquet
 from verl_mtgrpo.data.sources import Part, PartReader, file_sha256, plan_parts
 from verl_mtgrpo.errors import ConfigError
@@ -73,6 +73,7 @@ def write_dataset(
         raise ConfigError("answerable questions only, but no index to look them up in; give one")
     fraction = (0.0 if tests else 0.1) if val_fraction is None else val_fraction
     parts = plan_parts(sources, tests, edition=edition, local=local, data_source=data_source)
+    check_limit(max_train)
     # With only_answerable the limit counts what is left after the check.
     chosen = _Choice(None if only_answerable else max_train, max_val, seed, progress)
     chosen.read(parts, fraction)

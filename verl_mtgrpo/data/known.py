@@ -5,8 +5,8 @@ it the second version of the MT-GRPO paper; all sets there have the columns ``id
 ``original`` is the set's own repository or, where its authors have none that loads without code of its own, the copy in
 common use (2WikiMultihopQA, MuSiQue, Bamboogle).
 
-Names, configurations, splits and columns are from the repositories' cards and file lists, read in November 2026; the
-splits of ``framolfese/2WikiMultihopQA`` only from code that loads it.
+Where names, configurations and splits are from: the cards of FlashRAG, NQ-open, TriviaQA, HotpotQA and Bamboogle, the
+file lists of PopQA and MuSiQue, and for 2WikiMultihopQA code that loads it (public snapshots, November 2026).
 """
 
 from __future__ import annotations

@@ -100,8 +100,7 @@ class QuestionSample:
     """
 
     def __init__(self, limit: int | None, seed: int) -> None:
-        if limit is not None and limit < 1:
-            raise ConfigError(f"the number of questions is {limit}, expected at least 1")
+        check_limit(limit)
         self._limit, self._seed = limit, seed
         self._seen = 0
         # A heap whose first item is the one that leaves next: the highest draw, and of equal ones the last.
@@ -124,6 +123,12 @@ class QuestionSample:
     def ranked(self) -> list[tuple[int, Question]]:
         """``(position, question)`` of the sample, those first that a smaller sample would hold."""
         return [(-negative, question) for _, negative, question in sorted(self._kept, reverse=True)]
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse a number of questions that is no limit, with ``ConfigError``."""
+    if limit is not None and limit < 1:
+        raise ConfigError(f"the number of questions is {limit}, expected at least 1")
 
 
 def _assign(questions: list[Question], in_val: dict[str, bool], fraction: float, seed: int) -> None:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from verl_mtgrpo.data.files import read_records, short_name
 from verl_mtgrpo.data.hub import PREFIX, dataset_records, is_dataset
-from verl_mtgrpo.data.known import KNOWN, hub_records, local_files, local_records
+from verl_mtgrpo.data.known import EDITIONS, KNOWN, hub_records, local_files, local_records
 from verl_mtgrpo.data.questions import Question, questions_of
-from verl_mtgrpo.errors import DataError
+from verl_mtgrpo.errors import ConfigError, DataError
 
 Role = Literal["train", "val", "divide"]
 """Where a part goes; ``divide``: by hash, a fraction of it to validation."""
@@ -80,6 +80,8 @@ def plan_parts(
         local: Folder with the known sets' files, one folder each; None for the hub.
         data_source: Name of all parts; None for each one's own.
     """
+    if edition not in EDITIONS:
+        raise ConfigError(f"the edition is {edition!r}, expected one of {', '.join(EDITIONS)}")
     parts: dict[object, Part] = {}
     for spec, testing in [*((spec, False) for spec in sources), *((spec, True) for spec in tests)]:
         text = str(spec)
