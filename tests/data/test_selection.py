@@ -169,6 +169,8 @@ def test_settings_that_do_not_fit(tmp_path: Path, index: BM25Index):
         AnswerCheck(index, top=0, name="towns")
     with pytest.raises(ConfigError, match="edition is 'flash', expected one of flashrag, original"):
         write_dataset(["nq"], tmp_path / "out", edition="flash")
+    with pytest.raises(ConfigError, match=r"known sets \(nq, .*, but none of them is asked for"):
+        write_dataset([path], tmp_path / "out", local=tmp_path)
     check = AnswerCheck(index, top=1, name="towns")
     with pytest.raises(ConfigError, match="number of questions is 0"):
         write_dataset([path], tmp_path / "out", max_train=0, check=check, only_answerable=True)

@@ -15,11 +15,14 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import DictConfigWrap, ToolListWrap
 from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
+from verl.tools.base_tool import BaseTool
 from verl.tools.function_tool import FUNCTION_TOOL_REGISTRY, function_tool
+from verl.tools.schemas import OpenAIFunctionToolSchema, ToolResponse
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.workers.rollout.replica import TokenOutput
 
 from verl_mtgrpo.data.policy import build_tokenizer, search_call
+from verl_mtgrpo.data.rows import make_row
 from verl_mtgrpo.errors import TranscriptError
 from verl_mtgrpo.integration.agent_loop import TurnAgentLoopOutput, TurnToolAgentLoop, place_rewards, turn_spans
 from verl_mtgrpo.rewards import Transcript
@@ -88,7 +91,7 @@ def config():
     return OmegaConf.create({"actor_rollout_ref": rollout, "data": {"apply_chat_template_kwargs": {}}})
 
 
-def run(cls, config, tokenizer, tools, *, seed=0, script=None, server=SeededServer, **rollout):
+def run(cls, config, tokenizer, tools, *, seed=0, script=None, server=SeededServer, row=None, **rollout):
     config = config.copy()
     for key, value in {"prompt_length": 64, "response_length": 120, **rollout}.items():
         node = config.actor_rollout_ref.rollout
@@ -105,7 +108,7 @@ def run(cls, config, tokenizer, tools, *, seed=0, script=None, server=SeededServ
             hf_model_type="qwen2",
             tools=ToolListWrap(tools),
         )
-        return await loop.run({"temperature": 1.0}, raw_prompt=PROMPT)
+        return await loop.run({"temperature": 1.0}, raw_prompt=PROMPT, **(row or {}))
 
     return asyncio.run(go())
 
@@ -134,6 +137,46 @@ def test_tokens_masks_and_log_probs_are_verls(config, tokenizer, tools, limits):
         assert [turn.span for turn in transcript.turns] == turn_spans(ours.response_mask)
         kinds.add((len(transcript.turns), transcript.end_reason))
     assert len(kinds) >= 3, f"the seeds explore too little: {kinds}"
+
+
+class Notebook(BaseTool):
+    """Writes down what it was created with."""
+
+    def __init__(self):
+        parameters = {"type": "object", "properties": {}, "required": []}
+        function = {"name": "lookup", "description": "Look up.", "parameters": parameters}
+        super().__init__({}, OpenAIFunctionToolSchema.model_validate({"type": "function", "function": function}))
+        self.created = []
+
+    async def create(self, instance_id=None, **kwargs):
+        self.created.append(kwargs["create_kwargs"])
+        return await super().create(instance_id, **kwargs)
+
+    async def execute(self, instance_id, parameters, **kwargs):
+        return ToolResponse(text="noted"), 0.0, {}
+
+
+@pytest.mark.parametrize("selection", [[], ["lookup"]])
+def test_a_row_tells_its_tools_the_truth_and_says_which_may_be_called(config, tokenizer, tools, selection):
+    """``mtgrpo data`` writes both; RLHFDataset hands on ``extra_info`` and its ``tools_kwargs``."""
+    made = make_row(
+        "Where?",
+        ["Oslo"],
+        index=0,
+        split="train",
+        id="1",
+        data_source="toy",
+        tool_kwargs_for=["lookup"],
+        tool_selection=selection,
+    )["extra_info"]
+    row = {"extra_info": made, "tools_kwargs": made["tools_kwargs"]}
+    notebook, script = Notebook(), [UNKNOWN, GOOD, final_answer("Oslo")]
+    output = run(TurnToolAgentLoop, config, tokenizer, [*tools, notebook], script=script, row=row)
+    calls = [call for turn in transcript_of(output).turns for call in turn.tool_calls]
+    assert [call.error_kind for call in calls] == [None, "unknown_tool" if selection else None]
+    assert notebook.created == [
+        {"ground_truth": {"target": ["Oslo"]}, "question": "Where?", "data_source": "toy"},
+    ]
 
 
 def transcript_of(output):

@@ -83,9 +83,7 @@ class TwoHabits:
 
 def make_assets(folder: Path, speech: Speech) -> Path:
     BM25Index.build([PASSAGE], folder / "index", source="test")
-    # With what `mtgrpo data --tools search` writes for tools: verl takes both from the rows.
-    tools = {"tool_kwargs_for": ["search"], "tool_selection": ["search"]}
-    row = {"data_source": "toy", "split": "train", "system_prompt": None, **tools}
+    row = {"data_source": "toy", "split": "train", "system_prompt": None}
     rows = [make_row(QUESTION, ["Oslo"], index=n, id=str(n), **row) for n in range(2 * QUESTIONS)]
     write_parquet(rows, folder / "train.parquet")
     write_parquet(rows[:QUESTIONS], folder / "val.parquet")

@@ -82,6 +82,8 @@ def plan_parts(
     """
     if edition not in EDITIONS:
         raise ConfigError(f"the edition is {edition!r}, expected one of {', '.join(EDITIONS)}")
+    if local is not None and not any(str(spec) in KNOWN for spec in [*sources, *tests]):
+        raise ConfigError(f"{local} is to hold files of known sets ({', '.join(KNOWN)}), but none of them is asked for")
     parts: dict[object, Part] = {}
     for spec, testing in [*((spec, False) for spec in sources), *((spec, True) for spec in tests)]:
         text = str(spec)
