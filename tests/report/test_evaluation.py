@@ -172,7 +172,7 @@ def test_ten_thousand_resamples_of_the_largest_set_take_seconds():
     columns = [rng.integers(kinds, size=14_267) for kinds in (2, 20, 2, 2, 2, 4)]
     start = time.process_time()
     Bootstrap().means(np.stack(columns, axis=1).astype(float), "PopQA")
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 30
 
 
 def test_an_interval_does_not_depend_on_the_other_sets(tmp_path: Path):
