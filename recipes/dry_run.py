@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-STEPS, QUESTIONS = 2, 4
+STEPS, ROLLOUTS = 2, 32
 MEGATRON = ("model_engine=megatron", "--config-name=ppo_megatron_trainer")
 
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     check_config(overrides)
     overrides, dropped = without_megatron(overrides)
-    changes = {**cpu_values(overrides), **small(folder, make_assets(out, overrides))}
+    changes = {**cpu_values(overrides), **sizes(overrides), **files(folder, make_assets(out, overrides))}
     report(name, overrides, dropped, changes)
     started, log, metrics = time.monotonic(), folder / "log.txt", folder / "metrics.jsonl"
     command = ["-m", "verl.trainer.main_ppo", *overrides, "+mtgrpo_cpu=default", *as_overrides(changes)]
@@ -62,10 +62,10 @@ def check_config(overrides: Sequence[str]) -> None:
     OmegaConf.resolve(config)
     if uses_turns(config):
         check_run(config)
-    actor = config.actor_rollout_ref
+    actor, critic = config.actor_rollout_ref, " with a critic" if need_critic(config) else ""
     print(
-        f"as written: {config.algorithm.adv_estimator}, {actor.actor.strategy}{' with a critic' * need_critic(config)}, "
-        f"{actor.model.path}, {config.data.train_batch_size} questions x {actor.rollout.n} rollouts"
+        f"as written: {config.algorithm.adv_estimator}{critic} on {actor.actor.strategy}, {actor.model.path}, "
+        f"{config.data.train_batch_size} questions x {actor.rollout.n} rollouts; composes with verl's {primary}"
     )
 
 
@@ -87,16 +87,16 @@ def make_assets(out: Path, overrides: Sequence[str]) -> Path:
     from verl_mtgrpo.data.toy import SPEECHES, make_toy
 
     speech = SPEECHES[text_format(overrides)]
-    return make_toy(out / f"toy-{speech.format}", speech, questions=2 * QUESTIONS)
+    return make_toy(out / f"toy-{speech.format}", speech, questions=STEPS * ROLLOUTS)
 
 
 def cpu_values(overrides: Sequence[str]) -> dict[str, Any]:
     """What the group mtgrpo_cpu sets and the recipe sets too: a group loses against the command line."""
-    from importlib.resources import files
+    from importlib import resources
 
     from omegaconf import OmegaConf
 
-    path = files("verl_mtgrpo.config") / "mtgrpo_cpu" / "default.yaml"
+    path = resources.files("verl_mtgrpo.config") / "mtgrpo_cpu" / "default.yaml"
     group = dict(leaves(OmegaConf.to_container(OmegaConf.load(str(path))), ""))
     return {key: group[key] for key in written(overrides) if key in group}
 
@@ -110,19 +110,29 @@ def leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
 
 
-def small(folder: Path, assets: Path) -> dict[str, Any]:
-    """A tiny policy, its questions, two steps; files in the run's own folder."""
+def sizes(overrides: Sequence[str]) -> dict[str, Any]:
+    """Two small steps, with as many rollouts of a question and as many updates of a step as the recipe has."""
+    said = written(overrides)
+    batch, mini = "data.train_batch_size", "actor_rollout_ref.actor.ppo_mini_batch_size"
+    updates = int(said[batch]) // int(said[mini])
+    questions = max(4, ROLLOUTS // int(said["actor_rollout_ref.rollout.n"])) // updates * updates
+    return {
+        batch: questions,
+        mini: questions // updates,
+        "data.max_prompt_length": 64,
+        "data.max_response_length": 160,
+        "trainer.total_training_steps": STEPS,
+        "trainer.total_epochs": STEPS,
+    }
+
+
+def files(folder: Path, assets: Path) -> dict[str, Any]:
+    """A tiny policy and its questions; what the run writes stays in its own folder."""
     cluster = {"ray_kwargs.ray_init.num_gpus": None, "ray_kwargs.ray_init.num_cpus": None}
     return {
         "actor_rollout_ref.model.path": assets / "policy",
         "data.train_files": assets / "train.parquet",
         "data.val_files": assets / "val.parquet",
-        "data.train_batch_size": QUESTIONS,
-        "actor_rollout_ref.actor.ppo_mini_batch_size": QUESTIONS,
-        "data.max_prompt_length": 64,
-        "data.max_response_length": 160,
-        "trainer.total_training_steps": STEPS,
-        "trainer.total_epochs": STEPS,
         "trainer.resume_mode": "disable",
         "trainer.default_local_dir": folder / "checkpoints",
         "hydra.run.dir": folder / "hydra",
@@ -151,8 +161,9 @@ def report(name: str, overrides: Sequence[str], dropped: Sequence[str], changes:
         print("".join(f"    {one}\n" for one in dropped), end="")
     said = written(overrides)
     print(f"{name}: +mtgrpo_cpu=default, and instead of what the recipe says:")
-    for key, new in zip(changes, as_overrides(changes), strict=True):
-        print(f"    {new}" + (f"    (recipe: {said[key]})" if key in said else ""))
+    for (key, value), new in zip(changes.items(), as_overrides(changes), strict=True):
+        if str(value) != said.get(key):
+            print(f"    {new}" + (f"    (recipe: {said[key]})" if key in said else ""))
     sys.stdout.flush()
 
 

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 from functools import cache
-from pathlib import Path
 
 import pytest
 

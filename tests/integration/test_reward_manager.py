@@ -156,7 +156,7 @@ def test_group_filtering_never_takes_a_dropped_rollout_for_an_equal_one(own):
 
 
 def test_verls_compute_score_as_the_outcome(own):
-    settings = ["+reward.turn.outcome=compute_score", f"reward.custom_reward_function.path={own}"]
+    settings = ["reward.turn.outcome=compute_score", f"reward.custom_reward_function.path={own}"]
     scoring = manager(*settings)
     scoring.compute_score = get_custom_reward_fn(config(*settings))
     info = score(scoring, {"transcript": TRANSCRIPT.to_dict()})["reward_extra_info"]
@@ -178,7 +178,7 @@ def test_a_rollout_of_another_agent_loop_is_an_error(extra_fields):
         ("+algorithm.turn.gama=1", r"unknown keys \['gama'\]"),
         ("+reward.turn.payment=all", r"unknown keys \['payment'\]"),
         ("reward.custom_reward_function.path=mine.py", "mine.py would not be used: .*set reward.turn.outcome"),
-        ("+reward.turn.outcome=both", "reward.turn.outcome is 'both', expected one of"),
+        ("reward.turn.outcome=both", "reward.turn.outcome is 'both', expected one of"),
         ("actor_rollout_ref.rollout.multi_turn.format=gpt-oss", "no rules for turns in the format 'gpt-oss'"),
         ("reward.turn.preset=paper_v7", "reward.turn.preset is 'paper_v7', expected one of"),
         ("algorithm.rollout_correction.rollout_rs='seq_mean_k1,token_k2'", "takes single tokens out of response_mask"),

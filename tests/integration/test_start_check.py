@@ -80,7 +80,10 @@ def test_each_part_alone_is_noticed(stock, setting):
             [f"{LOOP}=tool_agent", "reward.reward_manager.name=naive"],
             r"adv_estimator=mt_grpo gives each turn its own advantage, but .*=tool_agent pays one reward at the end",
         ),
-        (["reward.reward_manager.name=naive"], r"reward_manager.name=naive gives one number per rollout; set .*=mtgrpo"),
+        (
+            ["reward.reward_manager.name=naive"],
+            r"reward_manager.name=naive gives one number per rollout; set .*=mtgrpo",
+        ),
         ([f"{ROLLOUT}.multi_turn.enable=False"], r"multi_turn.enable=False, but an agent has turns; set it to True"),
         ([f"{TOOL}=null"], r"the agent has no tool, so every rollout would have one turn: set .*tool_config_path"),
         (["mtgrpo=mt_grpo"], r"mtgrpo=mt_grpo came through as a plain key: .*'hydra.searchpath=\[pkg://verl_mtgrpo"),

@@ -126,7 +126,7 @@ def _make(folder: Path, speech: Speech, questions: int) -> None:
     tokenizer = build_tokenizer([QUESTION, QUERY, PASSAGE.text, PASSAGE.title, TEMPLATE, WRONG, *spoken], [])
     model = build_model(tokenizer, seed=0)
     settings = WarmupSettings(drill_steps=80, habit_steps=0, warmup_steps=10)
-    with torch_threads():
+    with torch_threads(1):  # two that share a core with others wait for each other
         maker = SampleMaker(tokenizer, World((), (), (), ()), TOOLS)
         warm_up(model, maker, TwoHabits(speech), habits=Habits(), settings=settings, seed=0)  # type: ignore[arg-type]
     save_policy(model, tokenizer, folder / "policy")
