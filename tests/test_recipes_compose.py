@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from verl.trainer.ppo.utils import need_critic
 
+import verl_mtgrpo.config
 from tests.test_recipes import RECIPES
 from verl_mtgrpo.integration.parts import uses_turns
 from verl_mtgrpo.integration.preflight import check_run
@@ -117,3 +120,36 @@ def test_the_migration_is_what_the_readme_shows():
     assert after[: len(before)] == before, "the same command"
     shown = re.findall(r"^\+ (\S+)", (RECIPES / "migrate" / "README.md").read_text(), re.MULTILINE)
     assert shown == [one.replace("'", "") for one in after[len(before) :]]
+
+
+def dry_run_module():
+    spec = importlib.util.spec_from_file_location("dry_run", RECIPES / "dry_run.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("script", ["paper_v2_search_r1/run.sh", "megatron/run.sh"])
+def test_a_dry_run_changes_what_it_says_and_nothing_else(script, tmp_path: Path):
+    dry = dry_run_module()
+    overrides, dropped = dry.without_megatron(arguments(script, "mt_ppo").stdout.splitlines())
+    assert bool(dropped) == script.startswith("megatron")
+    changes = {**dry.cpu_values(overrides), **dry.sizes(overrides), **dry.files(tmp_path, tmp_path)}
+    changes.pop("hydra.run.dir")
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        written = compose("ppo_trainer", overrides)
+        changed = compose("ppo_trainer", [*overrides, "+mtgrpo_cpu=default", *dry.as_overrides(changes)])
+    check_run(changed)
+    before, after = (dict(dry.leaves(OmegaConf.to_container(run), "")) for run in (written, changed))
+    cpu = OmegaConf.load(Path(verl_mtgrpo.config.__path__[0]) / "mtgrpo_cpu" / "default.yaml")
+    allowed = set(changes) | set(dict(dry.leaves(OmegaConf.to_container(cpu), "")))
+    differ = {key for key in after if after[key] != before.get(key)}
+    assert differ <= allowed
+    said = dry.written(overrides)
+    untouched = [key for key in said if key in after and key not in allowed]
+    assert {"algorithm.adv_estimator", "reward.turn.pay"} <= set(after) - allowed
+    assert len(untouched) >= 8, "most of what the recipe says stays"
+    assert changed.actor_rollout_ref.rollout.name == "hf_cpu"
+    mini = changed.actor_rollout_ref.actor.ppo_mini_batch_size
+    assert changed.data.train_batch_size / mini == 2, "as many updates of a step as the recipe has"
