@@ -18,7 +18,7 @@ SEED ?= 0
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo demo-compare test test-unit test-verl test-slow lint clean
+.PHONY: help install demo demo-compare test test-unit test-verl test-slow test-recipes lint clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -52,7 +52,10 @@ test-verl: $(INSTALLED) ## end-to-end tests with verl's real trainer (minutes)
 	$(BIN)/python -m pytest -m "verl and not slow" --durations=0 --durations-min=5
 
 test-slow: $(INSTALLED) ## measurements and the longest runs, not part of .ci/run
-	$(BIN)/python -m pytest -m slow -s
+	$(BIN)/python -m pytest -m "slow and not recipes" -s
+
+test-recipes: $(INSTALLED) ## every recipe for two real steps on the CPU (about two minutes each)
+	$(BIN)/python -m pytest -m recipes -s --durations=0 --durations-min=5
 
 lint: $(INSTALLED) ## ruff and pyright
 	$(BIN)/ruff check .

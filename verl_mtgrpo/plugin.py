@@ -29,6 +29,7 @@ HOOKS = (
     ("verl.trainer.ppo.v1", "verl_mtgrpo.integration.trainer"),
     ("omegaconf", "verl_mtgrpo.integration.resolvers"),
     ("hydra", "verl_mtgrpo.integration.search_path"),
+    ("hydra", "verl_mtgrpo.integration.start_check"),
 )
 
 _REGISTERED = False

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,88 +12,13 @@ pytest.importorskip("verl")
 
 from tests.training import TrainingRun, train
 from verl_mtgrpo.credit import mt_grpo
-from verl_mtgrpo.data.policy import build_model, build_tokenizer, save_policy, search_call
-from verl_mtgrpo.data.rows import make_row, write_parquet
-from verl_mtgrpo.data.warmup import SampleMaker, torch_threads, warm_up
-from verl_mtgrpo.data.warmup_demos import RENAME_NONE, Demonstration, Habits
-from verl_mtgrpo.data.warmup_settings import WarmupSettings
-from verl_mtgrpo.data.world import World
-from verl_mtgrpo.retrieval import BM25Index, Passage, render_passages
+from verl_mtgrpo.data.toy import SEARCH_R1, XML, Speech, make_toy
 
-QUESTION, QUERY = "Where is the tower?", "the tower"
-PASSAGE = Passage(id="1", title="Tower", text="The tower is in Oslo.")
-TEMPLATE = "Doc {rank} (Title: {title}) {text}"
-TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}]
 ROLLOUTS, QUESTIONS = 8, 4
 
 
-@dataclass(frozen=True)
-class Speech:
-    """How the policy of a test speaks: verl's format and agent loop, and the texts of a turn."""
-
-    format: str
-    loop: str
-    call: str
-    answer: str
-    result: str
-    raw: bool = False
-
-
-XML_CALL = '<tool>{"name": "search", "args": {"query": "' + QUERY + '"}}</tool>'
-HERMES = Speech("hermes", "mtgrpo_tool_agent", search_call(QUERY), "<answer>{}</answer>", "{}")
-SEARCH_R1 = Speech(
-    "search_r1",
-    "mtgrpo_raw_agent",
-    f"<think>so</think><search>{QUERY}</search>",
-    "<think>so</think><answer>{}</answer>",
-    "\n\n<information>{}</information>\n\n",
-    raw=True,
-)
-XML = Speech(
-    "mtgrpo_xml",
-    "mtgrpo_tool_agent",
-    f"<reasoning>so</reasoning>{XML_CALL}",
-    "<reasoning>so</reasoning><answer>{}</answer>",
-    "<result>{}</result>",
-)
-
-
-class TwoHabits:
-    """Half of the demonstrations search and read, half guess, right or wrong."""
-
-    def __init__(self, speech: Speech) -> None:
-        self.speech = speech
-        self.rng = random.Random(0)
-
-    def drill(self) -> Demonstration:
-        speech = self.speech
-        question = {"role": "user", "content": QUESTION}
-        answer = speech.answer.format(self.rng.choice(["Oslo", "Rome"]))
-        if self.rng.random() < 0.5:
-            return Demonstration((question, {"role": "assistant", "content": answer}), RENAME_NONE)
-        result = speech.result.format(render_passages([PASSAGE], template=TEMPLATE))
-        if speech.raw:
-            whole = {"role": "assistant", "content": speech.call + result + answer}
-            return Demonstration((question, whole), RENAME_NONE)
-        call, last = ({"role": "assistant", "content": text} for text in (speech.call, answer))
-        return Demonstration((question, call, {"role": "tool", "content": result}, last), RENAME_NONE)
-
-
 def make_assets(folder: Path, speech: Speech) -> Path:
-    BM25Index.build([PASSAGE], folder / "index", source="test")
-    row = {"data_source": "toy", "split": "train", "system_prompt": None}
-    rows = [make_row(QUESTION, ["Oslo"], index=n, id=str(n), **row) for n in range(2 * QUESTIONS)]
-    write_parquet(rows, folder / "train.parquet")
-    write_parquet(rows[:QUESTIONS], folder / "val.parquet")
-    spoken = [speech.call, speech.answer, speech.result]
-    tokenizer = build_tokenizer([QUESTION, QUERY, PASSAGE.text, PASSAGE.title, TEMPLATE, "Rome", *spoken], [])
-    model = build_model(tokenizer, seed=0)
-    settings = WarmupSettings(drill_steps=80, habit_steps=0, warmup_steps=10)
-    with torch_threads():
-        maker = SampleMaker(tokenizer, World((), (), (), ()), TOOLS)
-        warm_up(model, maker, TwoHabits(speech), habits=Habits(), settings=settings, seed=0)
-    save_policy(model, tokenizer, folder / "policy")
-    return folder
+    return make_toy(folder, speech, questions=2 * QUESTIONS)
 
 
 def run(

@@ -15,7 +15,8 @@ import pytest
 
 pytest.importorskip("verl")
 
-from tests.integration.test_training import HERMES, PASSAGE, make_assets, run
+from tests.integration.test_training import make_assets, run
+from verl_mtgrpo.data.toy import HERMES, PASSAGE
 from verl_mtgrpo.retrieval import BM25Index, Passage
 
 PASSAGES = 100_000

@@ -84,13 +84,14 @@ def run_train_command(
     env = {**os.environ, **command.variables()}
     if not command.cpu:
         return run_child(command.argv(), env=env, log=log, on_tick=on_tick, cwd=cwd)
-    with _private_ray() as ray_env:
+    with private_ray() as ray_env:
         env.pop("RAY_ADDRESS", None)
         return run_child(command.argv(), env={**env, **ray_env}, log=log, on_tick=on_tick, cwd=cwd)
 
 
 @contextmanager
-def _private_ray() -> Iterator[dict[str, str]]:
+def private_ray() -> Iterator[dict[str, str]]:
+    """Environment of a run that starts a Ray of its own, in a folder that is removed afterwards."""
     # Sockets live below this folder, and the path of a socket may have 107 bytes at most: not TMPDIR,
     # which is long on some systems.
     base = "/tmp" if Path("/tmp").is_dir() else None

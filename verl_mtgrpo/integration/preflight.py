@@ -12,6 +12,7 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl_mtgrpo.credit import ESTIMATORS, compares_rollouts, extra_fields
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.fields import MODES, needs_our_trainer, source_of
+from verl_mtgrpo.integration.parts import check_parts
 from verl_mtgrpo.integration.settings import TurnRewardSettings, estimator_settings, turn_reward_settings
 from verl_mtgrpo.rewards import PRESETS
 from verl_mtgrpo.rewards.formats import text_format
@@ -35,7 +36,9 @@ def check_run(config: Any) -> None:
     Args:
         config: verl's whole config.
     """
-    _check_rewards(config)
+    check_parts(config)
+    if config.reward.reward_manager.name == "mtgrpo":
+        _check_rewards(config)
     rollout = config.actor_rollout_ref.rollout
     estimator = config.algorithm.adv_estimator
     check_estimator(config)
@@ -43,12 +46,6 @@ def check_run(config: Any) -> None:
         raise ConfigError(
             f"algorithm.adv_estimator={estimator} compares the rollouts of a prompt, but "
             f"actor_rollout_ref.rollout.n={rollout.n}; set it to 2 or more (the paper uses 21)"
-        )
-    loop = rollout.agent.default_agent_loop
-    if loop not in ("mtgrpo_tool_agent", "mtgrpo_raw_agent"):
-        raise ConfigError(
-            f"reward.reward_manager.name=mtgrpo needs the turns that mtgrpo_tool_agent records, but "
-            f"actor_rollout_ref.rollout.agent.default_agent_loop={loop}; set it to mtgrpo_tool_agent"
         )
     sampler = OmegaConf.select(config, "trainer.v1.sampler.custom_sampler.path") or ""
     filtering = OmegaConf.select(config, "algorithm.filter_groups.enable")

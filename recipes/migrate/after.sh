@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# before.sh with MT-GRPO: the same command plus what stands here. See README.md here.
+#
+#   bash recipes/migrate/after.sh [HYDRA OVERRIDES...]
+set -euo pipefail
+RECIPE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+rollout=actor_rollout_ref.rollout
+overrides=(
+    'hydra.searchpath=[pkg://verl_mtgrpo.config]'
+    +mtgrpo=mt_grpo
+    # before.sh sets these two, and a command line wins over a group: so they are said again.
+    algorithm.adv_estimator=mt_grpo
+    $rollout.agent.default_agent_loop=mtgrpo_tool_agent
+    # The group brings its own search tool; this agent has one.
+    $rollout.multi_turn.tool_config_path=null
+    # The outcome stays the reward function of before.sh; the preset adds what each turn earns.
+    reward.turn.outcome=compute_score
+    trainer.experiment_name=mt_grpo
+)
+exec bash "$RECIPE/before.sh" "${overrides[@]}" "$@"

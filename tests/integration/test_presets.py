@@ -1,0 +1,123 @@
+"""The config groups with verl's real configs: every method, both engines, the primary config; every key commented."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("verl")
+
+from hydra import compose, initialize_config_module
+from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
+from verl.trainer.ppo.utils import need_critic
+
+import verl_mtgrpo.config
+from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.integration.preflight import check_run
+from verl_mtgrpo.integration.settings import estimator_settings
+
+CONFIG = Path(verl_mtgrpo.config.__path__[0])
+PRESETS = sorted(path.stem for path in (CONFIG / "mtgrpo").glob("[!_]*.yaml"))
+OURS = "hydra.searchpath=[pkg://verl_mtgrpo.config]"
+
+
+@cache
+def composed(primary: str, *overrides: str):
+    """A config, not to be changed: composing takes a second."""
+    module = "verl_mtgrpo.config" if primary == "mtgrpo_trainer" else "verl.trainer.config"
+    with initialize_config_module(module, version_base=None):
+        run = compose(primary, [*overrides, "actor_rollout_ref.rollout.n=4"])
+    OmegaConf.resolve(run)
+    OmegaConf.set_readonly(run, True)
+    return run
+
+
+def test_there_is_a_preset_for_every_method():
+    baselines = {"grpo_or", "grpo_mr", "mt_ppo", "ppo_or", "ppo_mr"}
+    assert set(PRESETS) == baselines | set(ESTIMATORS)
+
+
+METHODS = [
+    ("grpo_or", "grpo", "outcome"),
+    ("grpo_mr", "grpo", "merged"),
+    ("mt_ppo", "gae", "turns"),
+    ("ppo_or", "gae", "outcome"),
+    ("ppo_mr", "gae", "merged"),
+    *((name, name, "turns") for name in ESTIMATORS),
+]
+
+
+@pytest.mark.parametrize(("preset", "estimator", "pay"), METHODS)
+def test_every_preset_composes_with_verls_config(preset, estimator, pay):
+    run = composed("ppo_trainer", OURS, f"+mtgrpo={preset}")
+    assert (run.algorithm.adv_estimator, run.reward.turn.pay) == (estimator, pay)
+    assert run.actor_rollout_ref.rollout.agent.default_agent_loop == "mtgrpo_tool_agent"
+    check_run(run)
+    critic = estimator == "gae" or "values" in (extra_fields(estimator) if estimator in ESTIMATORS else ())
+    assert need_critic(run) == critic
+    if critic:
+        assert run.critic.model.path == run.actor_rollout_ref.model.path
+    if estimator in ESTIMATORS:
+        assert set(run.algorithm.turn) == set(estimator_settings(estimator, None)), "every knob is there"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_primary_config_is_verls_own_with_the_group(preset):
+    assert composed("mtgrpo_trainer", f"mtgrpo={preset}") == composed("ppo_trainer", OURS, f"+mtgrpo={preset}")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_with_megatron(preset):
+    run, stock = composed("ppo_megatron_trainer", OURS, f"+mtgrpo={preset}"), composed("ppo_megatron_trainer")
+    check_run(run)
+    assert {engine.strategy for engine in (run.actor_rollout_ref.actor, run.actor_rollout_ref.ref, run.critic)} == {
+        "megatron"
+    }
+    for part in ("critic.megatron", "critic.optim", "actor_rollout_ref.actor", "actor_rollout_ref.ref"):
+        assert OmegaConf.select(run, part) == OmegaConf.select(stock, part), "the engine's own settings are not touched"
+    if need_critic(run):
+        assert run.critic.model.path == run.actor_rollout_ref.model.path
+
+
+def test_the_primary_config_with_megatron():
+    ours = composed("mtgrpo_trainer", "mtgrpo=mt_ppo", "model_engine=megatron")
+    assert ours == composed("ppo_megatron_trainer", OURS, "+mtgrpo=mt_ppo")
+
+
+def test_a_misspelt_method_lists_the_known_ones():
+    with pytest.raises(MissingConfigException, match=r"Available options in 'mtgrpo':(.|\n)*turn_rloo"):
+        composed("ppo_trainer", OURS, "+mtgrpo=mt_gpro")
+
+
+def leaves(lines: list[str]) -> list[tuple[str, bool]]:
+    """Every ``key: value`` line and whether there is a comment above it or behind it."""
+    found = []
+    for number, line in enumerate(lines):
+        key, colon, value = line.partition(":")
+        if not colon or line.lstrip().startswith(("#", "-")):
+            continue
+        if value.strip() and not value.strip().startswith(("#", "&")):
+            above = number > 0 and lines[number - 1].lstrip().startswith("#")
+            found.append((key.strip(), above or " # " in value))
+    return found
+
+
+@pytest.mark.parametrize("file", sorted(CONFIG.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_key_has_a_comment(file):
+    text = file.read_text()
+    keys = leaves(text.split("tool_schema:")[0].splitlines())
+    without = [key for key, commented in keys if not commented]
+    assert not without
+    assert keys
+
+
+def test_the_test_above_can_fail():
+    assert leaves(["a: 1", "b: 2  # two", "# three", "c: 3", "d:", "  e: 4"]) == [
+        ("a", False),
+        ("b", True),
+        ("c", True),
+        ("e", False),
+    ]

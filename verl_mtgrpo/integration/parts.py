@@ -1,0 +1,153 @@
+"""Whether the parts of a turn-level run are all there: each forgotten one would train something else in silence.
+
+Turn rewards need an agent loop that records turns, a reward manager that scores them and a tool to call. verl takes
+each by name and has a default for each, so a command line that forgets one runs, with all rewards at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from verl.utils.import_utils import resolve_config_path
+
+from verl_mtgrpo.credit import ESTIMATORS
+from verl_mtgrpo.errors import ConfigError
+
+LOOPS = ("mtgrpo_tool_agent", "mtgrpo_raw_agent")
+"""Our agent loops."""
+VERLS_LOOPS = ("single_turn_agent", "tool_agent")
+"""verl's own, which put one reward on a rollout's last token. A loop of your own may well do otherwise."""
+VERLS_MANAGERS = ("naive", "dapo", "gdpo", "limited", "remote")
+"""verl's own reward managers, which give one number per rollout."""
+GROUPS = ("mtgrpo", "mtgrpo_cpu")
+"""Our config groups."""
+
+_LOOP = "actor_rollout_ref.rollout.agent.default_agent_loop"
+_MANAGER = "reward.reward_manager.name"
+_MULTI_TURN = "actor_rollout_ref.rollout.multi_turn"
+
+
+def uses_turns(config: Any) -> bool:
+    """True if anything in verl's config is ours; a run of verl alone is none of our business."""
+    select = OmegaConf.select
+    return bool(
+        select(config, "algorithm.adv_estimator") in ESTIMATORS
+        or select(config, _LOOP) in LOOPS
+        or select(config, _MANAGER) == "mtgrpo"
+        or select(config, "algorithm.turn")
+        or select(config, "reward.turn")
+        or any(select(config, group) is not None for group in GROUPS)
+    )
+
+
+def check_parts(config: Any) -> None:
+    """Raise ``ConfigError`` if a part that the others need is not there.
+
+    Args:
+        config: verl's whole config.
+    """
+    _check_groups(config)
+    _check_loop_and_manager(config)
+    if OmegaConf.select(config, _LOOP) in LOOPS:
+        _check_tool(config)
+
+
+def check_files(config: Any) -> None:
+    """Raise ``ConfigError`` if a file that is read later does not fit: the tool config and the questions.
+
+    For the process that starts a run; the paths may mean something else on another machine.
+    """
+    if OmegaConf.select(config, _LOOP) not in LOOPS:
+        return
+    path = OmegaConf.select(config, f"{_MULTI_TURN}.tool_config_path")
+    if path and not _exists(path):
+        raise ConfigError(
+            f"{_MULTI_TURN}.tool_config_path={path} is not there; give the path of a tool YAML, or leave the key out "
+            "with the group +mtgrpo=..., which names the packaged search tool"
+        )
+    for file in _questions(config):
+        _check_agent_names(file)
+
+
+def _check_groups(config: Any) -> None:
+    for group in GROUPS:
+        value = OmegaConf.select(config, group)
+        if value is not None:
+            raise ConfigError(
+                f"{group}={value} came through as a plain key: Hydra did not find the config group, so nothing of it "
+                "is set. Put 'hydra.searchpath=[pkg://verl_mtgrpo.config]' on the command line before "
+                f"+{group}={value}, and run in an environment in which verl-mtgrpo is installed"
+            )
+
+
+def _check_loop_and_manager(config: Any) -> None:
+    estimator, loop = OmegaConf.select(config, "algorithm.adv_estimator"), OmegaConf.select(config, _LOOP)
+    manager = OmegaConf.select(config, _MANAGER)
+    if OmegaConf.select(config, "reward.reward_manager.source") not in (None, "register"):
+        manager = None  # a class of one's own, whatever its name
+    if manager == "mtgrpo" and loop not in LOOPS:
+        raise ConfigError(
+            f"{_MANAGER}=mtgrpo needs the turns that mtgrpo_tool_agent records, but {_LOOP}={loop}; set it to "
+            "mtgrpo_tool_agent (an override on the command line wins over the group +mtgrpo=...)"
+        )
+    if loop in LOOPS and manager in VERLS_MANAGERS:
+        raise ConfigError(
+            f"{_LOOP}={loop} places turn rewards, but {_MANAGER}={manager} gives one number per rollout; set "
+            f"{_MANAGER}=mtgrpo"
+        )
+    if estimator in ESTIMATORS and loop in VERLS_LOOPS:
+        raise ConfigError(
+            f"algorithm.adv_estimator={estimator} gives each turn its own advantage, but {_LOOP}={loop} pays one "
+            f"reward at the end of a rollout; set {_LOOP}=mtgrpo_tool_agent and {_MANAGER}=mtgrpo, or take the group "
+            "+mtgrpo=..., which sets both and the tool"
+        )
+    if manager in VERLS_MANAGERS and OmegaConf.select(config, "reward.turn"):
+        raise ConfigError(f"reward.turn is read by {_MANAGER}=mtgrpo only, but it is {manager}; set it to mtgrpo")
+
+
+def _check_tool(config: Any) -> None:
+    multi_turn = OmegaConf.select(config, _MULTI_TURN)
+    if not multi_turn.enable:
+        raise ConfigError(f"{_MULTI_TURN}.enable={multi_turn.enable}, but an agent has turns; set it to True")
+    if not (multi_turn.get("tool_config_path") or multi_turn.get("function_tool_path")):
+        raise ConfigError(
+            f"the agent has no tool, so every rollout would have one turn: set {_MULTI_TURN}.tool_config_path (the "
+            "packaged search tool is '${mtgrpo_asset:tools/search_tool.yaml}') or "
+            f"{_MULTI_TURN}.function_tool_path"
+        )
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(resolve_config_path(path)).is_file()
+    except FileNotFoundError:
+        return False
+
+
+def _questions(config: Any) -> Iterable[str]:
+    """Local parquet files of questions, if verl's own dataset reads them."""
+    if OmegaConf.select(config, "data.custom_cls.path"):
+        return
+    for key in ("data.train_files", "data.val_files"):
+        files = OmegaConf.select(config, key)
+        for file in [files] if isinstance(files, str) else files or []:
+            if str(file).endswith(".parquet") and Path(file).expanduser().is_file():
+                yield str(file)
+
+
+def _check_agent_names(file: str) -> None:
+    import pyarrow.parquet as pq
+
+    path = Path(file).expanduser()
+    if "agent_name" not in pq.read_schema(path).names:
+        return
+    names = set(pq.read_table(path, columns=["agent_name"])["agent_name"].to_pylist())
+    others = sorted(str(name) for name in names if name in VERLS_LOOPS)
+    if others:
+        raise ConfigError(
+            f"{file} has a column agent_name that says {', '.join(others)}, and verl takes it before {_LOOP}; drop the "
+            "column, or write mtgrpo_tool_agent into it"
+        )

@@ -1,0 +1,49 @@
+"""The checks of :mod:`.preflight` in the process that starts a run, before Ray and before any model is loaded.
+
+The reward manager checks the run as well, but it is one of the parts that can be forgotten, and it is made after the
+model. Hydra calls what is listed under ``hydra.callbacks`` when a run starts; this one is put there for every program
+in whose process verl is loaded, through the store in which Hydra keeps its own defaults. It looks at the config and
+leaves runs alone that use nothing of ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra import conf as _hydras_own  # noqa: F401  stores the defaults that are extended below
+from hydra.core.config_store import ConfigStore
+from hydra.experimental.callback import Callback
+
+
+class StartCheck(Callback):
+    """Ends the program with a message if the parts of the run do not fit together."""
+
+    def on_job_start(self, config: Any, **kwargs: Any) -> None:
+        """Called by Hydra with the composed config.
+
+        Raises:
+            SystemExit: The run would not do what it says. Hydra turns other exceptions of callbacks into warnings.
+        """
+        from verl_mtgrpo.errors import MTGRPOError
+        from verl_mtgrpo.integration.parts import check_files, uses_turns
+        from verl_mtgrpo.integration.preflight import check_run
+
+        if "actor_rollout_ref" not in config or "algorithm" not in config:  # another program than verl's trainer
+            return
+        try:
+            if uses_turns(config):
+                check_run(config)
+                check_files(config)
+        except MTGRPOError as error:
+            kind = type(error)
+            raise SystemExit(f"{kind.__module__}.{kind.__qualname__}: {error}") from error
+
+
+def _extend_hydras_defaults() -> None:
+    store = ConfigStore.instance()
+    defaults = store.load("hydra/config.yaml")
+    defaults.node.callbacks["mtgrpo"] = {"_target_": f"{__name__}.StartCheck"}
+    store.store(group="hydra", name="config", node=defaults.node, package=defaults.package, provider="verl-mtgrpo")
+
+
+_extend_hydras_defaults()
