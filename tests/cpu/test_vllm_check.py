@@ -46,7 +46,7 @@ def no_vllm() -> None:
 
 
 def test_without_vllm_it_says_how_to_get_it(no_vllm: None) -> None:
-    with pytest.raises(ConfigError, match="vLLM's CPU build is not installed in .*`make install-vllm`"):
+    with pytest.raises(ConfigError, match=r"vLLM's CPU build is not installed in .*`make install-vllm`"):
         check_installation()
 
 
