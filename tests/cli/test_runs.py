@@ -12,6 +12,7 @@ from tests.cli.assets import assets_below
 from tests.report.made import train_row, validation_data, write_rows
 from verl_mtgrpo.cli import runs
 from verl_mtgrpo.cli.command import TrainCommand
+from verl_mtgrpo.cli.demo import plan_run
 from verl_mtgrpo.cli.demo_settings import DemoSettings
 from verl_mtgrpo.cli.failure import TrainingFailed
 from verl_mtgrpo.cli.runs import RunPlan, checkpoint_step, finished_result, train_to_end
@@ -142,3 +143,17 @@ def test_an_early_end_without_error_is_an_error(plan: RunPlan, monkeypatch: pyte
 def test_state_survives_being_read_back(plan: RunPlan, trainer: _Trainer) -> None:
     train_to_end(plan, label="run")
     assert json.loads((plan.folder / "run.json").read_text())["identity"] == plan.identity()
+
+
+def test_another_rollout_engine_is_another_run_in_another_folder(tmp_path: Path) -> None:
+    assets = assets_below(tmp_path)
+
+    def plan_with(rollout: str) -> RunPlan:
+        return plan_run(tmp_path, assets, preset="mt_grpo", seed=0, settings=_SETTINGS, rollout=rollout)
+
+    usual, vllm = plan_with("hf_cpu"), plan_with("vllm")
+    assert usual == plan_run(tmp_path, assets, preset="mt_grpo", seed=0, settings=_SETTINGS)
+    assert (usual.folder.name, vllm.folder.name) == ("mt_grpo-seed0", "mt_grpo-vllm-seed0")
+    assert vllm.identity() == {**usual.identity(), "rollout": "vllm"}
+    words = vllm.command(metrics=tmp_path / "m.jsonl", validate_first=True).argv()
+    assert "+mtgrpo_cpu=vllm" in words and "+mtgrpo_cpu=default" not in words

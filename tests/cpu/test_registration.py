@@ -29,6 +29,7 @@ print(json.dumps({
     "gloo": hasattr(distributed.initialize_global_process_group_ray, "_mtgrpo_plain_gloo"),
     "engines": sorted(model for model, engine in cpu.items() if engine is not None),
     "adapter": ["hf_cpu", "async"] in [list(key) for key in _ROLLOUT_REGISTRY],
+    "vllm": _ROLLOUT_REGISTRY[("vllm", "async")],
     "replica": "hf_cpu" in RolloutReplicaRegistry._registry,
     "checkpoint": "tcp_cpu" in CheckpointEngineRegistry._registry,
 }))
@@ -52,6 +53,7 @@ def test_with_the_variable_everything_is_registered_and_chosen():
         "gloo": True,
         "engines": ["language_model", "value_model"],
         "adapter": True,
+        "vllm": "verl_mtgrpo.cpu.vllm_rollout.CheckedServerAdapter",
         "replica": True,
         "checkpoint": True,
     }
@@ -61,6 +63,7 @@ def test_without_the_variable_verl_is_as_it_was():
     found = probe()
     assert "cpu" not in found.pop("platforms")
     nothing = {"engines": [], "adapter": False, "replica": False, "checkpoint": False}
+    assert found.pop("vllm") == "verl.workers.rollout.vllm_rollout.ServerAdapter"
     assert found == {"device": "cuda", "gloo": False, **nothing}
 
 

@@ -24,7 +24,12 @@ from tests.integration.test_agent_loop import (  # noqa: F401  fixtures
 from verl_mtgrpo.data.policy import build_tokenizer
 from verl_mtgrpo.data.rows import SYSTEM_PROMPTS
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.agent_loop import RawContinuationAgentLoop, TurnToolAgentLoop, turn_spans
+from verl_mtgrpo.integration.agent_loop import (
+    RawContinuationAgentLoop,
+    TurnToolAgentLoop,
+    knows_stop_strings,
+    turn_spans,
+)
 from verl_mtgrpo.integration.tool_parsers import tokens_to_keep
 from verl_mtgrpo.rewards.formats import FORMATS
 
@@ -180,3 +185,18 @@ def test_the_examples_in_the_prompts_are_well_formed(name):
         start = prompt.index(thought, prompt.index("For example"))
         example = prompt[start : prompt.index(f"</{rules.call}>", start) + len(rules.call) + 3]
         assert rules.well_formed_call(example), example
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_with_a_preset_every_engine_that_can_is_asked_to_stop_at_the_tag(engine):
+    from hydra import compose, initialize_config_module
+
+    def rollout(*groups):
+        engine_name = f"actor_rollout_ref.rollout.name={engine}"
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            words = ["hydra.searchpath=[pkg://verl_mtgrpo.config]", *groups, engine_name]
+            return compose("ppo_trainer", words).actor_rollout_ref.rollout
+
+    assert knows_stop_strings(rollout("+mtgrpo=mt_grpo"))
+    # Without the preset verl starts SGLang without a tokenizer; its vLLM server always has one.
+    assert knows_stop_strings(rollout()) == (engine == "vllm")

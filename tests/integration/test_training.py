@@ -22,7 +22,12 @@ def make_assets(folder: Path, speech: Speech) -> Path:
 
 
 def run(
-    assets: Path, folder: Path, *overrides: str, preset: str = "mt_grpo", env: Mapping[str, str] | None = None
+    assets: Path,
+    folder: Path,
+    *overrides: str,
+    preset: str = "mt_grpo",
+    env: Mapping[str, str] | None = None,
+    cpu: str = "default",
 ) -> TrainingRun:
     rollout = "actor_rollout_ref.rollout"
     settings = [
@@ -47,7 +52,7 @@ def run(
         "trainer.resume_mode=disable",
         "trainer.save_freq=-1",
     ]
-    groups = (f"+mtgrpo={preset}", "+mtgrpo_cpu=default")
+    groups = (f"+mtgrpo={preset}", f"+mtgrpo_cpu={cpu}")
     env = {"MTGRPO_INDEX": str(assets / "index"), **(env or {})}
     return train(folder, [*settings, *overrides], groups=groups, env=env, timeout=400)
 
@@ -102,12 +107,12 @@ def assert_validation_dump_has_the_credit_of_each_turn(dump: Path) -> None:
     assert (turn_credit[torch.tensor(hits)] > 0).all()
 
 
-def run_format(speech: Speech, tmp_path: Path, *overrides: str) -> TrainingRun:
+def run_format(speech: Speech, tmp_path: Path, *overrides: str, cpu: str = "default") -> TrainingRun:
     """Two steps of turn_rloo; returns after checking what holds in every format."""
     assets = make_assets(tmp_path / "assets", speech)
     rollout = "actor_rollout_ref.rollout"
     settings = [f"{rollout}.multi_turn.format={speech.format}", f"{rollout}.agent.default_agent_loop={speech.loop}"]
-    result = run(assets, tmp_path, *settings, *overrides, preset="turn_rloo")
+    result = run(assets, tmp_path, *settings, *overrides, preset="turn_rloo", cpu=cpu)
     assert result.returncode == 0, result.tail()
     assert set(result.steps) == {1, 2}
     for step in result.steps.values():

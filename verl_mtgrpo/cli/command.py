@@ -39,18 +39,20 @@ class TrainCommand:
     Attributes:
         preset: A config of our Hydra group ``mtgrpo``.
         cpu: True to run on verl's ``cpu`` platform, which this package registers.
+        cpu_config: A config of our Hydra group ``mtgrpo_cpu``, with ``cpu`` only.
         overrides: Further Hydra overrides; later ones win, so a user's stand last.
         env: Environment variables the run needs beside the caller's own.
     """
 
     preset: str
     cpu: bool = False
+    cpu_config: str = "default"
     overrides: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
 
     def argv(self, python: str = sys.executable) -> list[str]:
         """The program and its arguments."""
-        groups = [f"+mtgrpo={self.preset}", *(["+mtgrpo_cpu=default"] if self.cpu else [])]
+        groups = [f"+mtgrpo={self.preset}", *([f"+mtgrpo_cpu={self.cpu_config}"] if self.cpu else [])]
         searchpath = "hydra.searchpath=[pkg://verl_mtgrpo.config]"
         return [python, "-m", "verl.trainer.main_ppo", searchpath, *groups, *self.overrides]
 

@@ -19,6 +19,7 @@ from verl_mtgrpo.cli.demo_settings import DemoSettings
 from verl_mtgrpo.cli.failure import TrainingFailed, failure_report
 from verl_mtgrpo.cli.progress import ProgressLine
 from verl_mtgrpo.cli.provenance import describe_source
+from verl_mtgrpo.cpu import ROLLOUT_NAME
 from verl_mtgrpo.report.metrics import RunMetrics, read_metrics
 from verl_mtgrpo.version import __version__
 
@@ -50,6 +51,7 @@ class RunPlan:
         seed: Seed of the training order and of sampling; that of the assets is theirs.
         assets: Policy, index and questions.
         settings: How to train.
+        rollout: verl's name of the rollout engine: our own server, or ``vllm``.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class RunPlan:
     seed: int
     assets: Assets
     settings: DemoSettings
+    rollout: str = ROLLOUT_NAME
 
     @property
     def validation(self) -> Path:
@@ -72,6 +75,8 @@ class RunPlan:
             "assets": json.loads(json.dumps(dict(self.assets.manifest), default=str)),
             "settings": self.settings.to_dict(),
             "version": __version__,
+            # Named only where it is another: runs stored before there was a choice stay what they are.
+            **({} if self.rollout == ROLLOUT_NAME else {"rollout": self.rollout}),
         }
 
     def command(self, *, metrics: Path, validate_first: bool) -> TrainCommand:
@@ -91,7 +96,8 @@ class RunPlan:
         overrides += [f"trainer.experiment_name={self.preset}_seed{self.seed}"]
         overrides += ["trainer.resume_mode=auto", f"trainer.val_before_train={validate_first}"]
         env = {"MTGRPO_INDEX": str(self.assets.index.resolve()), "VERL_FILE_LOGGER_PATH": str(metrics.resolve())}
-        return TrainCommand(preset=self.preset, cpu=True, overrides=tuple(overrides), env=env)
+        cpu_config = "default" if self.rollout == ROLLOUT_NAME else self.rollout
+        return TrainCommand(preset=self.preset, cpu=True, cpu_config=cpu_config, overrides=tuple(overrides), env=env)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ the plugin does when ``VERL_PLATFORM=cpu`` is set and never otherwise. The parts
 - ``engines``: FSDP2 engines for the policy and the value model on the CPU;
 - ``generation``, ``sampling``, ``kv_cache``: batched token generation with a Hugging Face model;
 - ``server``, ``rollout``: that generator as a rollout server of verl, named ``hf_cpu``;
-- ``checkpoint_engine``: weights for standalone servers (``separate_async``), named ``tcp_cpu``.
+- ``checkpoint_engine``: weights for standalone servers (``separate_async``), named ``tcp_cpu``;
+- ``vllm_check``, ``vllm_rollout``, ``vllm_worker``, ``vllm_name/``: what real vLLM needs to serve a run
+  here instead (``rollout.name=vllm``, config ``+mtgrpo_cpu=vllm``).
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from typing import Any
 
 ROLLOUT_NAME = "hf_cpu"
 """What ``actor_rollout_ref.rollout.name`` has to be for the rollout server of this package."""
+
+VLLM = "vllm"
+"""verl's name of its vLLM rollout, which on the CPU runs behind our checks."""
 
 CHECKPOINT_ENGINE = "tcp_cpu"
 """What ``actor_rollout_ref.rollout.checkpoint_engine.backend`` has to be in ``separate_async``."""
@@ -60,6 +65,7 @@ def _register_engines(module: Any) -> None:
 
 def _register_rollout_adapter(module: Any) -> None:
     module._ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = "verl_mtgrpo.cpu.rollout.CpuRollout"
+    module._ROLLOUT_REGISTRY[(VLLM, "async")] = "verl_mtgrpo.cpu.vllm_rollout.CheckedServerAdapter"
 
 
 def _register_rollout_replica(module: Any) -> None:

@@ -1,0 +1,48 @@
+"""New weights for a running vLLM on the CPU.
+
+verl loads every bucket of weights into the model as it comes (``model.load_weights``). That works where vLLM keeps a
+weight as the checkpoint has it. On the CPU vLLM repacks the weights of linear layers for its kernels after loading,
+so verl's way raises on the shapes, inside the receiver, while the sender in the training process waits for an answer
+for ever. vLLM's own ``reload_weights`` knows how to go back: it takes all weights in checkpoint format, and repacks.
+
+Runs in vLLM's worker process, on the CPU only: ``engine_kwargs.vllm.worker_extension_cls`` names it there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
+from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+
+from verl_mtgrpo.cpu.vllm_check import check_installation
+from verl_mtgrpo.errors import ConfigError
+
+
+class ReloadingWorkerExtension(vLLMColocateWorkerExtension):
+    """verl's extension of a vLLM worker, with weights taken in by vLLM's ``reload_weights``."""
+
+    def __new__(cls, **kwargs: Any) -> ReloadingWorkerExtension:
+        check_installation()
+        return super().__new__(cls, **kwargs)
+
+    def update_weights_from_ipc(
+        self, peft_config: dict[str, Any] | None = None, base_sync_done: bool = False, use_shm: bool = False
+    ) -> None:
+        """Receive all weights, then load them.
+
+        The order matters: whatever is wrong with the weights is raised after the last bucket was answered, so it
+        reaches the trainer as an error instead of leaving it waiting.
+        """
+        weights: dict[str, torch.Tensor] = {}
+
+        def keep(bucket: list[tuple[str, torch.Tensor]], is_last: bool) -> None:
+            # The bucket is a view of shared memory, which the sender fills again after the answer.
+            weights.update((name, weight.clone()) for name, weight in bucket)
+
+        receiver = BucketedWeightReceiver(zmq_handle=self._get_zmq_handle(), device=self.device, use_shm=use_shm)
+        receiver.receive_weights(on_bucket_received=keep)
+        if peft_config and base_sync_done:
+            raise ConfigError("an adapter (LoRA) was sent, but vLLM on the CPU takes whole weights only.")
+        self.reload_weights(weights_iterator=iter(weights.items()))
