@@ -16,9 +16,10 @@ pytest.importorskip("verl")
 
 import verl.experimental.agent_loop  # noqa: F401  (first: our part of it is imported from there)
 
-from tests.integration.test_training import QUESTION, QUESTIONS, ROLLOUTS, SEARCH_R1, make_assets, run, run_format
+from tests.integration.test_training import QUESTIONS, ROLLOUTS, make_assets, run, run_format
 from verl_mtgrpo.cli.failure import root_error
 from verl_mtgrpo.cpu.vllm_check import check_installation
+from verl_mtgrpo.data.toy import QUESTION, SEARCH_R1
 from verl_mtgrpo.integration.tool_parsers import CUT_FORMATS, CuttingServer
 
 pytestmark = pytest.mark.vllm
