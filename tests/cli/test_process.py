@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -85,7 +86,9 @@ def test_gives_back_the_exit_code_and_ends_detached_grandchildren(family: Path, 
 )
 def test_a_signal_ends_everything(family: Path, tmp_path: Path, number: int, then: str, code: int) -> None:
     pids = tmp_path / "pids"
-    launcher = subprocess.Popen([sys.executable, "-c", _LAUNCHER, str(family), str(pids), then])
+    # Under nohup the tests themselves ignore a hang-up, and so would what they start.
+    heed = partial(signal.signal, number, signal.SIG_DFL)
+    launcher = subprocess.Popen([sys.executable, "-c", _LAUNCHER, str(family), str(pids), then], preexec_fn=heed)
     _wait_until_ready(pids)
     launcher.send_signal(number)
     assert launcher.wait(timeout=60) == code
