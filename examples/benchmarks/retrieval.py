@@ -363,7 +363,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/retrieval"), help="where corpora and indexes are kept")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    name = f"{args.passages}-seed{args.seed}" + ("" if args.frequencies == "real" else "-shuffled")
+    name = f"{args.passages}-seed{args.seed}" + ("" if args.frequencies == "real" else f"-{args.frequencies}")
     corpus = args.work / f"corpus-{name}.jsonl"
     write_corpus(args.data, corpus, args.passages, args.seed, args.frequencies)
     questions = read_questions(args.data)
