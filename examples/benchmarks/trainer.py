@@ -15,13 +15,14 @@ import dataclasses
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from verl_mtgrpo.cli.command import run_train_command
 from verl_mtgrpo.cli.demo import plan_run, prepare_assets
 from verl_mtgrpo.cli.demo_settings import DemoSettings
+from verl_mtgrpo.cli.failure import failure_report
 from verl_mtgrpo.cli.provenance import describe_machine, describe_source
 
 ALTERNATE = """
@@ -54,14 +55,14 @@ def train(out: Path, settings: DemoSettings) -> list[dict[str, float]]:
         (folder / "alternate.py").write_text(ALTERNATE)
         plan = plan_run(folder, assets, preset="mt_ppo", seed=0, settings=settings)
         command = plan.command(metrics=folder / "metrics.jsonl", validate_first=False)
-        words = [*command.argv(), "trainer.v1.trainer_mode=mtgrpo_sync", "trainer.save_freq=-1", "trainer.test_freq=-1"]
+        more = ("trainer.v1.trainer_mode=mtgrpo_sync", "trainer.save_freq=-1", "trainer.test_freq=-1")
         path = os.pathsep.join([name, *filter(None, [os.environ.get("PYTHONPATH")])])
-        more = {"VERL_USE_EXTERNAL_MODULES": "alternate", "PYTHONPATH": path}
+        env = {**command.env, "VERL_USE_EXTERNAL_MODULES": "alternate", "PYTHONPATH": path}
+        command = dataclasses.replace(command, overrides=(*command.overrides, *more), env=env)
         log = out / "benchmark-trainer.log"
-        with log.open("w") as file:
-            code = subprocess.call(words, env={**os.environ, **command.variables(), **more}, stdout=file, stderr=file)
-        if code:
-            sys.exit(f"the run failed with exit code {code}; see {log}")
+        log.unlink(missing_ok=True)
+        if code := run_train_command(command, log=log):
+            sys.exit(failure_report(code, log))
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row["data"] for row in rows if "timing_s/step" in row["data"]]
 

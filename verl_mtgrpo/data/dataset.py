@@ -7,16 +7,16 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from verl_mtgrpo.data.answerable import AnswerCheck
 from verl_mtgrpo.data.questions import Question, QuestionSample, check_limit, in_validation
 from verl_mtgrpo.data.rows import DEFAULT_SYSTEM_PROMPT, SEARCH_TOOL, make_row, write_parquet
-from verl_mtgrpo.data.sources import Part, PartReader, file_sha256, plan_parts
+from verl_mtgrpo.data.sources import Part, PartReader, plan_parts
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.retrieval.content import with_progress
+from verl_mtgrpo.retrieval.store import file_sha256
 from verl_mtgrpo.rewards.answers import normalize
-
-_T = TypeVar("_T")
 
 
 def write_dataset(
@@ -79,7 +79,10 @@ def write_dataset(
     chosen.read(parts, fraction)
     train, val = chosen.train.in_order(), chosen.val.in_order()
     if check is not None:
-        val = [question for question, _ in check.check(_bar(val, "checking val", progress), "val")]
+        val = [
+            question
+            for question, _ in check.check(with_progress(val, progress, label="checking val", unit="questions"), "val")
+        ]
         train = _check_train(chosen.train, check, max_train, progress, keep_all=not only_answerable)
     if not train and any(part.role == "train" or (part.role == "divide" and fraction < 1) for part in parts):
         raise ConfigError(_nothing_left(chosen, fraction, only_answerable))
@@ -149,7 +152,7 @@ class _Choice:
             self.train.add(question)
 
     def _stream(self, reader: PartReader) -> Iterable[Question]:
-        return _bar(reader, f"reading {reader.part.name}", self._progress)
+        return with_progress(reader, self._progress, label=f"reading {reader.part.name}", unit="questions")
 
 
 def _check_train(
@@ -159,7 +162,8 @@ def _check_train(
     ranked = sample.ranked()
     positions = {id(question): position for position, question in ranked}
     # By rank, so that a limit is reached without checking the rest and the same way every time.
-    checked = check.check(_bar([question for _, question in ranked], "checking train", progress), "train")
+    by_rank = [question for _, question in ranked]
+    checked = check.check(with_progress(by_rank, progress, label="checking train", unit="questions"), "train")
     kept: list[Question] = []
     for question, found in checked:
         if keep_all or found is not False:
@@ -219,11 +223,3 @@ def _digest(text: str) -> bytes:
 
 
 _NOTHING = _digest("")  # of a question of punctuation alone, which says nothing about another
-
-
-def _bar(items: Iterable[_T], label: str, progress: bool) -> Iterable[_T]:
-    if not progress:
-        return items
-    from tqdm import tqdm
-
-    return tqdm(items, desc=label, unit=" questions", mininterval=0.5, disable=None)

@@ -14,6 +14,7 @@ from verl_mtgrpo.data.hub import PREFIX, dataset_records, is_dataset
 from verl_mtgrpo.data.known import EDITIONS, KNOWN, hub_records, local_files, local_records
 from verl_mtgrpo.data.questions import Question, questions_of
 from verl_mtgrpo.errors import ConfigError, DataError
+from verl_mtgrpo.retrieval.store import file_sha256
 
 Role = Literal["train", "val", "divide"]
 """Where a part goes; ``divide``: by hash, a fraction of it to validation."""
@@ -124,12 +125,3 @@ def _given_part(text: str, role: Role, data_source: str | None) -> Part:
         )
     origin = {"file": path.name, "sha256": file_sha256(path)}
     return Part(data_source or short_name(path), role, origin, text, lambda: read_records(path))
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

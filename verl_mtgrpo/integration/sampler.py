@@ -96,8 +96,7 @@ def share_failed(keys: Sequence[str], asked: int) -> dict[str, float]:
         keys: verl's names of the trajectories, ``{uid}_{session}_{index}``.
         asked: Number of rollouts of the batch; 0 if it is not known, then there is no such metric.
     """
-    there = len({key.rpartition("_")[0] for key in keys})
-    return {"outcome/failed": 1.0 - there / asked} if asked else {}
+    return {"outcome/failed": 1.0 - len(_rows_by_rollout(keys)) / asked} if asked else {}
 
 
 def warn_of_outages(measured: Mapping[str, float], global_steps: int) -> None:
@@ -122,7 +121,7 @@ def refuse_several_outputs(keys: Sequence[str], estimator: str) -> None:
         keys: verl's names of the rows, ``{uid}_{session}_{index}``.
         estimator: ``algorithm.adv_estimator``.
     """
-    rows = Counter(key.rpartition("_")[0] for key in keys)
+    rows = _rows_by_rollout(keys)
     several = [session for session, count in rows.items() if count > 1]
     if several and estimator in ESTIMATORS:
         raise CreditInputError(
@@ -146,6 +145,11 @@ def refuse_empty_batch(infos: Sequence[Mapping[str, Any]], global_steps: int) ->
         f"step {global_steps}: all {len(infos)} rollouts of the batch were dropped, nothing is left to train on: "
         f"{listed}. Repair that, then start again: verl goes on from its last checkpoint"
     )
+
+
+def _rows_by_rollout(keys: Sequence[str]) -> Counter[str]:
+    """How many rows of a batch each rollout has; verl names a row ``{uid}_{session}_{index}``."""
+    return Counter(key.rpartition("_")[0] for key in keys)
 
 
 def _reward_infos(batch: KVBatchMeta) -> list[Mapping[str, Any]]:

@@ -73,15 +73,17 @@ def iter_dump(path: Path) -> Iterator[DumpedRollout]:
             if not line.strip():
                 continue
             lines += 1
-            row = _parse(line, f"{path}, line {number}")
-            session = _UID.fullmatch(str(row.get("uid", "")))
-            if session:
+            where = f"{path}, line {number}"
+            row = _parse(line, where)
+            group = uid = str(row.get("uid", ""))
+            if session := _UID.fullmatch(uid):
                 # An agent loop with several outputs has a row for each, all with the transcript of the last one.
                 key = f"{session['prompt']}_{session['rollout']}"
                 if key in seen:
                     continue
                 seen.add(key)
-            yield _rollout_from_row(row, f"{path}, line {number}")
+                group = session["prompt"]
+            yield _rollout_from_row(row, group, where)
     if not lines:
         raise DataError(f"{path} is empty: the validation that should have written it did not end")
 
@@ -180,7 +182,7 @@ def _parse(line: bytes, where: str) -> Mapping[str, Any]:
     return row
 
 
-def _rollout_from_row(row: Mapping[str, Any], where: str) -> DumpedRollout:
+def _rollout_from_row(row: Mapping[str, Any], group: str, where: str) -> DumpedRollout:
     if TRANSCRIPT not in row:
         raise DataError(
             f"{where}: a rollout without transcript; expected a validation dump (trainer.validation_data_dir) of a run "
@@ -202,10 +204,8 @@ def _rollout_from_row(row: Mapping[str, Any], where: str) -> DumpedRollout:
         for name, value in row.items()
         if name.startswith(("turn/", "tool/", "outcome/")) and isinstance(value, (int, float))
     }
-    uid = str(row.get("uid", ""))
-    session = _UID.fullmatch(uid)
     return DumpedRollout(
-        group=session["prompt"] if session else uid,
+        group=group,
         transcript=transcript,
         turn_rewards=rewards,
         answers=_answers(row.get("gts")),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from verl_mtgrpo.errors import DataError, RetrievalError
 from verl_mtgrpo.retrieval.types import Passage
+
+_T = TypeVar("_T")
 
 
 class Checksum:
@@ -89,10 +92,12 @@ def clean_text(text: str, what: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def with_progress(passages: Iterable[Passage], progress: bool) -> Iterable[Passage]:
-    """The same passages, counted on the terminal if asked for."""
+def with_progress(
+    items: Iterable[_T], progress: bool, *, label: str = "indexing", unit: str = "passages"
+) -> Iterable[_T]:
+    """The same items, counted on the terminal if asked for."""
     if not progress:
-        return passages
+        return items
     from tqdm import tqdm
 
-    return tqdm(passages, desc="indexing", unit=" passages", mininterval=0.5, disable=None)
+    return tqdm(items, desc=label, unit=f" {unit}", mininterval=0.5, disable=None)

@@ -215,15 +215,16 @@ class Staging:
 
 def hash_files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in ``folder``, by name; lock files, which come and go, left out."""
-    hashes: dict[str, str] = {}
-    for path in sorted(folder.iterdir()):
-        if not path.name.endswith(".lock"):
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            hashes[path.name] = digest.hexdigest()
-    return hashes
+    return {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if not path.name.endswith(".lock")}
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _refuse_foreign_folder(out: Path, format: str) -> None:
