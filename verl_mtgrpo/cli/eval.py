@@ -12,6 +12,7 @@ from verl_mtgrpo.cli.failure import TrainingFailed, failure_report
 from verl_mtgrpo.cli.provenance import describe_source
 from verl_mtgrpo.cli.train import index_variable, run_and_show
 from verl_mtgrpo.errors import ConfigError, DataError
+from verl_mtgrpo.report.dump_files import step_files
 
 _DESCRIPTION = """\
 Measure rollouts by data set, with 95 % bootstrap intervals, beside the paper's numbers: exact match, F1, format,
@@ -109,9 +110,8 @@ def _dump_of(target: Path) -> Path:
     if not target.is_dir():
         raise DataError(f"{target} does not exist; expected a validation dump (<step>.jsonl) or a folder of them")
     for folder in (target, target / "validation"):
-        steps = [path for path in folder.glob("*.jsonl") if path.stem.isdigit()]
-        if steps:
-            return max(steps, key=lambda path: int(path.stem))
+        if steps := step_files(folder):
+            return steps[max(steps)]
     raise DataError(
         f"{target} holds no <step>.jsonl; verl writes them where trainer.validation_data_dir says, at every validation"
     )
