@@ -19,7 +19,8 @@ Measure rollouts by data set, with 95 % bootstrap intervals, beside the paper's 
 tool execution, hit rate, searches per question. Writes OUT/eval.md, OUT/eval.csv and OUT/eval.json.
 
 From validation dumps (trainer.validation_data_dir) of runs with this package: a file, or a folder, of which the
-last step counts. Several are shown one after the other, the later ones with their differences to the first.
+last step counts. Several are shown one after the other, the later ones with their differences to the first. Dumps of
+training rollouts (trainer.rollout_data_dir, with a trainer mode of this package) are measured too, and said to be such.
 
   mtgrpo eval runs/mine/validation
   mtgrpo eval grpo/validation/500.jsonl mt_grpo/validation/500.jsonl --out runs/eval/grpo-mt_grpo
@@ -61,7 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Find or make the dumps, measure them, write and print the tables."""
     from verl_mtgrpo.report.evaluation import Bootstrap, differences, evaluate_dump
-    from verl_mtgrpo.report.evaluation_tables import table, to_csv, to_json, to_markdown
+    from verl_mtgrpo.report.evaluation_tables import OF_TRAINING, table, to_csv, to_json, to_markdown
     from verl_mtgrpo.report.tables import text_table
 
     bootstrap = Bootstrap(resamples=args.resamples, seed=args.seed)
@@ -85,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
         (args.out / name).write_text(text, encoding="utf-8")
     for evaluation in evaluations:
         print(f"{evaluation.label}\n\n{text_table(*table(evaluation))}\n")
+        if evaluation.training:
+            print(f"{OF_TRAINING}\n")
     print(f"{args.out}: {', '.join(written)}")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
         print_credit(catalog, rollouts=args.rollouts, overview=True)
     if args.out or not args.rich:
         out = args.out or Path("report.html")
-        write_report(out, catalog, title=args.title or f"Credit of {', '.join(map(str, args.dumps))}", metrics=metrics)
+        names = ", ".join(dump.resolve().name for dump in args.dumps)
+        write_report(out, catalog, title=args.title or f"Where the credit went: {names}", metrics=metrics)
         print(f"{out}: {sum(1 for _ in catalog.entries())} rollouts, {out.stat().st_size / 1e6:.1f} MB")
     return 0
 
@@ -102,8 +104,8 @@ def print_credit(catalog: Catalog, *, rollouts: int, overview: bool) -> None:
 
     from verl_mtgrpo.report.terminal import print_catalog, print_rollouts
 
-    # Its highlighting would colour every number, and colour says something here.
-    console = Console(highlight=False)
+    # Its highlighting would colour every number, and colour says something here; a file has no width to ask for.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     if overview:
         print_catalog(catalog, console)
     print_rollouts(catalog, rollouts, console)

@@ -24,7 +24,7 @@ TURN_ADVANTAGES, TURN_CREDITED, TURN_VALUES = "turn_advantages", "turn_credited"
 ESTIMATOR, ESTIMATOR_SETTINGS = "estimator", "estimator_settings"
 
 # verl numbers the rollouts of a prompt: <prompt>_<rollout>_<output>.
-_UID = re.compile(r"(?P<prompt>.+)_(?P<rollout>\d+)_\d+")
+_UID = re.compile(r"(?P<prompt>.*)_(?P<rollout>\d+)_\d+", re.DOTALL)
 
 
 @dataclass(frozen=True)
