@@ -19,7 +19,7 @@ HOSTILE = (
     "{{index}} {{scripts}} ${window.broken=8} {{constructor.constructor('alert(9)')()}} #{7*7} <%= 7*7 %>",
     "</pre></td></table><style>*{display:none!important}</style><link rel=stylesheet href=//127.0.0.1:9/x.css>",
     "@import url(//127.0.0.1:9/x.css); } body { background: url(//127.0.0.1:9/x.png) }",
-    "\u2028\u2029\x00\x1b[2J\ud800\udfff lone \udc00 \u202e reversed \ufeff",
+    "\u2028\u2029\x00\x1b[2J\ud800 \udfff lone \udc00 \u202e reversed \ufeff",
     "\\u003c/script\\u003e &lt;b&gt; &#60;script&#62; ]]> ]]&gt; <b>bold</b>",
     "__proto__",
     "constructor",

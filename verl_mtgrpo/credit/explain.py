@@ -7,7 +7,6 @@ was trained on, and says so where the two differ.
 from __future__ import annotations
 
 import math
-import statistics
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -205,13 +204,14 @@ def _returns(rewards: Sequence[float], discount: float) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float:
     # The mean of equal numbers is that number, which rounding may miss.
-    return values[0] if min(values) == max(values) else statistics.fmean(values)
+    return values[0] if min(values) == max(values) else math.fsum(values) / len(values)
 
 
 def _std(values: Sequence[float]) -> float:
     if len(values) == 1:
         return 1.0
-    return 0.0 if min(values) == max(values) else statistics.stdev(values)
+    mean = _mean(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def _sum(values: Sequence[float]) -> float:

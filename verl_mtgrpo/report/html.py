@@ -21,6 +21,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
+from verl_mtgrpo.credit.explain import Term
 from verl_mtgrpo.report.catalog import Catalog, Entry, Group
 from verl_mtgrpo.report.metrics import RunMetrics
 from verl_mtgrpo.report.overview import curves, histograms, turn_rows
@@ -82,8 +83,15 @@ def write_page(
 
 def embedded(value: Any) -> str:
     """JSON that can stand in a script element whatever its strings hold: ASCII, and no character that ends markup."""
-    text = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    try:
+        text = _json(value)
+    except ValueError:  # NaN or infinity, which JSON does not have: rare, and looking for them takes long
+        text = _json(_finite(value))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def packed(value: Any) -> str:
@@ -229,10 +237,7 @@ def _rollout(rollout: DumpedRollout, why: Sequence[Why], documents: dict[_Passag
             "calls": [_call(call, documents) for call in turn.tool_calls],
             "words": why[k].words,
             "addsUp": why[k].adds_up,
-            "terms": [
-                _rounded([t.kind, t.turn, t.value, t.mean, t.std, t.count, t.normalized, t.weight, t.baseline, t.adds])
-                for t in why[k].terms
-            ],
+            "terms": [_term(term) for term in why[k].terms],
         }
         for k, turn in enumerate(rollout.transcript.turns)
     ]
@@ -244,6 +249,14 @@ def _rollout(rollout: DumpedRollout, why: Sequence[Why], documents: dict[_Passag
         "dropped": rollout.dropped,
         "components": _rounded(dict(sorted(rollout.components.items()))),
     }
+
+
+def _term(term: Term) -> list[Any]:
+    """As page/rollout.js reads it."""
+    std = None if term.std is None else _round(term.std)
+    normalized, weight, adds = _round(term.normalized), _round(term.weight), _round(term.adds)
+    return [term.kind, term.turn, _round(term.value), _round(term.mean), std, term.count, normalized, weight,
+            term.baseline, adds]  # fmt: skip
 
 
 def _call(call: ToolCall, documents: dict[_Passage, int]) -> dict[str, Any]:

@@ -1,20 +1,21 @@
 'use strict';
 // Which rollouts are listed, and in which order.
 
+// Name -> label and options; what they are called, by what the form then says.
 const CHOICES = {
-  list: ['List', { groups: 'groups', rollouts: 'single rollouts' }],
-  sort: ['Sort by', {
-    spread: 'largest advantage', high: 'reward, highest first', low: 'reward, lowest first',
-    turns: 'most turns', step: 'step', late: 'step, last first',
-  }],
-  kind: ['Rollouts of', { '': 'both', training: 'training', validation: 'validation' }],
-  step: ['Step', {}],
-  source: ['Data', {}],
-  outcome: ['Answer', { '': 'any', right: 'right', wrong: 'wrong' }],
-  tool: ['Tool', { '': 'any', yes: 'used', no: 'not used' }],
-  hit: ['Answer in results', { '': 'any', yes: 'yes', no: 'no' }],
-  errors: ['Tool errors', { '': 'any', yes: 'some', no: 'none' }],
-  dropped: ['Dropped', { '': 'any', yes: 'dropped', no: 'not dropped' }],
+  list: ['List', [['groups', 'groups'], ['rollouts', 'single rollouts']]],
+  sort: ['Sort by', [
+    ['spread', 'largest advantage'], ['high', 'reward, highest first'], ['low', 'reward, lowest first'],
+    ['turns', 'most turns'], ['step', 'step'], ['late', 'step, last first'],
+  ]],
+  kind: ['Rollouts of', [['', 'both'], ['training', 'training'], ['validation', 'validation']]],
+  step: ['Step', [['', 'all']]],
+  source: ['Data', [['', 'all']]],
+  outcome: ['Answer', [['', 'any'], ['right', 'right'], ['wrong', 'wrong']]],
+  tool: ['Tool', [['', 'any'], ['yes', 'used'], ['no', 'not used']]],
+  hit: ['Answer in results', [['', 'any'], ['yes', 'yes'], ['no', 'no']]],
+  errors: ['Tool errors', [['', 'any'], ['yes', 'some'], ['no', 'none']]],
+  dropped: ['Dropped', [['', 'any'], ['yes', 'dropped'], ['no', 'not dropped']]],
 };
 
 const HOLDS = {
@@ -38,21 +39,19 @@ const ORDERS = {
 function drawFilters(changed) {
   const form = byId('filters');
   const steps = [...new Set(GROUPS.map((group) => group.step))].sort((a, b) => a - b);
-  const options = {
-    ...Object.fromEntries(Object.entries(CHOICES).map(([name, [, some]]) => [name, some])),
-    step: { '': 'all', ...Object.fromEntries(steps.map((step) => [`=${step}`, String(step)])) },
-    source: { '': 'all', ...Object.fromEntries(INDEX.sources.map((source, at) => [String(at), visible(source) || '(not named)'])) },
+  const more = {
+    step: steps.map((step) => [step, step]),
+    source: INDEX.sources.map((source, at) => [at, visible(source) || '(not named)']),
   };
-  // Object keys that look like numbers would come first, and be sorted: steps carry a sign in front.
   const useless = {
     kind: Object.keys(INDEX.kinds).length < 2, step: steps.length < 2, source: INDEX.sources.length < 2,
     dropped: !GROUPS.some((group) => group.rollouts.some((one) => one.flags & DROPPED)),
     errors: !GROUPS.some((group) => group.rollouts.some((one) => one.flags & ERRORS)),
   };
   form.replaceChildren(
-    el('label', { class: 'wide' }, 'Question', el('input', { type: 'search', name: 'text', placeholder: 'words of the question' })),
-    ...Object.entries(CHOICES).filter(([name]) => !useless[name]).map(([name, [label]]) =>
-      el('label', {}, label, el('select', { name }, ...Object.entries(options[name]).map(([value, text]) =>
+    el('label', { class: 'wide' }, 'Question', el('input', { type: 'search', name: 'text', 'aria-label': 'Question', placeholder: 'words of the question' })),
+    ...Object.entries(CHOICES).filter(([name]) => !useless[name]).map(([name, [label, options]]) =>
+      el('label', {}, label, el('select', { name, 'aria-label': label }, ...[...options, ...(more[name] || [])].map(([value, text]) =>
         el('option', { value }, text))))),
     el('button', { type: 'reset' }, 'Reset'));
   form.addEventListener('input', changed);
@@ -74,7 +73,7 @@ function selection() {
   const found = [];
   for (const group of GROUPS) {
     if (want.kind && group.training !== (want.kind === 'training')) continue;
-    if (want.step && `=${group.step}` !== want.step) continue;
+    if (want.step && group.step !== Number(want.step)) continue;
     if (want.source && group.source !== INDEX.sources[Number(want.source)]) continue;
     if (!words.every((word) => group.text.includes(word))) continue;
     const rollouts = group.rollouts.filter(fits);

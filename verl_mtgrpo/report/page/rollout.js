@@ -46,7 +46,7 @@ function turnCard(one, k, text, current) {
 
 /** The sentence, and under it the working in numbers. */
 function why(one, open) {
-  const sentence = el('p', {}, el('strong', {}, 'Why? '), visible(one.words));
+  const sentence = el('p', { class: one.addsUp === false && 'warning' }, el('strong', {}, 'Why? '), visible(one.words));
   if (!one.terms.length) return el('div', { class: 'why' }, sentence);
   const head = ['what', 'value', '− mean', 'of', '÷ std', '= normalised', '× weight', 'adds'];
   const rows = one.terms.map(([kind, turn, value, average, std, number, normalized, weight, baseline, adds]) => el('tr', {},
@@ -55,9 +55,9 @@ function why(one, open) {
     el('td', {}, std == null ? '–' : plain(std, 3)), el('td', {}, signed(normalized, 3)), el('td', {}, compact(weight)),
     shade(el('td', { class: 'adds' }, signed(adds, 3)), adds, SCALE)));
   const sum = one.terms.reduce((total, term) => total + term[9], 0);
-  const foot = el('tr', {}, el('th', { scope: 'row', colspan: 7 }, 'sum'), el('td', { class: 'adds sum' }, signed(sum, 3)));
+  const foot = el('tr', {}, el('th', { scope: 'row', colspan: 7 }, one.addsUp ? 'sum' : `sum (stored: ${signed(one.advantage, 3)})`),
+    el('td', { class: 'adds sum' }, signed(sum, 3)));
   return el('div', { class: 'why' }, sentence,
-    !one.addsUp && el('p', { class: 'warning' }, `The working gives ${signed(sum, 3)}; stored is ${signed(one.advantage, 3)}.`),
     el('details', { open },
       el('summary', {}, 'The working'),
       el('div', { class: 'scroll' }, el('table', { class: 'numbers working' },
