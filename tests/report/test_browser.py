@@ -238,6 +238,7 @@ def test_hostile_text_does_nothing(browser: Any, tmp_path: Path) -> None:
             shown += seen.page.evaluate("document.body.innerText.includes('window.broken') ? 1 : 0")
             assert foreign_elements(seen.page) == []
             assert seen.page.evaluate("window.broken") is None
+            assert "[native code]" not in seen.page.evaluate("document.body.innerText"), "a name of a property"
         assert shown > 10, "it is there, as text"
         seen.page.wait_for_timeout(200)
         seen.look("hostile", full=True)

@@ -254,9 +254,8 @@ def _rollout(rollout: DumpedRollout, why: Sequence[Why], documents: dict[_Passag
 def _term(term: Term) -> list[Any]:
     """As page/rollout.js reads it."""
     std = None if term.std is None else _round(term.std)
-    normalized, weight, adds = _round(term.normalized), _round(term.weight), _round(term.adds)
-    return [term.kind, term.turn, _round(term.value), _round(term.mean), std, term.count, normalized, weight,
-            term.baseline, adds]  # fmt: skip
+    weight, adds = _round(term.weight), _round(term.adds)
+    return [term.kind, term.turn, _round(term.value), _round(term.mean), std, term.count, weight, term.baseline, adds]
 
 
 def _call(call: ToolCall, documents: dict[_Passage, int]) -> dict[str, Any]:

@@ -9,10 +9,11 @@ const BASELINES = {
   alive: (n) => `${n} rollouts with this turn`, group: (n) => `${n} rollouts`, others: (n) => `${n} others with this turn`,
   others_outcome: (n) => `last turns of ${n} others`, turns_of_group: (n) => `${n} turns of the group`, nobody: () => 'nobody',
 };
-const ENDS = {
-  answered: 'ended by answering', max_turns: 'had no turn left', response_length: 'cut off: the response was full',
-  outage: 'ended because the search was down',
-};
+// A map: what a dump says is no name of a property.
+const ENDS = new Map([
+  ['answered', 'ended by answering'], ['max_turns', 'had no turn left'],
+  ['response_length', 'cut off: the response was full'], ['outage', 'ended because the search was down'],
+]);
 
 function rolloutView(group, text, at, turn) {
   const rollout = group.rollouts[at], said = text.rollouts[at];
@@ -20,7 +21,7 @@ function rolloutView(group, text, at, turn) {
   return el('article', { 'aria-label': `Rollout ${rollout.name}` },
     el('div', { class: 'bar-top' },
       el('h3', {}, `Rollout ${rollout.name}`),
-      el('span', {}, [verdict(rollout), `paid ${plain(rollout.total)}`, ENDS[said.end] || visible(said.end)].filter(Boolean).join(' · ')),
+      el('span', {}, [verdict(rollout), `paid ${plain(rollout.total)}`, ENDS.get(said.end) || visible(said.end)].filter(Boolean).join(' · ')),
       el('span', { class: 'pager' },
         at > 0 && el('a', { href: to(-1) }, '← previous'), ' ',
         at + 1 < group.rollouts.length && el('a', { href: to(1) }, 'next →'))),
@@ -48,15 +49,15 @@ function turnCard(one, k, text, current) {
 function why(one, open) {
   const sentence = el('p', { class: one.addsUp === false && 'warning' }, el('strong', {}, 'Why? '), visible(one.words));
   if (!one.terms.length) return el('div', { class: 'why' }, sentence);
-  const head = ['what', 'value', '− mean', 'of', '÷ std', '= normalised', '× weight', 'adds'];
-  const rows = one.terms.map(([kind, turn, value, average, std, number, normalized, weight, baseline, adds]) => el('tr', {},
+  const head = ['what', '(value', '− mean)', '÷ std', '× weight', '= adds', 'compared with'];
+  const rows = one.terms.map(([kind, turn, value, average, std, number, weight, baseline, adds]) => el('tr', {},
     el('th', { scope: 'row' }, TERM_NAMES[kind](turn)),
-    el('td', {}, plain(value, 3)), el('td', {}, plain(average, 3)), el('td', { class: 'words' }, BASELINES[baseline](number)),
-    el('td', {}, std == null ? '–' : plain(std, 3)), el('td', {}, signed(normalized, 3)), el('td', {}, compact(weight)),
-    shade(el('td', { class: 'adds' }, signed(adds, 3)), adds, SCALE)));
-  const sum = one.terms.reduce((total, term) => total + term[9], 0);
-  const foot = el('tr', {}, el('th', { scope: 'row', colspan: 7 }, one.addsUp ? 'sum' : `sum (stored: ${signed(one.advantage, 3)})`),
-    el('td', { class: 'adds sum' }, signed(sum, 3)));
+    el('td', {}, plain(value, 3)), el('td', {}, plain(average, 3)), el('td', {}, std == null ? '–' : plain(std, 3)),
+    el('td', {}, compact(weight)), shade(el('td', { class: 'adds' }, signed(adds, 3)), adds, SCALE),
+    el('td', { class: 'words' }, BASELINES[baseline](number))));
+  const sum = one.terms.reduce((total, term) => total + term[8], 0);
+  const foot = el('tr', {}, el('th', { scope: 'row', colspan: 5 }, one.addsUp ? 'sum' : `sum (stored: ${signed(one.advantage, 3)})`),
+    el('td', { class: 'adds sum' }, signed(sum, 3)), el('td', {}));
   return el('div', { class: 'why' }, sentence,
     el('details', { open },
       el('summary', {}, 'The working'),
