@@ -77,6 +77,7 @@ def test_the_readmes_example_by_hand() -> None:
     first, later, outcome = working[0][0]
     assert (first.kind, first.turn, first.count, first.baseline) == ("turn", 1, 3, "alive")
     assert (first.value, first.mean, first.std) == pytest.approx((0.7, 0.3, 0.360555), abs=1e-6)
+    assert first.ended == 1, "the third, whose 0.5 is its outcome"
     assert first.adds == pytest.approx(0.4 / 0.360555, abs=1e-4)
     # Turn 2 is the last of both rollouts that have it: nothing is paid there but the outcome.
     assert (later.kind, later.turn, later.count, later.adds) == ("ended", 2, 2, 0.0)

@@ -99,7 +99,7 @@ def test_a_group_has_the_text_and_the_working(tmp_path: Path) -> None:
     (call,) = first["calls"]
     assert group["documents"][call["documents"][0]] == ["7", "Orrin", "Vel is a river.", 3.2]
     assert len(group["documents"]) == 1, "both searches found it"
-    assert first["addsUp"] is True and sum(term[-1] for term in first["terms"]) == pytest.approx(2.1094, abs=1e-3)
+    assert first["addsUp"] is True and sum(term[6] for term in first["terms"]) == pytest.approx(2.1094, abs=1e-3)
     assert first["terms"][0][:3] == ["turn", 1, 0.7]
 
 

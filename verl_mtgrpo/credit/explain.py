@@ -34,6 +34,7 @@ class Term:
         weight: What that is multiplied by.
         baseline: What ``mean`` is of: ``alive`` (rollouts with this turn), ``group``, ``others`` (the same without this
             one), ``others_outcome`` (their last turns: nobody else had this turn), ``turns_of_group``, ``nobody``.
+        ended: How many of them ended with this turn and are counted as 0: what they were paid there is the outcome.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Term:
     normalized: float
     weight: float = 1.0
     baseline: str = "group"
+    ended: int = 0
 
     @property
     def adds(self) -> float:
@@ -86,9 +88,11 @@ def _mt_grpo(rewards: Rewards, settings: Mapping[str, Any]) -> Working:
         ended = turn == len(one) - 1
         if ended and excludes:
             return None
-        compared = [other[turn] if turn < len(other) - 1 else 0.0 for other in rewards if len(other) > turn + excludes]
-        mine = 0.0 if ended else one[turn]
-        return norm.term("ended" if ended else "turn", turn + 1, mine, compared, baseline="alive")
+        going_on = [other[turn] for other in rewards if len(other) > turn + 1]
+        stopped = 0 if excludes else sum(len(other) == turn + 1 for other in rewards)
+        mine, kind = (0.0, "ended") if ended else (one[turn], "turn")
+        term = norm.term(kind, turn + 1, mine, [*going_on, *[0.0] * stopped], baseline="alive")
+        return replace(term, ended=stopped)
 
     def of_rollout(one: Sequence[float]) -> list[list[Term]]:
         outcome = norm.term("outcome", len(one), one[-1], outcomes)

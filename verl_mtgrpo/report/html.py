@@ -255,7 +255,8 @@ def _term(term: Term) -> list[Any]:
     """As page/rollout.js reads it."""
     std = None if term.std is None else _round(term.std)
     weight, adds = _round(term.weight), _round(term.adds)
-    return [term.kind, term.turn, _round(term.value), _round(term.mean), std, term.count, weight, term.baseline, adds]
+    of = [term.count, term.baseline, term.ended]
+    return [term.kind, term.turn, _round(term.value), _round(term.mean), std, weight, adds, *of]
 
 
 def _call(call: ToolCall, documents: dict[_Passage, int]) -> dict[str, Any]:

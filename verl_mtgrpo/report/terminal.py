@@ -85,7 +85,7 @@ def one_line(text: str) -> str:
 
 def _line(indent: int, text: Text) -> Padding:
     """A paragraph; where it is wrapped, it stays to the right of its indent."""
-    return Padding(text, (0, 0, 0, indent))
+    return Padding(text, (0, 0, 0, indent), expand=False)
 
 
 def _turn_lines(turn: Turn) -> list[str]:

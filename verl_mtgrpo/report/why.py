@@ -116,6 +116,8 @@ def _sentence(term: Term) -> str:
     if term.baseline == "nobody":
         return f"{subject}; there is nobody to compare with: {signed(term.adds)}."
     compared = _BASELINES[term.baseline].format(count=term.count)
+    if term.kind == "turn" and term.ended:
+        compared = compared.replace(" averaged", f" ({term.ended} ended there: counted as 0) averaged")
     if not term.adds and term.std == 0.0:
         return f"{subject}, as in all {term.count} that are compared: nothing."
     return f"{subject}; {compared} {term.mean:.2f}: {signed(term.adds)}."

@@ -50,12 +50,12 @@ function why(one, open) {
   const sentence = el('p', { class: one.addsUp === false && 'warning' }, el('strong', {}, 'Why? '), visible(one.words));
   if (!one.terms.length) return el('div', { class: 'why' }, sentence);
   const head = ['what', '(value', '− mean)', '÷ std', '× weight', '= adds', 'compared with'];
-  const rows = one.terms.map(([kind, turn, value, average, std, number, weight, baseline, adds]) => el('tr', {},
+  const rows = one.terms.map(([kind, turn, value, average, std, weight, adds, number, baseline, ended]) => el('tr', {},
     el('th', { scope: 'row' }, TERM_NAMES[kind](turn)),
     el('td', {}, plain(value, 3)), el('td', {}, plain(average, 3)), el('td', {}, std == null ? '–' : plain(std, 3)),
     el('td', {}, compact(weight)), shade(el('td', { class: 'adds' }, signed(adds, 3)), adds, SCALE),
-    el('td', { class: 'words' }, BASELINES[baseline](number))));
-  const sum = one.terms.reduce((total, term) => total + term[8], 0);
+    el('td', { class: 'words' }, BASELINES[baseline](number), ended > 0 && `, of which ${ended} ended: 0`)));
+  const sum = one.terms.reduce((total, term) => total + term[6], 0);
   const foot = el('tr', {}, el('th', { scope: 'row', colspan: 5 }, one.addsUp ? 'sum' : `sum (stored: ${signed(one.advantage, 3)})`),
     el('td', { class: 'adds sum' }, signed(sum, 3)), el('td', {}));
   return el('div', { class: 'why' }, sentence,
