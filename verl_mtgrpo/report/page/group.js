@@ -8,7 +8,8 @@ async function showGroup(number, at, turn) {
   const group = GROUPS[number];
   const detail = byId('detail');
   if (!group) return detail.replaceChildren(el('p', { class: 'quiet' }, 'There is no such group in this report.'));
-  if (shownGroup !== number) detail.replaceChildren(el('p', { class: 'quiet' }, 'Opening …'));
+  const changed = shownGroup !== number;
+  if (changed) detail.replaceChildren(el('p', { class: 'quiet' }, 'Opening …'));
   shownGroup = number;
   let text;
   try {
@@ -21,7 +22,7 @@ async function showGroup(number, at, turn) {
   detail.replaceChildren(groupHead(group, text), matrix(group, chosen, turn), legend(SCALE), rolloutView(group, text, chosen, turn));
   const target = turn == null ? null : byId(`turn${turn}`);
   if (target) target.scrollIntoView({ block: 'nearest' });
-  else if (at == null) scrollTo({ top: 0 });
+  else if (changed) scrollTo({ top: 0 });
   return undefined;
 }
 

@@ -6,7 +6,7 @@ const TERM_NAMES = {
   turns: () => 'paid before the last turn', return: (k) => `paid from turn ${k} on`, total: () => 'paid in all',
 };
 const BASELINES = {
-  alive: (n) => `${n} rollouts with this turn`, group: (n) => `${n} rollouts`, others: (n) => `${n} others with this turn`,
+  alive: (n) => `${n} with this turn`, group: (n) => `${n} rollouts`, others: (n) => `${n} others with it`,
   others_outcome: (n) => `last turns of ${n} others`, turns_of_group: (n) => `${n} turns of the group`, nobody: () => 'nobody',
 };
 // A map: what a dump says is no name of a property.
@@ -54,7 +54,7 @@ function why(one, open) {
     el('th', { scope: 'row' }, TERM_NAMES[kind](turn)),
     el('td', {}, plain(value, 3)), el('td', {}, plain(average, 3)), el('td', {}, std == null ? '–' : plain(std, 3)),
     el('td', {}, compact(weight)), shade(el('td', { class: 'adds' }, signed(adds, 3)), adds, SCALE),
-    el('td', { class: 'words' }, BASELINES[baseline](number), ended > 0 && `, of which ${ended} ended: 0`)));
+    el('td', { class: 'words' }, BASELINES[baseline](number), ended > 0 && `, ${ended} of them ended: 0`)));
   const sum = one.terms.reduce((total, term) => total + term[6], 0);
   const foot = el('tr', {}, el('th', { scope: 'row', colspan: 5 }, one.addsUp ? 'sum' : `sum (stored: ${signed(one.advantage, 3)})`),
     el('td', { class: 'adds sum' }, signed(sum, 3)), el('td', {}));
