@@ -186,6 +186,7 @@ def test_the_keyboard_is_enough(seen: Watched) -> None:
     page.locator("#detail .cell").first.focus()
     page.keyboard.press("Enter")
     page.locator("#turn1 table.working").wait_for()
+    assert page.evaluate("document.activeElement.matches('.cell[aria-current]')"), "the focus stays on the cell"
 
 
 def test_logged_metrics_are_found_by_name(seen: Watched) -> None:
