@@ -66,13 +66,13 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
     ):
         handles = list(reward_loop_worker_handles or ())
         self.reward_names = [f"{_REWARD_WORKER}{number}" for number in range(len(handles))]  # as verl names them
-        scorers = [RewardWorkers(handles, self.reward_names)] if handles else reward_loop_worker_handles
+        scorers = [RewardWorkers(handles)] if handles else reward_loop_worker_handles
         super().__init__(config, llm_client, teacher_client, scorers)
         self.given: dict[str, list[_Given]] = {}
         self.tries: Counter[str] = Counter()
         self.asked_again = 0
         self.next_look = 0.0
-        self.own_reward_workers: dict[str, Any] = {}  # Ray ends an actor that nobody holds
+        self.own_reward_workers: list[Any] = []  # Ray ends an actor that nobody holds
         self.sent_again: list[Any] = []
 
     async def _init_agent_loop_workers(self) -> None:
@@ -119,7 +119,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         """Names of the actors that died.
 
         Raises:
-            WorkerDiedError: a rollout server is among them, or all reward workers are.
+            WorkerDiedError: a rollout server is among them, or the last reward worker, which cannot be replaced.
         """
         dead = self.actors - set(ray.util.list_named_actors())
         servers = sorted(name for name in dead if _SERVER in name)
@@ -130,8 +130,8 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
             )
         if self.reward_names and dead.issuperset(self.reward_names) and not self._replaces_reward_workers():
             raise WorkerDiedError(
-                f"all {len(self.reward_names)} reward workers died (killed, or out of memory: Ray's lines about them "
-                f"are in this log), and without one no rollout is scored. {GO_ON}"
+                "the last reward worker died (killed, or out of memory: Ray's lines about it are in this log), and "
+                f"without one no rollout is scored. {GO_ON}"
             )
         return dead
 
@@ -161,15 +161,24 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         there = {uid for batches in self.given.values() for one in batches for uid in one.uids}
         self.tries = Counter({uid: count for uid, count in self.tries.items() if uid in there})
 
-    def _replace_reward_worker(self, name: str) -> None:
-        if not self._replaces_reward_workers():
-            self.actors.discard(name)
-            left = len(self.actors.intersection(self.reward_names))
-            message = "the reward worker %s died; %d of %d are left and score for it"
-            logger.error(message, name, left, len(self.reward_names))
-            return
-        logger.error("the reward worker %s died; another one takes its place, the others score for it meanwhile", name)
-        self.own_reward_workers[name] = ray.remote(RewardLoopWorker).options(name=name).remote(self.config, None)
+    def _replace_reward_worker(self, old: str) -> None:
+        self.reward_names.remove(old)
+        self.actors.discard(old)
+        what = "no other one can take its place"
+        if self._replaces_reward_workers():
+            # A name of its own: Ray remembers for a while which actor a name meant.
+            number = old.removeprefix(_REWARD_WORKER).partition("_")[0]
+            name = f"{_REWARD_WORKER}{number}_{uuid4().hex[:8]}"
+            worker = ray.remote(RewardLoopWorker).options(name=name).remote(self.config, None)
+            self.own_reward_workers.append(worker)
+            self.reward_names.append(name)
+            self.actors.add(name)
+            what = f"{name} takes its place"
+        logger.error(
+            "the reward worker %s died (killed, or out of memory: Ray's lines about it are in this log); %s. What it was "
+            "scoring is scored by another one: %d are left",
+            *(old, what, len(self.reward_names)),
+        )
 
     def _replaces_reward_workers(self) -> bool:
         """Those that ask a reward model of verl's need the address of its router, which the trainer has."""
@@ -224,8 +233,8 @@ class RewardWorkers:
     verl picks a worker at random and calls ``worker.compute_score.remote(data)``; it is given a list with this in it.
     """
 
-    def __init__(self, handles: Sequence[Any], names: Sequence[str]):
-        self.handles, self.names = list(handles), list(names)
+    def __init__(self, handles: Sequence[Any]):
+        self.handles, self.wanted = list(handles), len(handles)
         self.next_count = 0.0
 
     @property
@@ -238,7 +247,7 @@ class RewardWorkers:
         return self._score(data)
 
     async def _score(self, data: Any) -> dict[str, Any]:
-        if len(self.handles) < len(self.names) and time.monotonic() > self.next_count:
+        if len(self.handles) < self.wanted and time.monotonic() > self.next_count:
             self.handles = self._alive() or self.handles
         for left in reversed(range(TRIES)):
             try:
@@ -254,17 +263,21 @@ class RewardWorkers:
         while not (alive := self._alive()):
             if time.monotonic() > deadline:
                 raise WorkerDiedError(
-                    f"none of the {len(self.names)} reward workers is left and none came back within "
+                    f"none of the {self.wanted} reward workers is left and none came back within "
                     f"{_SCORERS_BACK_S:.0f} s. {GO_ON}"
                 )
             await asyncio.sleep(1.0)
         return alive
 
     def _alive(self) -> list[Any]:
-        """The workers that Ray knows by now; a new one has the name of the one whose place it took."""
+        """The workers that Ray knows by now, those among them that took a dead one's place."""
         self.next_count = time.monotonic() + 30.0
-        alive = set(ray.util.list_named_actors())
-        return [ray.get_actor(name) for name in self.names if name in alive]
+        alive = []
+        for name in ray.util.list_named_actors():
+            if name.startswith(_REWARD_WORKER):
+                with suppress(ValueError):  # gone since
+                    alive.append(ray.get_actor(name))
+        return alive
 
 
 class _Current:
