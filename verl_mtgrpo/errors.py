@@ -46,6 +46,10 @@ class StalledError(MTGRPOError, TimeoutError):
     """Rollouts are waited for, and none has ended for too long."""
 
 
+class StorageError(MTGRPOError, OSError):
+    """A file of the run could not be written: a full disk, most often."""
+
+
 class RetrievalError(MTGRPOError, RuntimeError):
     """A search could not be carried out (as opposed to: it found nothing)."""
 

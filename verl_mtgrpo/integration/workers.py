@@ -175,8 +175,8 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
             self.actors.add(name)
             what = f"{name} takes its place"
         logger.error(
-            "the reward worker %s died (killed, or out of memory: Ray's lines about it are in this log); %s. What it was "
-            "scoring is scored by another one: %d are left",
+            "the reward worker %s died (killed, or out of memory: Ray's lines about it are in this log); %s. What it "
+            "was scoring is scored by another one: there are %d",
             *(old, what, len(self.reward_names)),
         )
 
