@@ -171,7 +171,7 @@ def test_without_a_rollout_server_the_run_stops_and_names_it(manager: Manager):
     look(manager)
     kill(server)
     with pytest.raises(
-        WorkerDiedError, match="rollout server hf_cpu_server_0 died .* goes on from its last checkpoint"
+        WorkerDiedError, match=r"rollout server hf_cpu_server_0 died .* goes on from its last checkpoint"
     ):
         look(manager)
 

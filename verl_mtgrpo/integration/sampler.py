@@ -25,7 +25,7 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from verl_mtgrpo.credit import ESTIMATORS
-from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError
+from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, WorkerDiedError
 from verl_mtgrpo.integration.waiting import StallGuard
 from verl_mtgrpo.integration.workers import current_manager
 from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON
@@ -47,31 +47,41 @@ class _TurnMetrics:
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
         """As verl's, with :func:`rollout_metrics` of a training batch among the metrics."""
-        manager, self._taken_out = current_manager(), 0
         self._guard.start(global_steps)
+        manager, each = current_manager(), int(self.sampler_kwargs.get("rollouts_per_prompt") or 0)  # type: ignore[attr-defined]
         try:
-            batch, metrics = super().sample(global_steps, partition_id, batch_size)  # type: ignore[misc]
-        except RuntimeError as error:
-            if manager is not None:
-                manager.check_servers()  # says why, if that is why
-            refuse_failed_batch(error, global_steps)
-            raise
-        if manager is not None:
-            manager.check_servers()
+            batch, metrics = self._sample(global_steps, partition_id, batch_size)
+        except WorkerDiedError as error:
+            lost = f"{batch_size * each} rollouts of step {global_steps}" if partition_id == "train" else "validation"
+            raise WorkerDiedError(f"the {lost} ended here and will be asked for again: {error}") from error
         if partition_id == "val":
             return batch, metrics
         refuse_several_outputs(batch.keys, str(self.sampler_kwargs.get("estimator")))  # type: ignore[attr-defined]
         infos = _reward_infos(batch)
         refuse_empty_batch(infos, global_steps)
-        each = int(self.sampler_kwargs.get("rollouts_per_prompt") or 0)  # type: ignore[attr-defined]
         again = manager.take_asked_again() if manager is not None else 0
+        taken_out, self._taken_out = self._taken_out, 0
         measured = {
             **rollout_metrics(infos),
             **share_failed(batch.keys, batch_size * each),
-            **count_rollouts(batch.keys, infos, batch_size * each, self._taken_out * each, again * each),
+            **count_rollouts(batch.keys, infos, batch_size * each, taken_out * each, again * each),
         }
         warn_of_outages(measured, global_steps)
         return batch, {**metrics, **measured}
+
+    def _sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
+        """verl's; if there are no rollouts because their server died, that is what is said."""
+        manager = current_manager()
+        try:
+            sampled = super().sample(global_steps, partition_id, batch_size)  # type: ignore[misc]
+        except RuntimeError as error:
+            if manager is not None:
+                manager.check_servers()
+            refuse_failed_batch(error, global_steps)
+            raise
+        if manager is not None:
+            manager.check_servers()
+        return sampled
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
         """verl's, in whose waiting for rollouts it is seen whether anything is still to come."""

@@ -53,9 +53,10 @@ class SafeStorage:
                 file.unlink()
             why = error.strerror or error
             raise StorageError(
-                f"the rollouts of step {step} could not be written to {file}: {why}; {_free(file)}. Make room, or name another folder (trainer.rollout_data_dir, trainer.validation_data_dir), or write "
-                "fewer groups (trainer.turn.dump.groups), then start again with the same command: verl goes on from "
-                "its last checkpoint"
+                f"the rollouts of step {step} could not be written to {file}: {why}; {_free(file)}. Make room, or name "
+                "another folder (trainer.rollout_data_dir, trainer.validation_data_dir), or write fewer groups "
+                "(trainer.turn.dump.groups), then start again with the same command: verl goes on from its last "
+                "checkpoint"
             ) from error
 
     def _save_checkpoint(self) -> None:
