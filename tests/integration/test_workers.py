@@ -19,16 +19,17 @@ import numpy as np
 import ray
 import transfer_queue as tq
 from omegaconf import OmegaConf
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, RayActorError
 from verl.utils import tensordict_utils as tu
 from verl.utils.ray_utils import auto_await
 
+from tests.integration.ray_workers import Broken, Scorer, Worker
 from tests.integration.test_trainer import config
 from verl_mtgrpo.errors import WorkerDiedError
 from verl_mtgrpo.integration import workers
 from verl_mtgrpo.integration.workers import RewardWorkers, TurnAgentLoopManager
 
-pytestmark = pytest.mark.verl
+pytestmark = [pytest.mark.verl, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -50,24 +51,6 @@ def cluster() -> Iterator[None]:
                 os.environ["RAY_ADDRESS"] = before
 
 
-@ray.remote
-class Worker:
-    """Finishes a question as soon as it is told to; the first one may be finished alone."""
-
-    def __init__(self, _config: Any, _llm: Any, _teacher: Any, _rewards: Any):
-        tq.init()
-
-    def generate_sequences(self, batch: Any) -> None:
-        uids = [str(uid) for uid in batch["uid"]]
-        for uid in uids:
-            tq.kv_batch_put(keys=[uid], partition_id="train", tags=[{"status": "running"}])
-            tq.kv_batch_put(keys=[f"{uid}_0_0"], partition_id="train", tags=[{"status": "success", "pid": os.getpid()}])
-        tq.kv_batch_put(keys=uids[:1], partition_id="train", tags=[{"status": "finished"}])
-
-    def pid(self) -> int:
-        return os.getpid()
-
-
 class Manager(TurnAgentLoopManager):
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -82,7 +65,8 @@ def manager(cluster: None) -> Iterator[Manager]:
     yield made
     workers._Current.manager = None
     for worker in made.agent_loop_workers:
-        ray.kill(worker)
+        with suppress(RayActorError):
+            ray.kill(worker)
 
 
 def send(manager: Manager, *uids: str) -> None:
@@ -109,7 +93,7 @@ def kill(actor: Any) -> int:
     return pid
 
 
-def until(there: Callable[[], bool], seconds: float = 30.0) -> None:
+def until(there: Callable[[], Any], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not there():
         assert time.monotonic() < deadline
@@ -164,6 +148,16 @@ def test_a_worker_that_died_between_two_steps_is_noticed_in_the_next(manager: Ma
     tq.kv_clear(keys=list(tags()), partition_id="train")
 
 
+def test_a_worker_that_cannot_be_made_is_not_made_again(manager: Manager):
+    manager.agent_loop_workers_class = Broken
+    kill(manager.agent_loop_workers[0])
+    send(manager, "k", "l")
+    look(manager)
+    with pytest.raises(ActorDiedError, match="the index is not there"):
+        until(lambda: look(manager))
+    tq.kv_clear(keys=list(tags()), partition_id="train")
+
+
 def test_without_a_rollout_server_the_run_stops_and_names_it(manager: Manager):
     server = Scorer.options(name="hf_cpu_server_0").remote()
     ray.get(server.pid.remote())
@@ -174,16 +168,6 @@ def test_without_a_rollout_server_the_run_stops_and_names_it(manager: Manager):
         WorkerDiedError, match=r"rollout server hf_cpu_server_0 died .* goes on from its last checkpoint"
     ):
         look(manager)
-
-
-@ray.remote
-class Scorer:
-    async def compute_score(self, data: Any) -> dict[str, Any]:
-        await asyncio.sleep(data)
-        return {"pid": os.getpid()}
-
-    def pid(self) -> int:
-        return os.getpid()
 
 
 def test_what_a_dead_reward_worker_was_scoring_is_scored_by_another(cluster: None, monkeypatch: pytest.MonkeyPatch):

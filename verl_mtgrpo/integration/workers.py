@@ -27,7 +27,7 @@ from uuid import uuid4
 
 import ray
 import transfer_queue as tq
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 from verl.experimental.reward_loop import RewardLoopWorker
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from verl.utils.tensordict_utils import index_select_tensor_dict
@@ -73,7 +73,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         self.asked_again = 0
         self.next_look = 0.0
         self.own_reward_workers: list[Any] = []  # Ray ends an actor that nobody holds
-        self.sent_again: list[Any] = []
+        self.sent_again: dict[Any, Any] = {}
 
     async def _init_agent_loop_workers(self) -> None:
         await super()._init_agent_loop_workers()
@@ -90,9 +90,8 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         partition = "val" if validating else "train"
         chunks = prompts.chunk(len(self.agent_loop_workers))
         sent = [self._give(number, chunk, partition) for number, chunk in enumerate(chunks)]
-        for reference in sent:
-            with suppress(RayActorError):
-                ray.get(reference)
+        for worker, reference in zip(self.agent_loop_workers, sent, strict=False):
+            _wait_until_sent(worker, reference)
 
     def look(self, unfinished: Mapping[str, set[str]]) -> None:
         """Replace dead workers, ask again for what they had; at most once in :data:`LOOK_EVERY_S`.
@@ -148,12 +147,10 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
 
     def _raise_errors(self) -> None:
         """Errors of a worker that took questions for a dead one, unless it died too."""
-        if not self.sent_again:
-            return
-        done, self.sent_again = ray.wait(self.sent_again, num_returns=len(self.sent_again), timeout=0)
-        for reference in done:
-            with suppress(RayActorError):
-                ray.get(reference)
+        for reference, worker in list(self.sent_again.items()):
+            if ray.wait([reference], timeout=0)[0]:
+                del self.sent_again[reference]
+                _wait_until_sent(worker, reference)
 
     def _forget_finished(self, unfinished: Mapping[str, set[str]]) -> None:
         for name, batches in self.given.items():
@@ -221,10 +218,26 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         if begun:
             tq.kv_clear(keys=begun, partition_id=one.partition)
         tq.kv_batch_put(keys=list(uids), partition_id=one.partition, tags=[{"status": "pending"}] * len(uids))
-        self.sent_again.append(self._give(number, index_select_tensor_dict(one.batch, rows), one.partition))
+        reference = self._give(number, index_select_tensor_dict(one.batch, rows), one.partition)
+        self.sent_again[reference] = self.agent_loop_workers[number]
         if one.partition == "train":
             self.asked_again += len(rows)
         return len(rows), len(lost)
+
+
+def _wait_until_sent(worker: Any, reference: Any) -> None:
+    """Returns when a worker has its questions, or is dead, which is found out elsewhere.
+
+    Raises:
+        RayActorError: the worker could not be made; another one would fail in the same way.
+    """
+    try:
+        ray.get(reference)
+    except ActorUnavailableError:
+        ray.kill(worker)  # Ray does not know whether they arrived, and they must not be asked by two
+    except RayActorError as error:
+        if error.actor_init_failed:
+            raise
 
 
 class RewardWorkers:
@@ -252,8 +265,8 @@ class RewardWorkers:
         for left in reversed(range(TRIES)):
             try:
                 return await random.choice(self.handles).compute_score.remote(data)
-            except RayActorError:
-                if not left:
+            except RayActorError as error:
+                if not left or error.actor_init_failed:
                     raise
                 self.handles = await self._wait_for_one()
         raise AssertionError("unreachable")
