@@ -14,7 +14,7 @@ from verl_mtgrpo.errors import ConfigError
 
 @ray.remote
 class Worker:
-    """Finishes a question as soon as it is told to; the first one may be finished alone."""
+    """Finishes the first of its questions at once, and of the others one rollout: it is in the middle of them."""
 
     def __init__(self, _config: Any, _llm: Any, _teacher: Any, _rewards: Any):
         tq.init()
@@ -32,12 +32,16 @@ class Worker:
 
 @ray.remote
 class Broken(Worker.__ray_actor_class__):
+    """Cannot be made."""
+
     def __init__(self, *_: Any):
         raise ConfigError("the index is not there")
 
 
 @ray.remote
 class Scorer:
+    """Scores a rollout in so many seconds."""
+
     async def compute_score(self, data: Any) -> dict[str, Any]:
         await asyncio.sleep(data)
         return {"pid": os.getpid()}

@@ -127,7 +127,7 @@ def test_what_a_dead_worker_had_is_asked_again_once(manager: Manager):
 
 
 def test_a_question_that_two_workers_died_with_is_given_up(manager: Manager, caplog: pytest.LogCaptureFixture):
-    send(manager, "e", "f", "g")  # e and f; of these only e is finished, and of f and nothing else, f
+    send(manager, "e", "f", "g")  # e and f go to the first worker, which finishes e
     until(lambda: tags()["e"]["status"] == "finished" and "f_0_0" in tags())
     manager.tries["f"] = workers.TRIES - 1
     kill(manager.agent_loop_workers[0])
