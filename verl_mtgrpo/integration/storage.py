@@ -113,6 +113,8 @@ def _explained(folder: Path, step: int) -> Iterator[None]:
         else:
             left_text = "there is none before" if left is None else f"that of step {left} is whole: a start takes it"
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        if "inline_container" in reason:  # torch's words for it name no cause
+            reason = f"a file could not be written whole, as on a full disk ({reason.strip()})"
         raise StorageError(
             f"the checkpoint of step {step} could not be written to {folder / f'{_FOLDER}{step}'}: {reason.strip()}; "
             f"{_free(folder)}; {left_text}. Make room, or name another trainer.default_local_dir, then start again"
