@@ -181,7 +181,7 @@ def test_a_rollout_of_another_agent_loop_is_an_error(extra_fields):
         ("reward.custom_reward_function.path=mine.py", "mine.py would not be used: .*set reward.turn.outcome"),
         ("reward.turn.outcome=both", "reward.turn.outcome is 'both', expected one of"),
         ("actor_rollout_ref.rollout.multi_turn.format=gpt-oss", "no rules for turns in the format 'gpt-oss'"),
-        ("reward.turn.preset=paper_v7", "reward.turn.preset is 'paper_v7', expected one of"),
+        ("reward.turn.preset=paper_v7", "reward.turn.preset is 'paper_v7', which is no preset; expected one of"),
         ("algorithm.rollout_correction.rollout_rs='seq_mean_k1,token_k2'", "takes single tokens out of response_mask"),
         ("algorithm.adv_estimator=grpo", "grpo is verl's own and does not read algorithm.turn"),
         ("algorithm.adv_estimator=turn_rloo", r"of turn_rloo has unknown keys \['missing_turn', 'turn_coef'\]"),
@@ -228,9 +228,9 @@ def test_a_model_without_chat_template_stops_the_run_before_the_first_rollout():
 
 def test_a_reward_model_that_would_bypass_the_manager_is_refused():
     enabled = "reward.reward_model.enable=True"
-    with pytest.raises(ConfigError, match=r"never asked. For a judge set reward.custom_reward_function.path=pkg://"):
+    with pytest.raises(ConfigError, match=r"never asked; for a judge set reward.custom_reward_function.path=pkg://"):
         manager(enabled)
-    with pytest.raises(ConfigError, match=r"goes with reward.turn.preset=judge only"):
+    with pytest.raises(ConfigError, match=r"never called without a judge; set reward.turn.preset=judge"):
         manager(enabled, *JUDGED)
 
 

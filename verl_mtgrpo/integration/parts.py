@@ -62,14 +62,19 @@ def check_files(config: Any) -> None:
     """
     if OmegaConf.select(config, _LOOP) not in LOOPS:
         return
+    check_tool_file(config)
+    for file in _questions(config):
+        check_agent_names(file)
+
+
+def check_tool_file(config: Any) -> None:
+    """Raise ``ConfigError`` if there is no tool YAML where the config says."""
     path = OmegaConf.select(config, f"{_MULTI_TURN}.tool_config_path")
     if path and not _exists(path):
         raise ConfigError(
             f"{_MULTI_TURN}.tool_config_path={path} is not there; give the path of a tool YAML, or leave the key out "
             "with the group +mtgrpo=..., which names the packaged search tool"
         )
-    for file in _questions(config):
-        _check_agent_names(file)
 
 
 def _check_groups(config: Any) -> None:
@@ -78,7 +83,7 @@ def _check_groups(config: Any) -> None:
         if value is not None:
             raise ConfigError(
                 f"{group}={value} came through as a plain key: Hydra did not find the config group, so nothing of it "
-                "is set. Put 'hydra.searchpath=[pkg://verl_mtgrpo.config]' on the command line before "
+                "is set; put 'hydra.searchpath=[pkg://verl_mtgrpo.config]' on the command line before "
                 f"+{group}={value}, and run in an environment in which verl-mtgrpo is installed"
             )
 
@@ -114,7 +119,7 @@ def _check_tool(config: Any) -> None:
         raise ConfigError(f"{_MULTI_TURN}.enable={multi_turn.enable}, but an agent has turns; set it to True")
     if not (multi_turn.get("tool_config_path") or multi_turn.get("function_tool_path")):
         raise ConfigError(
-            f"the agent has no tool, so every rollout would have one turn: set {_MULTI_TURN}.tool_config_path (the "
+            f"the agent has no tool, so every rollout would have one turn; set {_MULTI_TURN}.tool_config_path (the "
             "packaged search tool is '${mtgrpo_asset:tools/search_tool.yaml}') or "
             f"{_MULTI_TURN}.function_tool_path"
         )
@@ -138,7 +143,8 @@ def _questions(config: Any) -> Iterable[str]:
                 yield str(file)
 
 
-def _check_agent_names(file: str) -> None:
+def check_agent_names(file: str) -> None:
+    """Raise ``ConfigError`` if rows of a parquet file name one of verl's own agent loops."""
     import pyarrow.parquet as pq
 
     path = Path(file).expanduser()
