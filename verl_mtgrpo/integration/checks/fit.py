@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import MTGRPOError
-from verl_mtgrpo.integration.checks.findings import Finding, from_error
+from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
 from verl_mtgrpo.integration.checks.setup import MULTI_TURN, ROLLOUT, Setup
 from verl_mtgrpo.integration.checks.versions import missing_engine
 from verl_mtgrpo.integration.fields import MODES
@@ -61,7 +61,7 @@ def _estimator_line(setup: Setup, name: str, n: int, mode: str) -> Finding:
 def rewards(setup: Setup) -> Iterator[Finding]:
     """What is paid, and by whom."""
     if setup.get("reward.reward_manager.name") != "mtgrpo":
-        yield Finding("rewards", "skip", "the reward manager is not mtgrpo", "nothing, if that is what you want")
+        yield Finding("rewards", "skip", "the reward manager is not mtgrpo")
         return
     check_rewards(setup.config)
     settings = turn_reward_settings(setup.get("reward"))
@@ -148,8 +148,13 @@ def verls_own(setup: Setup) -> Iterator[Finding]:
     try:
         with contextlib.redirect_stdout(said):
             validate_config(config, need_reference_policy(config), need_critic(config))
-    except Exception as error:  # verl raises AssertionError, ValueError, TypeError and Hydra's own
-        yield from_error("verl", error, "change what verl names here")
+    except Exception as error:  # verl raises AssertionError, ValueError, TypeError, Hydra wraps them
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError):  # of transformers: the critic's model has to be there for this
+            yield Finding("verl", "skip", f"verl's own checks need the model's files: {one_line(str(cause))[:120]}")
+            return
+        message = f"verl refuses the config: {one_line(str(cause) or repr(cause))}".replace(";", ",")
+        yield Finding("verl", "fail", message, "change what it names")
         return
     yield Finding("verl", "ok", "verl's own checks of the config pass")
 
