@@ -27,7 +27,7 @@ BIN_VLLM := $(VENV_VLLM)/bin
 INSTALLED_VLLM := $(VENV_VLLM)/.installed
 DEMO_VENV := $(if $(filter vllm,$(ROLLOUT)),$(VENV_VLLM),$(VENV))
 
-.PHONY: help install install-vllm demo demo-compare test test-unit test-verl test-slow test-recipes test-vllm lint clean
+.PHONY: help install install-vllm demo demo-compare test test-unit test-verl test-slow test-recipes test-vllm lint audit clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -90,6 +90,9 @@ lint: $(INSTALLED) ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+audit: $(INSTALLED) ## known vulnerabilities of what is installed (where the package index has data on them)
+	$(BIN)/python .ci/audit.py
 
 clean: ## remove caches and build output (runs/ and the virtual environment stay)
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

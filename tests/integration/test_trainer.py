@@ -18,7 +18,7 @@ from verl_mtgrpo.credit import ESTIMATORS, extra_fields, register_estimator
 from verl_mtgrpo.errors import CompatibilityError, ConfigError
 from verl_mtgrpo.integration.fields import MODES, provide, take
 from verl_mtgrpo.integration.preflight import check_run
-from verl_mtgrpo.integration.trainer import _PassesFields
+from verl_mtgrpo.integration.trainer import _TurnTrainer
 
 TESTED = "0.9.1"
 
@@ -39,6 +39,11 @@ RELIED_ON = {
     "PPOTrainer._build_replay_buffer": (trainer_base.PPOTrainer._build_replay_buffer, "c6c5bd0783311ea3"),
     # rows in the order of batch.keys, right padded with 0, and one call of the estimator in this thread
     "PPOTrainer._compute_advantage": (trainer_base.PPOTrainer._compute_advantage, "2a4a2aa4a475b228"),
+    # decodes the rows of batch.keys, sorts them by these names, and names each in "uid"
+    "PPOTrainer._log_rollout_data": (trainer_base.PPOTrainer._log_rollout_data, "c1fa53a46df397cb"),
+    # writes every column of reward_extra_infos_dict that has a value for each row
+    "PPOTrainer._dump_generations": (trainer_base.PPOTrainer._dump_generations, "be2e012a287c9257"),
+    "PPOTrainer._write_generations": (trainer_base.PPOTrainer._write_generations, "9dac31a75a9c687e"),
     # hands everything but GRPO on, all rows in their order
     "compute_advantage_for_multi_trajectories": (compute_advantage_for_multi_trajectories, "d973cc8aec79bc3d"),
 }
@@ -52,17 +57,18 @@ def test_what_the_trainers_rely_on_is_as_it_was_when_they_were_written(name):
 
 
 def test_no_more_is_overridden_than_what_is_guarded_above():
-    ours = {name for name, value in vars(_PassesFields).items() if callable(value) or isinstance(value, property)}
-    assert ours == {"__init__", "trainer_mode", "_compute_advantage"}
+    ours = {name for name, value in vars(_TurnTrainer).items() if callable(value) or isinstance(value, property)}
+    assert ours == {"__init__", "trainer_mode", "_compute_advantage", "_log_rollout_data", "_dump_generations"}
 
 
 @pytest.mark.parametrize(("ours", "stock"), MODES.items())
 def test_each_extends_verls_trainer_of_its_mode_and_nothing_comes_between(ours, stock):
     trainer, parent = get_trainer_cls(ours), get_trainer_cls(stock)
-    assert trainer.__mro__[1:3] == (_PassesFields, parent)
+    assert trainer.__mro__[1:3] == (_TurnTrainer, parent)
     assert trainer.stock_mode == stock
-    # verl's own class of the mode does not compute advantages in another way.
-    assert parent._compute_advantage is trainer_base.PPOTrainer._compute_advantage
+    # verl's own class of the mode does not compute advantages or write rollouts in another way.
+    for name in ("_compute_advantage", "_log_rollout_data", "_dump_generations", "_write_generations"):
+        assert getattr(parent, name) is getattr(trainer_base.PPOTrainer, name)
     # Nor do their constructors ask for more.
     assert list(inspect.signature(parent.__init__).parameters) == ["self", "config"]
 

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("verl")
 
+from tests import oracles
 from tests.training import TrainingRun, train
 from verl_mtgrpo.credit import mt_grpo
 from verl_mtgrpo.data.toy import SEARCH_R1, XML, Speech, make_toy
@@ -59,7 +60,7 @@ def run(
 
 @pytest.mark.verl
 def test_two_steps_of_mt_grpo_with_real_tool_calls(assets: Path, tmp_path: Path):
-    result = run(assets, tmp_path)
+    result = run(assets, tmp_path, f"trainer.rollout_data_dir={tmp_path / 'rollouts'}", "trainer.turn.dump.groups=3")
     assert result.returncode == 0, result.tail()
     assert "no rollout of this batch got a turn reward" not in result.log
     assert set(result.steps) == {1, 2}
@@ -73,7 +74,36 @@ def test_two_steps_of_mt_grpo_with_real_tool_calls(assets: Path, tmp_path: Path)
         assert step["critic/score/mean"] == pytest.approx(paid, abs=1e-4)
         assert step["critic/advantages/max"] > 0 > step["critic/advantages/min"]
         assert step["training/rollout_probs_diff_max"] < 1e-3
+        assert {name: value for name, value in step.items() if name.startswith("guard/") and "_tokens" in name} == {
+            "guard/bad_advantage_tokens": 0.0,
+            "guard/masked_advantage_tokens": 0.0,
+        }
+        assert {step[f"guard/{name}"] for name in GUARDS} == {0.0}
     assert_validation_dump_has_the_credit_of_each_turn(tmp_path / "val" / "2.jsonl")
+    assert_training_dump_has_what_was_trained_with(tmp_path / "rollouts", groups=3)
+
+
+GUARDS = ("turn_rewards", "zero_variance", "bad_advantages", "masked_advantages", "tool_failures", "tool_use")
+
+
+def assert_training_dump_has_what_was_trained_with(folder: Path, groups: int) -> None:
+    """The advantages of each group, against the paper's definition in a loop over what the dump says was paid."""
+    for step in (1, 2):
+        rows = [json.loads(line) for line in (folder / f"{step}.jsonl").read_text().splitlines()]
+        by_prompt = {row["uid"].rsplit("_", 2)[0] for row in rows}
+        assert (len(rows), len(by_prompt)) == (groups * ROLLOUTS, groups), "whole groups"
+        paid = [json.loads(row["turn_rewards"]) for row in rows]
+        assert [json.loads(row["turn_credited"]) for row in rows] == [pytest.approx(turns, abs=1e-6) for turns in paid]
+        # A token a turn, and one that was not generated behind it.
+        masks = [[1, 0] * len(turns) for turns in paid]
+        tokens = [[number for reward in turns for number in (reward, 0.0)] for turns in paid]
+        expected = oracles.mt_grpo(tokens, masks, [row["uid"].rsplit("_", 2)[0] for row in rows])
+        for row, advantages in zip(rows, expected, strict=True):
+            assert json.loads(row["turn_advantages"]) == pytest.approx(advantages[::2], abs=1e-3)
+            assert len(json.loads(row["transcript"])["turns"]) == row["turn/count"] == len(advantages) / 2
+            assert (row["step"], row["estimator"]) == (step, "mt_grpo")
+            assert json.loads(row["estimator_settings"])["missing_turn"] == "zero"
+        assert any(any(json.loads(row["turn_advantages"])) for row in rows)
 
 
 def assert_validation_dump_has_the_credit_of_each_turn(dump: Path) -> None:

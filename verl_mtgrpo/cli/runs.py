@@ -89,6 +89,7 @@ class RunPlan:
             "actor_rollout_ref.rollout.multi_turn.tool_config_path": self.assets.tool_config,
             "trainer.default_local_dir": self.folder / "checkpoints",
             "trainer.validation_data_dir": self.validation,
+            "trainer.rollout_data_dir": self.folder / "rollouts",
             "hydra.run.dir": self.folder / "hydra",
         }
         overrides = [f"{key}={hydra_value(path.resolve())}" for key, path in paths.items()]

@@ -60,6 +60,43 @@ def credit_metrics(
     return {name: value for name, value in named.items() if value == value}
 
 
+def credit_health(
+    token_level_rewards: Tensor, advantages: Tensor, response_mask: Tensor, index: Index
+) -> dict[str, float]:
+    """Numbers that :mod:`.guards` looks at, for a logger.
+
+    ``guard/turn_rewarded``: share of the rollouts that earned something before their last turn.
+    ``guard/zero_variance_groups``: share of the groups of two or more whose rollouts have as many turns and earned the
+    same at each; left out if there is no such group.
+    ``guard/bad_advantage_tokens``: generated tokens whose advantage is NaN or infinite.
+    ``guard/masked_advantage_tokens``: tokens that were not generated and have an advantage.
+
+    Args:
+        token_level_rewards: ``(B, T)``, as given to the estimator.
+        advantages: ``(B, T)``, what it returned.
+        response_mask: ``(B, T)``, 1 at generated tokens. Rows without any are in no share.
+        index: One label per row; rows with the same one are a group.
+
+    Raises:
+        CreditInputError: what :func:`~.batch.read_batch` refuses.
+    """
+    batch = read_batch(token_level_rewards, response_mask, index)
+    rollouts = batch.nonempty_B1.sum().clamp(min=1)
+    rewarded = (batch.intermediate_BK != 0).any(dim=1).sum() / rollouts
+    # What a rollout has not, it has not earned; the number of turns tells the two apart.
+    earned_BX = torch.cat([batch.reward_BK, batch.turns.count_B[:, None].to(batch.reward_BK.dtype)], dim=1)
+    low_GX = batch.groups.minimum(earned_BX.masked_fill(~batch.nonempty_B1, torch.inf))
+    high_GX = -batch.groups.minimum((-earned_BX).masked_fill(~batch.nonempty_B1, torch.inf))
+    several_G = batch.groups.sum(batch.nonempty_B1.float())[:, 0] >= 2
+    equal = (several_G & (low_GX == high_GX).all(dim=1)).sum() / several_G.sum()
+    generated = response_mask != 0
+    bad = (~torch.isfinite(advantages) & generated).sum()
+    masked = ((advantages != 0) & ~generated).sum()
+    names = ("turn_rewarded", "zero_variance_groups", "bad_advantage_tokens", "masked_advantage_tokens")
+    values = torch.stack([one.double() for one in (rewarded, equal, bad, masked)]).tolist()  # one trip to the host
+    return {f"guard/{name}": value for name, value in zip(names, values, strict=True) if value == value}
+
+
 def turn_explained_variance(values: Tensor, returns: Tensor, response_mask: Tensor) -> float | None:
     """1 - Var(target - V) / Var(target) over the turns of a batch, both read at each turn's first token.
 

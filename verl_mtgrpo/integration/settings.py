@@ -1,4 +1,4 @@
-"""Our settings inside verl's config: ``algorithm.turn.*`` and ``reward.turn.*``.
+"""Our settings inside verl's config: ``algorithm.turn.*``, ``reward.turn.*`` and ``trainer.turn.*``.
 
 Every key has a default, and an unknown key is an error that lists the known ones (a misspelt knob would
 otherwise silently keep its default).
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from verl_mtgrpo.credit import ESTIMATORS
+from verl_mtgrpo.credit.guards import GuardSettings
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.rewards.judge import JudgeSettings
 
@@ -39,6 +40,31 @@ class TurnRewardSettings:
     """``reward.turn.judge.*``: which judge, if ``preset`` is ``judge``."""
 
 
+@dataclass(frozen=True)
+class DumpSettings:
+    """``trainer.turn.dump``: what goes into verl's ``trainer.rollout_data_dir`` beside text and score."""
+
+    groups: int = 16
+    """Groups of a step that are written, whole, chosen at random; 0: all. A rollout with its passages takes 10 to 50
+    kilobytes."""
+    documents: bool = True
+    """False: without the passages as the index has them; what the model read of them stays, and their ids."""
+
+
+@dataclass(frozen=True)
+class TrainerTurnSettings:
+    """``trainer.turn``: how a run is checked, watched and written down."""
+
+    preflight: str = "full"
+    """``full``: before Ray starts, settings, files, tokenizer, index and judge are looked at; ``config``: settings
+    only, for a head node that sees none of the others; ``off``: nothing."""
+    guards: GuardSettings = field(default_factory=GuardSettings)
+    """``trainer.turn.guards.*``: when a run that goes wrong is said to."""
+    dump: DumpSettings = field(default_factory=DumpSettings)
+    """``trainer.turn.dump.*``: which rollouts are written with their transcripts."""
+
+
+PREFLIGHT = ("full", "config", "off")
 PAY = ("turns", "merged", "outcome")
 OUTCOME = ("preset", "compute_score")
 
@@ -78,6 +104,20 @@ def turn_reward_settings(reward: Any) -> TurnRewardSettings:
         raise ConfigError(f"reward.turn.pay is {settings.pay!r}, expected one of {PAY}")
     if settings.outcome not in OUTCOME:
         raise ConfigError(f"reward.turn.outcome is {settings.outcome!r}, expected one of {OUTCOME}")
+    return settings
+
+
+def trainer_turn_settings(trainer: Any) -> TrainerTurnSettings:
+    """Read ``trainer.turn`` from verl's ``trainer`` node."""
+    settings = read_settings(TrainerTurnSettings, _child(trainer, "turn"), "trainer.turn")
+    if settings.preflight not in PREFLIGHT:
+        raise ConfigError(f"trainer.turn.preflight is {settings.preflight!r}, expected one of {PREFLIGHT}")
+    if settings.dump.groups < 0:
+        raise ConfigError(
+            f"trainer.turn.dump.groups is {settings.dump.groups}, expected a number of groups or 0 for all"
+        )
+    if settings.guards.steps < 1:
+        raise ConfigError(f"trainer.turn.guards.steps is {settings.guards.steps}, expected 1 or more")
     return settings
 
 

@@ -1,13 +1,16 @@
-"""verl's trainers, plus fields for estimators that need more than rewards: ``trainer.v1.trainer_mode=mtgrpo_sync``.
+"""verl's trainers, which also see where the credit goes: ``trainer.v1.trainer_mode=mtgrpo_sync``.
 
-Each class is verl's trainer of one mode (``sync``, ``colocate_async``, ``separate_async``) with three things changed:
+Each class is verl's trainer of one mode (``sync``, ``colocate_async``, ``separate_async``) with four things changed:
 before verl computes advantages, the fields that the estimator names as parameters are fetched from the TransferQueue
-and put where it finds them; behind it, what the advantages are is measured turn by turn; and ``self.trainer_mode`` says
-verl's name of the mode, so that everything in verl that depends on it goes on as ever. The batch itself is verl's.
+and put where it finds them; behind it, what the advantages are is measured turn by turn and the guards look at it; the
+rollouts that verl writes to ``trainer.rollout_data_dir`` come with their transcripts and advantages; and
+``self.trainer_mode`` says verl's name of the mode, so that everything in verl that depends on it goes on as ever. The
+batch itself is verl's.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,19 +23,28 @@ from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from verl_mtgrpo.credit import ESTIMATORS, extra_fields
-from verl_mtgrpo.credit.diagnostics import credit_metrics, turn_explained_variance
+from verl_mtgrpo.credit.diagnostics import credit_health, credit_metrics, turn_explained_variance
+from verl_mtgrpo.credit.guards import Guards
 from verl_mtgrpo.errors import CreditInputError
+from verl_mtgrpo.integration.dump import credit_rows, pick_groups, with_credit
 from verl_mtgrpo.integration.fields import MODES, TOKEN_FIELDS, provide, source_of
 from verl_mtgrpo.integration.preflight import check_estimator
+from verl_mtgrpo.integration.queue import padded, rewards_column, token_columns, without_padding
+from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
+
+logger = logging.getLogger(__name__)
 
 
-class _PassesFields:
+class _TurnTrainer:
     """What our trainers do differently from verl's; comes before verl's class among the bases."""
 
     stock_mode: ClassVar[str]
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         check_estimator(config)  # before any model is loaded
+        self._turn_settings = trainer_turn_settings(config.trainer)
+        self._guards = guards_of(config)
+        self._dumped: dict[str, dict[str, Any]] = {}
         super().__init__(config, *args, **kwargs)
 
     @property
@@ -45,31 +57,52 @@ class _PassesFields:
         """verl's constructor stores ``trainer.v1.trainer_mode`` here, which is our name of it."""
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """As verl's, with the estimator's further fields at hand."""
+        """As verl's, with the estimator's further fields at hand; then the credit is measured and guarded."""
         estimator = str(self.config.algorithm.adv_estimator)  # type: ignore[attr-defined]
         names = extra_fields(estimator) if estimator in ESTIMATORS else ()
         with provide(fetch(batch, names)):
             batch = super()._compute_advantage(batch, metrics)  # type: ignore[misc]
-        metrics.update(measure(batch, bool(self.config.algorithm.use_kl_in_reward)))  # type: ignore[attr-defined]
+        metrics.update(measure(batch, rewards_column(self.config)))  # type: ignore[attr-defined]
+        fired, messages = self._guards.look(metrics)
+        metrics.update(fired)
+        for message in messages:
+            logger.warning("step %d: %s", self.global_steps, message)  # type: ignore[attr-defined]
         return batch
+
+    def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
+        """As verl's, of the groups that the settings take, with transcripts and advantages."""
+        settings = self._turn_settings.dump
+        batch = pick_groups(without_padding(batch), settings.groups, seed=self.global_steps)  # type: ignore[attr-defined]
+        self._dumped = credit_rows(batch, self.config, documents=settings.documents)  # type: ignore[attr-defined]
+        try:
+            super()._log_rollout_data(batch, timing_raw, rollout_data_dir)  # type: ignore[misc]
+        finally:
+            self._dumped = {}
+
+    def _dump_generations(
+        self, inputs: list, outputs: list, gts: list, scores: list, reward_extra_infos_dict: dict, dump_path: str
+    ) -> None:
+        """As verl's; training rollouts get what :meth:`_log_rollout_data` found of them."""
+        infos = with_credit(reward_extra_infos_dict, self._dumped)
+        super()._dump_generations(inputs, outputs, gts, scores, infos, dump_path)  # type: ignore[misc]
 
 
 @register_trainer("mtgrpo_sync")
-class TurnTrainerSync(_PassesFields, PPOTrainerSync):
+class TurnTrainerSync(_TurnTrainer, PPOTrainerSync):
     """verl's ``sync`` trainer, passing fields on."""
 
     stock_mode = MODES["mtgrpo_sync"]
 
 
 @register_trainer("mtgrpo_colocate_async")
-class TurnTrainerColocateAsync(_PassesFields, PPOTrainerColocateAsync):
+class TurnTrainerColocateAsync(_TurnTrainer, PPOTrainerColocateAsync):
     """verl's ``colocate_async`` trainer, passing fields on."""
 
     stock_mode = MODES["mtgrpo_colocate_async"]
 
 
 @register_trainer("mtgrpo_separate_async")
-class TurnTrainerSeparateAsync(_PassesFields, PPOTrainerSeparateAsync):
+class TurnTrainerSeparateAsync(_TurnTrainer, PPOTrainerSeparateAsync):
     """verl's ``separate_async`` trainer, passing fields on."""
 
     stock_mode = MODES["mtgrpo_separate_async"]
@@ -95,33 +128,37 @@ def fetch(batch: KVBatchMeta, names: tuple[str, ...]) -> dict[str, Tensor | np.n
             f"the estimator asks for {missing[0]}, which this batch does not have; {source_of(missing[0])}"
         )
     return {
-        name: _tokens(data[TOKEN_FIELDS[name]]) if name in TOKEN_FIELDS else _of_rows(data, batch, name)
+        name: padded(data[TOKEN_FIELDS[name]]) if name in TOKEN_FIELDS else _of_rows(data, batch, name)
         for name in names
     }
 
 
-def measure(batch: KVBatchMeta, kl_in_reward: bool) -> dict[str, float]:
+def measure(batch: KVBatchMeta, rewards: str) -> dict[str, float]:
     """Where the credit of a batch went, by turn: metrics of this step (:mod:`verl_mtgrpo.credit.diagnostics`).
 
     Args:
         batch: a training batch whose advantages verl has computed.
-        kl_in_reward: whether verl took the KL penalty off the rewards that the estimator saw.
+        rewards: verl's name of the rewards that the estimator saw.
     """
-    rewards = "token_level_rewards" if kl_in_reward else "rm_scores"
-    columns = [rewards, "advantages", "returns", "values", "response_mask", "uid"]
-    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=columns)
-    tokens = {name: _tokens(data[name]) for name in columns if name in data and name != "uid"}
+    tokens, data = token_columns(batch, [rewards, "advantages", "returns", "values", "response_mask"], ["uid"])
     mask = tokens["response_mask"]
     groups = [getattr(uid, "data", uid) for uid in data["uid"]]
-    named = credit_metrics(tokens[rewards], tokens["advantages"], mask, groups)
+    credit = tokens[rewards], tokens["advantages"], mask, groups
+    named = {**credit_metrics(*credit), **credit_health(*credit)}
     explained = None
     if "values" in tokens:
         explained = turn_explained_variance(tokens["values"], tokens["returns"], mask)
     return named if explained is None else {**named, "critic/turn_explained_variance": explained}
 
 
-def _tokens(column: Tensor) -> Tensor:
-    return column.to_padded_tensor(0.0) if column.is_nested else column
+def guards_of(config: Any) -> Guards:
+    """The guards of a run; which of them make sense depends on what is paid and who computes advantages."""
+    managed = config.reward.reward_manager.name == "mtgrpo"
+    return Guards(
+        trainer_turn_settings(config.trainer).guards,
+        turn_rewards=managed and turn_reward_settings(config.reward).pay == "turns",
+        masked_advantages=str(config.algorithm.adv_estimator) in ESTIMATORS,
+    )
 
 
 def _of_rows(data: Any, batch: KVBatchMeta, name: str) -> np.ndarray:

@@ -1,0 +1,130 @@
+"""What our trainers add to verl's dump of training rollouts (``trainer.rollout_data_dir``).
+
+verl writes text and score. A row gets, as in validation dumps, the transcript, what each turn was paid and what was
+measured, and beyond that what the turns were trained with: ``turn_advantages``, ``turn_credited`` (the rewards that the
+estimator saw), ``turn_values`` (with a critic), the estimator and its knobs. ``mtgrpo report`` shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+from torch import Tensor
+from transfer_queue import KVBatchMeta
+
+from verl_mtgrpo.credit import ESTIMATORS, segment_turns
+from verl_mtgrpo.integration.queue import rewards_column, select, token_columns
+from verl_mtgrpo.integration.settings import estimator_settings
+from verl_mtgrpo.rewards import TRANSCRIPT, TURN_REWARDS
+
+_VERLS_KNOBS = {
+    "gae": ("gamma", "lam"),
+    "grpo": ("norm_adv_by_std_in_grpo",),
+}
+"""What the estimators of verl that our presets use read from ``algorithm``."""
+
+
+def pick_groups(batch: KVBatchMeta, groups: int, *, seed: int) -> KVBatchMeta:
+    """The rollouts of some prompts: all of each, as a baseline is over all of them.
+
+    Args:
+        batch: rows named ``{prompt}_{rollout}_{output}``.
+        groups: how many; 0 or more than there are: all.
+        seed: the same one takes the same groups of the same batch.
+    """
+    prompts = sorted({_prompt(key) for key in batch.keys})
+    if not groups or len(prompts) <= groups:
+        return batch
+    taken = set(random.Random(seed).sample(prompts, groups))
+    return select(batch, [row for row, key in enumerate(batch.keys) if _prompt(key) in taken])
+
+
+def credit_rows(batch: KVBatchMeta, config: Any, *, documents: bool) -> dict[str, dict[str, Any]]:
+    """For each row of a batch, by verl's name of it, what the dump is to say beyond verl's own.
+
+    Args:
+        batch: rows whose advantages verl has computed.
+        config: verl's whole config.
+        documents: False leaves the text of passages out of the transcripts.
+    """
+    rewards = rewards_column(config)
+    names = [rewards, "advantages", "values", "response_mask"]
+    tokens, data = token_columns(batch, names, ["extra_fields"])
+    turns = turn_columns(tokens[rewards], tokens["advantages"], tokens["response_mask"], tokens.get("values"))
+    estimator = str(config.algorithm.adv_estimator)
+    trained = {"estimator": estimator, "estimator_settings": json.dumps(_settings(estimator, config.algorithm))}
+    rows: dict[str, dict[str, Any]] = {}
+    for row, (key, item) in enumerate(zip(batch.keys, data["extra_fields"], strict=True)):
+        fields = getattr(item, "data", item)
+        info = dict((fields.get("reward_extra_info") if isinstance(fields, Mapping) else None) or {})
+        info.pop("uid", None)  # verl writes the row's name there
+        if TRANSCRIPT in info:
+            if not documents:
+                info[TRANSCRIPT] = _without_texts(info[TRANSCRIPT])
+            paid = len(json.loads(info[TURN_REWARDS]))
+            # A rollout that was taken out of the update has turns but no generated token left.
+            info |= {name: json.dumps(values[row] or [0.0] * paid) for name, values in turns.items()}
+        rows[key] = {**info, **trained}
+    return rows
+
+
+def turn_columns(
+    rewards: Tensor, advantages: Tensor, response_mask: Tensor, values: Tensor | None = None
+) -> dict[str, list[list[float]]]:
+    """Token columns as numbers of turns; for each row as many as it has turns.
+
+    Args:
+        rewards: ``(B, T)``, as the estimator saw them: summed over the turn.
+        advantages: ``(B, T)``: the mean over the turn's tokens (they are all equal but in token-level estimators).
+        response_mask: ``(B, T)``, 1 at generated tokens.
+        values: ``(B, T)``, a critic's, read at a turn's first token; None: no such column.
+    """
+    turns = segment_turns(response_mask)
+    columns = {
+        "turn_credited": turns.sum_rewards(rewards.float()),
+        "turn_advantages": turns.sum_rewards(advantages.float()) / turns.tokens_BK.clamp(min=1),
+    }
+    if values is not None:
+        columns["turn_values"] = turns.at_first(values.float())
+    counts = turns.count_B.tolist()
+    return {
+        name: [row[:count] for row, count in zip(column.tolist(), counts, strict=True)]
+        for name, column in columns.items()
+    }
+
+
+def with_credit(infos: Mapping[str, list], rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list]:
+    """verl's columns of a dump and ours, row by row.
+
+    Args:
+        infos: verl's ``reward_extra_infos_dict``; its ``uid`` names the rows.
+        rows: what :func:`credit_rows` found; empty: verl's columns as they are.
+    """
+    if not rows:
+        return dict(infos)
+    found = [rows[key] for key in infos["uid"]]
+    names = dict.fromkeys(name for row in found for name in row)
+    return {**infos, **{name: [row.get(name) for row in found] for name in names}}
+
+
+def _prompt(key: str) -> str:
+    return key.rsplit("_", 2)[0]
+
+
+def _settings(estimator: str, algorithm: Any) -> dict[str, Any]:
+    if estimator in ESTIMATORS:
+        return estimator_settings(estimator, algorithm)
+    return {name: OmegaConf.select(algorithm, name) for name in _VERLS_KNOBS.get(estimator, ())}
+
+
+def _without_texts(transcript: str) -> str:
+    data = json.loads(transcript)
+    for turn in data["turns"]:
+        for call in turn["tool_calls"]:
+            for document in call["documents"]:
+                document["text"] = ""
+    return json.dumps(data)

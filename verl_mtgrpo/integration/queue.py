@@ -1,0 +1,49 @@
+"""Reading a training batch out of verl's TransferQueue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import transfer_queue as tq
+from torch import Tensor
+from transfer_queue import KVBatchMeta
+
+
+def token_columns(
+    batch: KVBatchMeta, tokens: Sequence[str], others: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], Any]:
+    """Columns of a batch, rows in the order of ``batch.keys``.
+
+    Args:
+        batch: the batch.
+        tokens: names of columns with one number per response token. Those that the batch has not are left out.
+        others: names of further columns.
+
+    Returns:
+        The token columns, each ``(B, T)``, right padded with 0, and everything as verl's TensorDict.
+    """
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[*tokens, *others])
+    return {name: padded(data[name]) for name in tokens if name in data}, data
+
+
+def padded(column: Tensor) -> Tensor:
+    """A column of the queue as one ``(B, T)`` tensor, right padded with 0."""
+    return column.to_padded_tensor(0.0) if column.is_nested else column
+
+
+def rewards_column(config: Any) -> str:
+    """verl's name of the rewards that the estimator sees: with the KL penalty taken off, if that is in the reward."""
+    return "token_level_rewards" if config.algorithm.use_kl_in_reward else "rm_scores"
+
+
+def without_padding(batch: KVBatchMeta) -> KVBatchMeta:
+    """The batch without the copies of rollouts that verl adds to make it divisible."""
+    return select(batch, [row for row, tag in enumerate(batch.tags) if not tag.get("is_padding", False)])
+
+
+def select(batch: KVBatchMeta, rows: Sequence[int]) -> KVBatchMeta:
+    """These rows of a batch."""
+    return KVBatchMeta(
+        partition_id=batch.partition_id, keys=[batch.keys[row] for row in rows], tags=[batch.tags[row] for row in rows]
+    )
