@@ -181,7 +181,7 @@ def test_a_rollout_of_another_agent_loop_is_an_error(extra_fields):
         ("reward.custom_reward_function.path=mine.py", "mine.py would not be used: .*set reward.turn.outcome"),
         ("reward.turn.outcome=both", "reward.turn.outcome is 'both', expected one of"),
         ("actor_rollout_ref.rollout.multi_turn.format=gpt-oss", "no rules for turns in the format 'gpt-oss'"),
-        ("reward.turn.preset=paper_v7", "reward.turn.preset is 'paper_v7', which is no preset; expected one of"),
+        ("reward.turn.preset=paper_v7", "reward.turn.preset is 'paper_v7', expected one of"),
         ("algorithm.rollout_correction.rollout_rs='seq_mean_k1,token_k2'", "takes single tokens out of response_mask"),
         ("algorithm.adv_estimator=grpo", "grpo is verl's own and does not read algorithm.turn"),
         ("algorithm.adv_estimator=turn_rloo", r"of turn_rloo has unknown keys \['missing_turn', 'turn_coef'\]"),

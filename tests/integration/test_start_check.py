@@ -28,6 +28,7 @@ BY_HAND = (
     f"{ROLLOUT}.multi_turn.enable=True",
     f"{TOOL}=${{mtgrpo_asset:tools/search_tool.yaml}}",
     f"{ROLLOUT}.n=4",
+    "+trainer.turn.preflight=config",  # model and questions are verl's examples, which are not here
 )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LIMIT_S = 180.0
 """Longest time in seconds for both; a cold start of Ray on a busy machine takes most of a minute."""
-_PROGRAM = "verl_mtgrpo.integration.checks.registered"
+_PROGRAM = "verl_mtgrpo.cli.doctor_names"
 _FIX = f"{sys.executable} -c 'import verl_mtgrpo.plugin' shows why; then pip install --upgrade verl-mtgrpo"
 
 

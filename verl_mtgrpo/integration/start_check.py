@@ -14,7 +14,6 @@ from typing import Any
 from hydra import conf as _hydras_own  # noqa: F401  stores the defaults that are extended below
 from hydra.core.config_store import ConfigStore
 from hydra.experimental.callback import Callback
-from omegaconf import OmegaConf
 
 from verl_mtgrpo.errors import ConfigError, MTGRPOError
 
@@ -46,10 +45,11 @@ def _failures(config: Any) -> list[str]:
     from verl_mtgrpo.integration.checks.setup import Setup
     from verl_mtgrpo.integration.checks.startup import checks_of, examine
     from verl_mtgrpo.integration.parts import uses_turns
+    from verl_mtgrpo.integration.settings import trainer_turn_settings
 
     if not uses_turns(config):
         return []
-    level = OmegaConf.select(config, "trainer.turn.preflight") or "full"
+    level = trainer_turn_settings(config.get("trainer")).preflight
     found = examine(Setup(config), checks_of(level))
     for finding in found:
         if finding.status == "warn":

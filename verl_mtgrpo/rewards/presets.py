@@ -34,8 +34,8 @@ def load_preset(name: str) -> RewardFunction:
     where, _, function = name.rpartition(":")
     if not where:
         raise ConfigError(
-            f"reward.turn.preset is {name!r}, which is no preset; expected one of {sorted([*PRESETS, 'judge'])}, or a "
-            "function of your own as package.module:function or path/to/file.py:function"
+            f"reward.turn.preset is {name!r}, expected one of {sorted([*PRESETS, 'judge'])}, or a function of your "
+            "own as package.module:function or path/to/file.py:function"
         )
     found = getattr(_load_module(where, name), function, None)
     if not callable(found):

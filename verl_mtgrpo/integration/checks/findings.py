@@ -32,7 +32,7 @@ class Finding:
 def from_error(check: str, error: Exception, fix: str = "", status: Status = "fail") -> Finding:
     """A finding from an error of this package.
 
-    Its message says by convention what was found and then what to do, parted by the first semicolon.
+    Its message says by convention what was found and then what to do (parted by the first semicolon) or was expected.
 
     Args:
         check: Name of the check.
@@ -40,8 +40,12 @@ def from_error(check: str, error: Exception, fix: str = "", status: Status = "fa
         fix: What to do, if the message does not say it.
         status: How bad it is.
     """
-    message, _, advice = one_line(str(error)).partition("; ")
-    return Finding(check, status, message, advice or fix)
+    text = one_line(str(error))
+    message, _, advice = text.partition("; ")
+    if not advice:
+        message, expected, values = text.partition(", expected ")
+        advice = f"expected {values}" if expected else fix
+    return Finding(check, status, message, advice)
 
 
 def one_line(text: str) -> str:

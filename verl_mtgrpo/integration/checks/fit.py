@@ -13,7 +13,7 @@ from verl_mtgrpo.integration.checks.versions import missing_engine
 from verl_mtgrpo.integration.fields import MODES
 from verl_mtgrpo.integration.parts import check_parts, uses_turns
 from verl_mtgrpo.integration.preflight import check_estimator, check_filtering, check_group_size, check_rewards
-from verl_mtgrpo.integration.settings import turn_reward_settings
+from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
 from verl_mtgrpo.rewards import load_preset
 from verl_mtgrpo.rewards.formats import CUT_FORMATS
 
@@ -133,6 +133,15 @@ def _context(setup: Setup) -> Iterator[Finding]:
     message = f"{ROLLOUT}.max_model_len={most} is less than a prompt of {prompt} and a response of {response} tokens"
     fix = f"set {ROLLOUT}.max_model_len={prompt + response} or more"
     yield Finding("turns", "fail" if most <= prompt else "warn", message, fix)
+
+
+def watch(setup: Setup) -> Iterator[Finding]:
+    """``trainer.turn``: what is watched and written down."""
+    settings = trainer_turn_settings(setup.get("trainer"))
+    guards = "guards on" if settings.guards.enable else "guards off"
+    folder = setup.get("trainer.rollout_data_dir")
+    dump = f"rollouts into {folder}" if folder else "no rollouts written (trainer.rollout_data_dir)"
+    yield Finding("watch", "ok", f"preflight {settings.preflight}, {guards}, {dump}")
 
 
 def verls_own(setup: Setup) -> Iterator[Finding]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from verl_mtgrpo.errors import ConfigError, MTGRPOError
+from verl_mtgrpo.errors import MTGRPOError
 from verl_mtgrpo.integration.checks import chat, data, fit, lengths, services, tools
 from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
 from verl_mtgrpo.integration.checks.setup import Setup
-
-LEVELS = ("full", "config", "off")
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ CHECKS = (
     Check("rewards", fit.rewards),
     Check("batch", fit.batch),
     Check("turns", fit.turns),
+    Check("watch", fit.watch),
     Check("engine", fit.engine, opens=True),
     Check("reward", fit.reward_function, opens=True),
     Check("data", data.data, opens=True),
@@ -45,7 +44,7 @@ CHECKS = (
     Check("judge", services.judge, opens=True),
 )
 """In this order, because some use what others have found."""
-DOCTOR = (*CHECKS[:6], Check("verl", fit.verls_own), *CHECKS[6:])
+DOCTOR = (*CHECKS[:7], Check("verl", fit.verls_own), *CHECKS[7:])
 """For `mtgrpo doctor` also what verl checks itself, right after this, when a run starts."""
 
 
@@ -64,9 +63,7 @@ def examine(setup: Setup, checks: Sequence[Check] = CHECKS) -> list[Finding]:
 
 
 def checks_of(level: str) -> tuple[Check, ...]:
-    """The checks at a level of ``trainer.turn.preflight``; ``ConfigError`` if there is no such level."""
-    if level not in LEVELS:
-        raise ConfigError(f"trainer.turn.preflight is {level!r}, expected one of {', '.join(LEVELS)}")
+    """The checks of a run's start, by ``trainer.turn.preflight``."""
     if level == "off":
         return ()
     return tuple(check for check in CHECKS if level == "full" or not check.opens)

@@ -2,7 +2,7 @@
 
 Run as a program, in a process of its own, because here they may be registered for another reason::
 
-    python -m verl_mtgrpo.integration.checks.registered [--ray]
+    python -m verl_mtgrpo.cli.doctor_names [--ray]
 
 The last line that it prints is a JSON object: ``names`` that there are, those ``missing`` in the process, and those
 missing in a Ray worker (``missing_in_ray``, null if that was not asked for).
@@ -74,7 +74,7 @@ def _look_in_ray() -> list[str]:
         ray.shutdown()
 
 
-MODULE = "verl_mtgrpo.integration.checks.registered"
+MODULE = "verl_mtgrpo.cli.doctor_names"
 
 if __name__ == "__main__":
     _names, _missing = look()
