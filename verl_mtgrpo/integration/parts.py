@@ -7,6 +7,7 @@ each by name and has a default for each, so a command line that forgets one runs
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def uses_turns(config: Any) -> bool:
         or select(config, _MANAGER) == "mtgrpo"
         or select(config, "algorithm.turn")
         or select(config, "reward.turn")
-        or any(select(config, group) is not None for group in GROUPS)
+        or _lost_groups(config)
     )
 
 
@@ -78,14 +79,20 @@ def check_tool_file(config: Any) -> None:
 
 
 def _check_groups(config: Any) -> None:
-    for group in GROUPS:
-        value = OmegaConf.select(config, group)
-        if value is not None:
-            raise ConfigError(
-                f"{group}={value} came through as a plain key: Hydra did not find the config group, so nothing of it "
-                "is set; put 'hydra.searchpath=[pkg://verl_mtgrpo.config]' on the command line before "
-                f"+{group}={value}, and run in an environment in which verl-mtgrpo is installed"
-            )
+    for key, group in _lost_groups(config).items():
+        value = OmegaConf.select(config, key)
+        raise ConfigError(
+            f"{key}={value} came through as a plain key: Hydra did not find the config group, so nothing of it "
+            "is set; put 'hydra.searchpath=[pkg://verl_mtgrpo.config]' on the command line before "
+            f"+{group}={value}, and run in an environment in which verl-mtgrpo is installed"
+        )
+
+
+def _lost_groups(config: Any) -> dict[str, str]:
+    """Keys beside verl's own that were meant to be one of our groups, perhaps misspelt, and which."""
+    plain = [str(key) for key in config if isinstance(OmegaConf.select(config, str(key)), str)]
+    meant = {key: get_close_matches(key, GROUPS, n=1, cutoff=0.8) for key in plain}
+    return {key: groups[0] for key, groups in meant.items() if groups}
 
 
 def _check_loop_and_manager(config: Any) -> None:

@@ -60,6 +60,11 @@ def check_filtering(config: Any) -> None:
     sampler = OmegaConf.select(config, "trainer.v1.sampler.custom_sampler.path") or ""
     filtering = OmegaConf.select(config, "algorithm.filter_groups.enable")
     told = OmegaConf.select(config, "trainer.v1.sampler.sampler_kwargs.filter_groups")
+    if filtering and not OmegaConf.select(config, "algorithm.filter_groups.metric"):
+        raise ConfigError(
+            "algorithm.filter_groups.enable=True without a metric; set algorithm.filter_groups.metric to reward, or to "
+            "a name that the reward gives for every rollout, such as outcome/em"
+        )
     if filtering and sampler.endswith("verl_mtgrpo.integration.sampler") and told is None:
         raise ConfigError(
             "algorithm.filter_groups does nothing here: verl tells custom samplers nothing of it; take the config "

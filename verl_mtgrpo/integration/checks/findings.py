@@ -42,10 +42,9 @@ def from_error(check: str, error: Exception, fix: str = "", status: Status = "fa
     """
     text = one_line(str(error))
     message, _, advice = text.partition("; ")
-    if not advice:
-        message, expected, values = text.partition(", expected ")
-        advice = f"expected {values}" if expected else fix
-    return Finding(check, status, message, advice)
+    if not advice and ", expected " in text:
+        advice = f"set it to {text.partition(', expected ')[2]}"
+    return Finding(check, status, message, advice or fix)
 
 
 def one_line(text: str) -> str:
