@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +19,9 @@ pytest.importorskip("verl")
 
 from tests.integration.broken_setups import SETUPS
 from tests.integration.setups import DATA, JUDGE, ROLLOUT, TURNS, Broken, Healthy, fake_package
+from tests.integration.test_start_check import main_ppo
 from tests.judge_server import JudgeServer
+from tests.training import REPOSITORY
 from verl_mtgrpo.cli.main import main
 from verl_mtgrpo.integration.checks import compose
 from verl_mtgrpo.integration.checks.startup import DOCTOR
