@@ -28,6 +28,7 @@ BY_HAND = (
     f"{ROLLOUT}.multi_turn.enable=True",
     f"{TOOL}=${{mtgrpo_asset:tools/search_tool.yaml}}",
     f"{ROLLOUT}.n=4",
+    "+trainer.turn.preflight=config",  # model and questions are verl's examples, which are not here
 )
 
 
@@ -85,7 +86,7 @@ def test_each_part_alone_is_noticed(stock, setting):
             r"reward_manager.name=naive gives one number .*; set .*=mtgrpo",
         ),
         ([f"{ROLLOUT}.multi_turn.enable=False"], r"multi_turn.enable=False, but an agent has turns; set it to True"),
-        ([f"{TOOL}=null"], r"the agent has no tool, so every rollout would have one turn: set .*tool_config_path"),
+        ([f"{TOOL}=null"], r"the agent has no tool, so every rollout would have one turn; set .*tool_config_path"),
         (["mtgrpo=mt_grpo"], r"mtgrpo=mt_grpo came through as a plain key: .*'hydra.searchpath=\[pkg://verl_mtgrpo"),
         (["mtgrpo_cpu=default"], r"mtgrpo_cpu=default came through as a plain key"),
     ],
