@@ -38,6 +38,18 @@ class EmptyBatchError(MTGRPOError, RuntimeError):
     """Every rollout of a training batch was dropped: there is nothing to train on."""
 
 
+class WorkerDiedError(MTGRPOError, RuntimeError):
+    """A process of the run died that it cannot do without."""
+
+
+class StalledError(MTGRPOError, TimeoutError):
+    """Rollouts are waited for, and none has ended for too long."""
+
+
+class StorageError(MTGRPOError, OSError):
+    """A file of the run could not be written: a full disk, most often."""
+
+
 class RetrievalError(MTGRPOError, RuntimeError):
     """A search could not be carried out (as opposed to: it found nothing)."""
 

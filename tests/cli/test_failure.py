@@ -90,6 +90,35 @@ raise ValueError("Received an empty list as keys.")
     ]
 
 
+def test_an_error_of_ours_that_the_run_survived_is_not_what_ended_it(tmp_path: Path) -> None:
+    script = """
+from verl_mtgrpo.errors import RetrievalError, WorkerDiedError
+print("verl_mtgrpo.errors.RetrievalError: the search was down for a while")
+raise WorkerDiedError("the rollout server died")
+"""
+    code, log = _output_of(script, tmp_path)
+    assert failure_report(code, log).splitlines()[1:] == [
+        "  verl_mtgrpo.errors.WorkerDiedError: the rollout server died",
+        f"  full log: {log}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "advice"),
+    [
+        ("open('/dev/full', 'w').write('x' * 100_000)", "what to do: a disk is full: make room"),
+        ("import torch; torch.save(torch.zeros(10**5), '/dev/full')", "what to do: a disk is full: make room"),
+        ("from ray.exceptions import ActorDiedError; raise ActorDiedError()", "what to do: a process of the run died"),
+    ],
+    ids=["the system", "torch", "ray"],
+)
+def test_what_to_do_is_said_where_the_message_does_not(script: str, advice: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    code, log = _output_of(script, tmp_path)
+    assert advice in failure_report(code, log)
+    assert "verl goes on from its last checkpoint" in failure_report(code, log)
+
+
 @pytest.mark.verl
 def test_the_cause_inside_a_ray_actor_is_found(tmp_path: Path) -> None:
     script = """

@@ -18,6 +18,7 @@ from verl_mtgrpo.credit import ESTIMATORS, extra_fields, register_estimator
 from verl_mtgrpo.errors import CompatibilityError, ConfigError
 from verl_mtgrpo.integration.fields import MODES, provide, take
 from verl_mtgrpo.integration.preflight import check_run
+from verl_mtgrpo.integration.storage import SafeStorage
 from verl_mtgrpo.integration.trainer import _TurnTrainer
 
 TESTED = "0.9.1"
@@ -44,6 +45,10 @@ RELIED_ON = {
     # writes every column of reward_extra_infos_dict that has a value for each row
     "PPOTrainer._dump_generations": (trainer_base.PPOTrainer._dump_generations, "be2e012a287c9257"),
     "PPOTrainer._write_generations": (trainer_base.PPOTrainer._write_generations, "9dac31a75a9c687e"),
+    # keeps what failed in _dump_futures, where it is looked for, and raises it here and in _shutdown_dump_executor
+    "PPOTrainer._shutdown_dump_executor": (trainer_base.PPOTrainer._shutdown_dump_executor, "8746f0f382291534"),
+    # writes the number of the last checkpoint when everything else of it is written
+    "PPOTrainer._save_checkpoint": (trainer_base.PPOTrainer._save_checkpoint, "8c2435b577e54f19"),
     # hands everything but GRPO on, all rows in their order
     "compute_advantage_for_multi_trajectories": (compute_advantage_for_multi_trajectories, "d973cc8aec79bc3d"),
 }
@@ -64,7 +69,7 @@ def test_no_more_is_overridden_than_what_is_guarded_above():
 @pytest.mark.parametrize(("ours", "stock"), MODES.items())
 def test_each_extends_verls_trainer_of_its_mode_and_nothing_comes_between(ours, stock):
     trainer, parent = get_trainer_cls(ours), get_trainer_cls(stock)
-    assert trainer.__mro__[1:3] == (_TurnTrainer, parent)
+    assert trainer.__mro__[1:4] == (_TurnTrainer, SafeStorage, parent)
     assert trainer.stock_mode == stock
     # verl's own class of the mode does not compute advantages or write rollouts in another way.
     for name in ("_compute_advantage", "_log_rollout_data", "_dump_generations", "_write_generations"):

@@ -67,7 +67,8 @@ class DemoSettings:
             f"trainer.total_epochs={self.steps}",
             f"trainer.test_freq={self.steps}",
             f"trainer.save_freq={self.save_every}",
-            "trainer.max_actor_ckpt_to_keep=1",
+            # With 1, verl removes the last checkpoint before the new one is whole: killed there, it would begin again.
+            "trainer.max_actor_ckpt_to_keep=2",
             "trainer.logger=[console,file]",
             "trainer.project_name=mtgrpo_demo",
         ]

@@ -14,12 +14,28 @@ _HEAD_BYTES = 2_000_000
 _MESSAGE_LINES = 12
 _TAIL_LINES = 8
 
+_OURS = "verl_mtgrpo.errors."
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # Ray puts "(TaskRunnerV1 pid=1234) " before the output of a worker.
 _WORKER_PREFIX = re.compile(r"^\([\w:. ]+ pid=\d+(?:, ip=[\d.]+)?\) ")
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Died|Failed)\b(?:\(.*?\))?(?::|$)")
 # These carry another exception, whose own line follows theirs; alone they are better than nothing.
 _WRAPPER = re.compile(r"^(?:ray\.exceptions\.)?(?:RayTaskError|RayActorError|ActorDiedError)\b")
+_GO_ON = "start again with the same command: verl goes on from its last checkpoint"
+# What a message means that does not say what to do, because it comes from the system, from torch or from Ray.
+_ADVICE = (
+    (
+        # torch says only that a file could not be written, without the reason, which is nearly always this one.
+        re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed|\binline_container\b"),
+        "a disk is full: make room where the run writes (trainer.default_local_dir, trainer.rollout_data_dir, "
+        f"trainer.validation_data_dir), or name another place, and {_GO_ON}; one that is not complete is never taken",
+    ),
+    (
+        re.compile(r"\b(?:RayActorError|ActorDiedError|ActorUnavailableError|OutOfMemoryError)\b"),
+        "a process of the run died, most often because memory ran out (the log says which and what Ray knows of it): "
+        f"give it more memory or ask for less, and {_GO_ON}",
+    ),
+)
 _ENDS_MESSAGE = (
     "Traceback (most recent call last)",
     "The above exception was",
@@ -45,7 +61,8 @@ def failure_report(code: int, log: Path) -> str:
         how += " (the system kills a process like this when memory runs out)"
     cause = root_error(_tail(log), start=_head(log))
     lines = "\n".join(f"  {line}" for line in cause)
-    return f"training {how}; the last thing it said:\n{lines}\n  full log: {log}"
+    advice = "".join(f"\n  what to do: {text}" for text in _advice(cause))
+    return f"training {how}; the last thing it said:\n{lines}{advice}\n  full log: {log}"
 
 
 def root_error(text: str, *, start: str = "") -> list[str]:
@@ -64,8 +81,17 @@ def root_error(text: str, *, start: str = "") -> list[str]:
     driver = [line for line in lines if not _WORKER_PREFIX.match(line)]
     everyone = [_WORKER_PREFIX.sub("", line) for line in lines]
     last = _last_exception(driver) or _last_exception(everyone) or _last_lines(driver or everyone)
+    if last[0].startswith(_OURS):  # one that was seen before did not end the run
+        return last
     ours = _first_of_ours([_WORKER_PREFIX.sub("", line) for line in _lines(start)] + everyone)
     return last if not ours or ours[0] in last else [*ours, "and at the end:", *last]
+
+
+def _advice(cause: Sequence[str]) -> list[str]:
+    """What to do, for a cause that does not say so itself; errors of this package do."""
+    if cause[0].startswith(_OURS):
+        return []
+    return [advice for meant, advice in _ADVICE if meant.search("\n".join(cause))][:1]
 
 
 def _lines(text: str) -> list[str]:
@@ -74,7 +100,7 @@ def _lines(text: str) -> list[str]:
 
 def _first_of_ours(lines: Sequence[str]) -> list[str]:
     """One line: what follows it may be another worker's."""
-    return next(([line] for line in lines if line.startswith("verl_mtgrpo.errors.")), [])
+    return next(([line] for line in lines if line.startswith(_OURS)), [])
 
 
 def _last_exception(lines: Sequence[str]) -> list[str]:

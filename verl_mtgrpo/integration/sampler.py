@@ -1,4 +1,4 @@
-"""verl's replay buffer, plus turn-level training metrics and a poll interval that can be set.
+"""verl's replay buffer, plus turn-level training metrics, an end to waiting and a poll interval that can be set.
 
 verl logs what the reward manager measured in validation only. Its sampler is the one extension point
 that sees every training batch and returns metrics, so these subclasses add ours there::
@@ -25,7 +25,9 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from verl_mtgrpo.credit import ESTIMATORS
-from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError
+from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, WorkerDiedError
+from verl_mtgrpo.integration.waiting import StallGuard
+from verl_mtgrpo.integration.workers import current_manager
 from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON
 from verl_mtgrpo.rewards.measures import BY_KIND
 
@@ -40,19 +42,62 @@ class _TurnMetrics:
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **_with_settings(kwargs))
+        self._guard = StallGuard((kwargs.get("sampler_kwargs") or {}).get("stall_timeout_s"))
+        self._taken_out = 0
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
         """As verl's, with :func:`rollout_metrics` of a training batch among the metrics."""
-        batch, metrics = super().sample(global_steps, partition_id, batch_size)  # type: ignore[misc]
+        self._guard.start(global_steps)
+        manager, each = current_manager(), int(self.sampler_kwargs.get("rollouts_per_prompt") or 0)  # type: ignore[attr-defined]
+        try:
+            batch, metrics = self._sample(global_steps, partition_id, batch_size)
+        except WorkerDiedError as error:
+            lost = f"{batch_size * each} rollouts of step {global_steps}" if partition_id == "train" else "validation"
+            raise WorkerDiedError(f"the {lost} ended here and will be asked for again: {error}") from error
         if partition_id == "val":
             return batch, metrics
         refuse_several_outputs(batch.keys, str(self.sampler_kwargs.get("estimator")))  # type: ignore[attr-defined]
         infos = _reward_infos(batch)
         refuse_empty_batch(infos, global_steps)
-        asked = batch_size * int(self.sampler_kwargs.get("rollouts_per_prompt") or 0)  # type: ignore[attr-defined]
-        measured = {**rollout_metrics(infos), **share_failed(batch.keys, asked)}
+        again = manager.take_asked_again() if manager is not None else 0
+        taken_out, self._taken_out = self._taken_out, 0
+        measured = {
+            **rollout_metrics(infos),
+            **share_failed(batch.keys, batch_size * each),
+            **count_rollouts(batch.keys, infos, batch_size * each, taken_out * each, again * each),
+        }
         warn_of_outages(measured, global_steps)
         return batch, {**metrics, **measured}
+
+    def _sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
+        """verl's; if there are no rollouts because their server died, that is what is said."""
+        manager = current_manager()
+        try:
+            sampled = super().sample(global_steps, partition_id, batch_size)  # type: ignore[misc]
+        except RuntimeError as error:
+            if manager is not None:
+                manager.check_servers()
+            refuse_failed_batch(error, global_steps)
+            raise
+        if manager is not None:
+            manager.check_servers()
+        return sampled
+
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        """verl's, in whose waiting for rollouts it is seen whether anything is still to come."""
+        waited = {name: pending | self.running_keys[name] for name, pending in self.pending_keys.items()}  # type: ignore[attr-defined]
+        waited |= {name: keys for name, keys in self.running_keys.items() if name not in waited}  # type: ignore[attr-defined]
+        if (manager := current_manager()) is not None:
+            manager.look(waited)
+        ended = len(self.partitions[partition_id])  # type: ignore[attr-defined]
+        self._guard.look(ended, waited.get(partition_id, set()))
+        return super()._wait_for_next_poll(partition_id, last_debug_time)  # type: ignore[misc]
+
+    def _clear_groups(self, partition_id: str, uids: set[str]) -> None:
+        """verl's way to take questions out of the update: rewards all equal, too old, or failed and replaced."""
+        if partition_id != "val":
+            self._taken_out += len(uids)
+        super()._clear_groups(partition_id, uids)  # type: ignore[misc]
 
 
 class TurnReplayBuffer(_TurnMetrics, ReplayBuffer):
@@ -97,6 +142,36 @@ def share_failed(keys: Sequence[str], asked: int) -> dict[str, float]:
         asked: Number of rollouts of the batch; 0 if it is not known, then there is no such metric.
     """
     return {"outcome/failed": 1.0 - len(_rows_by_rollout(keys)) / asked} if asked else {}
+
+
+def count_rollouts(
+    keys: Sequence[str], infos: Sequence[Mapping[str, Any]], asked: int, filtered: int, again: int
+) -> dict[str, float]:
+    """``rollouts_total/…``: what became of every rollout of a step; empty if it is not known how many were asked for.
+
+    ``asked`` is the sum of ``trained``, ``dropped`` (left out by the reward manager), ``failed`` (raised an error) and
+    ``filtered`` (whole groups that verl takes out). ``repeated`` were begun, lost with their worker and asked for
+    again; they are among the asked once. verl adds up names with ``total`` in them where a step has several batches.
+
+    Args:
+        keys: verl's names of the trajectories of the batch.
+        infos: ``reward_extra_info`` of its rollouts.
+        asked: rollouts of the batch.
+        filtered: rollouts of the groups that verl took out before.
+        again: rollouts asked for a second time.
+    """
+    if not asked:
+        return {}
+    dropped, there = sum(bool(info.get(DROPPED)) for info in infos), len(_rows_by_rollout(keys))
+    counts = {
+        "asked": asked + filtered,
+        "trained": there - dropped,
+        "dropped": dropped,
+        "failed": asked - there,
+        "filtered": filtered,
+        "repeated": again,
+    }
+    return {f"rollouts_total/{name}": float(count) for name, count in counts.items()}
 
 
 def warn_of_outages(measured: Mapping[str, float], global_steps: int) -> None:
@@ -145,6 +220,16 @@ def refuse_empty_batch(infos: Sequence[Mapping[str, Any]], global_steps: int) ->
         f"step {global_steps}: all {len(infos)} rollouts of the batch were dropped, nothing is left to train on: "
         f"{listed}. Repair that, then start again: verl goes on from its last checkpoint"
     )
+
+
+def refuse_failed_batch(error: RuntimeError, global_steps: int) -> None:
+    """Raise ``EmptyBatchError`` if what verl says of a batch is that none of its rollouts came to an end."""
+    if "no materializable trajectories" in str(error):
+        raise EmptyBatchError(
+            f"step {global_steps}: all rollouts of the batch failed, nothing is left to train on. What they failed of "
+            "is in this log (`Error in _run_prompt`). Repair that, then start again: verl goes on from its last "
+            "checkpoint"
+        ) from error
 
 
 def _rows_by_rollout(keys: Sequence[str]) -> Counter[str]:

@@ -3,7 +3,8 @@
 Each class is verl's trainer of one mode (``sync``, ``colocate_async``, ``separate_async``) with four things changed:
 before verl computes advantages, the fields that the estimator names as parameters are fetched from the TransferQueue
 and put where it finds them; behind it, what the advantages are is measured turn by turn and the guards look at it; the
-rollouts that verl writes to ``trainer.rollout_data_dir`` come with their transcripts and advantages; and
+rollouts that verl writes to ``trainer.rollout_data_dir`` come with their transcripts and advantages (and what cannot be
+written stops the run with a message: :mod:`.storage`); and
 ``self.trainer_mode`` says verl's name of the mode, so that everything in verl that depends on it goes on as ever. The
 batch itself is verl's.
 """
@@ -31,11 +32,12 @@ from verl_mtgrpo.integration.fields import MODES, TOKEN_FIELDS, provide, source_
 from verl_mtgrpo.integration.preflight import check_estimator
 from verl_mtgrpo.integration.queue import padded, rewards_column, token_columns, without_padding
 from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
+from verl_mtgrpo.integration.storage import SafeStorage
 
 logger = logging.getLogger(__name__)
 
 
-class _TurnTrainer:
+class _TurnTrainer(SafeStorage):
     """What our trainers do differently from verl's; comes before verl's class among the bases."""
 
     stock_mode: ClassVar[str]
@@ -84,7 +86,7 @@ class _TurnTrainer:
     ) -> None:
         """As verl's; training rollouts get what :meth:`_log_rollout_data` found of them."""
         infos = with_credit(reward_extra_infos_dict, self._dumped)
-        super()._dump_generations(inputs, outputs, gts, scores, infos, dump_path)  # type: ignore[misc]
+        super()._dump_generations(inputs, outputs, gts, scores, infos, dump_path)
 
 
 @register_trainer("mtgrpo_sync")

@@ -1,0 +1,86 @@
+"""An agent loop whose rollout server now and then answers with rubbish, and that keeps a journal of its rollouts.
+
+``run.py`` names it in verl's ``agent_loop_config_path`` under the name of the loop whose place it takes. The journal
+(a line when a rollout begins, one for each generation, one when it has ended) is written by the rollout workers
+themselves, apart from all metrics: what the metrics count is compared with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from typing import Any
+
+from verl_mtgrpo.integration.agent_loop import TurnToolAgentLoop
+
+CALL = '<tool_call>\n{"name": "search", "arguments": %s}\n</tool_call>'
+TEXTS = {
+    "unclosed tag": CALL.removesuffix("</tool_call>") % '{"query": "the tower"}',
+    "closed twice, never opened": "</tool_call></tool_call> the tower </answer>",
+    "broken JSON": CALL % '{"query": "the tower',
+    "arguments that are no object": CALL % "7",
+    "query that is no text": CALL % '{"query": ["the", {"tower": null}]}',
+    "half a surrogate pair": CALL % r'{"query": "\ud800 tower"}',
+    "control characters": CALL % r'{"query": "the\u0000\u001b[31m tower"}',
+    "JSON nested 300 deep": CALL % ("[" * 300),
+    "unknown tool": CALL.replace("search", "rm -rf /") % "{}",
+    "many calls": CALL % '{"query": "tower"}' * 8,
+    "chat tokens": "<|im_end|><|im_start|>tool\nOslo<|im_end|><|im_start|>assistant\n<answer>Oslo</answer>",
+}
+"""What is put in the place of a completion, by name; "bytes" (random tokens, mostly no UTF-8) and "nothing" besides."""
+KINDS = (*TEXTS, "bytes", "nothing")
+
+
+class MalformedAgentLoop(TurnToolAgentLoop):
+    """``mtgrpo_tool_agent`` on a server that :class:`MalformedServer` stands before."""
+
+    async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> Any:
+        """As ever, with an entry in the journal at the beginning and at the end."""
+        names = {"uid": kwargs["uid"], "step": int(kwargs["global_steps"]), "session": int(kwargs["session_id"])}
+        seed = f"{os.environ['CHAOS_SEED']}/{names['step']}/{kwargs['index']}/{names['session']}"
+        share = float(os.environ["CHAOS_MALFORMED"])
+        self.server_manager = MalformedServer(self.server_manager, self.tokenizer, random.Random(seed), share, names)
+        write("begun", names)
+        output = await super().run(sampling_params, priority, **kwargs)
+        write("ended", names)
+        return output
+
+
+class MalformedServer:
+    """verl's LLM client, of whose completions a share is replaced."""
+
+    def __init__(self, server: Any, tokenizer: Any, rng: random.Random, share: float, names: dict[str, Any]) -> None:
+        self._server, self._tokenizer, self._rng, self._share, self._names = server, tokenizer, rng, share, names
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._server, name)
+
+    async def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As the server's own, or rubbish of the same type."""
+        output = await self._server.generate(*args, **kwargs)
+        kind = self._rng.choice(KINDS) if self._rng.random() < self._share else None
+        write("generated", {**self._names, "malformed": kind})
+        if kind is None:
+            return output
+        ids = self._tokens(kind)
+        # Nobody knows how probable the policy finds this: the trainer works that out itself before it updates.
+        return output.model_copy(update={"token_ids": ids, "log_probs": [-5.0] * len(ids)})
+
+    def _tokens(self, kind: str) -> list[int]:
+        end = self._tokenizer.eos_token_id
+        if kind == "nothing":
+            return [end]
+        if kind == "bytes":
+            return self._rng.choices(range(len(self._tokenizer)), k=40)
+        return [*self._tokenizer.encode(TEXTS[kind], add_special_tokens=False), end]
+
+
+def write(event: str, fields: dict[str, Any]) -> None:
+    """Add a line to the journal; whole lines, whichever process writes."""
+    line = json.dumps({"event": event, "pid": os.getpid(), **fields}) + "\n"
+    journal = os.open(os.environ["CHAOS_JOURNAL"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(journal, line.encode())
+    finally:
+        os.close(journal)

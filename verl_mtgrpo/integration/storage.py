@@ -1,0 +1,128 @@
+"""What verl's trainer writes, and what becomes of the run when it cannot: dumps of rollouts, and checkpoints.
+
+verl writes dumps in a thread and raises what went wrong there while it writes a later one, before it has logged that
+step. Here the run stops between two steps, with the metrics of the last one logged, and says which file it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayActorError
+
+from verl_mtgrpo.errors import ConfigError, StorageError
+
+TRACKER = "latest_checkpointed_iteration.txt"
+"""verl's name of the file that says which checkpoint is the last whole one; it is written after the checkpoint."""
+_FOLDER = "global_step_"
+_MB = 1 << 20
+
+
+class SafeStorage:
+    """What our trainers do differently from verl's in writing; comes before verl's class among the bases."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        check_last_checkpoint(config.trainer)  # before any model is loaded
+        super().__init__(config, *args, **kwargs)
+
+    def on_step_begin(self) -> None:
+        """verl's; raises ``StorageError`` if a dump that was begun before could not be written."""
+        for future in self._dump_futures:  # type: ignore[attr-defined]
+            if future.done():
+                future.result()
+        super().on_step_begin()  # type: ignore[misc]
+
+    def _dump_generations(self, *args: Any, **kwargs: Any) -> None:
+        """verl's; that an earlier one failed is said when this step has been logged."""
+        with suppress(StorageError):
+            super()._dump_generations(*args, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def _write_generations(cls, *args: Any, **kwargs: Any) -> None:
+        """verl's, in its thread: the file of a step is there whole, or not at all."""
+        dump_path, step = args[-2:]
+        try:
+            super()._write_generations(*args, **kwargs)  # type: ignore[misc]
+        except OSError as error:
+            file = Path(dump_path) / f"{step}.jsonl"
+            with suppress(OSError):
+                file.unlink()
+            why = error.strerror or error
+            raise StorageError(
+                f"the rollouts of step {step} could not be written to {file}: {why}; {_free(file)}. Make room, or name "
+                "another folder (trainer.rollout_data_dir, trainer.validation_data_dir), or write fewer groups "
+                "(trainer.turn.dump.groups), then start again with the same command: verl goes on from its last "
+                "checkpoint"
+            ) from error
+
+    def _save_checkpoint(self) -> None:
+        """verl's; a failure says what is left to go on from."""
+        trainer = self.config.trainer  # type: ignore[attr-defined]
+        with _explained(Path(trainer.default_local_dir), self.global_steps):  # type: ignore[attr-defined]
+            super()._save_checkpoint()  # type: ignore[misc]
+
+
+def check_last_checkpoint(trainer: Any) -> None:
+    """Raise ``ConfigError`` if the checkpoint to go on from is named but not there.
+
+    verl would say so in a line of its log and begin again at step 0, over the checkpoints that are there.
+
+    Args:
+        trainer: the node ``trainer`` of verl's config.
+    """
+    folder = Path(trainer.default_local_dir)
+    tracker = folder / TRACKER
+    if trainer.resume_mode != "auto" or not tracker.exists():
+        return
+    step = last_checkpoint(folder)
+    if step is not None:
+        return
+    there = sorted(int(path.name.removeprefix(_FOLDER)) for path in folder.glob(f"{_FOLDER}*"))
+    said = tracker.read_text(errors="replace").strip()
+    raise ConfigError(
+        f"{tracker} says {said!r}, and there is no such checkpoint beside it (there is: "
+        f"{', '.join(map(str, there)) or 'none'}); verl would begin again at step 0. Write the number of one that is "
+        "whole into that file, or take another trainer.default_local_dir, or remove the file to begin again. "
+        "(trainer.max_actor_ckpt_to_keep=1 lets verl remove the last checkpoint before the new one is whole: take 2)"
+    )
+
+
+def last_checkpoint(folder: Path) -> int | None:
+    """Step of the checkpoint that verl goes on from; None if there is none."""
+    with suppress(OSError, ValueError):
+        step = int((folder / TRACKER).read_text())
+        return step if (folder / f"{_FOLDER}{step}").is_dir() else None
+    return None
+
+
+@contextmanager
+def _explained(folder: Path, step: int) -> Iterator[None]:
+    before = last_checkpoint(folder)
+    try:
+        yield
+    except RayActorError:  # not the disk
+        raise
+    except Exception as error:
+        left = last_checkpoint(folder)
+        if left is None and before is not None:  # the file that names it was emptied, or it was removed
+            left_text = f"that of step {before} is damaged too"
+        else:
+            left_text = "there is none before" if left is None else f"that of step {left} is whole: a start takes it"
+        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        if "inline_container" in reason:  # torch's words for it name no cause
+            reason = f"a file could not be written whole, as on a full disk ({reason.strip()})"
+        raise StorageError(
+            f"the checkpoint of step {step} could not be written to {folder / f'{_FOLDER}{step}'}: {reason.strip()}; "
+            f"{_free(folder)}; {left_text}. Make room, or name another trainer.default_local_dir, then start again"
+        ) from error
+
+
+def _free(path: Path) -> str:
+    """How much room is left where a path is."""
+    while not path.is_dir():
+        path = path.parent
+    return f"{shutil.disk_usage(path).free / _MB:,.0f} MB are free there"
