@@ -83,7 +83,8 @@ def judge(setup: Setup) -> Iterator[Finding]:
         return
     key = os.environ.get(asked.api_key_env, "")
     if not key and not _may_need_no_key(asked.base_url):
-        message = f"the judge at {_shown(asked.base_url)} needs a key, and the environment variable {asked.api_key_env} is not set"
+        where = f"the judge at {_shown(asked.base_url)}"
+        message = f"{where} needs a key, and the environment variable {asked.api_key_env} is not set"
         fix = f"export {asked.api_key_env}=... (before `ray start`, if Ray runs already), or set judge.api_key_env"
         yield Finding("judge", "fail", message, fix)
         return
