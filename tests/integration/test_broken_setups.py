@@ -105,7 +105,8 @@ def test_a_judge_that_refuses_the_key(healthy, composed, capsys, monkeypatch):
     server = JudgeServer()
     server.answer = lambda body, n: 401
     try:
-        asked = (*JUDGE, f"+reward.turn.judge.base_url={server.url}")
+        address = server.url.replace("//", "//me:pass-very-secret@")
+        asked = (*JUDGE, f"+reward.turn.judge.base_url='{address}'")
         code, findings = doctor(capsys, healthy, *asked)
         assert (code, findings[-1]["check"], findings[-1]["status"]) == (1, "judge", "fail")
         assert "refuses (HTTP 401), the environment variable OPENAI_API_KEY is set" in findings[-1]["message"]

@@ -59,11 +59,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Look, print what was found, and say by the exit code whether anything failed."""
-    from verl_mtgrpo.integration.checks.findings import any_failed, as_dicts, as_text
+    from verl_mtgrpo.integration.checks.findings import any_failed, as_dicts, as_text, from_error
 
-    line = _command_line(args)
-    with _environment(line.env), _quiet():
-        found = _look(args, line)
+    try:
+        line = _command_line(args)
+        with _environment(line.env), _quiet():
+            found = _look(args, line)
+    except ConfigError as error:
+        found = [from_error("command", error)]
     if args.json:
         print(json.dumps({"ok": not any_failed(found), "findings": as_dicts(found)}, indent=2, ensure_ascii=False))
     else:

@@ -43,7 +43,7 @@ class StartCheck(Callback):
 def _failures(config: Any) -> list[str]:
     """What is wrong with a run that uses something of ours; what is only odd is logged."""
     from verl_mtgrpo.integration.checks.setup import Setup
-    from verl_mtgrpo.integration.checks.startup import checks_of, examine
+    from verl_mtgrpo.integration.checks.startup import CHECKS, checks_of, examine
     from verl_mtgrpo.integration.parts import uses_turns
     from verl_mtgrpo.integration.settings import trainer_turn_settings
 
@@ -54,7 +54,10 @@ def _failures(config: Any) -> list[str]:
     for finding in found:
         if finding.status == "warn":
             logger.warning("%s: %s", finding.check, finding)
-    return [str(finding) for finding in found if finding.status == "fail"]
+    failed = [finding for finding in found if finding.status == "fail"]
+    opening = {check.name for check in CHECKS if check.opens}
+    hint = " (what only other machines see is left out with trainer.turn.preflight=config)"
+    return [f"{finding}{hint if finding.check in opening else ''}" for finding in failed]
 
 
 def _extend_hydras_defaults() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ def chat(setup: Setup) -> Iterator[Finding]:
 def _two_turns(setup: Setup, loop: str, spoken: str) -> Finding:
     tool = setup.tools[0] if setup.tools else Tool("search", None, {}, True)
     server = _Reciter(setup.tokenizer, [call_text(spoken, tool), _thought(spoken) + ANSWER])
-    output = asyncio.run(_rollout(setup, loop, tool, server))
+    with ThreadPoolExecutor(1) as pool:  # a thread has no event loop yet, and this one's stays as it is
+        output = pool.submit(asyncio.run, _rollout(setup, loop, tool, server)).result()
     decode, ids, mask = setup.tokenizer.decode, output.response_ids, output.response_mask
     spans = [list(ids[start:end]) for start, end in _spans(mask)]
     between = decode([token for token, ours in zip(ids, mask, strict=True) if not ours])

@@ -63,7 +63,7 @@ def _read(setup: Setup, key: str, file: str) -> tuple[int, list[dict[str, Any]]]
     if not path.is_file():
         raise _Unreadable(setup.absent(CHECK, f"{key}={file} is not there", f"give the path of a file; {WRITE}"))
     try:
-        count, rows = _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
+        count, rows = _parquet(path) if path.suffix == ".parquet" else _json(path)
     except Exception as error:  # whatever pyarrow or json make of a broken file
         message = f"{file} cannot be read: {type(error).__name__}: {one_line(str(error))[:200]}"
         raise _Unreadable(Finding(CHECK, "fail", message, f"make it again; {WRITE}")) from error
@@ -80,14 +80,24 @@ def _parquet(path: Path) -> tuple[int, list[dict[str, Any]]]:
     return file.metadata.num_rows, first.to_pylist() if first is not None else []
 
 
-def _json_lines(path: Path) -> tuple[int, list[dict[str, Any]]]:
+def _json(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    """A list of objects, or an object a line, as the data sets library reads both."""
     import json
 
     if path.suffix not in (".json", ".jsonl"):
         raise DataError(f"verl reads .parquet, .json and .jsonl, and not {path.suffix or 'a file without suffix'}")
     with path.open(encoding="utf-8") as file:
-        lines = [line for line in file if line.strip()]
-    return len(lines), [json.loads(line) for line in lines[:LOOKED_AT]]
+        if file.read(1) == "[":
+            file.seek(0)
+            whole = json.load(file)
+            return len(whole), whole[:LOOKED_AT]
+        file.seek(0)
+        count, rows = 0, []
+        for line in filter(str.strip, file):
+            count += 1
+            if len(rows) < LOOKED_AT:
+                rows.append(json.loads(line))
+    return count, rows
 
 
 def _rows_problems(setup: Setup, file: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:

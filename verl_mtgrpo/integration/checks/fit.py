@@ -190,5 +190,10 @@ def reward_function(setup: Setup) -> Iterator[Finding]:
     preset = str(setup.get("reward.turn.preset") or "")
     if ":" not in preset or setup.get("reward.reward_manager.name") != "mtgrpo":
         return
-    load_preset(preset)
+    try:
+        load_preset(preset)
+    except MTGRPOError as error:
+        missing = from_error("reward", error)
+        yield setup.absent("reward", missing.message, missing.fix)
+        return
     yield Finding("reward", "ok", f"{preset} can be loaded")

@@ -43,12 +43,13 @@ def _response(setup: Setup) -> int:
 def _prompts(setup: Setup, prompts: list[int]) -> Iterator[Finding]:
     room = int(setup.get(f"{ROLLOUT}.prompt_length"))
     too_long = [length for length in prompts if length > room]
-    if not too_long:
+    left_out = setup.get("data.filter_overlong_prompts")
+    if not too_long or (left_out and len(too_long) < len(prompts)):
         return
     message = (
         f"{len(too_long)} of the first {len(prompts)} prompts have more than {room} tokens (up to {max(too_long)})"
     )
-    cut = f"{message}: verl cuts off their beginning, where the tool is explained"
+    cut = f"{message}: verl {'leaves them out' if left_out else 'cuts off their beginning, with the instructions'}"
     fix = f"set data.max_prompt_length={max(too_long)} or more"
     yield Finding(CHECK, "fail" if len(too_long) == len(prompts) else "warn", cut, fix)
 

@@ -14,7 +14,7 @@ from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_lin
 from verl_mtgrpo.integration.checks.setup import Setup, Tool, question_of
 from verl_mtgrpo.integration.search_settings import open_index, search_settings
 from verl_mtgrpo.integration.settings import turn_reward_settings
-from verl_mtgrpo.retrieval import Passage
+from verl_mtgrpo.retrieval import HTTPRetriever, Passage
 from verl_mtgrpo.retrieval.addresses import is_this_machine
 from verl_mtgrpo.rewards.judge import JudgeSettings
 
@@ -57,6 +57,8 @@ def _search(setup: Setup, tool: Tool, spec: Any) -> Finding:
     key = str(setup.get("data.prompt_key") or "prompt")
     questions = [text for row in setup.rows[:ASKED] if (text := question_of(row, key))]
     hits: list[list[Passage]] = opened.search(questions, settings.k) if questions else []
+    if isinstance(opened, HTTPRetriever):
+        opened.close()
     setup.found += [(tool, passages) for passages in hits]
     holds = "a search service" if count is None else f"{count} passages"
     asked = f", hits for {sum(map(bool, hits))} of the first {len(hits)} questions" if hits else ", it answers"
@@ -81,13 +83,18 @@ def judge(setup: Setup) -> Iterator[Finding]:
         return
     key = os.environ.get(asked.api_key_env, "")
     if not key and not _may_need_no_key(asked.base_url):
-        message = (
-            f"the judge at {asked.base_url} needs a key, and the environment variable {asked.api_key_env} is not set"
-        )
+        where = f"the judge at {_shown(asked.base_url)}"
+        message = f"{where} needs a key, and the environment variable {asked.api_key_env} is not set"
         fix = f"export {asked.api_key_env}=... (before `ray start`, if Ray runs already), or set judge.api_key_env"
         yield Finding("judge", "fail", message, fix)
         return
     yield _ask(asked, key)
+
+
+def _shown(url: str) -> str:
+    """The address without user name, password and query, any of which may be a secret."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _may_need_no_key(url: str) -> bool:
@@ -105,7 +112,7 @@ def _ask(asked: JudgeSettings, key: str) -> Finding:
     except ImportError:
         return Finding("judge", "fail", "reward.turn.preset=judge needs the openai client", "pip install openai")
     limit = min(asked.timeout_s, JUDGE_S)
-    where = f"the judge {asked.model} at {asked.base_url}"
+    where = f"the judge {asked.model} at {_shown(asked.base_url)}"
     messages: Any = [{"role": "user", "content": "Answer with the digit 1."}]
     try:
         with openai.OpenAI(base_url=asked.base_url, api_key=key or "none", timeout=limit, max_retries=0) as client:

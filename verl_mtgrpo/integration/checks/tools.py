@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.checks.findings import Finding, one_line
+from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
 from verl_mtgrpo.integration.checks.setup import MULTI_TURN, ROLLOUT, Setup, Tool
 from verl_mtgrpo.integration.parts import LOOPS, check_tool_file
 from verl_mtgrpo.integration.search_settings import search_settings
@@ -25,7 +25,12 @@ def tools(setup: Setup) -> Iterator[Finding]:
     if setup.get(f"{ROLLOUT}.agent.default_agent_loop") not in LOOPS:
         yield Finding(CHECK, "skip", "the agent loop is not one of this package")
         return
-    check_tool_file(setup.config)
+    try:
+        check_tool_file(setup.config)
+    except ConfigError as error:
+        missing = from_error(CHECK, error)
+        yield setup.absent(CHECK, missing.message, missing.fix)
+        return
     setup.tools = [*_native(setup.get(f"{MULTI_TURN}.tool_config_path")), *_functions(setup)]
     names = [tool.name for tool in setup.tools]
     if not names:

