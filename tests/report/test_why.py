@@ -43,7 +43,7 @@ def test_what_the_estimator_saw_counts() -> None:
     """With a KL penalty in the reward the estimator saw other rewards than were paid."""
     group = [rollout((0.0,), credited=(1.0,)), rollout((0.0,), credited=(-1.0,))]
     (((why,), (_,))) = explain_group(group, [(0.7071,), (-0.7071,)], "grpo")
-    assert why.adds_up and "was paid 1.00" in why.words
+    assert why.adds_up and "was paid 1.00" in why.words and "with the KL penalty" in why.words
 
 
 def test_a_dropped_rollout() -> None:
@@ -54,12 +54,12 @@ def test_a_dropped_rollout() -> None:
 
 
 def test_an_estimator_with_a_critic_gets_the_groups_statistics() -> None:
-    group = [rollout((0.5, 1.0), values=(0.25, 0.75)), rollout((0.1, 0.2), values=(0.0, 0.0))]
+    group = [rollout((0.5, 1.0), values=(-0.25, 0.75)), rollout((0.1, 0.2), values=(0.0, 0.0))]
     (first, _), _ = explain_group(group, [(0.1, 0.2), (0.3, 0.4)], "gae")
     assert first == Why(
         (),
         "This turn was paid 0.50; the 2 rollouts that got this far averaged 0.30. From here on 1.50 was paid; they "
-        "averaged 0.90. The critic expected 0.25 at its first token.",
+        "averaged 0.90. The critic expected −0.25 at its first token.",
         None,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from verl_mtgrpo.credit.explain import Term, explain
 from verl_mtgrpo.report.rollouts import DumpedRollout
@@ -35,6 +35,7 @@ IN_WORDS: Mapping[str, str] = {
 """What an estimator does, for somebody who looks at one advantage."""
 
 _UNKNOWN = "An estimator of verl's or of your own, whose working this report does not know."
+_WITH_KL = " Rewards are taken as the estimator saw them, with the KL penalty."
 _BASELINES = {
     "alive": "the {count} rollouts that got this far averaged",
     "group": "the {count} rollouts averaged",
@@ -85,7 +86,16 @@ def explain_group(
         else:
             pairs = zip(working[number], mine, strict=True)
             found.append([_checked(tuple(terms), advantage) for terms, advantage in pairs])
+    if any(map(_differs, rollouts)):
+        found = [[replace(why, words=why.words + _WITH_KL) for why in some] for some in found]
     return found
+
+
+def _differs(rollout: DumpedRollout) -> bool:
+    """Whether the estimator saw other rewards than were paid."""
+    if rollout.dropped is not None or rollout.credited is None:
+        return False
+    return any(abs(a - b) > 1e-6 for a, b in zip(rollout.credited, rollout.turn_rewards, strict=True))
 
 
 def _checked(terms: tuple[Term, ...], advantage: float) -> Why:
@@ -106,12 +116,12 @@ def _checked(terms: tuple[Term, ...], advantage: float) -> Why:
 
 def _sentence(term: Term) -> str:
     subject = {
-        "turn": f"Turn {term.turn} was paid {term.value:.2f}",
+        "turn": f"Turn {term.turn} was paid {_plain(term.value)}",
         "ended": f"The rollout ended with turn {term.turn}, so nothing was paid there for going on",
-        "outcome": f"The last turn was paid {term.value:.2f} with the outcome",
-        "turns": f"The turns before the last were paid {term.value:.2f}",
-        "return": f"From turn {term.turn} on {term.value:.2f} was paid",
-        "total": f"The rollout was paid {term.value:.2f} in all",
+        "outcome": f"The last turn was paid {_plain(term.value)} with the outcome",
+        "turns": f"The turns before the last were paid {_plain(term.value)}",
+        "return": f"From turn {term.turn} on {_plain(term.value)} was paid",
+        "total": f"The rollout was paid {_plain(term.value)} in all",
     }[term.kind]
     if term.baseline == "nobody":
         return f"{subject}; there is nobody to compare with: {signed(term.adds)}."
@@ -120,20 +130,21 @@ def _sentence(term: Term) -> str:
         compared = compared.replace(" averaged", f" ({term.ended} ended there: counted as 0) averaged")
     if not term.adds and term.std == 0.0:
         return f"{subject}, as in all {term.count} that are compared: nothing."
-    return f"{subject}; {compared} {term.mean:.2f}: {signed(term.adds)}."
+    return f"{subject}; {compared} {_plain(term.mean)}: {signed(term.adds)}."
 
 
 def _statistics(rollouts: Sequence[DumpedRollout], seen: Sequence[Sequence[float]], number: int, turn: int) -> Why:
     """What can be said of a turn where the working is not a function of the group."""
     alive = [one for one in seen if len(one) > turn]
     mine, to_come = seen[number][turn], sum(seen[number][turn:])
+    here = statistics.fmean(one[turn] for one in alive)
+    after = statistics.fmean(sum(one[turn:]) for one in alive)
     words = (
-        f"This turn was paid {mine:.2f}; the {len(alive)} rollouts that got this far averaged "
-        f"{statistics.fmean(one[turn] for one in alive):.2f}. From here on {to_come:.2f} was paid; they averaged "
-        f"{statistics.fmean(sum(one[turn:]) for one in alive):.2f}."
+        f"This turn was paid {_plain(mine)}; the {len(alive)} rollouts that got this far averaged {_plain(here)}. "
+        f"From here on {_plain(to_come)} was paid; they averaged {_plain(after)}."
     )
     if (values := rollouts[number].values) is not None:
-        words += f" The critic expected {values[turn]:.2f} at its first token."
+        words += f" The critic expected {_plain(values[turn])} at its first token."
     return Why((), words, None)
 
 
@@ -141,3 +152,8 @@ def signed(value: float, digits: int = 2) -> str:
     """+1.41, −0.83; no sign for what rounds to 0."""
     text = f"{value:+.{digits}f}"
     return text.replace("-", "−") if float(text) else text[1:]
+
+
+def _plain(value: float) -> str:
+    text = f"{value:.2f}"
+    return text.replace("-", "−") if float(text) else "0.00"

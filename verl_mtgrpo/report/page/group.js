@@ -46,6 +46,9 @@ function groupHead(group, text) {
     el('p', { class: 'quiet' }, [
       `step ${group.step}`, visible(group.source), text.questionId && `question ${visible(text.questionId)}`, visible(how),
     ].filter(Boolean).join(' · ')),
+    // Where there is no working, this is all that can be said.
+    el('details', { open: !text.rollouts.some((one) => one.turns.some((turn) => turn.terms.length)) },
+      el('summary', {}, `How ${visible(group.estimator)} gives credit`), el('p', {}, INDEX.estimators[group.estimator].words)),
     el('details', {}, el('summary', {}, 'The whole prompt'),
       ...text.prompt.map(([role, content]) => el('div', {}, el('p', { class: 'quiet' }, visible(role)), verbatim(content)))));
 }
