@@ -78,6 +78,10 @@ def seen(browser: Any, report: Path) -> Iterator[Watched]:
         assert {url.split("#")[0] for url in watched.requests} == {report.as_uri()}
 
 
+def numbers(seen: Watched, selector: str) -> list[float]:
+    return [float(text.replace("−", "-")) for text in seen.texts(selector)]
+
+
 def open_group(seen: Watched, question: str) -> None:
     seen.page.get_by_role("link", name="Rollouts", exact=True).click()
     seen.page.get_by_label("Question", exact=True).fill(question)
@@ -120,7 +124,7 @@ def test_a_click_on_a_cell_answers_why(seen: Watched) -> None:
     assert why in seen.text("#turn1 .why p")
     working = seen.page.locator("#turn1 table.working")
     assert working.is_visible(), "the working of the turn that was clicked on is open"
-    adds = [float(text.replace("−", "-")) for text in seen.texts("#turn1 table.working tbody .adds")]
+    adds = numbers(seen, "#turn1 table.working tbody .adds")
     assert len(adds) == 3 and sum(adds) == pytest.approx(-1.277, abs=2e-3)
     assert seen.text("#turn1 table.working tfoot .sum") == "−1.277"
     assert seen.page.locator("#turn2 table.working").is_hidden()
@@ -136,6 +140,9 @@ def test_a_click_on_a_cell_answers_why(seen: Watched) -> None:
 
 def test_stored_advantages_that_the_working_does_not_give_are_said_to_be_such(seen: Watched) -> None:
     open_group(seen, "city 3 of")
+    seen.page.locator("#turn1 summary", has_text="The working").click()
+    (total,) = numbers(seen, "#turn1 table.working tfoot .sum")
+    assert total == pytest.approx(sum(numbers(seen, "#turn1 table.working tbody .adds")), abs=2e-3) != 0.3
     said = seen.text("#turn1 .why .warning")
     assert "This does not give the +0.30 that was trained on" in said
     assert "sum (stored: +0.300)" in seen.page.locator("#turn1 table.working").text_content()
@@ -186,6 +193,7 @@ def test_the_keyboard_is_enough(seen: Watched) -> None:
     page.locator("#detail .cell").first.focus()
     page.keyboard.press("Enter")
     page.locator("#turn1 table.working").wait_for()
+    assert page.evaluate("document.activeElement.matches('.cell[aria-current]')"), "the focus stays on the cell"
 
 
 def test_logged_metrics_are_found_by_name(seen: Watched) -> None:

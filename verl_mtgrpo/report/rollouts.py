@@ -155,13 +155,13 @@ def turn_advantages(
         dropped: True for rollouts that are to be in no statistic.
         settings: Knobs of :func:`verl_mtgrpo.credit.mt_grpo` that differ from its defaults.
     """
-    # torch takes seconds to import, and only this function of the report needs it.
+    if not rewards:
+        return []
+    # torch takes seconds to import, and reading needs it not.
     import torch
 
     from verl_mtgrpo.credit import mt_grpo
 
-    if not rewards:
-        return []
     # One generated token for a turn and one observation token after it say all that the estimator uses.
     width = 2 * max(1, *map(len, rewards))
     rewards_BT = torch.zeros(len(rewards), width)

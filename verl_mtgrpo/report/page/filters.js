@@ -53,9 +53,8 @@ function drawFilters(changed) {
     ...Object.entries(CHOICES).filter(([name]) => !useless[name]).map(([name, [label, options]]) =>
       el('label', {}, label, el('select', { name, 'aria-label': label }, ...[...options, ...(more[name] || [])].map(([value, text]) =>
         el('option', { value }, text))))),
-    el('button', { type: 'reset' }, 'Reset'));
+    el('button', { type: 'button', onclick: () => { form.reset(); changed(); } }, 'Reset'));
   form.addEventListener('input', changed);
-  form.addEventListener('reset', () => setTimeout(changed));
   form.addEventListener('submit', (event) => event.preventDefault());
 }
 

@@ -18,8 +18,11 @@ async function showGroup(number, at, turn) {
     return detail.replaceChildren(el('p', { class: 'warning' }, `This group cannot be shown: ${error.message}.`));
   }
   if (shownGroup !== number) return undefined; // another one was chosen meanwhile
+  const inside = detail.contains(document.activeElement);
   const chosen = at == null || !group.rollouts[at] ? mostCredited(group) : at;
   detail.replaceChildren(groupHead(group, text), matrix(group, chosen, turn), legend(SCALE), rolloutView(group, text, chosen, turn));
+  // What had the focus is gone: whoever uses the keyboard stays where they were.
+  if (inside) (detail.querySelector('.cell[aria-current]') || detail).focus({ preventScroll: true });
   const target = turn == null ? null : byId(`turn${turn}`);
   if (target) target.scrollIntoView({ block: 'nearest' });
   else if (changed) scrollTo({ top: 0 });

@@ -67,6 +67,12 @@ function kindParts(kind) {
 /** Which estimator, what it does, with which settings. */
 function method(kind, groups) {
   const names = [...new Set(groups.map((group) => group.estimator))];
+  const perStep = new Map();
+  for (const group of groups) perStep.set(group.step, (perStep.get(group.step) || 0) + 1);
+  const most = Math.max(...perStep.values());
+  const kept = kind === 'training' && el('p', { class: 'quiet' },
+    `Up to ${count(most, 'group', 'groups')} a step: a training dump holds as many as trainer.turn.dump.groups says, taken at `
+    + 'random, each with all of its rollouts.');
   return el('div', { class: 'card method' }, ...names.flatMap((name) => {
     const { words, settings } = INDEX.estimators[name];
     const how = kind === 'validation'
@@ -77,7 +83,7 @@ function method(kind, groups) {
       el('p', {}, el('strong', {}, visible(how)), ' ', words),
       ...(kind === 'training' && knobs.some(Boolean) ? [el('p', { class: 'quiet' }, visible(knobs.join('; or ')))] : []),
     ];
-  }));
+  }), kept);
 }
 
 function turnTable(rows) {
