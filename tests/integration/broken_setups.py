@@ -76,6 +76,7 @@ SETUPS = [
         preset="mt_gpro",
         starts=False,
     ),
+    broken("verl's old trainer", r"trainer.use_v1=False is verl's old trainer", "parts", "trainer.use_v1=False"),
     broken("misspelt group", r"mt_grpo=gtpo came through as a plain key", "parts", "+mt_grpo=gtpo"),
     broken(
         "wrong agent loop",

@@ -88,6 +88,7 @@ def test_each_part_alone_is_noticed(stock, setting):
         ([f"{ROLLOUT}.multi_turn.enable=False"], r"multi_turn.enable=False, but an agent has turns; set it to True"),
         ([f"{TOOL}=null"], r"the agent has no tool, so every rollout would have one turn; set .*tool_config_path"),
         (["mtgrpo=mt_grpo"], r"mtgrpo=mt_grpo came through as a plain key: .*'hydra.searchpath=\[pkg://verl_mtgrpo"),
+        (["trainer.use_v1=False"], r"verl's old trainer, which pays the sum .*; leave it at True"),
         (["mtgrpo_cpu=default"], r"mtgrpo_cpu=default came through as a plain key"),
     ],
 )

@@ -51,6 +51,11 @@ def check_parts(config: Any) -> None:
         config: verl's whole config.
     """
     _check_groups(config)
+    if OmegaConf.select(config, "trainer.use_v1") is False:
+        raise ConfigError(
+            "trainer.use_v1=False is verl's old trainer, which pays the sum of a rollout's rewards on its last token, "
+            "so turn rewards would be lost; leave it at True"
+        )
     _check_loop_and_manager(config)
     if OmegaConf.select(config, _LOOP) in LOOPS:
         _check_tool(config)
