@@ -18,11 +18,12 @@ import pytest
 pytest.importorskip("verl")
 
 from tests.integration.broken_setups import SETUPS
-from tests.integration.setups import DATA, JUDGE, ROLLOUT, TURNS, Broken, Healthy, fake_package
+from tests.integration.setups import DATA, JUDGE, ROLLOUT, TURNS, Broken, Healthy, dead_url, fake_package
 from tests.integration.test_start_check import main_ppo
 from tests.judge_server import JudgeServer
 from tests.training import REPOSITORY
 from verl_mtgrpo.cli.main import main
+from verl_mtgrpo.data.policy import CHAT_TEMPLATE
 from verl_mtgrpo.integration.checks import compose
 from verl_mtgrpo.integration.checks.startup import DOCTOR
 from verl_mtgrpo.integration.start_check import StartCheck
@@ -160,6 +161,73 @@ def test_every_format_is_well(format, loop, healthy, capsys):
     spoken = (f"{TURNS}.format={format}", f"{ROLLOUT}.agent.default_agent_loop={loop}", f"{DATA}{file}")
     code, findings = doctor(capsys, healthy, *spoken)
     assert ([one for one in findings if one["status"] != "ok"], code) == ([], 0)
+
+
+def test_what_cannot_be_seen_from_here_refuses_nothing(healthy, composed, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    on_the_hub = ("actor_rollout_ref.model.path=nobody/no-such-model",)
+    code, findings = doctor(capsys, healthy, *on_the_hub)
+    said = {one["check"]: one for one in findings}
+    assert (code, said["tokenizer"]["status"], said["chat"]["status"]) == (0, "skip", "skip")
+    assert "not in the Hugging Face cache" in said["tokenizer"]["message"]
+    several = ("trainer.nnodes=2", f"{DATA}/far/train.parquet", "actor_rollout_ref.model.path=/far/model")
+    code, findings = doctor(capsys, healthy, *several)
+    warned = {one["check"] for one in findings if one["status"] == "warn"}
+    assert (code, warned) == (0, {"data", "tokenizer", "lengths"})
+    for config in composed:
+        StartCheck().on_job_start(config=config)
+
+
+def test_how_much_is_looked_at_is_the_users(healthy, composed, capsys):
+    dead = (healthy.tool("dead", index=dead_url(), patience_s=0.5), "trainer.turn.preflight=config")
+    doctor(capsys, healthy, *dead)
+    StartCheck().on_job_start(config=composed[-1])
+    doctor(capsys, healthy, *dead, f"{ROLLOUT}.n=1")
+    with pytest.raises(SystemExit, match="compares the rollouts of a prompt"):
+        StartCheck().on_job_start(config=composed[-1])
+    doctor(capsys, healthy, f"{ROLLOUT}.n=1", "trainer.turn.preflight=off")
+    StartCheck().on_job_start(config=composed[-1])
+
+
+def test_all_failures_are_said_at_once(healthy, composed, capsys):
+    doctor(capsys, healthy, f"{DATA}/no/train.parquet", f"{TURNS}.max_assistant_turns=1")
+    with pytest.raises(SystemExit) as ended:
+        StartCheck().on_job_start(config=composed[-1])
+    turns, data = str(ended.value.code).splitlines()
+    assert "max_assistant_turns=1" in turns and "preflight=config" not in turns
+    assert "/no/train.parquet is not there" in data and data.endswith("left out with trainer.turn.preflight=config)")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "check", "says"),
+    [
+        (("data.train_batch_size=6",), "batch", "verl fills the last one with 16 copies that are not trained on"),
+        ((f"{TURNS}.max_tool_response_length=256",), "tools", "gives up to 3000 characters .*, and verl cuts results"),
+        (
+            ("algorithm.adv_estimator=rloo", "~algorithm.turn", f"{ROLLOUT}.n=1"),
+            "estimator",
+            "rloo compares the rollouts",
+        ),
+        (
+            (f"{ROLLOUT}.max_model_len=600",),
+            "turns",
+            "max_model_len=600 is less than a prompt of 512 and a response of",
+        ),
+    ],
+)
+def test_what_works_but_perhaps_not_as_meant(overrides, check, says, healthy, capsys):
+    code, findings = doctor(capsys, healthy, *overrides)
+    warned = [one for one in findings if one["status"] == "warn"]
+    assert (code, [one["check"] for one in warned]) == (0, [check])
+    assert re.search(says, warned[0]["message"])
+
+
+def test_an_end_token_that_ends_no_turn(healthy, capsys):
+    override = healthy.with_template("ends", CHAT_TEMPLATE.replace("<|im_end|>", "</turn>"))
+    code, findings = doctor(capsys, healthy, override)
+    (warned,) = [one for one in findings if one["status"] != "ok"]
+    assert (code, warned["check"]) == (0, "chat")
+    assert "ends a turn with '</turn>', the tokenizer's end token is '<|im_end|>'" in warned["message"]
 
 
 @pytest.mark.verl

@@ -126,6 +126,8 @@ def _look_at_config(line: CommandLine) -> list[Finding]:
 
 def _index_alone(line: CommandLine) -> list[Finding]:
     """The index that the environment or --index names, as the packaged search tool would open it."""
+    from omegaconf import OmegaConf
+
     from verl_mtgrpo.integration.checks.findings import Finding
     from verl_mtgrpo.integration.checks.services import index
     from verl_mtgrpo.integration.checks.setup import Setup, Tool
@@ -135,7 +137,7 @@ def _index_alone(line: CommandLine) -> list[Finding]:
     if not spec:
         return [Finding("index", "skip", "neither --index nor MTGRPO_INDEX names an index")]
     tool = Tool("search", None, {"index": spec}, True)
-    return examine(Setup({}, patience_s=SERVICE_S, tools=[tool]), [Check("index", index)])
+    return examine(Setup(OmegaConf.create(), patience_s=SERVICE_S, tools=[tool]), [Check("index", index)])
 
 
 @contextlib.contextmanager

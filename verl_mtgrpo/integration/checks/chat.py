@@ -142,9 +142,23 @@ def _two_turns(setup: Setup, loop: str, spoken: str) -> Finding:
             "the chat template drops the tool's result: it shows no message of the role tool",
             TEMPLATE_FIX,
         )
+    ends = _end_of_turn(setup)
+    if ends and setup.tokenizer.eos_token not in ends:
+        message = (
+            f"the chat template ends a turn with {ends!r}, the tokenizer's end token is {setup.tokenizer.eos_token!r}"
+        )
+        fix = f"take a tokenizer whose end token ends its turns, as instruct models have: {MODEL}.tokenizer_path"
+        return Finding("chat", "warn", f"{message}: turns that are cut are closed with the wrong one", fix)
     lengths = " and ".join(str(len(span)) for span in spans)
     message = f"two turns of {spoken} through {loop}: {lengths} generated tokens, the tool's result between them"
     return Finding("chat", "ok", message)
+
+
+def _end_of_turn(setup: Setup) -> str:
+    """What the chat template writes behind what the model said."""
+    said = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+    text = setup.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=False)
+    return text.rpartition(ANSWER)[2].strip()
 
 
 async def _rollout(setup: Setup, loop: str, tool: Tool, server: _Reciter) -> Any:

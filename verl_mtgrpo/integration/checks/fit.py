@@ -24,8 +24,9 @@ COMPARING = ("grpo", "grpo_passk", "rloo", "rloo_vectorized")
 def parts(setup: Setup) -> Iterator[Finding]:
     """Agent loop, reward manager and tool."""
     if not uses_turns(setup.config):
+        fix = "add 'hydra.searchpath=[pkg://verl_mtgrpo.config]' +mtgrpo=mt_grpo (doctor and train: --preset mt_grpo)"
         message = "nothing of verl-mtgrpo is in this command line, so it trains as verl does, with one reward a rollout"
-        yield Finding("parts", "warn", message, "add 'hydra.searchpath=[pkg://verl_mtgrpo.config]' +mtgrpo=mt_grpo")
+        yield Finding("parts", "warn", message, fix)
         return
     check_parts(setup.config)
     loop, manager = setup.get(f"{ROLLOUT}.agent.default_agent_loop"), setup.get("reward.reward_manager.name")

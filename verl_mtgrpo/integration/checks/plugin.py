@@ -26,6 +26,7 @@ def entry_point() -> Iterator[Finding]:
         yield Finding("plugin", "fail", message, fix)
     elif policy != "auto" and not {point.name for point in points} & set(policy.replace(" ", "").split(",")):
         message = f"the environment variable {POLICY}={policy} keeps verl from loading the entry point {points[0].name}"
-        yield Finding("plugin", "fail", message, f"unset {POLICY}, or add {points[0].name} to it")
+        more = "" if policy == "none" else f", or add {points[0].name} to it"
+        yield Finding("plugin", "fail", message, f"unset {POLICY}{more}")
     else:
         yield Finding("plugin", "ok", f"entry point {GROUP}: {points[0].name} = {TARGET}")

@@ -14,6 +14,8 @@ from verl_mtgrpo.retrieval import Passage
 
 ROLLOUT = "actor_rollout_ref.rollout"
 MULTI_TURN = f"{ROLLOUT}.multi_turn"
+_ENVIRONMENT = ("working_dir", "py_modules", "pip", "uv", "conda", "image_uri")
+"""Keys of Ray's ``runtime_env`` that give workers other files or packages than this process has."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,17 @@ class Setup:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether other machines take part, which may have what this one has not."""
+        """Whether the run has processes on other machines or in another environment: they may find what is not here."""
         several = int(self.get("trainer.nnodes") or 1) > 1
-        return several or bool(os.environ.get("RAY_ADDRESS") or self.get("ray_kwargs.ray_init.address"))
+        running = os.environ.get("RAY_ADDRESS") or self.get("ray_kwargs.ray_init.address")
+        own = self.get("ray_kwargs.ray_init.runtime_env") or {}
+        return several or bool(running) or any(own.get(key) for key in _ENVIRONMENT)
 
     def absent(self, check: str, message: str, fix: str) -> Finding:
         """A finding about something that is not on this machine: no failure if others take part."""
         if not self.elsewhere:
             return Finding(check, "fail", message, fix)
-        return Finding(check, "warn", f"{message} (on this machine; others take part)", fix)
+        return Finding(check, "warn", f"{message} (for this process; the run has others)", fix)
 
 
 def question_of(row: Mapping[str, Any], key: str) -> str:

@@ -26,18 +26,29 @@ def tools(setup: Setup) -> Iterator[Finding]:
         yield Finding(CHECK, "skip", "the agent loop is not one of this package")
         return
     try:
-        check_tool_file(setup.config)
-    except ConfigError as error:
+        setup.tools = _all(setup)
+    except _NotHere as error:
         missing = from_error(CHECK, error)
         yield setup.absent(CHECK, missing.message, missing.fix)
         return
-    setup.tools = [*_native(setup.get(f"{MULTI_TURN}.tool_config_path")), *_functions(setup)]
     names = [tool.name for tool in setup.tools]
     if not names:
         where = setup.get(f"{MULTI_TURN}.tool_config_path") or setup.get(f"{MULTI_TURN}.function_tool_path")
         raise ConfigError(f"{where} declares no tool; list at least one, as the packaged search_tool.yaml does")
     problems = [*_names(setup, names), *_lengths(setup)]
     yield from problems or [Finding(CHECK, "ok", ", ".join(_described(tool) for tool in setup.tools))]
+
+
+class _NotHere(ConfigError):
+    """A tool that this process cannot find; another one might."""
+
+
+def _all(setup: Setup) -> list[Tool]:
+    try:
+        check_tool_file(setup.config)
+    except ConfigError as error:
+        raise _NotHere(str(error)) from error
+    return [*_native(setup.get(f"{MULTI_TURN}.tool_config_path")), *_functions(setup)]
 
 
 def _described(tool: Tool) -> str:
@@ -67,7 +78,7 @@ def _native_tool(entry: Any, path: str) -> Tool:
     try:
         kind = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # the module is the user's: importing it may raise anything
-        raise ConfigError(
+        raise _NotHere(
             f"the tool class {name} of {path} cannot be imported: {type(error).__name__}: {one_line(str(error))}; "
             "correct class_name, or install its package where training runs"
         ) from error
@@ -92,7 +103,7 @@ def _functions(setup: Setup) -> list[Tool]:
     try:
         functions = load_function_tools_from_path(resolve_config_path(path))
     except Exception as error:  # a file of the user's: running it may raise anything
-        raise ConfigError(
+        raise _NotHere(
             f"{MULTI_TURN}.function_tool_path={path} cannot be loaded: {type(error).__name__}: {one_line(str(error))}; "
             "correct the path or the file"
         ) from error
