@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -35,6 +37,44 @@ def test_many_writers(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: caches[n % 4].put(str(n), n), range(400)))
     assert [caches[0].get(str(n)) for n in range(400)] == list(range(400))
+
+
+ENDLESS = """
+import itertools, sys
+from verl_mtgrpo.cache import JsonCache
+cache = JsonCache(sys.argv[1])
+for n in itertools.count():
+    cache.put(str(n), {"n": n})
+    print(n, flush=True)
+"""
+
+
+def test_a_killed_writer_loses_nothing_that_it_had_written(tmp_path):
+    file = tmp_path / "c.db"
+    process = subprocess.Popen([sys.executable, "-c", ENDLESS, str(file)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = [process.stdout.readline() for _ in range(200)]
+    process.kill()
+    written = [
+        int(line) for line in [*said, *process.communicate()[0].splitlines(keepends=True)] if line.endswith("\n")
+    ]
+    cache = JsonCache(file)
+    assert len(written) >= 200
+    assert [cache.get(str(n)) for n in written] == [{"n": n} for n in written]
+    cache.put("after", 1)
+    assert JsonCache(file).get("after") == 1
+
+
+def test_a_full_disk_stops_the_keeping_and_not_the_run(tmp_path, caplog):
+    cache = JsonCache(tmp_path / "c.db")
+    cache.put("before", 1)
+    cache._db.execute(f"PRAGMA max_page_count = {cache._db.execute('PRAGMA page_count').fetchone()[0]}")
+    for n in range(3):
+        cache.put(str(n), "x" * 100_000)
+    assert cache.get("before") == 1
+    assert cache.get("0") is None
+    (record,) = caplog.records
+    assert "keeps nothing more: database or disk is full; everything is asked for anew" in record.getMessage()
 
 
 def test_a_path_that_cannot_be_used(tmp_path):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ def train(
     groups: Sequence[str] = ("+mtgrpo_cpu=default",),
     env: Mapping[str, str] | None = None,
     timeout: float = 240.0,
+    kill_after_step: int | None = None,
 ) -> TrainingRun:
     """Run ``python -m verl.trainer.main_ppo`` on the CPU platform and wait for its end.
 
@@ -54,6 +55,8 @@ def train(
         env: further environment variables.
         timeout: seconds after which the run and everything it started is killed (returncode is then
             negative; the log says so in its last line).
+        kill_after_step: kill the run and everything it started (SIGKILL) as soon as this step is logged, that is in
+            the middle of the next one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     metrics_file = folder / "metrics.jsonl"
@@ -82,20 +85,34 @@ def train(
     start = time.monotonic()
     log_file = folder / "log.txt"
     try:
-        returncode = _run(command, environment, folder, log_file, timeout)
+        returncode = _run(
+            command, environment, folder, log_file, timeout, lambda: kill_after_step in _read_metrics(metrics_file)
+        )
     finally:
         shutil.rmtree(ray_folder, ignore_errors=True)
     return TrainingRun(returncode, log_file.read_text(), _read_metrics(metrics_file), time.monotonic() - start)
 
 
-def _run(command: list[str], env: Mapping[str, str], folder: Path, log_file: Path, timeout: float) -> int:
+def _run(
+    command: list[str],
+    env: Mapping[str, str],
+    folder: Path,
+    log_file: Path,
+    timeout: float,
+    is_to_be_killed: Callable[[], bool],
+) -> int:
+    deadline = time.monotonic() + timeout
     with log_file.open("w") as log:
         process = subprocess.Popen(
             command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            return process.wait(timeout)
-        except subprocess.TimeoutExpired:
+            while time.monotonic() < deadline:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(0.1)
+                if is_to_be_killed():
+                    log.write("\ntests/training.py: killed, as the test wants it\n")
+                    return -signal.SIGKILL
             log.write(f"\ntests/training.py: killed after {timeout:.0f} s\n")
             return -signal.SIGKILL
         finally:
@@ -146,7 +163,8 @@ def _read_metrics(file: Path) -> dict[int, dict[str, Any]]:
     """verl's file logger: one JSON object per line, several lines of one step are merged."""
     steps: dict[int, dict[str, Any]] = {}
     if file.exists():
-        for line in file.read_text().splitlines():
+        # A row that is being written has no end yet.
+        for line in file.read_text().rpartition("\n")[0].splitlines():
             record = json.loads(line)
             steps.setdefault(record["step"], {}).update(record["data"])
     return steps

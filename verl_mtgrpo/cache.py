@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 from verl_mtgrpo.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 class JsonCache:
@@ -21,7 +24,8 @@ class JsonCache:
     """
 
     def __init__(self, path: Path | str) -> None:
-        path = Path(path)
+        self._path = path = Path(path)
+        self._complained = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
@@ -45,5 +49,10 @@ class JsonCache:
             return None
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a value; a later one replaces it."""
-        self._db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (key, json.dumps(value)))
+        """Keep a value; a later one replaces it. One that cannot be written, on a full disk, is asked for again."""
+        try:
+            self._db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (key, json.dumps(value)))
+        except sqlite3.Error as error:
+            if not self._complained:
+                logger.warning("the cache %s keeps nothing more: %s; everything is asked for anew", self._path, error)
+            self._complained = True

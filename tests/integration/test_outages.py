@@ -124,6 +124,7 @@ def test_measures_of_calls():
     transcript = Transcript((Turn("x", (0, 1), calls), Turn("y", (2, 3))), "answered")
     trouble = {name: value for name, value in tool_trouble(transcript).items() if value}
     assert trouble == {
+        "tool/calls": 5.0,
         "tool/failures": 3.0,
         "tool/retries": 4.0,
         "tool/no_hits": 1.0,
@@ -134,7 +135,7 @@ def test_measures_of_calls():
         "tool/retried/busy": 1.0,
         "tool/latency_s": 2.0,
     }
-    assert tool_use(transcript) == {"tool/calls": 5.0, "tool/used": 1.0, "tool/success": 0.4, "tool/repeats": 1.0}
+    assert tool_use(transcript) == {"tool/used": 1.0, "tool/success": 0.4, "tool/repeats": 1.0}
     assert tool_trouble(Transcript((), "answered"))["tool/latency_s"] is None
 
 

@@ -64,6 +64,10 @@ def test_one_of_two_replicas_is_killed_under_load(tmp_path: Path, monkeypatch: p
             for process in alive:
                 process.kill()
         assert not alive, "Ray left processes behind"
+        logs = [path for path in Path(env["RAY_TMPDIR"]).rglob("*") if path.is_file()]
+        assert any("ServeReplica" in path.name or "replica" in path.name for path in logs)
+        secret = TOKEN["MTGRPO_TEST_TOKEN"].encode()
+        assert not [path for path in logs if secret in path.read_bytes()], "the token is in no log of Ray's"
 
 
 def _load_and_kill(service: Service) -> None:

@@ -29,6 +29,7 @@ def run(
     preset: str = "mt_grpo",
     env: Mapping[str, str] | None = None,
     cpu: str = "default",
+    kill_after_step: int | None = None,
 ) -> TrainingRun:
     rollout = "actor_rollout_ref.rollout"
     settings = [
@@ -55,7 +56,7 @@ def run(
     ]
     groups = (f"+mtgrpo={preset}", f"+mtgrpo_cpu={cpu}")
     env = {"MTGRPO_INDEX": str(assets / "index"), **(env or {})}
-    return train(folder, [*settings, *overrides], groups=groups, env=env, timeout=400)
+    return train(folder, [*settings, *overrides], groups=groups, env=env, timeout=400, kill_after_step=kill_after_step)
 
 
 @pytest.mark.verl

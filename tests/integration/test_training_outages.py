@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -49,7 +50,8 @@ def test_a_service_that_is_killed_and_restarted_in_the_middle(assets: Path, tmp_
     try:
         assert started.wait(60)
         tool = tool_yaml(tmp_path, index=f"http://127.0.0.1:{port}", patience_s=2.0)
-        result = run(assets, tmp_path, tool, "trainer.total_training_steps=12", "trainer.total_epochs=9")
+        guard = ["trainer.turn.guards.steps=1", "trainer.turn.guards.tool_failures=0.1"]
+        result = run(assets, tmp_path, tool, *guard, "trainer.total_training_steps=12", "trainer.total_epochs=9")
     finally:
         steps.stop = True
         ended.set()
@@ -64,6 +66,9 @@ def test_a_service_that_is_killed_and_restarted_in_the_middle(assets: Path, tmp_
     assert worst["tool/errors/unreachable"] == worst["tool/failures"] == worst["tool/outage"]
     assert worst["tool/used"] == 0.0 or worst["tool/used"] < 1.0
     assert "of the rollouts are lost: 0% failed" in result.log
+    assert worst["tool/failures"] / worst["tool/calls"] >= 0.1
+    assert worst["guard/tool_failures"] == 1.0
+    assert re.search(r"step \d+: guard tool_failures: \d+% of the tool calls fail", result.log)
     assert "the service runs, that host and port are right" in result.log, "what to do"
 
 

@@ -79,19 +79,20 @@ def build_application(index: Path, settings: ServerSettings, scale: Scale) -> se
         health_check_period_s=5,
         health_check_timeout_s=15,
         graceful_shutdown_timeout_s=settings.timeout_s + 5,
-        ray_actor_options={
-            "num_cpus": scale.cpus,
-            # The replicas read the token where the single process does: in their environment.
-            "runtime_env": {"env_vars": {name: os.environ.get(name, "") for name in [settings.token_env] if name}},
-        },
+        ray_actor_options={"num_cpus": scale.cpus},
         **scale.options(),
     )(serve.ingress(_builder(opened, settings))(Replica))
     return deployment.bind()
 
 
 def _builder(index: BM25Index | DenseIndex, settings: ServerSettings) -> Any:
+    # The replicas read the token where the single process does, in their environment. It travels with the code: Ray
+    # writes the variables of a runtime_env into a log.
+    token = {name: os.environ.get(name, "") for name in [settings.token_env] if name}
+
     # Ray calls a function, and only a plain function, on the replica to make the app there.
     def build() -> FastAPI:
+        os.environ.update(token)
         return create_app(index, settings)
 
     return build

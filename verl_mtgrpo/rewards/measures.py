@@ -21,12 +21,11 @@ BY_KIND = ("tool/errors/", "tool/retried/")
 
 
 def tool_use(transcript: Transcript) -> dict[str, float | None]:
-    """``tool/calls``, ``tool/used`` (1 if a call was carried out), ``tool/success`` (None without a call),
+    """``tool/used`` (1 if a call was carried out), ``tool/success`` (share of the calls that were, None without one),
     ``tool/repeats`` (searches for what this rollout had asked before)."""
     calls = _calls(transcript)
     done = sum(call.ok for call in calls)
     return {
-        "tool/calls": float(len(calls)),
         "tool/used": float(done > 0),
         "tool/success": done / len(calls) if calls else None,
         "tool/repeats": float(sum(call.repeat for call in calls)),
@@ -34,19 +33,20 @@ def tool_use(transcript: Transcript) -> dict[str, float | None]:
 
 
 def tool_trouble(transcript: Transcript) -> dict[str, float | None]:
-    """What went wrong with the tools, and how long they took; also of rollouts that are dropped.
+    """Calls, what went wrong with them, and how long they took; also of rollouts that are dropped.
 
-    Always: ``tool/failures`` and ``tool/retries``, calls that failed and tries that failed and were repeated;
-    ``tool/no_hits``, searches that worked and found nothing; ``tool/outage``, 1 if the rollout ended because the search
-    was down; ``tool/latency_s``, its longest call (None without one). By kind and only where there were any, since
-    verl's validation turns each name into a dozen: ``tool/errors/<kind>`` and ``tool/retried/<kind>``. Kinds that are
-    none of ours count as ``tool_error``.
+    Always: ``tool/calls``; ``tool/failures`` and ``tool/retries``, calls that failed and tries that failed and were
+    repeated; ``tool/no_hits``, searches that worked and found nothing; ``tool/outage``, 1 if the rollout ended because
+    the search was down; ``tool/latency_s``, its longest call (None without one). By kind and only where there were any,
+    since verl's validation turns each name into a dozen: ``tool/errors/<kind>`` and ``tool/retried/<kind>``. Kinds that
+    are none of ours count as ``tool_error``.
     """
     calls = _calls(transcript)
     failed = [call.error_kind if call.error_kind in KINDS else "tool_error" for call in calls if not call.ok]
     # The last failed try of a call that failed is its error, and was not repeated.
     repeated = [fault for call in calls for fault in (call.faults if call.ok else call.faults[:-1])]
     return {
+        "tool/calls": float(len(calls)),
         "tool/failures": float(len(failed)),
         "tool/retries": float(len(repeated)),
         "tool/no_hits": float(sum(call.error_kind == NO_HITS for call in calls)),
