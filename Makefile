@@ -27,7 +27,8 @@ BIN_VLLM := $(VENV_VLLM)/bin
 INSTALLED_VLLM := $(VENV_VLLM)/.installed
 DEMO_VENV := $(if $(filter vllm,$(ROLLOUT)),$(VENV_VLLM),$(VENV))
 
-.PHONY: help install install-vllm demo demo-compare test test-unit test-verl test-slow test-recipes test-vllm lint audit clean
+.PHONY: help install install-vllm install-browser demo demo-compare test test-unit test-verl test-browser \
+        test-slow test-recipes test-vllm lint audit clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -76,6 +77,19 @@ test-unit: $(INSTALLED) ## tests that take seconds
 
 test-verl: $(INSTALLED) ## end-to-end tests with verl's real trainer (minutes)
 	$(BIN)/python -m pytest -m "verl and not slow" --durations=0 --durations-min=5
+
+install-browser: ## Chromium for make test-browser (apt-get as root; else any `chromium` on the PATH)
+	@if command -v chromium >/dev/null; then \
+	    echo "there already: $$(command -v chromium)"; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
+	else \
+	    echo "no chromium on the PATH: install it (Debian: sudo apt-get install chromium), or link a Chromium of another" \
+	         "name there as chromium" >&2; exit 1; \
+	fi
+
+test-browser: $(INSTALLED) ## the credit report in a real Chromium; screenshots in runs/screenshots (make install-browser)
+	$(BIN)/python -m pytest -m browser -s --durations=0 --durations-min=5
 
 test-slow: $(INSTALLED) ## measurements and the longest runs, not part of .ci/run
 	$(BIN)/python -m pytest -m "slow and not recipes" -s

@@ -4,7 +4,8 @@
 
 Shows the question whose rollouts were paid most differently. Only json and statistics are used: a row of the dump
 (``trainer.validation_data_dir``) has ``uid`` (<prompt>_<rollout>_<output>), ``turn_rewards`` and ``transcript``, both
-JSON, and every metric of the rollout (``tool/hit``, ``outcome/em``, ...). ``mtgrpo eval`` makes tables of the whole.
+JSON, and every metric of the rollout (``tool/hit``, ``outcome/em``, ...). ``mtgrpo report`` shows the whole, ``mtgrpo
+eval`` makes tables of it.
 """
 
 import json

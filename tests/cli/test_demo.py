@@ -82,10 +82,12 @@ def test_shows_table_rollouts_and_curves(tmp_path: Path, capsys: pytest.CaptureF
     ]
     write_rows(plan.validation / f"{plan.settings.steps}.jsonl", rows)
     metrics = RunMetrics(train={"tool/used": {1: 0.5}}, validation={"tool/used": {0: 0.25, 40: 0.975}})
-    show_result(plan, RunResult(metrics, 100.0, 1, "0.1", reused=False), curve=tmp_path / "curves.png")
+    page = tmp_path / "report.html"
+    show_result(plan, RunResult(metrics, 100.0, 1, "0.1", reused=False), curve=tmp_path / "curves.png", page=page)
     shown = capsys.readouterr().out
     assert "tool execution" in shown and "0.250" in shown and "0.975" in shown and "+0.725" in shown
     assert shown.count("question: ") == 3
     assert "advantage +1.41" in shown
     assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert str(page) in shown and page.read_text().startswith("<!doctype html>")
     shutil.rmtree(plan.validation)

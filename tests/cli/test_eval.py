@@ -89,6 +89,17 @@ def test_losses_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "| TriviaQA | 0.333 (0.000–1.000) |" in report, "one of the three that are left is right"
 
 
+def test_training_rollouts_are_said_to_be_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = dump(tmp_path / "7.jsonl", 2)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    write_rows(path, [{**row, "turn_advantages": row["turn_rewards"], "estimator": "mt_grpo"} for row in rows])
+    assert main(["eval", str(path), "--out", str(tmp_path)]) == 0
+    assert "0.500" in capsys.readouterr().out.partition("Rollouts that were trained on")[0]
+    report = (tmp_path / "eval.md").read_text()
+    assert "Not to be compared with a validation." in report
+    assert json.loads((tmp_path / "eval.json").read_text())["dumps"][0]["training"] is True
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

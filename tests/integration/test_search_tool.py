@@ -156,7 +156,7 @@ def test_answers_of_concurrent_rollouts_are_not_mixed(tmp_path: Path):
 
 def test_no_index_is_set(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MTGRPO_INDEX", raising=False)
-    with pytest.raises(ConfigError, match=r"no index: set the environment variable MTGRPO_INDEX .*mtgrpo index"):
+    with pytest.raises(ConfigError, match=r"no index; set the environment variable MTGRPO_INDEX .*mtgrpo index"):
         initialize_tools_from_config(str(TOOL_YAML))
 
 

@@ -109,7 +109,7 @@ def test_verls_constructor_sees_verls_name_of_the_mode(mode, overrides, sampler,
 @pytest.mark.parametrize("preset", ["turn_gae", "bilevel_gae"])
 def test_under_verls_own_trainer_the_run_stops_before_the_first_rollout(preset, mode):
     message = (
-        rf"adv_estimator={preset} needs values, .*\(trainer mode: {mode}\). Set trainer.v1.trainer_mode=mtgrpo_{mode}"
+        rf"adv_estimator={preset} needs values, .*\(trainer mode: {mode}\); set trainer.v1.trainer_mode=mtgrpo_{mode}"
     )
     with pytest.raises(ConfigError, match=message):
         check_run(config(f"trainer.v1.trainer_mode={mode}", preset=preset))

@@ -14,6 +14,9 @@ from tests import oracles
 from tests.training import TrainingRun, train
 from verl_mtgrpo.credit import mt_grpo
 from verl_mtgrpo.data.toy import SEARCH_R1, XML, Speech, make_toy
+from verl_mtgrpo.report.catalog import read_catalog
+from verl_mtgrpo.report.dump_files import dump_files
+from verl_mtgrpo.report.why import explain_group
 
 ROLLOUTS, QUESTIONS = 8, 4
 
@@ -82,6 +85,7 @@ def test_two_steps_of_mt_grpo_with_real_tool_calls(assets: Path, tmp_path: Path)
         assert {step[f"guard/{name}"] for name in GUARDS} == {0.0}
     assert_validation_dump_has_the_credit_of_each_turn(tmp_path / "val" / "2.jsonl")
     assert_training_dump_has_what_was_trained_with(tmp_path / "rollouts", groups=3)
+    assert_report_knows_why(tmp_path / "rollouts")
 
 
 GUARDS = ("turn_rewards", "zero_variance", "bad_advantages", "masked_advantages", "tool_failures", "tool_use")
@@ -105,6 +109,15 @@ def assert_training_dump_has_what_was_trained_with(folder: Path, groups: int) ->
             assert (row["step"], row["estimator"]) == (step, "mt_grpo")
             assert json.loads(row["estimator_settings"])["missing_turn"] == "zero"
         assert any(any(json.loads(row["turn_advantages"])) for row in rows)
+
+
+def assert_report_knows_why(folder: Path) -> None:
+    """The working that the credit report shows gives what was trained on, turn by turn."""
+    catalog = read_catalog(dump_files(folder))
+    for group, rollouts in catalog.read_groups(catalog.groups):
+        assert group.training and group.estimator == "mt_grpo"
+        why = explain_group(rollouts, [entry.advantages for entry in group.entries], group.estimator)
+        assert all(turn.adds_up for one in why for turn in one)
 
 
 def assert_validation_dump_has_the_credit_of_each_turn(dump: Path) -> None:

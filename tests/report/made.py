@@ -56,6 +56,29 @@ def dump_row(prompt: str, session: int, rollout: Transcript, rewards: Sequence[f
     }
 
 
+def training_row(
+    prompt: str,
+    session: int,
+    rollout: Transcript,
+    rewards: Sequence[float],
+    advantages: Sequence[float],
+    *,
+    step: int = 1,
+    estimator: str = "mt_grpo",
+    **more: Any,
+) -> dict[str, Any]:
+    """One line of a training dump, as our trainers write it."""
+    return {
+        **dump_row(prompt, session, rollout, rewards),
+        "step": step,
+        "turn_advantages": json.dumps(list(advantages)),
+        "turn_credited": json.dumps(list(rewards)),
+        "estimator": estimator,
+        "estimator_settings": json.dumps({"discount": 1.0}),
+        **more,
+    }
+
+
 CALL = '<tool_call>{"name": "search", "arguments": {"query": "Orrin"}}</tool_call>'
 
 

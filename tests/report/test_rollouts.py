@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.report.made import dump_row, transcript, write_rows
+from tests.report.made import dump_row, training_row, transcript, write_rows
 from verl_mtgrpo.errors import DataError
-from verl_mtgrpo.report.rollouts import credit_rollouts, pick_rollouts, read_dump, render_rollout
+from verl_mtgrpo.report.rollouts import credit_rollouts, iter_located, pick_rollouts, read_dump, read_located
 
 _SEARCHED = transcript("Vel", searches=["Orrin river"])
 _GUESSED = transcript("Mar")
@@ -56,32 +57,47 @@ def test_picks_both_ends_of_a_group_that_differs_first(dump: Path) -> None:
     assert pick_rollouts(credited, 1) == [credited[2]]
 
 
-def test_shows_what_was_said_and_what_it_was_worth(dump: Path) -> None:
-    shown = render_rollout(credit_rollouts(read_dump(dump))[2])
-    assert shown.splitlines() == [
-        "question: Which river runs by Orrin?",
-        "accepted: Vel | the Vel",
-        "  turn 1   reward +0.50   advantage +1.41",
-        "    model: <tool_call>Orrin river</tool_call>",
-        "    search: Doc 1 (Title: Orrin) Vel is a river.",
-        "  turn 2   reward +1.00   advantage +0.71",
-        "    model: <answer>Vel</answer>",
-        "  measured: outcome/em 1, tool/used 1",
-    ]
-
-
-def test_a_terminal_is_not_given_control_characters(tmp_path: Path) -> None:
-    rollout = transcript("\x1b[2Jgone\x07")
-    path = write_rows(tmp_path / "0.jsonl", [dump_row("p", 0, rollout, [0.0])])
-    shown = render_rollout(credit_rollouts(read_dump(path))[0])
-    assert "\x1b" not in shown and "\x07" not in shown and "gone" in shown
-
-
 @pytest.mark.parametrize(
     ("change", "cause"),
-    [({"transcript": None}, "TypeError"), ({"turn_rewards": "[1.0, 2.0]"}, "2 turn rewards for 1 turns")],
+    [
+        ({"transcript": None}, "TypeError"),
+        ({"turn_rewards": "[1.0, 2.0]"}, "2 turn rewards for 1 turns"),
+        ({"turn_rewards": "[NaN]"}, "expected finite numbers"),
+        ({"turn_advantages": "[]"}, "0 advantages for 1 turns"),
+        ({"estimator_settings": "[1]"}, "TypeError"),
+    ],
 )
 def test_a_dump_of_another_run_is_refused(tmp_path: Path, change: dict[str, object], cause: str) -> None:
     path = write_rows(tmp_path / "0.jsonl", [{**dump_row("p", 0, _GUESSED, [1.0]), **change}])
     with pytest.raises(DataError, match=cause):
         read_dump(path)
+
+
+def test_a_row_of_training_has_its_credit(tmp_path: Path) -> None:
+    row = training_row("p", 3, _SEARCHED, [0.5, 1.0], [1.25, -0.5], step=7, turn_values="[0.25, 0.75]")
+    (rollout,) = read_dump(write_rows(tmp_path / "7.jsonl", [{**row, "turn_credited": "[0.4, 0.9]"}]))
+    assert (rollout.group, rollout.number, rollout.step) == ("p", 3, 7)
+    assert rollout.advantages == (1.25, -0.5) and rollout.credited == (0.4, 0.9) and rollout.values == (0.25, 0.75)
+    assert (rollout.estimator, rollout.settings) == ("mt_grpo", {"discount": 1.0})
+
+
+def test_a_validation_has_none(dump: Path) -> None:
+    rollout = read_dump(dump)[0]
+    assert rollout.advantages is None and rollout.credited is None and rollout.values is None
+    assert (rollout.estimator, rollout.step, rollout.number) == ("", None, 0)
+
+
+def test_a_dump_without_transcripts_says_how_to_get_them(tmp_path: Path) -> None:
+    row = {"uid": "p_0_0", "input": "q", "output": "a", "gts": None, "score": 0.0, "step": 1}
+    with pytest.raises(DataError, match=r"with trainer\.v1\.trainer_mode=mtgrpo_sync"):
+        read_dump(write_rows(tmp_path / "1.jsonl", [row]))
+
+
+def test_a_row_is_found_again_by_its_byte(tmp_path: Path) -> None:
+    rows = [dump_row("é\u2028", n, transcript(f"Vel {n}"), [float(n)]) for n in range(3)]
+    path = tmp_path / "0.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    located = list(iter_located(path))
+    with path.open("rb") as file:
+        assert [read_located(file, start) for start, _ in reversed(located)] == [one for _, one in reversed(located)]
+    assert [one.turn_rewards for _, one in located] == [(0.0,), (1.0,), (2.0,)]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from verl_mtgrpo.cli.demo_settings import DemoSettings
 from verl_mtgrpo.cli.progress import format_duration
+from verl_mtgrpo.cli.report import print_credit, write_report
 from verl_mtgrpo.cli.runs import Assets, RunPlan, RunResult, train_to_end
 from verl_mtgrpo.cpu import ROLLOUT_NAME, VLLM
 from verl_mtgrpo.cpu.vllm_check import check_installation
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n[2/3] training with MT-GRPO: {budget}{engine}\n", flush=True)
     result = train_to_end(plan, label=_PRESET, show_command=True)
     print("\n[3/3] what came out\n", flush=True)
-    show_result(plan, result, curve=args.out / f"curves{_suffix(args.rollout)}-seed{args.seed}.png")
+    name = f"{_suffix(args.rollout)}-seed{args.seed}"
+    show_result(plan, result, curve=args.out / f"curves{name}.png", page=args.out / f"report{name}.html")
     return 0
 
 
@@ -107,9 +109,11 @@ def _suffix(rollout: str) -> str:
     return "" if rollout == ROLLOUT_NAME else f"-{rollout}"
 
 
-def show_result(plan: RunPlan, result: RunResult, *, curve: Path) -> None:
-    """Print table and rollouts, write the curves."""
+def show_result(plan: RunPlan, result: RunResult, *, curve: Path, page: Path) -> None:
+    """Print table and rollouts, write the curves and the credit report."""
+    from verl_mtgrpo.report.catalog import read_catalog
     from verl_mtgrpo.report.curves import save_figure, training_figure
+    from verl_mtgrpo.report.dump_files import dump_files
     from verl_mtgrpo.report.tables import start_end_rows, text_table
 
     samples = plan.settings.validation_samples
@@ -117,17 +121,11 @@ def show_result(plan: RunPlan, result: RunResult, *, curve: Path) -> None:
     print(text_table(header, start_end_rows(result.metrics)))
     title = f"MT-GRPO on a CPU: {plan.settings.steps} steps, seed {plan.seed}"
     save_figure(training_figure(result.metrics, title=title), curve)
-    show_rollouts(plan.validation / f"{plan.settings.steps}.jsonl")
+    print("\nValidation rollouts after training; advantages are those MT-GRPO gives within a question's samples:")
+    last = read_catalog([plan.validation / f"{plan.settings.steps}.jsonl"])
+    print_credit(last, rollouts=_SHOWN_ROLLOUTS, overview=False)
+    write_report(page, read_catalog(dump_files(plan.folder)), title=title, metrics=result.metrics)
     took = format_duration(result.train_seconds)
     again = "; trained before, --fresh trains again" if result.reused else ""
     print(f"\ncurves: {curve}\nrun:    {plan.folder} (training took {took}{again})")
-
-
-def show_rollouts(dump: Path) -> None:
-    """Print a few rollouts of a validation dump with the credit of each turn."""
-    from verl_mtgrpo.report.rollouts import credit_rollouts, pick_rollouts, read_dump, render_rollout
-
-    credited = credit_rollouts(read_dump(dump))
-    print("\nValidation rollouts after training; advantages are those MT-GRPO gives within a question's samples:")
-    for credit in pick_rollouts(credited, _SHOWN_ROLLOUTS):
-        print("\n" + render_rollout(credit))
+    print(f"credit: {page} (open it in a browser: every rollout turn by turn, and why its turns got their advantages)")

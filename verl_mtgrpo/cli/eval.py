@@ -12,13 +12,15 @@ from verl_mtgrpo.cli.failure import TrainingFailed, failure_report
 from verl_mtgrpo.cli.provenance import describe_source
 from verl_mtgrpo.cli.train import index_variable, run_and_show
 from verl_mtgrpo.errors import ConfigError, DataError
+from verl_mtgrpo.report.dump_files import step_files
 
 _DESCRIPTION = """\
 Measure rollouts by data set, with 95 % bootstrap intervals, beside the paper's numbers: exact match, F1, format,
 tool execution, hit rate, searches per question. Writes OUT/eval.md, OUT/eval.csv and OUT/eval.json.
 
 From validation dumps (trainer.validation_data_dir) of runs with this package: a file, or a folder, of which the
-last step counts. Several are shown one after the other, the later ones with their differences to the first.
+last step counts. Several are shown one after the other, the later ones with their differences to the first. Dumps of
+training rollouts (trainer.rollout_data_dir, with a trainer mode of this package) are measured too, and said to be such.
 
   mtgrpo eval runs/mine/validation
   mtgrpo eval grpo/validation/500.jsonl mt_grpo/validation/500.jsonl --out runs/eval/grpo-mt_grpo
@@ -60,7 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Find or make the dumps, measure them, write and print the tables."""
     from verl_mtgrpo.report.evaluation import Bootstrap, differences, evaluate_dump
-    from verl_mtgrpo.report.evaluation_tables import table, to_csv, to_json, to_markdown
+    from verl_mtgrpo.report.evaluation_tables import OF_TRAINING, table, to_csv, to_json, to_markdown
     from verl_mtgrpo.report.tables import text_table
 
     bootstrap = Bootstrap(resamples=args.resamples, seed=args.seed)
@@ -84,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
         (args.out / name).write_text(text, encoding="utf-8")
     for evaluation in evaluations:
         print(f"{evaluation.label}\n\n{text_table(*table(evaluation))}\n")
+        if evaluation.training:
+            print(f"{OF_TRAINING}\n")
     print(f"{args.out}: {', '.join(written)}")
     return 0
 
@@ -109,9 +113,8 @@ def _dump_of(target: Path) -> Path:
     if not target.is_dir():
         raise DataError(f"{target} does not exist; expected a validation dump (<step>.jsonl) or a folder of them")
     for folder in (target, target / "validation"):
-        steps = [path for path in folder.glob("*.jsonl") if path.stem.isdigit()]
-        if steps:
-            return max(steps, key=lambda path: int(path.stem))
+        if steps := step_files(folder):
+            return steps[max(steps)]
     raise DataError(
         f"{target} holds no <step>.jsonl; verl writes them where trainer.validation_data_dir says, at every validation"
     )

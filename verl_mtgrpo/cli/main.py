@@ -11,11 +11,11 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from verl_mtgrpo.cli import compare, data, demo, eval, index, lab, serve, train
+from verl_mtgrpo.cli import compare, data, demo, doctor, eval, index, lab, report, serve, train
 from verl_mtgrpo.errors import MTGRPOError
 from verl_mtgrpo.version import __version__
 
-_SUBCOMMANDS = (demo, compare, train, eval, data, index, serve, lab)
+_SUBCOMMANDS = (demo, doctor, compare, train, report, eval, data, index, serve, lab)
 
 # What a shell reports for a command ended by Ctrl-C.
 _EXIT_INTERRUPTED = 130

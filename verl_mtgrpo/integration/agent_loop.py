@@ -26,8 +26,9 @@ from verl.experimental.agent_loop.tool_parser import FunctionCall
 from verl.utils.tokenizer.continuous_token import MergeResult
 
 from verl_mtgrpo.errors import ConfigError, RetrievalError, TranscriptError
-from verl_mtgrpo.integration.tool_parsers import CUT_FORMATS, CuttingServer
+from verl_mtgrpo.integration.tool_parsers import CuttingServer
 from verl_mtgrpo.rewards import DROPPED, OUTAGE, TRANSCRIPT, TURN_REWARDS, Document, ToolCall, Transcript, Turn
+from verl_mtgrpo.rewards.formats import CUT_FORMATS
 from verl_mtgrpo.rewards.measures import SERVICE_ERRORS
 
 _RECORD = "_mtgrpo_record"

@@ -87,7 +87,7 @@ def needs_our_trainer(estimator: str, names: Sequence[str], mode: str) -> str:
     ours = f"trainer.v1.trainer_mode={PREFIX}{mode}" if PREFIX + mode in MODES else f"one of {', '.join(MODES)}"
     return (
         f"algorithm.adv_estimator={estimator} needs {', '.join(names)}, which verl's own trainers give to no "
-        f"registered estimator (trainer mode: {mode}). Set {ours}, verl's trainer of that mode that passes "
+        f"registered estimator (trainer mode: {mode}); set {ours}, verl's trainer of that mode that passes "
         "them on; the config groups +mtgrpo=turn_gae and +mtgrpo=bilevel_gae do"
     )
 

@@ -7,6 +7,7 @@ each by name and has a default for each, so a command line that forgets one runs
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def uses_turns(config: Any) -> bool:
         or select(config, _MANAGER) == "mtgrpo"
         or select(config, "algorithm.turn")
         or select(config, "reward.turn")
-        or any(select(config, group) is not None for group in GROUPS)
+        or _lost_groups(config)
     )
 
 
@@ -50,6 +51,11 @@ def check_parts(config: Any) -> None:
         config: verl's whole config.
     """
     _check_groups(config)
+    if OmegaConf.select(config, "trainer.use_v1") is False:
+        raise ConfigError(
+            "trainer.use_v1=False is verl's old trainer, which pays the sum of a rollout's rewards on its last token, "
+            "so turn rewards would be lost; leave it at True"
+        )
     _check_loop_and_manager(config)
     if OmegaConf.select(config, _LOOP) in LOOPS:
         _check_tool(config)
@@ -62,25 +68,36 @@ def check_files(config: Any) -> None:
     """
     if OmegaConf.select(config, _LOOP) not in LOOPS:
         return
+    check_tool_file(config)
+    for file in _questions(config):
+        check_agent_names(file)
+
+
+def check_tool_file(config: Any) -> None:
+    """Raise ``ConfigError`` if there is no tool YAML where the config says."""
     path = OmegaConf.select(config, f"{_MULTI_TURN}.tool_config_path")
     if path and not _exists(path):
         raise ConfigError(
             f"{_MULTI_TURN}.tool_config_path={path} is not there; give the path of a tool YAML, or leave the key out "
             "with the group +mtgrpo=..., which names the packaged search tool"
         )
-    for file in _questions(config):
-        _check_agent_names(file)
 
 
 def _check_groups(config: Any) -> None:
-    for group in GROUPS:
-        value = OmegaConf.select(config, group)
-        if value is not None:
-            raise ConfigError(
-                f"{group}={value} came through as a plain key: Hydra did not find the config group, so nothing of it "
-                "is set. Put 'hydra.searchpath=[pkg://verl_mtgrpo.config]' on the command line before "
-                f"+{group}={value}, and run in an environment in which verl-mtgrpo is installed"
-            )
+    for key, group in _lost_groups(config).items():
+        value = OmegaConf.select(config, key)
+        raise ConfigError(
+            f"{key}={value} came through as a plain key: Hydra did not find the config group, so nothing of it "
+            "is set; put 'hydra.searchpath=[pkg://verl_mtgrpo.config]' on the command line before "
+            f"+{group}={value}, and run in an environment in which verl-mtgrpo is installed"
+        )
+
+
+def _lost_groups(config: Any) -> dict[str, str]:
+    """Keys beside verl's own that were meant to be one of our groups, perhaps misspelt, and which."""
+    plain = [str(key) for key in config if isinstance(OmegaConf.select(config, str(key)), str)]
+    meant = {key: get_close_matches(key, GROUPS, n=1, cutoff=0.8) for key in plain}
+    return {key: groups[0] for key, groups in meant.items() if groups}
 
 
 def _check_loop_and_manager(config: Any) -> None:
@@ -114,7 +131,7 @@ def _check_tool(config: Any) -> None:
         raise ConfigError(f"{_MULTI_TURN}.enable={multi_turn.enable}, but an agent has turns; set it to True")
     if not (multi_turn.get("tool_config_path") or multi_turn.get("function_tool_path")):
         raise ConfigError(
-            f"the agent has no tool, so every rollout would have one turn: set {_MULTI_TURN}.tool_config_path (the "
+            f"the agent has no tool, so every rollout would have one turn; set {_MULTI_TURN}.tool_config_path (the "
             "packaged search tool is '${mtgrpo_asset:tools/search_tool.yaml}') or "
             f"{_MULTI_TURN}.function_tool_path"
         )
@@ -138,7 +155,8 @@ def _questions(config: Any) -> Iterable[str]:
                 yield str(file)
 
 
-def _check_agent_names(file: str) -> None:
+def check_agent_names(file: str) -> None:
+    """Raise ``ConfigError`` if rows of a parquet file name one of verl's own agent loops."""
     import pyarrow.parquet as pq
 
     path = Path(file).expanduser()

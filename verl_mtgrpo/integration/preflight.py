@@ -14,8 +14,9 @@ from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.fields import MODES, needs_our_trainer, source_of
 from verl_mtgrpo.integration.parts import check_parts
 from verl_mtgrpo.integration.settings import TurnRewardSettings, estimator_settings, turn_reward_settings
-from verl_mtgrpo.rewards import PRESETS
+from verl_mtgrpo.rewards import PRESETS, load_preset
 from verl_mtgrpo.rewards.formats import text_format
+from verl_mtgrpo.rewards.judge import check_judge_settings
 
 JUDGED_BY = "pkg://verl_mtgrpo.rewards.judge"
 """What ``reward.custom_reward_function.path`` says when the judge is verl's own generative reward model."""
@@ -38,21 +39,35 @@ def check_run(config: Any) -> None:
     """
     check_parts(config)
     if config.reward.reward_manager.name == "mtgrpo":
-        _check_rewards(config)
-    rollout = config.actor_rollout_ref.rollout
-    estimator = config.algorithm.adv_estimator
+        check_rewards(config)
     check_estimator(config)
-    if estimator in ESTIMATORS and compares_rollouts(estimator) and rollout.n < 2:
+    check_group_size(config)
+    check_filtering(config)
+
+
+def check_group_size(config: Any) -> None:
+    """Raise ``ConfigError`` if the estimator compares rollouts and there is one a prompt."""
+    estimator, n = config.algorithm.adv_estimator, config.actor_rollout_ref.rollout.n
+    if estimator in ESTIMATORS and compares_rollouts(estimator) and n < 2:
         raise ConfigError(
             f"algorithm.adv_estimator={estimator} compares the rollouts of a prompt, but "
-            f"actor_rollout_ref.rollout.n={rollout.n}; set it to 2 or more (the paper uses 21)"
+            f"actor_rollout_ref.rollout.n={n}; set it to 2 or more (the paper uses 21)"
         )
+
+
+def check_filtering(config: Any) -> None:
+    """Raise ``ConfigError`` if ``algorithm.filter_groups`` is on and our sampler is not told."""
     sampler = OmegaConf.select(config, "trainer.v1.sampler.custom_sampler.path") or ""
     filtering = OmegaConf.select(config, "algorithm.filter_groups.enable")
     told = OmegaConf.select(config, "trainer.v1.sampler.sampler_kwargs.filter_groups")
+    if filtering and not OmegaConf.select(config, "algorithm.filter_groups.metric"):
+        raise ConfigError(
+            "algorithm.filter_groups.enable=True without a metric; set algorithm.filter_groups.metric to reward, or to "
+            "a name that the reward gives for every rollout, such as outcome/em"
+        )
     if filtering and sampler.endswith("verl_mtgrpo.integration.sampler") and told is None:
         raise ConfigError(
-            "algorithm.filter_groups does nothing here: verl tells custom samplers nothing of it. Take the config "
+            "algorithm.filter_groups does nothing here: verl tells custom samplers nothing of it; take the config "
             "group +mtgrpo=..., or set under trainer.v1.sampler.sampler_kwargs: "
             "+filter_groups='${algorithm.filter_groups}' and +train_batch_size='${data.train_batch_size}'"
         )
@@ -129,18 +144,27 @@ def _check_reward_model(config: Any, settings: TurnRewardSettings, own: str | No
     if not own:
         raise ConfigError(
             "reward.reward_model.enable=True without a reward function makes verl use the model as a classifier, and "
-            f"the reward manager mtgrpo is never asked. For a judge set reward.custom_reward_function.path={JUDGED_BY} "
-            "reward.custom_reward_function.name=scored_by_judge reward.turn.preset=judge; else "
+            f"the reward manager mtgrpo is never asked; for a judge set reward.custom_reward_function.path={JUDGED_BY} "
+            "reward.custom_reward_function.name=scored_by_judge reward.turn.preset=judge, else "
             "reward.reward_model.enable=False"
         )
     if own == JUDGED_BY and settings.preset != "judge":
-        raise ConfigError(f"reward.custom_reward_function.path={own} goes with reward.turn.preset=judge only")
+        raise ConfigError(
+            f"reward.custom_reward_function.path={own} is never called without a judge; set reward.turn.preset=judge, "
+            "or remove it"
+        )
 
 
-def _check_rewards(config: Any) -> None:
+def check_rewards(config: Any) -> None:
+    """Raise ``ConfigError`` if what ``reward`` says does not fit together."""
     settings = turn_reward_settings(config.reward)
     own = OmegaConf.select(config, "reward.custom_reward_function.path")
     _check_reward_model(config, settings, own)
+    if settings.preset == "judge":
+        if not OmegaConf.select(config, "reward.reward_model.enable"):
+            check_judge_settings(settings.judge)
+    elif ":" not in settings.preset:
+        load_preset(settings.preset)
     if own and settings.outcome == "preset" and own != JUDGED_BY:
         raise ConfigError(
             f"reward.custom_reward_function.path={own} would not be used: the outcome reward comes from the preset "

@@ -79,9 +79,9 @@ def open_index(spec: Any, settings: SearchSettings) -> Retriever:
     """
     if not spec:
         raise ConfigError(
-            "the search tool has no index: set the environment variable MTGRPO_INDEX to an index folder or the URL of "
+            "the search tool has no index; set the environment variable MTGRPO_INDEX to an index folder or the URL of "
             "a search service before the training (and before `ray start`, if Ray runs already), or write it as "
-            "`index:` in a copy of search_tool.yaml; build an index with: mtgrpo index CORPUS --out DIR"
+            "`index:` in a copy of search_tool.yaml (to build an index: mtgrpo index CORPUS --out DIR)"
         )
     from verl_mtgrpo.retrieval import open_retriever
 

@@ -49,7 +49,7 @@ class SearchTool(BaseTool):
         self._fingerprint = fingerprint_for(self._settings.cache, self._index)
         self._cache = JsonCache(self._settings.cache) if self._settings.cache else None
         self._slots = asyncio.Semaphore(self._settings.concurrency)
-        super().__init__(config, tool_schema or _default_schema(self._settings.max_queries))
+        super().__init__(config, tool_schema or default_schema(self._settings.max_queries))
 
     @rollout_trace_op
     async def execute(
@@ -166,7 +166,7 @@ def fingerprint_for(cache: str, index: Retriever) -> str:
     return fingerprint
 
 
-def _default_schema(max_queries: int) -> OpenAIFunctionToolSchema:
+def default_schema(max_queries: int) -> OpenAIFunctionToolSchema:
     """The schema of a tool YAML that gives none."""
     words = "A few words that a passage with the answer would contain."
     several = {"type": "array", "description": f"Up to {max_queries} queries. {words}"}

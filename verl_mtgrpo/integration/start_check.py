@@ -1,4 +1,4 @@
-"""The checks of :mod:`.preflight` in the process that starts a run, before Ray and before any model is loaded.
+"""The checks of :mod:`.checks` in the process that starts a run, before Ray and before any model is loaded.
 
 The reward manager checks the run as well, but it is one of the parts that can be forgotten, and it is made after the
 model. Hydra calls what is listed under ``hydra.callbacks`` when a run starts; this one is put there for every program
@@ -8,11 +8,16 @@ leaves runs alone that use nothing of ours.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from hydra import conf as _hydras_own  # noqa: F401  stores the defaults that are extended below
 from hydra.core.config_store import ConfigStore
 from hydra.experimental.callback import Callback
+
+from verl_mtgrpo.errors import ConfigError, MTGRPOError
+
+logger = logging.getLogger(__name__)
 
 
 class StartCheck(Callback):
@@ -24,19 +29,35 @@ class StartCheck(Callback):
         Raises:
             SystemExit: The run would not do what it says. Hydra turns other exceptions of callbacks into warnings.
         """
-        from verl_mtgrpo.errors import MTGRPOError
-        from verl_mtgrpo.integration.parts import check_files, uses_turns
-        from verl_mtgrpo.integration.preflight import check_run
-
         if "actor_rollout_ref" not in config or "algorithm" not in config:  # another program than verl's trainer
             return
         try:
-            if uses_turns(config):
-                check_run(config)
-                check_files(config)
+            failures = _failures(config)
         except MTGRPOError as error:
-            kind = type(error)
-            raise SystemExit(f"{kind.__module__}.{kind.__qualname__}: {error}") from error
+            failures = [str(error)]
+        if failures:
+            name = f"{ConfigError.__module__}.{ConfigError.__qualname__}"
+            raise SystemExit("\n".join(f"{name}: {failure}" for failure in failures))
+
+
+def _failures(config: Any) -> list[str]:
+    """What is wrong with a run that uses something of ours; what is only odd is logged."""
+    from verl_mtgrpo.integration.checks.setup import Setup
+    from verl_mtgrpo.integration.checks.startup import CHECKS, checks_of, examine
+    from verl_mtgrpo.integration.parts import uses_turns
+    from verl_mtgrpo.integration.settings import trainer_turn_settings
+
+    if not uses_turns(config):
+        return []
+    level = trainer_turn_settings(config.get("trainer")).preflight
+    found = examine(Setup(config), checks_of(level))
+    for finding in found:
+        if finding.status == "warn":
+            logger.warning("%s: %s", finding.check, finding)
+    failed = [finding for finding in found if finding.status == "fail"]
+    opening = {check.name for check in CHECKS if check.opens}
+    hint = " (what only other machines see is left out with trainer.turn.preflight=config)"
+    return [f"{finding}{hint if finding.check in opening else ''}" for finding in failed]
 
 
 def _extend_hydras_defaults() -> None:

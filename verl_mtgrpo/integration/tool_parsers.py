@@ -16,9 +16,6 @@ from verl.utils.ray_utils import get_event_loop
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.rewards.formats import ANSWER, MTGRPO_XML, SEARCH_R1, TextFormat
 
-CUT_FORMATS = {one.name: one for one in (SEARCH_R1, MTGRPO_XML)}
-"""Formats whose turns end with the first closing tag of a call or an answer, for base models too."""
-
 
 class _TagParser(ToolParser):
     """One call per turn, between the tags of the format; the first closing tag decides what the turn is."""

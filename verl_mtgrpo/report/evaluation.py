@@ -99,6 +99,7 @@ class Evaluation:
         paper_average: Over the six sets of the paper's average; None unless all are there.
         data_sets: What the rows were made of.
         reasons: Why rollouts were dropped, with counts.
+        training: Whether these are rollouts that were trained on.
     """
 
     label: str
@@ -107,6 +108,7 @@ class Evaluation:
     paper_average: Row | None
     data_sets: Mapping[str, DataSet] = field(repr=False)
     reasons: Mapping[str, int] = field(default_factory=dict[str, int])
+    training: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,13 +145,13 @@ class Bootstrap:
 
 
 def evaluate_dump(path: Path, *, label: str, bootstrap: Bootstrap) -> Evaluation:
-    """Measure one validation dump.
+    """Measure one dump.
 
     Raises:
         DataError: it cannot be read (:func:`~verl_mtgrpo.report.rollouts.iter_dump`), a question has no accepted
             answer, or every rollout was dropped.
     """
-    data_sets, reasons = _collect(path)
+    data_sets, reasons, training = _collect(path)
     if not any(one.rollouts for one in data_sets.values()):
         raise DataError(f"{path}: all {sum(reasons.values())} rollouts were dropped: {_listed(reasons)}")
     means = {name: bootstrap.means(one.values, name) for name, one in data_sets.items() if one.rollouts}
@@ -162,6 +164,7 @@ def evaluate_dump(path: Path, *, label: str, bootstrap: Bootstrap) -> Evaluation
         paper_average=_average(PAPER_AVERAGE, six, data_sets, means) if len(six) == len(PAPER_SETS) else None,
         data_sets=data_sets,
         reasons=reasons,
+        training=training,
     )
 
 
@@ -222,10 +225,12 @@ class _Tally:
         )
 
 
-def _collect(path: Path) -> tuple[dict[str, DataSet], dict[str, int]]:
+def _collect(path: Path) -> tuple[dict[str, DataSet], dict[str, int], bool]:
+    training = False
     tallies: dict[str, _Tally] = defaultdict(_Tally)
     reasons: Counter[str] = Counter()
     for rollout in iter_dump(path):
+        training = training or rollout.advantages is not None
         tally = tallies[natural_name(rollout.data_source)]
         tally.ids[rollout.group] = rollout.question_id
         scores = tally.scores.setdefault(rollout.group, [])
@@ -236,7 +241,7 @@ def _collect(path: Path) -> tuple[dict[str, DataSet], dict[str, int]]:
             raise DataError(f"{path}: question {rollout.group} has no accepted answer in gts, so nothing can be right")
         else:
             scores.append(score_rollout(rollout))
-    return {name: tally.data_set(name) for name, tally in tallies.items()}, dict(reasons.most_common())
+    return {name: tally.data_set(name) for name, tally in tallies.items()}, dict(reasons.most_common()), training
 
 
 def _row(data_set: DataSet, means: np.ndarray | None) -> Row:

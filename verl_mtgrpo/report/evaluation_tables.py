@@ -15,6 +15,11 @@ from verl_mtgrpo.report.tables import markdown_table
 
 _HEADER = ("data set", *METRICS, "questions", "rollouts")
 _NOTHING = "–"
+OF_TRAINING = (
+    "Rollouts that were trained on, sampled as training samples: questions of one step, of which "
+    "trainer.turn.dump.groups may have kept some only. Not to be compared with a validation."
+)
+"""What has to be said of numbers from a training dump."""
 
 Differences = Mapping[str, Sequence[Row]]
 """Label of a later dump -> its differences to the first."""
@@ -57,7 +62,7 @@ def to_markdown(evaluations: Sequence[Evaluation], changes: Differences, bootstr
     """The whole report."""
     parts = ["# Evaluation"]
     for one in evaluations:
-        parts += [f"## {one.label}", markdown_table(*table(one))]
+        parts += [f"## {one.label}", *([OF_TRAINING] if one.training else []), markdown_table(*table(one))]
         parts += [f"- dropped: {reason} ({count} rollouts)" for reason, count in one.reasons.items()]
     for other in evaluations[1:]:
         parts += _difference_parts(evaluations[0], other, changes[other.label])
@@ -113,7 +118,12 @@ def to_json(evaluations: Sequence[Evaluation], changes: Differences, bootstrap: 
         "metrics": METRICS,
         "bootstrap": asdict(bootstrap),
         "dumps": [
-            {"dump": one.label, "rows": [asdict(row) for row in _all_rows(one)], "dropped": dict(one.reasons)}
+            {
+                "dump": one.label,
+                "training": one.training,
+                "rows": [asdict(row) for row in _all_rows(one)],
+                "dropped": dict(one.reasons),
+            }
             for one in evaluations
         ],
         "differences": {label: [asdict(row) for row in rows] for label, rows in changes.items()},

@@ -1,28 +1,35 @@
-"""Dumped rollouts: reading them, and showing the reward and the advantage of each turn on a terminal."""
+"""Dumped rollouts: reading them, and the advantage of each of their turns.
+
+One reader for verl's two kinds of dumps, validation (``trainer.validation_data_dir``) and training
+(``trainer.rollout_data_dir``). Both hold transcripts and turn rewards; a training dump also what each turn was credited
+with, which a validation, that nothing is trained on, has not.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
-import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from verl_mtgrpo.errors import DataError
-from verl_mtgrpo.rewards.transcript import DROPPED, DROPPED_REASON, OUTAGE, TRANSCRIPT, TURN_REWARDS, Transcript, Turn
+from verl_mtgrpo.rewards.transcript import DROPPED, DROPPED_REASON, OUTAGE, TRANSCRIPT, TURN_REWARDS, Transcript
 
-_WIDTH = 100
-_RESULT_CHARS = 240
+# What a training dump has beside TURN_REWARDS; lists are JSON, one number a turn.
+TURN_ADVANTAGES, TURN_CREDITED, TURN_VALUES = "turn_advantages", "turn_credited", "turn_values"
+ESTIMATOR, ESTIMATOR_SETTINGS = "estimator", "estimator_settings"
+
 # verl numbers the rollouts of a prompt: <prompt>_<rollout>_<output>.
-_UID = re.compile(r"(?P<prompt>.+)_(?P<rollout>\d+)_\d+")
+_UID = re.compile(r"(?P<prompt>.*)_(?P<rollout>\d+)_\d+", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class DumpedRollout:
-    """One validation rollout as verl dumped it (``trainer.validation_data_dir``).
+    """One rollout as verl dumped it.
 
     Attributes:
         group: Which rollouts share this one's prompt.
@@ -33,6 +40,14 @@ class DumpedRollout:
         data_source: The row's ``data_source``; empty in dumps of versions that did not write it.
         question_id: The question's id in its set, the same in every dump; empty if unknown.
         dropped: Why the rollout was taken out (its search was down, a reward that failed); None if it was not.
+        number: Which rollout of its group it is, as verl counts them.
+        step: The training step; 0 before training, None in rows that do not say.
+        advantages: The mean advantage over each turn's tokens, as trained on; None in a validation.
+        credited: The rewards that the estimator saw: with a KL penalty in the reward, other than ``turn_rewards``;
+            None in a validation.
+        values: The critic's value at each turn's first token; None without a critic.
+        estimator: verl's name of what gave the advantages; empty in a validation.
+        settings: Its knobs.
     """
 
     group: str
@@ -43,6 +58,13 @@ class DumpedRollout:
     data_source: str = ""
     question_id: str = ""
     dropped: str | None = None
+    number: int = 0
+    step: int | None = None
+    advantages: tuple[float, ...] | None = None
+    credited: tuple[float, ...] | None = None
+    values: tuple[float, ...] | None = None
+    estimator: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -59,37 +81,49 @@ class CreditedRollout:
 
 
 def iter_dump(path: Path) -> Iterator[DumpedRollout]:
-    """The rollouts of a validation dump, one at a time: with their passages they fill the memory of a machine.
+    """The rollouts of a dump, one at a time: with their passages they fill the memory of a machine.
 
     Raises:
         DataError: The file is empty, a line is no JSON, or a row lacks the transcript or the turn rewards that our
             reward manager adds.
     """
+    for _, rollout in iter_located(path):
+        yield rollout
+
+
+def iter_located(path: Path) -> Iterator[tuple[int, DumpedRollout]]:
+    """As :func:`iter_dump`, each with the byte at which its line begins: :func:`read_located` reads it again."""
     seen: set[str] = set()
-    lines = 0
+    at = lines = 0
     # Bytes: a line of text may also end at a character inside a string that verl leaves unescaped (U+2028).
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            start, at = at, at + len(line)
             if not line.strip():
                 continue
             lines += 1
             where = f"{path}, line {number}"
             row = _parse(line, where)
-            group = uid = str(row.get("uid", ""))
-            if session := _UID.fullmatch(uid):
+            if session := _UID.fullmatch(str(row.get("uid", ""))):
                 # An agent loop with several outputs has a row for each, all with the transcript of the last one.
                 key = f"{session['prompt']}_{session['rollout']}"
                 if key in seen:
                     continue
                 seen.add(key)
-                group = session["prompt"]
-            yield _rollout_from_row(row, group, where)
+            yield start, _rollout_from_row(row, where)
     if not lines:
-        raise DataError(f"{path} is empty: the validation that should have written it did not end")
+        raise DataError(f"{path} is empty: the validation or the step that should have written it did not end")
+
+
+def read_located(file: BinaryIO, start: int) -> DumpedRollout:
+    """The rollout whose line begins at byte ``start`` of an open dump."""
+    file.seek(start)
+    where = f"{file.name}, byte {start}"
+    return _rollout_from_row(_parse(file.readline(), where), where)
 
 
 def read_dump(path: Path) -> list[DumpedRollout]:
-    """All rollouts of a validation dump; errors as :func:`iter_dump`."""
+    """All rollouts of a dump; errors as :func:`iter_dump`."""
     return list(iter_dump(path))
 
 
@@ -100,28 +134,43 @@ def credit_rollouts(rollouts: Sequence[DumpedRollout], **settings: Any) -> list[
         rollouts: All rollouts of one validation; those of a prompt form a group.
         settings: Knobs of :func:`verl_mtgrpo.credit.mt_grpo` that differ from its defaults.
     """
-    # torch takes seconds to import, and only this function of the report needs it.
+    # A dropped rollout is in no statistic, as in training.
+    advantages = turn_advantages(
+        [rollout.turn_rewards for rollout in rollouts],
+        [rollout.group for rollout in rollouts],
+        dropped=[rollout.dropped is not None for rollout in rollouts],
+        **settings,
+    )
+    return [CreditedRollout(rollout, values) for rollout, values in zip(rollouts, advantages, strict=True)]
+
+
+def turn_advantages(
+    rewards: Sequence[Sequence[float]], groups: Sequence[str], *, dropped: Sequence[bool], **settings: Any
+) -> list[tuple[float, ...]]:
+    """The MT-GRPO advantages of rollouts that are given by the rewards of their turns; 0 for dropped ones.
+
+    Args:
+        rewards: One number per turn, for each rollout.
+        groups: The rollouts' prompts.
+        dropped: True for rollouts that are to be in no statistic.
+        settings: Knobs of :func:`verl_mtgrpo.credit.mt_grpo` that differ from its defaults.
+    """
+    if not rewards:
+        return []
+    # torch takes seconds to import, and reading needs it not.
     import torch
 
     from verl_mtgrpo.credit import mt_grpo
 
-    if not rollouts:
-        return []
     # One generated token for a turn and one observation token after it say all that the estimator uses.
-    width = 2 * max(1, *(len(rollout.turn_rewards) for rollout in rollouts))
-    rewards_BT = torch.zeros(len(rollouts), width)
-    mask_BT = torch.zeros(len(rollouts), width)
-    for row, rollout in enumerate(rollouts):
-        for turn, reward in enumerate(rollout.turn_rewards):
-            rewards_BT[row, 2 * turn] = reward
-            # A dropped rollout is in no statistic, as in training.
-            mask_BT[row, 2 * turn] = float(rollout.dropped is None)
-    advantages_BT, _ = mt_grpo(rewards_BT, mask_BT, [rollout.group for rollout in rollouts], **settings)
-    by_turn = advantages_BT[:, ::2].tolist()
-    return [
-        CreditedRollout(rollout, tuple(values[: len(rollout.turn_rewards)]))
-        for rollout, values in zip(rollouts, by_turn, strict=True)
-    ]
+    width = 2 * max(1, *map(len, rewards))
+    rewards_BT = torch.zeros(len(rewards), width)
+    mask_BT = torch.zeros(len(rewards), width)
+    for row, (paid, out) in enumerate(zip(rewards, dropped, strict=True)):
+        rewards_BT[row, : 2 * len(paid) : 2] = torch.tensor(paid)
+        mask_BT[row, : 2 * len(paid) : 2] = float(not out)
+    advantages_BT, _ = mt_grpo(rewards_BT, mask_BT, groups, **settings)
+    return [tuple(values[: len(paid)]) for paid, values in zip(rewards, advantages_BT[:, ::2].tolist(), strict=True)]
 
 
 def pick_rollouts(credited: Sequence[CreditedRollout], count: int) -> list[CreditedRollout]:
@@ -141,33 +190,17 @@ def pick_rollouts(credited: Sequence[CreditedRollout], count: int) -> list[Credi
     return picked[:count]
 
 
-def render_rollout(credited: CreditedRollout) -> str:
-    """One rollout as text: question, then each turn with its reward, its advantage and what tools said."""
-    rollout = credited.rollout
-    lines = [f"question: {_question(rollout.transcript)}", f"accepted: {' | '.join(rollout.answers)}"]
-    triples = zip(rollout.transcript.turns, rollout.turn_rewards, credited.advantages, strict=True)
-    for number, (turn, reward, advantage) in enumerate(triples, start=1):
-        lines.append(f"  turn {number}   reward {reward:+.2f}   advantage {advantage:+.2f}")
-        lines += _turn_lines(turn)
-    parts = [f"{name} {value:g}" for name, value in sorted(rollout.components.items())]
-    lines += _wrap("  measured: " + ", ".join(parts), indent="    ")
-    return "\n".join(lines)
-
-
-def _turn_lines(turn: Turn) -> list[str]:
-    lines = _wrap("    model: " + _one_line(turn.text), indent="      ")
-    for call in turn.tool_calls:
-        said = call.result if call.ok else f"[{call.error_kind}] {call.result}"
-        unseen = "" if call.seen else " (did not fit, the model never saw it)"
-        result = textwrap.shorten(_one_line(said), _RESULT_CHARS, placeholder=" […]")
-        lines += _wrap(f"    {call.name}{unseen}: {result}", indent="      ")
-    return lines
-
-
-def _question(transcript: Transcript) -> str:
-    """The last thing the user side said: what stands before it is instruction."""
+def question_of(transcript: Transcript) -> str:
+    """The last thing the user side said: what stands before it is instruction; empty if it said nothing."""
     asked = [message for message in transcript.prompt if message.get("role") == "user"]
-    return _one_line(str(asked[-1].get("content", ""))) if asked else "(no user message)"
+    return _text(asked[-1].get("content")) if asked else ""
+
+
+def _text(content: object) -> str:
+    """A message's text; of several parts, as of messages with pictures, those that are text."""
+    if isinstance(content, (list, tuple)):
+        return " ".join(str(part["text"]) for part in content if isinstance(part, Mapping) and "text" in part)
+    return "" if content is None else str(content)
 
 
 def _parse(line: bytes, where: str) -> Mapping[str, Any]:
@@ -182,38 +215,64 @@ def _parse(line: bytes, where: str) -> Mapping[str, Any]:
     return row
 
 
-def _rollout_from_row(row: Mapping[str, Any], group: str, where: str) -> DumpedRollout:
+def _rollout_from_row(row: Mapping[str, Any], where: str) -> DumpedRollout:
     if TRANSCRIPT not in row:
         raise DataError(
-            f"{where}: a rollout without transcript; expected a validation dump (trainer.validation_data_dir) of a run "
-            "with the agent loop mtgrpo_tool_agent and the reward manager mtgrpo. Dumps of training rollouts "
-            "(trainer.rollout_data_dir) hold none: verl writes text and score only there"
+            f"{where}: a rollout without transcript; expected a dump of a run with the agent loop mtgrpo_tool_agent "
+            "and the reward manager mtgrpo: of its validations (trainer.validation_data_dir), or of its training "
+            "rollouts (trainer.rollout_data_dir), which hold transcripts and credit with "
+            "trainer.v1.trainer_mode=mtgrpo_sync (or another of this package's), and in verl's own trainers text and "
+            "score only"
         )
     try:
         transcript = Transcript.from_dict(json.loads(row[TRANSCRIPT]))
-        rewards = tuple(float(value) for value in json.loads(row[TURN_REWARDS]))
-        if len(rewards) != len(transcript.turns):
-            raise ValueError(f"{len(rewards)} turn rewards for {len(transcript.turns)} turns")
+        paid = _numbers(row[TURN_REWARDS], len(transcript.turns), "turn rewards")
+        of_training = {
+            name: _numbers(row[key], len(transcript.turns), name)
+            for name, key in (("advantages", TURN_ADVANTAGES), ("credited", TURN_CREDITED), ("values", TURN_VALUES))
+            if row.get(key) is not None
+        }
+        settings = dict(json.loads(row.get(ESTIMATOR_SETTINGS) or "{}"))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{where}: no usable transcript ({type(error).__name__}: {error}); expected what the reward manager "
             "mtgrpo of this package wrote"
         ) from error
-    components = {
+    uid, step = str(row.get("uid", "")), row.get("step")
+    session = _UID.fullmatch(uid)
+    return DumpedRollout(
+        group=session["prompt"] if session else uid,
+        transcript=transcript,
+        turn_rewards=paid,
+        answers=_answers(row.get("gts")),
+        components=_components(row),
+        data_source=str(row.get("data_source") or ""),
+        question_id=str(row.get("question_id") or ""),
+        dropped=_why_dropped(row, transcript),
+        number=int(session["rollout"]) if session else 0,
+        step=step if isinstance(step, int) else None,
+        estimator=str(row.get(ESTIMATOR) or ""),
+        settings=settings,
+        **of_training,
+    )
+
+
+def _numbers(text: Any, turns: int, what: str) -> tuple[float, ...]:
+    """A JSON list with a finite number for each turn."""
+    values = tuple(float(value) for value in json.loads(text))
+    if len(values) != turns:
+        raise ValueError(f"{len(values)} {what} for {turns} turns")
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"{what} {list(values)}, expected finite numbers")
+    return values
+
+
+def _components(row: Mapping[str, Any]) -> dict[str, float]:
+    return {
         name: float(value)
         for name, value in row.items()
         if name.startswith(("turn/", "tool/", "outcome/")) and isinstance(value, (int, float))
     }
-    return DumpedRollout(
-        group=group,
-        transcript=transcript,
-        turn_rewards=rewards,
-        answers=_answers(row.get("gts")),
-        components=components,
-        data_source=str(row.get("data_source") or ""),
-        question_id=str(row.get("question_id") or ""),
-        dropped=_why_dropped(row, transcript),
-    )
 
 
 def _why_dropped(row: Mapping[str, Any], transcript: Transcript) -> str | None:
@@ -227,14 +286,3 @@ def _answers(ground_truth: object) -> tuple[str, ...]:
     if isinstance(target, (list, tuple)):
         return tuple(str(answer) for answer in target)
     return () if target is None else (str(target),)
-
-
-def _one_line(text: str) -> str:
-    """On one line, and without characters that a terminal would obey."""
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in " ".join(text.split())
-    )
-
-
-def _wrap(text: str, *, indent: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, subsequent_indent=indent, break_long_words=True) or [text]

@@ -93,11 +93,11 @@ def clean_text(text: str, what: str) -> str:
 
 
 def with_progress(
-    items: Iterable[_T], progress: bool, *, label: str = "indexing", unit: str = "passages"
+    items: Iterable[_T], progress: bool, *, label: str = "indexing", unit: str = "passages", total: int | None = None
 ) -> Iterable[_T]:
-    """The same items, counted on the terminal if asked for."""
+    """The same items, counted on the terminal if asked for; ``total`` of them, if that is known."""
     if not progress:
         return items
     from tqdm import tqdm
 
-    return tqdm(items, desc=label, unit=f" {unit}", mininterval=0.5, disable=None)
+    return tqdm(items, desc=label, unit=f" {unit}", total=total, mininterval=0.5, disable=None)

@@ -75,6 +75,8 @@ SEARCH_R1 = TextFormat("search_r1", thought="think", call="search", result="info
 MTGRPO_XML = TextFormat("mtgrpo_xml", thought="reasoning", call="tool", result="result", json_call=True)
 
 FORMATS = {one.name: one for one in (HERMES, SEARCH_R1, MTGRPO_XML)}
+CUT_FORMATS = {one.name: one for one in (SEARCH_R1, MTGRPO_XML)}
+"""Formats whose turns end with the first closing tag of a call or an answer, for base models too."""
 
 
 def text_format(name: str) -> TextFormat:

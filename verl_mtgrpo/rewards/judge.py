@@ -79,13 +79,7 @@ class Judge:
     """A reward function that asks a model. One per reward worker; safe to call concurrently."""
 
     def __init__(self, settings: JudgeSettings) -> None:
-        if not settings.base_url or not settings.model:
-            raise ConfigError(
-                "reward.turn.preset=judge needs reward.turn.judge.base_url (an OpenAI-compatible endpoint) and "
-                "reward.turn.judge.model"
-            )
-        if settings.on_error not in ("raise", "drop"):
-            raise ConfigError(f"reward.turn.judge.on_error is {settings.on_error!r}, expected 'raise' or 'drop'")
+        check_judge_settings(settings)
         try:
             from openai import AsyncOpenAI
         except ImportError as error:
@@ -188,6 +182,17 @@ class Judge:
             ) from error
         usage.tokens += reply.usage.total_tokens if reply.usage else 0
         return (reply.choices[0].message.content if reply.choices else None) or ""
+
+
+def check_judge_settings(settings: JudgeSettings) -> None:
+    """Raise ``ConfigError`` if nobody could be asked with these settings."""
+    if not settings.base_url or not settings.model:
+        raise ConfigError(
+            "reward.turn.preset=judge needs reward.turn.judge.base_url (an OpenAI-compatible endpoint) and "
+            "reward.turn.judge.model; set both, or have verl serve the judge (reward.reward_model.enable=True)"
+        )
+    if settings.on_error not in ("raise", "drop"):
+        raise ConfigError(f"reward.turn.judge.on_error is {settings.on_error!r}, expected 'raise' or 'drop'")
 
 
 def scored_by_judge(**_: Any) -> float:

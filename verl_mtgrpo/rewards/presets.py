@@ -39,7 +39,7 @@ def load_preset(name: str) -> RewardFunction:
         )
     found = getattr(_load_module(where, name), function, None)
     if not callable(found):
-        raise ConfigError(f"reward.turn.preset is {name!r}, but {where} has no function {function!r}")
+        raise ConfigError(f"reward.turn.preset is {name!r}, but {where} has no function {function!r}; correct the name")
     return cast(RewardFunction, found)
 
 
@@ -54,7 +54,9 @@ def _load_module(where: str, name: str) -> ModuleType:
         spec.loader.exec_module(module)
         return module
     except (ImportError, OSError) as error:
-        raise ConfigError(f"reward.turn.preset is {name!r}, but {where} cannot be loaded: {error}") from error
+        raise ConfigError(
+            f"reward.turn.preset is {name!r}, but {where} cannot be loaded: {error}; correct it"
+        ) from error
 
 
 def pay(rewards: TurnRewards, turns: int, how: str) -> list[float]:

@@ -1,0 +1,200 @@
+"""Set-ups that are broken in one place: `mtgrpo doctor` and the start of a run say which, and nothing is trained.
+
+``pytest tests/integration/test_broken_setups.py -s`` prints the table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("verl")
+
+from tests.integration.broken_setups import SETUPS
+from tests.integration.setups import DATA, JUDGE, ROLLOUT, TURNS, Broken, Healthy, fake_package
+from tests.integration.test_start_check import main_ppo
+from tests.judge_server import JudgeServer
+from tests.training import REPOSITORY
+from verl_mtgrpo.cli.main import main
+from verl_mtgrpo.integration.checks import compose
+from verl_mtgrpo.integration.checks.startup import DOCTOR
+from verl_mtgrpo.integration.start_check import StartCheck
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Healthy:
+    return Healthy(tmp_path_factory.mktemp("setup"))
+
+
+@pytest.fixture(autouse=True)
+def surroundings(healthy: Healthy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    monkeypatch.setenv("MTGRPO_INDEX", str(healthy.index))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("VERL_USE_EXTERNAL_PLUGINS", raising=False)
+
+
+@pytest.fixture
+def composed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The configs that the doctor has composed, as the trainer would get them."""
+    configs: list[Any] = []
+    original = compose.compose_config
+    monkeypatch.setattr(compose, "compose_config", lambda line: configs.append(original(line)) or configs[-1])
+    return configs
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[list[tuple[str, int, str]]]:
+    rows: list[tuple[str, int, str]] = []
+    yield rows
+    print(f"\n\n{'set-up':<45} exit  message")
+    for name, code, message in rows:
+        print(f"{name:<45} {code:>4}  {message}")
+
+
+def doctor(
+    capsys: pytest.CaptureFixture[str], run: Healthy, *overrides: str, preset: str = "mt_grpo"
+) -> tuple[int, Any]:
+    groups = ["hydra.searchpath=[pkg://verl_mtgrpo.config]", f"+mtgrpo={preset}", "+mtgrpo_cpu=default"]
+    capsys.readouterr()
+    code = main(["doctor", "--quick", "--json", "--", *groups, *run.overrides, *overrides])
+    return code, json.loads(capsys.readouterr().out)["findings"]
+
+
+def arrange(case: Broken, run: Healthy, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Break it; the overrides of the broken run."""
+    for name, value in case.env.items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    if case.package:
+        monkeypatch.syspath_prepend(str(fake_package(run.folder, *case.package)))
+    made = case.make(run) if case.make else ()
+    return (*case.change, *([made] if isinstance(made, str) else made))
+
+
+@pytest.mark.parametrize("case", SETUPS, ids=lambda case: case.name)
+def test_it_is_said_and_nothing_starts(case, healthy, composed, table, monkeypatch, capsys):
+    overrides = arrange(case, healthy, monkeypatch)
+    code, findings = doctor(capsys, healthy, *overrides, preset=case.preset)
+    failed = [one for one in findings if one["status"] == "fail"]
+    assert code == 1
+    said = [f"{one['message']}; {one['fix']}" for one in failed if one["check"] == case.check]
+    assert [text for text in said if re.search(case.says, text)], (failed, case.says)
+    assert all(one["fix"] for one in failed), "each failure says what to do"
+    table.append((case.name, code, failed[0]["message"]))
+    if case.starts:
+        with pytest.raises(SystemExit, match=case.says) as ended:
+            StartCheck().on_job_start(config=composed[-1])
+        assert str(ended.value.code).startswith("verl_mtgrpo.errors.ConfigError: ")
+
+
+def test_there_are_enough_of_them():
+    names = [case.name for case in SETUPS]
+    assert len(names) == len(set(names)) >= 25
+    assert {case.check for case in SETUPS} >= {"versions", "plugin", "config", "chat", "index", "lengths", "judge"}
+
+
+def test_a_judge_that_refuses_the_key(healthy, composed, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    server = JudgeServer()
+    server.answer = lambda body, n: 401
+    try:
+        address = server.url.replace("//", "//me:pass-very-secret@")
+        asked = (*JUDGE, f"+reward.turn.judge.base_url='{address}'")
+        code, findings = doctor(capsys, healthy, *asked)
+        assert (code, findings[-1]["check"], findings[-1]["status"]) == (1, "judge", "fail")
+        assert "refuses (HTTP 401), the environment variable OPENAI_API_KEY is set" in findings[-1]["message"]
+        assert "very-secret" not in json.dumps(findings)
+        server.answer = lambda body, n: "1"
+        code, findings = doctor(capsys, healthy, *asked)
+        assert (code, findings[-1]["check"], findings[-1]["status"]) == (0, "judge", "ok")
+        assert server.bodies[-1]["messages"][0]["content"] == "Answer with the digit 1."
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("preset", ["mt_grpo", "mt_ppo", "turn_gae"])
+def test_a_healthy_set_up_is_well(preset, healthy, composed, capsys):
+    code, findings = doctor(capsys, healthy, preset=preset)
+    assert ([one for one in findings if one["status"] != "ok"], code) == ([], 0)
+    assert {one["check"] for one in findings} == {"versions", "plugin", "config"} | {
+        check.name for check in DOCTOR if check.name not in ("reward", "judge")
+    }
+    StartCheck().on_job_start(config=composed[-1])
+
+
+def test_the_same_as_text(healthy, capsys):
+    argv = [
+        "doctor",
+        "--quick",
+        "--cpu",
+        "--preset",
+        "mt_grpo",
+        "--index",
+        str(healthy.index),
+        "--",
+        *healthy.overrides,
+    ]
+    assert main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == ["", "nothing failed"]
+    assert all(line.startswith("ok    ") for line in lines[:-2])
+
+
+@pytest.mark.parametrize(
+    ("format", "loop"),
+    [
+        ("search_r1", "mtgrpo_raw_agent"),
+        ("search_r1", "mtgrpo_tool_agent"),
+        ("mtgrpo_xml", "mtgrpo_tool_agent"),
+    ],
+)
+def test_every_format_is_well(format, loop, healthy, capsys):
+    file = healthy.questions(f"in-{format}", format=format)
+    spoken = (f"{TURNS}.format={format}", f"{ROLLOUT}.agent.default_agent_loop={loop}", f"{DATA}{file}")
+    code, findings = doctor(capsys, healthy, *spoken)
+    assert ([one for one in findings if one["status"] != "ok"], code) == ([], 0)
+
+
+@pytest.mark.verl
+@pytest.mark.parametrize("name", ["chat template without tool role", "dead retriever"])
+def test_verls_own_command_stops_before_ray(name, healthy, tmp_path, monkeypatch):
+    case = next(case for case in SETUPS if case.name == name)
+    overrides = arrange(case, healthy, monkeypatch)
+    groups = ("hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo", "+mtgrpo_cpu=default")
+    ended = main_ppo(tmp_path, *groups, *healthy.overrides, *overrides, VERL_PLATFORM="cpu")
+    assert ended.returncode == 1
+    said = [line for line in ended.stderr.splitlines() if line.startswith("verl_mtgrpo.errors.ConfigError: ")]
+    assert re.search(case.says, said[0])
+    assert "ray init" not in ended.stdout
+    assert not list(tmp_path.rglob("*checkpoint*"))
+
+
+@pytest.mark.verl
+def test_the_whole_command_with_a_ray_worker(healthy):
+    run = ["doctor", "--json", "--cpu", "--preset", "mt_grpo", "--index", str(healthy.index), "--", *healthy.overrides]
+    ended = subprocess.run([sys.executable, "-m", "verl_mtgrpo.cli.main", *run], capture_output=True, text=True)
+    answer = json.loads(ended.stdout)
+    assert (ended.returncode, answer["ok"]) == (0, True), ended.stdout
+    said = {one["check"]: one["message"] for one in answer["findings"]}
+    assert re.fullmatch(r"a process that imports verl knows all \d\d names of this package", said["registered"])
+    assert re.fullmatch(r"a Ray worker knows all \d\d names of this package", said["ray"])
+
+
+@pytest.mark.verl
+def test_a_plugin_that_cannot_be_loaded(tmp_path, monkeypatch):
+    """verl swallows the error; a fresh process shows what is missing then."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['wrapt'] = None\n")
+    path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+    command = [sys.executable, "-m", "verl_mtgrpo.cli.main", "doctor", "--no-ray"]
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert ended.returncode == 1
+    assert re.search(
+        r"^fail  registered +a fresh Python that imports verl ends with .*wrapt", ended.stdout, re.MULTILINE
+    )

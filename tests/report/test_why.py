@@ -1,0 +1,76 @@
+"""The working in words; the numbers are those of tests/credit/test_explain.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.report.made import transcript
+from verl_mtgrpo.report.rollouts import DumpedRollout
+from verl_mtgrpo.report.why import IN_WORDS, Why, explain_group, in_words, signed
+
+
+def rollout(rewards: tuple[float, ...], **more: object) -> DumpedRollout:
+    said = transcript("Vel", searches=["x"] * (len(rewards) - 1))
+    return DumpedRollout("g", said, rewards, ("Vel",), {}, **more)  # type: ignore[arg-type]
+
+
+README = [rollout((0.7, 1.0)), rollout((0.2, 0.0)), rollout((0.5,))]
+ADVANTAGES = [(2.109, 1.0), (-1.277, -1.0), (-0.832,)]
+
+
+def test_the_readmes_example() -> None:
+    why = explain_group(README, ADVANTAGES, "mt_grpo")
+    assert why[0][0].words == (
+        "Turn 1 was paid 0.70; the 3 rollouts that got this far (1 ended there: counted as 0) averaged 0.30: +1.11. "
+        "The last turn was paid 1.00 with the outcome; the 3 rollouts averaged 0.50: +1.00. Together +2.11."
+    )
+    assert why[0][1].words == "The last turn was paid 1.00 with the outcome; the 3 rollouts averaged 0.50: +1.00."
+    assert why[2][0].words == (
+        "The rollout ended with turn 1, so nothing was paid there for going on; the 3 rollouts that got this far "
+        "averaged 0.30: −0.83. The last turn was paid 0.50 with the outcome; the 3 rollouts averaged 0.50: 0.00. "
+        "Together −0.83."
+    )
+    assert all(one.adds_up for some in why for one in some)
+
+
+def test_a_working_that_does_not_fit_says_so() -> None:
+    why = explain_group(README, [(2.5, 1.0), *ADVANTAGES[1:]], "mt_grpo")
+    assert why[0][0].adds_up is False and "does not give the +2.50 that was trained on" in why[0][0].words
+    assert why[0][1].adds_up is True
+
+
+def test_what_the_estimator_saw_counts() -> None:
+    """With a KL penalty in the reward the estimator saw other rewards than were paid."""
+    group = [rollout((0.0,), credited=(1.0,)), rollout((0.0,), credited=(-1.0,))]
+    (((why,), (_,))) = explain_group(group, [(0.7071,), (-0.7071,)], "grpo")
+    assert why.adds_up and "was paid 1.00" in why.words
+
+
+def test_a_dropped_rollout() -> None:
+    group = [rollout((1.0,)), rollout((0.0,)), rollout((0.0,), dropped="no answer in 20 s")]
+    why = explain_group(group, [(0.7071,), (-0.7071,), (0.0,)], "mt_grpo")
+    assert why[2] == [Why((), "Taken out of the update: no answer in 20 s.", None)]
+    assert why[0][0].adds_up, "it is in nobody's statistics"
+
+
+def test_an_estimator_with_a_critic_gets_the_groups_statistics() -> None:
+    group = [rollout((0.5, 1.0), values=(0.25, 0.75)), rollout((0.1, 0.2), values=(0.0, 0.0))]
+    (first, _), _ = explain_group(group, [(0.1, 0.2), (0.3, 0.4)], "gae")
+    assert first == Why(
+        (),
+        "This turn was paid 0.50; the 2 rollouts that got this far averaged 0.30. From here on 1.50 was paid; they "
+        "averaged 0.90. The critic expected 0.25 at its first token.",
+        None,
+    )
+
+
+def test_every_registered_estimator_is_told_in_words() -> None:
+    from verl_mtgrpo.credit import ESTIMATORS
+
+    assert set(ESTIMATORS) <= set(IN_WORDS)
+    assert "does not know" in in_words("mine")
+
+
+@pytest.mark.parametrize(("value", "text"), [(1.414, "+1.41"), (-0.5, "−0.50"), (0.0, "0.00"), (-0.001, "0.00")])
+def test_signs(value: float, text: str) -> None:
+    assert signed(value) == text

@@ -1,0 +1,166 @@
+"""``mtgrpo doctor``: what is wrong with this environment or command line, before anything is trained."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from verl_mtgrpo.cli.doctor_processes import registered
+from verl_mtgrpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from verl_mtgrpo.integration.checks.compose import CommandLine
+    from verl_mtgrpo.integration.checks.findings import Finding
+
+SERVICE_S = 5.0
+"""Longest time in seconds that a search service may take to answer here."""
+
+_DESCRIPTION = """\
+Look for what would stop a training run, or make it train something else in silence: versions, the plugin in a fresh
+process and in a Ray worker, and for a command line its config, data, tools, tokenizer and chat template, index, room
+for tool results, judge. One line each (ok, warn, fail, skip), and what to do about each that is not well.
+Nothing is trained and no model is loaded. Exit code 0 if nothing failed, else 1.
+
+The command line stands after --: overrides as in mtgrpo train, or a whole command copied from a recipe.
+
+  mtgrpo doctor
+  mtgrpo doctor --preset mt_grpo --index runs/index -- actor_rollout_ref.model.path=Qwen/Qwen2.5-3B-Instruct ...
+  mtgrpo doctor -- python -m verl.trainer.main_ppo 'hydra.searchpath=[pkg://verl_mtgrpo.config]' +mtgrpo=mt_grpo ...
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="check the environment and a command line before training",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.add_argument("--preset", help="config of the group mtgrpo, where the command line names none")
+    parser.add_argument("--cpu", action="store_true", help="as mtgrpo train --cpu: adds the group +mtgrpo_cpu=default")
+    parser.add_argument("--index", metavar="DIR|URL", help="index of the search tool (else MTGRPO_INDEX)")
+    parser.add_argument("--no-ray", action="store_true", help="do not start a Ray to look into a worker")
+    parser.add_argument("--quick", action="store_true", help="start no process: neither Ray nor a fresh Python")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="-- COMMAND LINE", help="overrides for verl, or a whole command"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look, print what was found, and say by the exit code whether anything failed."""
+    from verl_mtgrpo.integration.checks.findings import any_failed, as_dicts, as_text, from_error
+
+    try:
+        line = _command_line(args)
+        with _environment(line.env), _quiet():
+            found = _look(args, line)
+    except ConfigError as error:
+        found = [from_error("command", error)]
+    if args.json:
+        print(json.dumps({"ok": not any_failed(found), "findings": as_dicts(found)}, indent=2, ensure_ascii=False))
+    else:
+        print(as_text(found))
+    return int(any_failed(found))
+
+
+def _command_line(args: argparse.Namespace) -> CommandLine:
+    """What is to be looked at: what was typed, with what the options add as `mtgrpo train` does."""
+    from verl_mtgrpo.integration.checks.compose import parse
+
+    typed = parse(args.overrides)
+    env = dict(typed.env)
+    if args.cpu:
+        env["VERL_PLATFORM"] = "cpu"
+    if args.index:
+        env["MTGRPO_INDEX"] = args.index if "://" in args.index else os.path.abspath(args.index)
+    added: list[str] = []
+    if args.preset and not typed.names_group:
+        added += ["hydra.searchpath=[pkg://verl_mtgrpo.config]", f"+mtgrpo={args.preset}"]
+    if args.cpu and not any(one.startswith("+mtgrpo_cpu=") for one in typed.overrides) and (added or typed.overrides):
+        added += ["+mtgrpo_cpu=default"]
+    return replace(typed, overrides=(*added, *typed.overrides), env=env)
+
+
+def _look(args: argparse.Namespace, line: CommandLine) -> list[Finding]:
+    from verl_mtgrpo.integration.checks.findings import Finding, any_failed
+    from verl_mtgrpo.integration.checks.plugin import entry_point
+    from verl_mtgrpo.integration.checks.versions import check_versions
+
+    found = [*check_versions()]
+    found += entry_point()
+    if any_failed(found):
+        return [*found, Finding("config", "skip", "not looked at before this is repaired")]
+    if not args.quick:
+        found += registered(with_ray=not args.no_ray)
+    if not line.overrides and line.name is None:
+        found += _index_alone(line)
+        hint = "give one, to have it checked: mtgrpo doctor -- <what comes after main_ppo>"
+        return [*found, Finding("config", "skip", "no command line was given", hint)]
+    return found + _look_at_config(line)
+
+
+def _look_at_config(line: CommandLine) -> list[Finding]:
+    from verl_mtgrpo.integration.checks.compose import compose_config
+    from verl_mtgrpo.integration.checks.findings import Finding, from_error
+    from verl_mtgrpo.integration.checks.setup import Setup
+    from verl_mtgrpo.integration.checks.startup import DOCTOR, examine
+
+    try:
+        config = compose_config(line)
+    except ConfigError as error:
+        return [from_error("config", error), Finding("parts", "skip", "nothing more can be checked without a config")]
+    composed = Finding("config", "ok", f"verl's {line.name or 'ppo_trainer'} with {len(line.overrides)} overrides")
+    return [composed, *examine(Setup(config, patience_s=SERVICE_S), DOCTOR)]
+
+
+def _index_alone(line: CommandLine) -> list[Finding]:
+    """The index that the environment or --index names, as the packaged search tool would open it."""
+    from verl_mtgrpo.integration.checks.findings import Finding
+    from verl_mtgrpo.integration.checks.services import index
+    from verl_mtgrpo.integration.checks.setup import Setup, Tool
+    from verl_mtgrpo.integration.checks.startup import Check, examine
+
+    spec = os.environ.get("MTGRPO_INDEX")
+    if not spec:
+        return [Finding("index", "skip", "neither --index nor MTGRPO_INDEX names an index")]
+    tool = Tool("search", None, {"index": spec}, True)
+    return examine(Setup({}, patience_s=SERVICE_S, tools=[tool]), [Check("index", index)])
+
+
+@contextlib.contextmanager
+def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """The variables that the run would get, while it is looked at."""
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """stdout is for findings: what libraries print meanwhile goes to stderr, and their warnings nowhere."""
+    level = logging.root.manager.disable
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)

@@ -1,0 +1,111 @@
+"""``mtgrpo report``: where the credit of a run went, as one HTML page or on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from verl_mtgrpo.cli.provenance import describe_source
+from verl_mtgrpo.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from verl_mtgrpo.report.catalog import Catalog
+    from verl_mtgrpo.report.metrics import RunMetrics
+
+_DESCRIPTION = """\
+Why did this turn get this advantage? Show dumped rollouts turn by turn, with the text, the tool calls, the passages,
+what was paid, the advantage as colour and the working behind it, beside the other rollouts of the same prompt; curves
+over the steps and distributions by turn. One HTML page, which asks the network for nothing, or --rich on a terminal.
+
+  mtgrpo report runs/mine                             # what lies in runs/mine/rollouts and runs/mine/validation
+  mtgrpo report runs/mine/rollouts --steps 10:20 --out credit.html
+  mtgrpo report runs/mine/validation/500.jsonl --rich
+
+DUMP is what verl writes to trainer.rollout_data_dir (training rollouts with the advantages that they were trained on,
+if trainer.v1.trainer_mode is one of this package's) or trainer.validation_data_dir (whose advantages are recomputed
+as mt_grpo: nothing is trained on a validation).
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser(
+        "report",
+        help="see where the credit went: rollouts turn by turn, as an HTML page or on the terminal",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "dumps", nargs="+", type=Path, metavar="DUMP", help="file, folder of <step>.jsonl, or run folder"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.html", help="the page (default: report.html)")
+    parser.add_argument("--rich", action="store_true", help="on the terminal; with --out the page too")
+    parser.add_argument("--rollouts", type=int, default=4, metavar="N", help="shown by --rich (default: %(default)s)")
+    parser.add_argument("--steps", metavar="A:B", help="only these steps, both included: 20, 10:20, 10:, :20")
+    parser.add_argument("--metrics", nargs="+", type=Path, default=[], metavar="FILE", help="what verl's file logger "
+                        "wrote (trainer.logger=[console,file]), for curves")  # fmt: skip
+    parser.add_argument("--title", help="of the page (default: names the dump)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the dumps, then write the page or print."""
+    from verl_mtgrpo.report.catalog import read_catalog
+    from verl_mtgrpo.report.dump_files import dump_files, parse_steps
+    from verl_mtgrpo.report.metrics import read_metrics
+    from verl_mtgrpo.retrieval.content import with_progress
+
+    if args.rollouts < 1:
+        raise ConfigError(f"--rollouts is {args.rollouts}, expected 1 or more")
+    steps = parse_steps(args.steps) if args.steps is not None else None
+    files = [file for dump in args.dumps for file in dump_files(dump, steps)]
+    if len({file.resolve() for file in files}) < len(files):
+        raise ConfigError("the same dump twice; name each once")
+    for missing in (path for path in args.metrics if not path.is_file()):
+        raise DataError(f"--metrics {missing} does not exist; expected what verl's file logger wrote (*.jsonl)")
+    metrics = read_metrics(args.metrics) if args.metrics else None
+    counted = partial(with_progress, progress=True, label="reading", unit="rollouts")
+    catalog = read_catalog(files, counted)
+    if args.rich:
+        print_credit(catalog, rollouts=args.rollouts, overview=True)
+    if args.out or not args.rich:
+        out = args.out or Path("report.html")
+        names = ", ".join(dump.resolve().name for dump in args.dumps)
+        write_report(out, catalog, title=args.title or f"Where the credit went: {names}", metrics=metrics)
+        print(f"{out}: {sum(1 for _ in catalog.entries())} rollouts, {out.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def write_report(out: Path, catalog: Catalog, *, title: str, metrics: RunMetrics | None = None) -> None:
+    """Write the page, counting groups on the terminal."""
+    from verl_mtgrpo.report.html import write_page
+    from verl_mtgrpo.retrieval.content import with_progress
+
+    counted = partial(with_progress, progress=True, label="writing", unit="groups", total=len(catalog.groups))
+    write_page(out, catalog, title=title, made_by=describe_source(), metrics=metrics, on_group=counted)
+
+
+def print_credit(catalog: Catalog, *, rollouts: int, overview: bool) -> None:
+    """Print the rollouts that show most of what credit does, after the numbers over all of them if asked for.
+
+    Raises:
+        ConfigError: rich is not installed.
+    """
+    if not importlib.util.find_spec("rich"):
+        raise ConfigError(
+            'rollouts are printed with the package rich, which is not installed: pip install "verl-mtgrpo[report]"; '
+            "mtgrpo report without --rich writes a page instead"
+        )
+    from rich.console import Console
+
+    from verl_mtgrpo.report.terminal import print_catalog, print_rollouts
+
+    # Its highlighting would colour every number, and colour says something here; a file has no width to ask for.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    if overview:
+        print_catalog(catalog, console)
+    print_rollouts(catalog, rollouts, console)

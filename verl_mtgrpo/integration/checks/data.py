@@ -1,0 +1,136 @@
+"""The question files: are they there, and do their first rows hold what verl and the rewards read?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from verl_mtgrpo.errors import DataError, MTGRPOError
+from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
+from verl_mtgrpo.integration.checks.setup import Setup
+from verl_mtgrpo.integration.parts import check_agent_names
+from verl_mtgrpo.rewards.answers import accepted_answers
+
+CHECK = "data"
+LOOKED_AT = 32
+"""Rows of a file that are read."""
+WRITE = "mtgrpo data writes such files: mtgrpo data QUESTIONS --out DIR"
+
+
+def data(setup: Setup) -> Iterator[Finding]:
+    """Training and validation questions; leaves the first training rows in ``setup.rows``."""
+    if setup.get("data.custom_cls.path"):
+        yield Finding(CHECK, "skip", "questions come from a data set class of your own (data.custom_cls)")
+        return
+    problems, counts = [], []
+    for key in ("data.train_files", "data.val_files"):
+        total = 0
+        for file in _files(setup.get(key)):
+            try:
+                count, rows = _read(setup, key, file)
+            except _Unreadable as error:
+                problems.append(error.finding)
+                total = -1
+                break
+            total += count
+            problems += _rows_problems(setup, file, rows)
+            if key == "data.train_files" and not setup.rows:
+                setup.rows = rows
+        counts.append(total)
+    if not problems:
+        problems += _amount(setup, counts[0])
+    yield from problems or [Finding(CHECK, "ok", f"{counts[0]} questions for training, {counts[1]} for validation")]
+
+
+class _Unreadable(Exception):
+    """A file that cannot be looked at, and the finding about it."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.message)
+        self.finding = finding
+
+
+def _files(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [str(one) for one in value or []]
+
+
+def _read(setup: Setup, key: str, file: str) -> tuple[int, list[dict[str, Any]]]:
+    """How many rows a file has, and the first of them."""
+    path = Path(file).expanduser()
+    if "://" in file:
+        raise _Unreadable(Finding(CHECK, "skip", f"{file} is not on this machine's disk and was not read"))
+    if not path.is_file():
+        raise _Unreadable(setup.absent(CHECK, f"{key}={file} is not there", f"give the path of a file; {WRITE}"))
+    try:
+        count, rows = _parquet(path) if path.suffix == ".parquet" else _json(path)
+    except Exception as error:  # whatever pyarrow or json make of a broken file
+        message = f"{file} cannot be read: {type(error).__name__}: {one_line(str(error))[:200]}"
+        raise _Unreadable(Finding(CHECK, "fail", message, f"make it again; {WRITE}")) from error
+    if not count:
+        raise _Unreadable(Finding(CHECK, "fail", f"{file} has no rows", WRITE))
+    return count, rows
+
+
+def _parquet(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    first = next(file.iter_batches(batch_size=LOOKED_AT), None)
+    return file.metadata.num_rows, first.to_pylist() if first is not None else []
+
+
+def _json(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    """A list of objects, or an object a line, as the data sets library reads both."""
+    import json
+
+    if path.suffix not in (".json", ".jsonl"):
+        raise DataError(f"verl reads .parquet, .json and .jsonl, and not {path.suffix or 'a file without suffix'}")
+    with path.open(encoding="utf-8") as file:
+        if file.read(1) == "[":
+            file.seek(0)
+            whole = json.load(file)
+            return len(whole), whole[:LOOKED_AT]
+        file.seek(0)
+        count, rows = 0, []
+        for line in filter(str.strip, file):
+            count += 1
+            if len(rows) < LOOKED_AT:
+                rows.append(json.loads(line))
+    return count, rows
+
+
+def _rows_problems(setup: Setup, file: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
+    """What is wrong with a file's first rows, one thing at most."""
+    columns, prompt = set(rows[0]), str(setup.get("data.prompt_key") or "prompt")
+    missing = [name for name in (prompt, "data_source", "reward_model") if name not in columns]
+    if missing:
+        message = f"{file} has no column {', '.join(missing)}; it has {', '.join(sorted(columns))}".replace(";", ",")
+        yield Finding(CHECK, "fail", message, f"add it, or set data.prompt_key; {WRITE}")
+        return
+    if not _is_chat(rows[0][prompt]):
+        message = f"the column {prompt} of {file} is no list of messages with role and content"
+        yield Finding(CHECK, "fail", message, WRITE)
+        return
+    try:
+        if file.endswith(".parquet"):
+            check_agent_names(file)
+        if setup.get("reward.turn.preset") in (None, "paper_v1", "paper_v2", "judge"):
+            for row in rows:
+                accepted_answers((row["reward_model"] or {}).get("ground_truth"))
+    except MTGRPOError as error:
+        found = from_error(CHECK, error, f"give every row an answer; {WRITE}")
+        yield found if file in found.message else Finding(CHECK, "fail", f"{file}: {found.message}", found.fix)
+
+
+def _is_chat(prompt: Any) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and all(isinstance(m, Mapping) and "role" in m for m in prompt)
+
+
+def _amount(setup: Setup, rows: int) -> Iterator[Finding]:
+    size, mode = setup.get("data.train_batch_size"), str(setup.get("trainer.v1.trainer_mode"))
+    one_by_one = not mode.endswith("sync") or mode.endswith("async") or setup.get("algorithm.filter_groups.enable")
+    if rows >= size or one_by_one or setup.get("data.gen_batch_size") or setup.get("trainer.val_only"):
+        return
+    message = f"{rows} training questions are fewer than data.train_batch_size={size}, so there is no batch"
+    yield Finding(CHECK, "fail", message, f"set data.train_batch_size to {rows} or less, or give more questions")

@@ -1,0 +1,199 @@
+"""Checks of the config alone: do its parts fit together, and is there room for what is to happen?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from verl_mtgrpo.credit import ESTIMATORS
+from verl_mtgrpo.errors import MTGRPOError
+from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
+from verl_mtgrpo.integration.checks.setup import MULTI_TURN, ROLLOUT, Setup
+from verl_mtgrpo.integration.checks.versions import missing_engine
+from verl_mtgrpo.integration.fields import MODES
+from verl_mtgrpo.integration.parts import check_parts, uses_turns
+from verl_mtgrpo.integration.preflight import check_estimator, check_filtering, check_group_size, check_rewards
+from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
+from verl_mtgrpo.rewards import load_preset
+from verl_mtgrpo.rewards.formats import CUT_FORMATS
+
+COMPARING = ("grpo", "grpo_passk", "rloo", "rloo_vectorized")
+"""verl's own estimators that have nothing to compare in a group of one; verl does not refuse it."""
+
+
+def parts(setup: Setup) -> Iterator[Finding]:
+    """Agent loop, reward manager and tool."""
+    if not uses_turns(setup.config):
+        message = "nothing of verl-mtgrpo is in this command line, so it trains as verl does, with one reward a rollout"
+        yield Finding("parts", "warn", message, "add 'hydra.searchpath=[pkg://verl_mtgrpo.config]' +mtgrpo=mt_grpo")
+        return
+    check_parts(setup.config)
+    loop, manager = setup.get(f"{ROLLOUT}.agent.default_agent_loop"), setup.get("reward.reward_manager.name")
+    spoken = setup.get(f"{MULTI_TURN}.format")
+    yield Finding("parts", "ok", f"agent loop {loop} speaking {spoken}, reward manager {manager}")
+
+
+def estimator(setup: Setup) -> Iterator[Finding]:
+    """The estimator, its knobs, the trainer mode and the group size."""
+    name, n = setup.get("algorithm.adv_estimator"), setup.get(f"{ROLLOUT}.n")
+    mode = setup.get("trainer.v1.trainer_mode")
+    problems = []
+    for check in (check_estimator, check_group_size, check_filtering):
+        try:
+            check(setup.config)
+        except MTGRPOError as error:
+            problems.append(from_error("estimator", error))
+    if str(mode).startswith("mtgrpo_") and mode not in MODES:
+        fix = f"set one of {', '.join(MODES)}, or verl's own"
+        problems.append(Finding("estimator", "fail", f"trainer.v1.trainer_mode={mode} does not exist", fix))
+    if name in COMPARING and n < 2:
+        message = f"algorithm.adv_estimator={name} compares the rollouts of a prompt, and {ROLLOUT}.n={n}"
+        problems.append(Finding("estimator", "warn", message, f"set {ROLLOUT}.n to 2 or more"))
+    yield from problems or [_estimator_line(setup, name, n, mode)]
+
+
+def _estimator_line(setup: Setup, name: str, n: int, mode: str) -> Finding:
+    turn = setup.get("algorithm.turn") if name in ESTIMATORS else None
+    knobs = f" ({', '.join(f'{key} {value}' for key, value in turn.items())})" if turn else ""
+    return Finding("estimator", "ok", f"{name}{knobs}, {n} rollouts a prompt, trainer mode {mode}")
+
+
+def rewards(setup: Setup) -> Iterator[Finding]:
+    """What is paid, and by whom."""
+    if setup.get("reward.reward_manager.name") != "mtgrpo":
+        yield Finding("rewards", "skip", "the reward manager is not mtgrpo")
+        return
+    check_rewards(setup.config)
+    settings = turn_reward_settings(setup.get("reward"))
+    yield Finding("rewards", "ok", f"preset {settings.preset}, pay {settings.pay}, outcome from {settings.outcome}")
+
+
+def batch(setup: Setup) -> Iterator[Finding]:
+    """Questions of a step and of an update."""
+    size, mini = setup.get("data.train_batch_size"), setup.get("actor_rollout_ref.actor.ppo_mini_batch_size")
+    n = setup.get(f"{ROLLOUT}.n")
+    if not size or not mini:
+        return
+    message = f"{size} questions x {n} rollouts a step, updates of {mini} questions"
+    rest = size % mini
+    if rest:
+        message += f": verl fills the last one with {(mini - rest) * n} copies that are not trained on"
+        fix = "choose data.train_batch_size as a multiple of actor_rollout_ref.actor.ppo_mini_batch_size"
+        yield Finding("batch", "warn", message, fix)
+    else:
+        yield Finding("batch", "ok", message)
+
+
+def turns(setup: Setup) -> Iterator[Finding]:
+    """How many turns there may be, the format of calls, and where a turn ends."""
+    problems = [*_turn_limits(setup), *_format(setup), *_context(setup)]
+    most = setup.get(f"{MULTI_TURN}.max_assistant_turns")
+    length = setup.get(f"{ROLLOUT}.response_length")
+    said = f"at most {most} turns" if most else "any number of turns"
+    yield from problems or [Finding("turns", "ok", f"{said} in {length} tokens, tool results included")]
+
+
+def _turn_limits(setup: Setup) -> Iterator[Finding]:
+    key = f"{MULTI_TURN}.max_assistant_turns"
+    if setup.get(key) == 1:
+        message = f"{key}=1: verl stops after the first turn, before it looks for a tool call, so no tool is ever used"
+        yield Finding("turns", "fail", message, f"set {key} to 2 (one call, then the answer) or more")
+
+
+def _format(setup: Setup) -> Iterator[Finding]:
+    from verl.experimental.agent_loop.tool_parser import ToolParser
+
+    key, engine = f"{MULTI_TURN}.format", setup.get(f"{ROLLOUT}.name")
+    spoken, loop = setup.get(key), setup.get(f"{ROLLOUT}.agent.default_agent_loop")
+    known = sorted(ToolParser._registry)
+    if spoken not in known:
+        yield Finding("turns", "fail", f"{key}={spoken}: verl has no tool parser of this name", _one_of(key, known))
+        return
+    if loop == "mtgrpo_raw_agent" and spoken not in CUT_FORMATS:
+        message = f"mtgrpo_raw_agent needs a format with closing tags, but {key}={spoken}"
+        yield Finding("turns", "fail", message, _one_of(key, CUT_FORMATS))
+    if spoken in CUT_FORMATS and setup.get(f"{ROLLOUT}.enable_rollout_routing_replay"):
+        message = f"turns of {spoken} are cut at their closing tag, and routed experts cannot be cut with them"
+        fix = f"set {ROLLOUT}.enable_rollout_routing_replay=False, or {key}=hermes"
+        yield Finding("turns", "fail", message, fix)
+    if spoken in CUT_FORMATS and engine == "sglang" and setup.get(f"{ROLLOUT}.skip_tokenizer_init") is not False:
+        message = f"sglang cannot stop at the closing tags of {spoken} without a tokenizer: it writes on, then is cut"
+        yield Finding("turns", "warn", message, f"set {ROLLOUT}.skip_tokenizer_init=False")
+
+
+def _one_of(key: str, names: object) -> str:
+    return f"set {key} to one of {', '.join(map(str, names))}"  # type: ignore[call-overload]
+
+
+def _context(setup: Setup) -> Iterator[Finding]:
+    most, prompt = setup.get(f"{ROLLOUT}.max_model_len"), setup.get(f"{ROLLOUT}.prompt_length")
+    response = setup.get(f"{ROLLOUT}.response_length")
+    if not most or most >= prompt + response:
+        return
+    message = f"{ROLLOUT}.max_model_len={most} is less than a prompt of {prompt} and a response of {response} tokens"
+    fix = f"set {ROLLOUT}.max_model_len={prompt + response} or more"
+    yield Finding("turns", "fail" if most <= prompt else "warn", message, fix)
+
+
+def watch(setup: Setup) -> Iterator[Finding]:
+    """``trainer.turn``: what is watched and written down."""
+    settings = trainer_turn_settings(setup.get("trainer"))
+    guards = "guards on" if settings.guards.enable else "guards off"
+    folder = setup.get("trainer.rollout_data_dir")
+    dump = f"rollouts into {folder}" if folder else "no rollouts written (trainer.rollout_data_dir)"
+    yield Finding("watch", "ok", f"preflight {settings.preflight}, {guards}, {dump}")
+
+
+def verls_own(setup: Setup) -> Iterator[Finding]:
+    """What verl checks of a config itself, in its own words."""
+    import contextlib
+    import io
+
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    said = io.StringIO()
+    config = setup.config
+    try:
+        with contextlib.redirect_stdout(said):
+            validate_config(config, need_reference_policy(config), need_critic(config))
+    except Exception as error:  # verl raises AssertionError, ValueError, TypeError, Hydra wraps them
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError):  # of transformers: the critic's model has to be there for this
+            yield Finding("verl", "skip", f"verl's own checks need the model's files: {one_line(str(cause))[:120]}")
+            return
+        message = f"verl refuses the config: {one_line(str(cause) or repr(cause))}".replace(";", ",")
+        yield Finding("verl", "fail", message, "change what it names")
+        return
+    yield Finding("verl", "ok", "verl's own checks of the config pass")
+
+
+def engine(setup: Setup) -> Iterator[Finding]:
+    """Whether what generates can be there."""
+    name = setup.get(f"{ROLLOUT}.name")
+    problem = missing_engine(name)
+    if problem:
+        yield problem if not setup.elsewhere else setup.absent("engine", problem.message, problem.fix)
+        return
+    cpu = setup.get("trainer.device") == "cpu" or name == "hf_cpu"
+    if cpu and os.environ.get("VERL_PLATFORM") != "cpu":
+        message = (
+            "the config is for a CPU, but the environment variable VERL_PLATFORM is not cpu, so verl asks for a GPU"
+        )
+        yield Finding("engine", "fail", message, "put VERL_PLATFORM=cpu before the command (mtgrpo train --cpu does)")
+    else:
+        yield Finding("engine", "ok", f"{name} on {setup.get('trainer.device')}")
+
+
+def reward_function(setup: Setup) -> Iterator[Finding]:
+    """A reward function of one's own: can it be loaded?"""
+    preset = str(setup.get("reward.turn.preset") or "")
+    if ":" not in preset or setup.get("reward.reward_manager.name") != "mtgrpo":
+        return
+    try:
+        load_preset(preset)
+    except MTGRPOError as error:
+        missing = from_error("reward", error)
+        yield setup.absent("reward", missing.message, missing.fix)
+        return
+    yield Finding("reward", "ok", f"{preset} can be loaded")

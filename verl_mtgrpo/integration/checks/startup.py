@@ -1,0 +1,69 @@
+"""The list of checks of a run: `mtgrpo doctor` prints all findings, the start of a run stops at failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from verl_mtgrpo.errors import MTGRPOError
+from verl_mtgrpo.integration.checks import chat, data, fit, lengths, services, tools
+from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
+from verl_mtgrpo.integration.checks.setup import Setup
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        name: What its line begins with.
+        look: Does it. An error of this package that it raises is a failure.
+        opens: Whether it opens files, loads the tokenizer or asks services.
+    """
+
+    name: str
+    look: Callable[[Setup], Iterable[Finding]]
+    opens: bool = False
+
+
+CHECKS = (
+    Check("parts", fit.parts),
+    Check("estimator", fit.estimator),
+    Check("rewards", fit.rewards),
+    Check("batch", fit.batch),
+    Check("turns", fit.turns),
+    Check("watch", fit.watch),
+    Check("engine", fit.engine, opens=True),
+    Check("reward", fit.reward_function, opens=True),
+    Check("data", data.data, opens=True),
+    Check("tools", tools.tools, opens=True),
+    Check("tokenizer", chat.tokenizer, opens=True),
+    Check("chat", chat.chat, opens=True),
+    Check("index", services.index, opens=True),
+    Check("lengths", lengths.lengths, opens=True),
+    Check("judge", services.judge, opens=True),
+)
+"""In this order, because some use what others have found."""
+DOCTOR = (*CHECKS[:7], Check("verl", fit.verls_own), *CHECKS[7:])
+"""For `mtgrpo doctor` also what verl checks itself, right after this, when a run starts."""
+
+
+def examine(setup: Setup, checks: Sequence[Check] = CHECKS) -> list[Finding]:
+    """What the checks say. One that fails in a way of its own says so, and does not stop a run."""
+    found: list[Finding] = []
+    for check in checks:
+        try:
+            found += check.look(setup)
+        except MTGRPOError as error:
+            found.append(from_error(check.name, error))
+        except Exception as error:
+            message = f"could not be checked: {type(error).__name__}: {one_line(str(error))}"
+            found.append(Finding(check.name, "warn", message, "if the run is fine, please report this"))
+    return found
+
+
+def checks_of(level: str) -> tuple[Check, ...]:
+    """The checks of a run's start, by ``trainer.turn.preflight``."""
+    if level == "off":
+        return ()
+    return tuple(check for check in CHECKS if level == "full" or not check.opens)

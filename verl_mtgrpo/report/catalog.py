@@ -1,0 +1,196 @@
+"""What a report knows of every rollout of a dump: numbers and a place in a file, no text but the question.
+
+Dumps are larger than memory, so they are read twice: once for this catalog, and again, a group at a time, for the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from verl_mtgrpo.report.rollouts import (
+    DumpedRollout,
+    iter_located,
+    question_of,
+    read_located,
+    turn_advantages,
+)
+from verl_mtgrpo.rewards.answers import contains, exact_match, last_answer
+from verl_mtgrpo.rewards.transcript import Transcript
+
+_QUESTION_CHARS = 300
+RECOMPUTED = "mt_grpo"
+"""What gives the advantages of a validation, on which nothing is trained."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One rollout.
+
+    Attributes:
+        file: Number of its file in the catalog.
+        start: Byte at which its line begins.
+        number: Which rollout of its group it is.
+        rewards: Paid by turn.
+        advantages: By turn.
+        right: Whether its answer is an accepted one; None if there is no accepted answer.
+        used: Whether a tool call was carried out.
+        hit: Whether an accepted answer is in a result that the model saw.
+        errors: Tool calls that failed.
+        dropped: Whether it was taken out of the update.
+    """
+
+    file: int
+    start: int
+    number: int
+    rewards: tuple[float, ...]
+    advantages: tuple[float, ...]
+    right: bool | None
+    used: bool
+    hit: bool
+    errors: int
+    dropped: bool
+
+    @property
+    def total(self) -> float:
+        """All that it was paid."""
+        return sum(self.rewards)
+
+
+@dataclass
+class Group:
+    """The rollouts of one prompt at one step.
+
+    Attributes:
+        step: The training step.
+        training: Whether it was trained on; else it is of a validation.
+        data_source: Of the question.
+        question: Its beginning.
+        answers: The accepted ones.
+        estimator: What gave the advantages.
+        entries: The rollouts, in the dump's order.
+    """
+
+    step: int
+    training: bool
+    data_source: str
+    question: str
+    answers: tuple[str, ...]
+    estimator: str
+    entries: list[Entry] = field(default_factory=list[Entry])
+
+    @property
+    def spread(self) -> float:
+        """How far the advantages of its rollouts are from 0 at most."""
+        return max((abs(value) for entry in self.entries for value in entry.advantages), default=0.0)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All of it.
+
+    Attributes:
+        files: What was read.
+        groups: Training first, then by step, in the dumps' order.
+        estimators: Name -> its knobs as the rollouts name them, of training rollouts.
+    """
+
+    files: tuple[Path, ...]
+    groups: tuple[Group, ...]
+    estimators: Mapping[str, Sequence[Mapping[str, Any]]]
+
+    def entries(self) -> Iterator[Entry]:
+        """Every rollout."""
+        for group in self.groups:
+            yield from group.entries
+
+    def read_groups(self, groups: Iterable[Group]) -> Iterator[tuple[Group, list[DumpedRollout]]]:
+        """The rollouts of groups with all their text, from the files; each with the advantages of the catalog."""
+        with ExitStack() as stack:
+            opened = [stack.enter_context(path.open("rb")) for path in self.files]
+            for group in groups:
+                read = [read_located(opened[entry.file], entry.start) for entry in group.entries]
+                yield (
+                    group,
+                    [
+                        replace(rollout, advantages=entry.advantages)
+                        for rollout, entry in zip(read, group.entries, strict=True)
+                    ],
+                )
+
+
+def read_catalog(files: Sequence[Path], on_rollout: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> Catalog:
+    """Read dumps once.
+
+    Args:
+        files: As :func:`~verl_mtgrpo.report.dump_files.dump_files` finds them.
+        on_rollout: Wraps the rollouts as they pass by: a progress bar.
+
+    Raises:
+        DataError: a file cannot be read as a dump (:func:`~verl_mtgrpo.report.rollouts.iter_dump`).
+    """
+    groups: dict[tuple[int, str], Group] = {}
+    estimators: dict[str, list[Mapping[str, Any]]] = {}
+    located = ((file, *one) for file, path in enumerate(files) for one in iter_located(path))
+    for file, start, rollout in on_rollout(located):
+        key = (file, rollout.group)
+        if key not in groups:
+            groups[key] = _group_of(rollout, files[file])
+        groups[key].entries.append(_entry_of(rollout, file, start))
+        if rollout.estimator and rollout.settings not in estimators.setdefault(rollout.estimator, []):
+            estimators[rollout.estimator].append(rollout.settings)
+    ordered = sorted(groups.values(), key=lambda group: (not group.training, group.step))
+    _recompute([group for group in ordered if not group.training])
+    return Catalog(tuple(files), tuple(ordered), estimators)
+
+
+def _recompute(groups: Sequence[Group]) -> None:
+    """Give validation rollouts the advantages that MT-GRPO gives within their groups."""
+    rows = [(str(number), entry) for number, group in enumerate(groups) for entry in group.entries]
+    advantages = iter(
+        turn_advantages(
+            [entry.rewards for _, entry in rows],
+            [label for label, _ in rows],
+            dropped=[entry.dropped for _, entry in rows],
+        )
+    )
+    for group in groups:
+        group.entries = [replace(entry, advantages=next(advantages)) for entry in group.entries]
+
+
+def _group_of(rollout: DumpedRollout, path: Path) -> Group:
+    known = rollout.step if rollout.step is not None else int(path.stem) if path.stem.isdecimal() else 0
+    question = " ".join(question_of(rollout.transcript).split())
+    return Group(
+        step=known,
+        training=rollout.advantages is not None,
+        data_source=rollout.data_source,
+        question=question if len(question) <= _QUESTION_CHARS else question[: _QUESTION_CHARS - 1] + "…",
+        answers=rollout.answers,
+        estimator=rollout.estimator if rollout.advantages is not None else RECOMPUTED,
+    )
+
+
+def _entry_of(rollout: DumpedRollout, file: int, start: int) -> Entry:
+    accepted = [answer for answer in rollout.answers if answer.strip()]
+    turns = rollout.transcript.turns
+    calls = [call for turn in turns for call in turn.tool_calls]
+    return Entry(
+        file=file,
+        start=start,
+        number=rollout.number,
+        rewards=rollout.turn_rewards,
+        advantages=rollout.advantages or (),
+        right=exact_match(last_answer([turn.text for turn in turns]), accepted) if accepted else None,
+        used=any(call.ok for call in calls),
+        hit=_has_hit(rollout.transcript, accepted),
+        errors=sum(not call.ok for call in calls),
+        dropped=rollout.dropped is not None,
+    )
+
+
+def _has_hit(transcript: Transcript, accepted: Sequence[str]) -> bool:
+    return any(contains(result, accepted) for turn in transcript.turns for result in turn.results)

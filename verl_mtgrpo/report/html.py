@@ -1,0 +1,306 @@
+"""The credit report: one HTML page with everything in it, which asks the network for nothing.
+
+What stands in a rollout was written by a model and by whoever wrote the passages: it is hostile. It never becomes
+markup: the list's numbers and questions are JSON in a script element of a type that no browser runs, with every ``<``
+escaped; the text of a group is compressed and in base64, and is opened when the group is. The page's own scripts insert
+it as text only, which its Content-Security-Policy holds them to (``require-trusted-types-for``).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any
+
+from verl_mtgrpo.credit.explain import Term
+from verl_mtgrpo.report.catalog import Catalog, Entry, Group
+from verl_mtgrpo.report.metrics import RunMetrics
+from verl_mtgrpo.report.overview import curves, histograms, turn_rows
+from verl_mtgrpo.report.rollouts import DumpedRollout
+from verl_mtgrpo.report.why import Why, explain_group, in_words
+from verl_mtgrpo.rewards.transcript import Document, ToolCall
+
+_PAGE = package_files("verl_mtgrpo.report").joinpath("page")
+_STYLES = ("page.css", "rollouts.css")
+_SCRIPTS = tuple(
+    f"{name}.js" for name in ("dom", "data", "charts", "overview", "filters", "list", "group", "rollout", "main")
+)
+# Points of a logged metric that are drawn: more than a screen has columns for a chart.
+_MOST_POINTS = 400
+
+RIGHT, WRONG, USED, HIT, ERRORS, DROPPED = 1, 2, 4, 8, 16, 32
+"""What a rollout's flags in the list say; page/data.js has the same."""
+
+_Passage = tuple[str, str, str, float]
+"""Id, title, text and score of a document."""
+
+
+def write_page(
+    path: Path,
+    catalog: Catalog,
+    *,
+    title: str,
+    made_by: str,
+    metrics: RunMetrics | None = None,
+    on_group: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> None:
+    """Write the report, a group at a time; an old file is replaced when the new one is whole.
+
+    Args:
+        path: The HTML file.
+        catalog: What to show.
+        title: Of the page.
+        made_by: Version of this package.
+        metrics: What verl logged, for curves.
+        on_group: Wraps the groups as they pass by: a progress bar.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    index = _index(catalog, title=title, made_by=made_by, metrics=metrics)
+    head, middle, end = _frame(title)
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(head)
+            file.write(f'<script type="application/json" id="index">{embedded(index)}</script>\n')
+            file.write(middle)
+            for number, (group, rollouts) in enumerate(on_group(catalog.read_groups(catalog.groups))):
+                chunk = packed(_details(group, rollouts))
+                file.write(f'<script type="application/octet-stream" id="g{number}">{chunk}</script>\n')
+            file.write(end)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def embedded(value: Any) -> str:
+    """JSON that can stand in a script element whatever its strings hold: ASCII, and no character that ends markup."""
+    try:
+        text = _json(value)
+    except ValueError:  # NaN or infinity, which JSON does not have: rare, and looking for them takes long
+        text = _json(_finite(value))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def packed(value: Any) -> str:
+    """JSON, compressed (zlib, which browsers call ``deflate``), in base64."""
+    return base64.b64encode(zlib.compress(embedded(value).encode("ascii"), 6)).decode("ascii")
+
+
+def _frame(title: str) -> tuple[str, str, str]:
+    """The page before the index, between index and groups, and after them."""
+    styles = "".join(_asset(name) for name in _STYLES)
+    scripts = [_asset(name) for name in _SCRIPTS]
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            "script-src " + " ".join(map(_hash, scripts)),
+            f"style-src {_hash(styles)}",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "require-trusted-types-for 'script'",
+            "trusted-types 'none'",
+        ]
+    )
+    template = _asset("page.html").replace("{{policy}}", policy).replace("{{title}}", _escaped(title))
+    head, rest = template.replace("{{styles}}", styles).split("{{index}}\n")
+    middle, end = rest.split("{{groups}}\n")
+    # Before the groups: the list is there while the browser still reads their text.
+    return head, middle.replace("{{scripts}}", "\n".join(f"<script>{script}</script>" for script in scripts)), end
+
+
+def _asset(name: str) -> str:
+    return _PAGE.joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _escaped(text: str) -> str:
+    plain = text.encode("utf-8", "replace").decode("utf-8")
+    # Braces too: they mark the places of the template.
+    return html.escape(plain).replace("{", "&#123;").replace("}", "&#125;")
+
+
+def _index(catalog: Catalog, *, title: str, made_by: str, metrics: RunMetrics | None) -> dict[str, Any]:
+    sources = sorted({group.data_source for group in catalog.groups})
+    kinds = {
+        name: _overview([group for group in catalog.groups if group.training is training])
+        for name, training in (("training", True), ("validation", False))
+        if any(group.training is training for group in catalog.groups)
+    }
+    names = {group.estimator for group in catalog.groups}
+    return {
+        "title": title,
+        "madeBy": made_by,
+        "files": [str(path) for path in catalog.files],
+        "estimators": {
+            name: {"words": in_words(name), "settings": catalog.estimators.get(name, [])} for name in sorted(names)
+        },
+        "sources": sources,
+        "kinds": kinds,
+        "metrics": _logged(metrics) if metrics else {},
+        "groups": [_group_row(group, sources) for group in catalog.groups],
+    }
+
+
+def _overview(groups: Sequence[Group]) -> dict[str, Any]:
+    return {
+        "turns": [_rounded(asdict(row)) for row in turn_rows(groups)],
+        "curves": {
+            title: [{"label": one.label, "points": _rounded(one.points)} for one in some]
+            for title, some in curves(groups).items()
+        },
+        "histograms": [asdict(histogram) for histogram in histograms(groups)],
+    }
+
+
+def _logged(metrics: RunMetrics) -> dict[str, list[list[float]]]:
+    """Name -> points, at most as many as can be seen."""
+    found: dict[str, list[list[float]]] = {}
+    for name, series in sorted(metrics.train.items()):
+        steps = sorted(step for step in series if math.isfinite(series[step]))
+        every = math.ceil(len(steps) / _MOST_POINTS) if steps else 1
+        if steps:
+            found[name] = [[step, _round(series[step])] for step in steps[::every]]
+    return found
+
+
+def _group_row(group: Group, sources: Sequence[str]) -> list[Any]:
+    """As page/data.js reads it."""
+    return [
+        group.step,
+        int(group.training),
+        sources.index(group.data_source),
+        group.question,
+        group.estimator,
+        [
+            [entry.number, _rounded(entry.rewards), [round(value, 4) for value in entry.advantages], _flags(entry)]
+            for entry in group.entries
+        ],
+    ]
+
+
+def _flags(entry: Entry) -> int:
+    answered = 0 if entry.right is None else RIGHT if entry.right else WRONG
+    return (
+        answered
+        | (USED if entry.used else 0)
+        | (HIT if entry.hit else 0)
+        | (ERRORS if entry.errors else 0)
+        | (DROPPED if entry.dropped else 0)
+    )
+
+
+def _details(group: Group, rollouts: Sequence[DumpedRollout]) -> dict[str, Any]:
+    """All that is shown of a group; a passage that several searches found stands there once."""
+    documents: dict[_Passage, int] = {}
+    why = explain_group(rollouts, [rollout.advantages or () for rollout in rollouts], group.estimator)
+    shown = [_rollout(rollout, some, documents) for rollout, some in zip(rollouts, why, strict=True)]
+    return {
+        "prompt": [_message(message) for message in rollouts[0].transcript.prompt],
+        "answers": list(group.answers),
+        "questionId": rollouts[0].question_id,
+        "settings": dict(rollouts[0].settings),
+        "rollouts": shown,
+        "documents": list(documents),
+    }
+
+
+def _message(message: Mapping[str, Any]) -> list[str]:
+    content = message.get("content")
+    return [str(message.get("role", "")), content if isinstance(content, str) else json.dumps(content, default=str)]
+
+
+def _rollout(rollout: DumpedRollout, why: Sequence[Why], documents: dict[_Passage, int]) -> dict[str, Any]:
+    turns = [
+        {
+            "text": turn.text,
+            "reward": rollout.turn_rewards[k],
+            "credited": rollout.credited[k] if rollout.credited else None,
+            "value": rollout.values[k] if rollout.values else None,
+            "advantage": _round((rollout.advantages or ())[k]),
+            "calls": [_call(call, documents) for call in turn.tool_calls],
+            "words": why[k].words,
+            "addsUp": why[k].adds_up,
+            "terms": [_term(term) for term in why[k].terms],
+        }
+        for k, turn in enumerate(rollout.transcript.turns)
+    ]
+    return {
+        "turns": turns,
+        "end": rollout.transcript.end_reason,
+        "maxTurns": rollout.transcript.max_turns,
+        "format": rollout.transcript.format,
+        "dropped": rollout.dropped,
+        "components": _rounded(dict(sorted(rollout.components.items()))),
+    }
+
+
+def _term(term: Term) -> list[Any]:
+    """As page/rollout.js reads it."""
+    std = None if term.std is None else _round(term.std)
+    weight, adds = _round(term.weight), _round(term.adds)
+    of = [term.count, term.baseline, term.ended]
+    return [term.kind, term.turn, _round(term.value), _round(term.mean), std, weight, adds, *of]
+
+
+def _call(call: ToolCall, documents: dict[_Passage, int]) -> dict[str, Any]:
+    return {
+        "name": call.name,
+        "arguments": call.arguments,
+        "result": call.result,
+        "ok": call.ok,
+        "kind": call.error_kind,
+        "error": call.error,
+        "seen": call.seen,
+        "repeat": call.repeat,
+        "faults": list(call.faults),
+        "seconds": _round(call.latency_s),
+        "reward": call.reward,
+        "documents": [documents.setdefault(_passage(one), len(documents)) for one in call.documents],
+    }
+
+
+def _passage(document: Document) -> _Passage:
+    return str(document.id), str(document.title), str(document.text), _round(document.score)
+
+
+def _rounded(value: Any) -> Any:
+    """Six digits of every float: what is shown has three."""
+    if isinstance(value, float):
+        return _round(value)
+    if isinstance(value, Mapping):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(one) for one in value]
+    return value
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.6g}") + 0.0
+
+
+def _finite(value: Any) -> Any:
+    """None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return value

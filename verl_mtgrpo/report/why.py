@@ -1,0 +1,143 @@
+"""Why did this turn get this advantage? The working of an estimator in words, checked against what was trained on."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from verl_mtgrpo.credit.explain import Term, explain
+from verl_mtgrpo.report.rollouts import DumpedRollout
+
+IN_WORDS: Mapping[str, str] = {
+    "mt_grpo": "MT-GRPO: what a turn was paid is compared with the rollouts of the same prompt that got as far (less "
+    "their mean, divided by their standard deviation), the outcome with all of them. A turn gets its own term, those "
+    "of the turns after it, and the outcome's.",
+    "mt_grpo_v1": "MT-GRPO as in the paper's first code: every turn gets the outcome, normalised over the group; the "
+    "first one also what the turns before the last were paid, normalised the same way. A rollout of one turn gets its "
+    "normalised total.",
+    "turn_rloo": "What was paid from this turn on, less the mean of the same over the other rollouts of the prompt "
+    "that got as far (leave-one-out).",
+    "gtpo": "What was paid from this turn on, normalised over all turns of all rollouts of the prompt.",
+    "grpo": "GRPO: all that the rollout was paid, normalised over the rollouts of the prompt; every turn gets the "
+    "same.",
+    "rloo": "RLOO: all that the rollout was paid, less the mean of the other rollouts of the prompt; every turn gets "
+    "the same.",
+    "turn_reinforce_pp": "What was paid from this turn on, normalised over all generated tokens of the training batch, "
+    "whatever the prompt: it cannot be worked out from a group.",
+    "gae": "Generalised advantage estimation, token by token: rewards to come less what the critic expected, whitened "
+    "over the training batch. Shown is the mean over the turn's tokens; it cannot be worked out from a group.",
+    "turn_gae": "Generalised advantage estimation with a turn as one action: what was paid and what the critic expects "
+    "next, less what it expected at the turn's first token, whitened over the batch's turns.",
+    "bilevel_gae": "Generalised advantage estimation over turns, then over the tokens inside each turn, with the "
+    "critic's values, whitened over the batch's tokens. Shown is the mean over the turn's tokens.",
+}
+"""What an estimator does, for somebody who looks at one advantage."""
+
+_UNKNOWN = "An estimator of verl's or of your own, whose working this report does not know."
+_BASELINES = {
+    "alive": "the {count} rollouts that got this far averaged",
+    "group": "the {count} rollouts averaged",
+    "others": "the {count} others that got this far averaged",
+    "others_outcome": "nobody else got this far, and the last turns of the {count} others averaged",
+    "turns_of_group": "all {count} turns of the group averaged",
+}
+
+
+@dataclass(frozen=True)
+class Why:
+    """The working of one turn's advantage.
+
+    Attributes:
+        terms: What it is made of; empty if that is not known.
+        words: The same in a sentence or two.
+        adds_up: Whether the terms sum to the advantage; None without terms.
+    """
+
+    terms: tuple[Term, ...]
+    words: str
+    adds_up: bool | None
+
+
+def in_words(estimator: str) -> str:
+    """What an estimator does."""
+    return IN_WORDS.get(estimator, _UNKNOWN)
+
+
+def explain_group(
+    rollouts: Sequence[DumpedRollout], advantages: Sequence[Sequence[float]], estimator: str
+) -> list[list[Why]]:
+    """For every turn of every rollout of a group: why its advantage is what it is.
+
+    Args:
+        rollouts: The whole group.
+        advantages: Theirs, as trained on or recomputed.
+        estimator: What gave them.
+    """
+    seen = [() if one.dropped is not None else one.credited or one.turn_rewards for one in rollouts]
+    working = explain(estimator, seen, rollouts[0].settings) if rollouts else None
+    found: list[list[Why]] = []
+    for number, (rollout, mine) in enumerate(zip(rollouts, advantages, strict=True)):
+        if rollout.dropped is not None:
+            found.append([Why((), f"Taken out of the update: {rollout.dropped}.", None) for _ in mine])
+        elif working is None:
+            found.append([_statistics(rollouts, seen, number, turn) for turn in range(len(mine))])
+        else:
+            pairs = zip(working[number], mine, strict=True)
+            found.append([_checked(tuple(terms), advantage) for terms, advantage in pairs])
+    return found
+
+
+def _checked(terms: tuple[Term, ...], advantage: float) -> Why:
+    total = sum(term.adds for term in terms)
+    adds_up = abs(total - advantage) <= 1e-3 * max(1.0, abs(advantage))
+    # That a rollout ended is worth a sentence where others were paid for going on.
+    told = [term for term in terms if term.kind != "ended" or term.adds]
+    words = " ".join(map(_sentence, told))
+    if len(told) > 1:
+        words += f" Together {signed(total)}."
+    if not adds_up:
+        words += (
+            f" This does not give the {signed(advantage)} that was trained on: rollouts of the group or settings are "
+            "missing in the dump, or the rewards were changed afterwards."
+        )
+    return Why(terms, words, adds_up)
+
+
+def _sentence(term: Term) -> str:
+    subject = {
+        "turn": f"Turn {term.turn} was paid {term.value:.2f}",
+        "ended": f"The rollout ended with turn {term.turn}, so nothing was paid there for going on",
+        "outcome": f"The last turn was paid {term.value:.2f} with the outcome",
+        "turns": f"The turns before the last were paid {term.value:.2f}",
+        "return": f"From turn {term.turn} on {term.value:.2f} was paid",
+        "total": f"The rollout was paid {term.value:.2f} in all",
+    }[term.kind]
+    if term.baseline == "nobody":
+        return f"{subject}; there is nobody to compare with: {signed(term.adds)}."
+    compared = _BASELINES[term.baseline].format(count=term.count)
+    if term.kind == "turn" and term.ended:
+        compared = compared.replace(" averaged", f" ({term.ended} ended there: counted as 0) averaged")
+    if not term.adds and term.std == 0.0:
+        return f"{subject}, as in all {term.count} that are compared: nothing."
+    return f"{subject}; {compared} {term.mean:.2f}: {signed(term.adds)}."
+
+
+def _statistics(rollouts: Sequence[DumpedRollout], seen: Sequence[Sequence[float]], number: int, turn: int) -> Why:
+    """What can be said of a turn where the working is not a function of the group."""
+    alive = [one for one in seen if len(one) > turn]
+    mine, to_come = seen[number][turn], sum(seen[number][turn:])
+    words = (
+        f"This turn was paid {mine:.2f}; the {len(alive)} rollouts that got this far averaged "
+        f"{statistics.fmean(one[turn] for one in alive):.2f}. From here on {to_come:.2f} was paid; they averaged "
+        f"{statistics.fmean(sum(one[turn:]) for one in alive):.2f}."
+    )
+    if (values := rollouts[number].values) is not None:
+        words += f" The critic expected {values[turn]:.2f} at its first token."
+    return Why((), words, None)
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """+1.41, −0.83; no sign for what rounds to 0."""
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−") if float(text) else text[1:]
