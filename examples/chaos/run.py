@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -146,6 +147,9 @@ def table(
     generations = sum(start.generations for start in starts)
     replaced = sum(sum(start.malformed.values()) for start in starts)
     kinds = len({kind for start in starts for kind in start.malformed})
+    fared = f"{replaced} of {generations} completions ({replaced / generations:.1%}), of {kinds} kinds; {calls(starts)}"
+    fared += f"; {sums['failed']} rollouts failed"
+    listed = [f"| {step} | {name} | {text.replace(str(logs[0].parent), 'RUN')} |" for step, name, text in sorted(rows)]
     machine = describe_machine()
     return TEMPLATE.format(
         command=f"python examples/chaos/run.py --seed {faults.seed}",
@@ -153,8 +157,8 @@ def table(
         machine=machine["machine"],
         packages=machine["packages"],
         duration=f"{seconds / 60:.0f} minutes, {len(starts)} starts",
-        faults="\n".join(f"| {step} | {name} | {text} |" for step, name, text in sorted(rows)),
-        malformed=f"{replaced} of {generations} completions ({replaced / generations:.1%}), {kinds} kinds",
+        faults="\n".join(listed),
+        malformed=fared,
         fates="\n".join(f"| {name} | {sums[name]} |" for name in COUNTS),
         steps=f"1 to {STEPS}, each once",
         **{name.replace(" ", "_"): sums[name] for name in ("asked", "undone", "cut off", "begun")},
@@ -173,7 +177,20 @@ def seen(name: str, step: int, starts: Sequence[Start], said: Sequence[str]) -> 
         raise AssertionError(f"nothing was said of: {name}")
     counts = next(start.counts(step) for start in starts if step in start.rows)
     numbers = ", ".join(f"{counts[fate]} {fate}" for fate in ("trained", "dropped", "failed", "repeated"))
-    return f"`{re.sub('^.*?(?=the ' + kind + ')', '', message)}` Training goes on; rollouts of this step: {numbers}"
+    took = next(start.rows[step]["timing_s/step"] for start in starts if step in start.rows)
+    message = re.sub(f"^.*?(?=the {kind})", "", message)
+    return f"`{message}` Training goes on; rollouts of this step, which took {took:.0f} s: {numbers}"
+
+
+def calls(starts: Sequence[Start]) -> str:
+    """Tool calls that failed for what the model wrote, by kind, in all steps together."""
+    kinds: Counter[str] = Counter()
+    for start in starts:
+        for step, row in start.rows.items():
+            counts = start.counts(step)
+            for name in ("bad_arguments", "no_query", "unknown_tool", "tool_exception"):
+                kinds[name] += round(row.get(f"tool/errors/{name}", 0.0) * (counts["trained"] + counts["dropped"]))
+    return "calls that failed: " + ", ".join(f"{count} {name}" for name, count in kinds.items() if count)
 
 
 def stopped(starts: Sequence[Start], stops: Sequence[str]) -> str:
@@ -193,11 +210,14 @@ Written by `{command}` ([run.py](run.py)); {source}.
 
 The toy policy is trained on the CPU by verl's trainer, with two rollout workers, two reward workers and a real
 `mtgrpo serve`. What is done to it comes from outside ([faults.py](faults.py)); malformed completions are put in the
-place of the rollout server's by an agent loop of this folder ([malformed.py](malformed.py)): {malformed}.
+place of the rollout server's by an agent loop of this folder ([malformed.py](malformed.py)). The full disk is a link to
+`/dev/full` in the place of one dump, so the room that the message names is the real disk's. Where a fault stops the
+training, it is started again with the same command.
 
 | step | what was done | what was seen |
 |---|---|---|
 {faults}
+| all | malformed completions | {malformed} |
 
 Steps in the metrics: {steps}. What became of the rollouts of these steps, by the metrics `rollouts_total/...`:
 

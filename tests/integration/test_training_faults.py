@@ -15,7 +15,8 @@ import pytest
 pytest.importorskip("verl")
 
 from tests.integration.test_training import QUESTIONS, ROLLOUTS, run
-from tests.integration.test_training_outages import Steps
+from tests.integration.test_training_outages import Steps, tool_yaml
+from tests.retrieval.services import serving
 from tests.training import TrainingRun
 from verl_mtgrpo.cli.failure import failure_report
 
@@ -85,15 +86,25 @@ def test_a_rollout_server_that_dies_stops_the_run_with_its_name(assets: Path, tm
 
 
 def test_rollouts_that_never_end_stop_the_run(assets: Path, tmp_path: Path):
-    from tests.integration.test_training_outages import tool_yaml
-    from tests.retrieval.services import FAULTY, serving
+    steps = Steps(tmp_path / "metrics.jsonl")
+    with serving("serve", assets / "index") as service:
 
-    with serving(assets / "index", module=FAULTY) as service:
-        tool = tool_yaml(tmp_path, index=f"{service.url}/never/1/hangs", patience_s=3000.0, request_timeout_s=3000.0)
+        def stop_answering() -> None:
+            steps.wait_for(lambda seen: len(seen) >= 1)
+            service.process.send_signal(signal.SIGSTOP)
+
+        tool = tool_yaml(tmp_path, index=service.url, patience_s=3000.0, request_timeout_s=3000.0)
         stall = "trainer.v1.sampler.sampler_kwargs.stall_timeout_s=15"
-        result = run(assets, tmp_path, tool, stall)
+        thread = threading.Thread(target=stop_answering)
+        thread.start()
+        try:
+            result = run(assets, tmp_path, tool, stall, *NO_VALIDATION, "trainer.total_training_steps=30")
+        finally:
+            steps.stop = True
+            thread.join()
     assert result.returncode == 1
-    assert "StalledError: step 1: no rollout ended for 15 s" in said(result, tmp_path)
+    assert len(result.steps) < 30
+    assert f"StalledError: step {max(result.steps) + 1}: no rollout ended for 15 s" in said(result, tmp_path)
 
 
 def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(assets: Path, tmp_path: Path):
