@@ -47,6 +47,7 @@ def settings_of(folder: Path, *more: str) -> list[str]:
     write_parquet(rows, folder / "train.parquet")
     return [
         f"data.train_files={folder / 'train.parquet'}",
+        f"data.val_files={folder / 'train.parquet'}",
         "actor_rollout_ref.actor.optim.lr=1e-3",  # what is said changes from step to step
         "critic.optim.lr=1e-3",
         f"trainer.total_training_steps={STEPS}",
@@ -138,6 +139,7 @@ def said_in_validation(folder: Path, step: int) -> list[str]:
 
 
 SEPARATE = (
+    "trainer.v1.separate_async.parameter_sync_step=1",
     "actor_rollout_ref.rollout.nnodes=1",
     "actor_rollout_ref.rollout.n_gpus_per_node=1",
     "actor_rollout_ref.rollout.checkpoint_engine.backend=tcp_cpu",
