@@ -118,7 +118,8 @@ def test_with_a_critic_the_numbers_are_those_of_the_unbroken_run(preset: str, as
 VAL = "actor_rollout_ref.rollout.val_kwargs"
 # Rollouts of a prompt have to differ to be compared, so they are sampled. What is validated greedily can be compared:
 # behind step 2, and before the first step of the run that goes on.
-SAMPLED = (f"{VAL}.do_sample=False", f"{VAL}.n=1", "trainer.test_freq=2", "trainer.val_before_train=True")
+# (verl's v1 trainers read the temperature of a validation, not val_kwargs.do_sample.)
+SAMPLED = (f"{VAL}.temperature=0", f"{VAL}.n=1", "trainer.test_freq=2", "trainer.val_before_train=True")
 
 
 @pytest.mark.parametrize("preset", ["mt_grpo", "mt_grpo_v1", "turn_rloo", "gtpo", "turn_reinforce_pp"])
