@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-from importlib.metadata import version
 
 import pytest
 
@@ -14,6 +12,7 @@ from hydra import compose, initialize_config_module
 from verl.trainer.ppo.v1 import get_trainer_cls, trainer_base
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
+from tests.verl_source import only_tested_version, source_hash
 from verl_mtgrpo.credit import ESTIMATORS, extra_fields, register_estimator
 from verl_mtgrpo.errors import CompatibilityError, ConfigError
 from verl_mtgrpo.integration.fields import MODES, provide, take
@@ -21,16 +20,10 @@ from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.integration.storage import SafeStorage
 from verl_mtgrpo.integration.trainer import _TurnTrainer
 
-TESTED = "0.9.1"
-
 
 def config(*overrides: str, preset: str = "turn_gae"):
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose("ppo_trainer", ["hydra.searchpath=[pkg://verl_mtgrpo.config]", f"+mtgrpo={preset}", *overrides])
-
-
-def source_hash(function) -> str:
-    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
 
 
 RELIED_ON = {
@@ -54,7 +47,7 @@ RELIED_ON = {
 }
 
 
-@pytest.mark.skipif(version("verl") != TESTED, reason=f"the hashes are those of verl {TESTED}")
+@only_tested_version
 @pytest.mark.parametrize("name", RELIED_ON)
 def test_what_the_trainers_rely_on_is_as_it_was_when_they_were_written(name):
     function, expected = RELIED_ON[name]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import logging
-from importlib.metadata import version
 
 import pytest
 
@@ -15,7 +13,8 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopManager, AgentLoopW
 from verl.experimental.reward_loop import RewardLoopManager
 from verl.trainer.ppo.v1 import agent_loop_tq, replay_buffer
 
-from tests.integration.test_trainer import TESTED, config
+from tests.integration.test_trainer import config
+from tests.verl_source import only_tested_version, source_hash
 from verl_mtgrpo.errors import ConfigError, EmptyBatchError, StalledError
 from verl_mtgrpo.integration.sampler import count_rollouts, refuse_failed_batch
 from verl_mtgrpo.integration.waiting import StallGuard
@@ -122,10 +121,6 @@ def test_a_batch_of_which_nothing_came_back_is_named():
     refuse_failed_batch(RuntimeError("something else"), 3)
 
 
-def source_hash(function) -> str:
-    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
-
-
 RELIED_ON = {
     # names of the workers, and what a worker is made with
     "AgentLoopManager._init_agent_loop_workers": (AgentLoopManager._init_agent_loop_workers, "7c577f83ba5d9f44"),
@@ -142,7 +137,7 @@ RELIED_ON = {
 }
 
 
-@pytest.mark.skipif(version("verl") != TESTED, reason=f"the hashes are those of verl {TESTED}")
+@only_tested_version
 @pytest.mark.parametrize("name", RELIED_ON)
 def test_what_the_manager_and_the_sampler_rely_on_is_as_it_was_when_they_were_written(name):
     function, expected = RELIED_ON[name]

@@ -1,0 +1,20 @@
+"""Whether a function of verl that ours rely on is still what it was when ours were written."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+TESTED = "0.9.1"
+"""The version of verl that the hashes are of."""
+only_tested_version = pytest.mark.skipif(version("verl") != TESTED, reason=f"the hashes are those of verl {TESTED}")
+
+
+def source_hash(function: Callable[..., Any]) -> str:
+    """A short hash of a function's source."""
+    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
