@@ -1,4 +1,4 @@
-"""MT-PPO under verl's stock trainer, as `mtgrpo compare` starts it: stopped by Ctrl-C, then resumed."""
+"""MT-PPO under verl's trainer, as `mtgrpo compare` starts it: stopped by Ctrl-C, then resumed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cli.assets import SomeAssets
 from tests.tiny_model import save_model
@@ -26,7 +27,7 @@ from verl_mtgrpo.retrieval.types import Passage
 pytest.importorskip("verl")
 
 _SETTINGS = dataclasses.replace(
-    DemoSettings(), steps=6, prompts=16, rollouts=4, response_length=24, validation_samples=2, save_every=1
+    DemoSettings(), steps=6, prompts=16, rollouts=4, response_length=64, validation_samples=2, save_every=1
 )
 
 _CHILD = """
@@ -54,12 +55,16 @@ def plan(tmp_path: Path) -> RunPlan:
     ]
     write_parquet(rows, tmp_path / "train.parquet")
     write_parquet(rows[:4], tmp_path / "val.parquet")
+    # One passage, so that a search result leaves room for an answer: the start of a run looks at that.
+    tool_config = yaml.safe_load(files("verl_mtgrpo.config").joinpath("tools", "search_tool.yaml").read_text())
+    tool_config["tools"][0]["config"]["k"] = 1
+    (tmp_path / "tool.yaml").write_text(yaml.safe_dump(tool_config))
     assets = SomeAssets(
         policy=save_model(tmp_path / "policy"),
         index=tmp_path / "index",
         train_file=tmp_path / "train.parquet",
         val_file=tmp_path / "val.parquet",
-        tool_config=Path(str(files("verl_mtgrpo.config").joinpath("tools", "search_tool.yaml"))),
+        tool_config=tmp_path / "tool.yaml",
     )
     return RunPlan(tmp_path / "run", "mt_ppo", 0, assets, _SETTINGS)
 
