@@ -120,7 +120,7 @@ def test_a_click_on_a_cell_answers_why(seen: Watched) -> None:
     open_group(seen, "Orrin")
     seen.page.get_by_label("rollout 1, turn 1").click()
     seen.page.locator("article[aria-label='Rollout 1']").wait_for()
-    why = "Turn 1 was paid 0.20; the 3 rollouts that got this far (1 ended there: counted as 0) averaged 0.30: −0.28."
+    why = "the 3 rollouts that got this far (1 ended there: counted as 0) averaged 0.30 ± 0.36: −0.28."
     assert why in seen.text("#turn1 .why p")
     working = seen.page.locator("#turn1 table.working")
     assert working.is_visible(), "the working of the turn that was clicked on is open"

@@ -130,7 +130,8 @@ def _sentence(term: Term) -> str:
         compared = compared.replace(" averaged", f" ({term.ended} ended there: counted as 0) averaged")
     if not term.adds and term.std == 0.0:
         return f"{subject}, as in all {term.count} that are compared: nothing."
-    return f"{subject}; {compared} {_plain(term.mean)}: {signed(term.adds)}."
+    spread = "" if term.std is None else f" ± {_plain(term.std)}"  # what the difference is divided by
+    return f"{subject}; {compared} {_plain(term.mean)}{spread}: {signed(term.adds)}."
 
 
 def _statistics(rollouts: Sequence[DumpedRollout], seen: Sequence[Sequence[float]], number: int, turn: int) -> Why:
