@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from verl_mtgrpo.data.rows import make_row, write_parquet
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.parts import check_files, check_parts, uses_turns
+from verl_mtgrpo.integration.parts import check_agent_names, check_parts, check_tool_file, uses_turns
 from verl_mtgrpo.integration.start_check import StartCheck
 
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -113,23 +113,23 @@ def test_parts_of_ones_own_are_not_refused(by_hand):
 
 
 def test_the_tool_config_is_there(by_hand):
-    check_files(by_hand)
+    check_tool_file(by_hand)
     with pytest.raises(ConfigError, match=r"tool_config_path=/no/tool.yaml is not there; give the path"):
-        check_files(changed(by_hand, f"{TOOL}=/no/tool.yaml"))
+        check_tool_file(changed(by_hand, f"{TOOL}=/no/tool.yaml"))
     with pytest.raises(ConfigError, match=r"no-such-tool.yaml is not there"):
-        check_files(changed(by_hand, f"{TOOL}=no-such-tool.yaml"))
+        check_tool_file(changed(by_hand, f"{TOOL}=no-such-tool.yaml"))
 
 
 @pytest.mark.parametrize(("agent", "fine"), [("tool_agent", False), ("mtgrpo_tool_agent", True), ("my_loop", True)])
-def test_questions_that_name_another_agent_loop(by_hand, tmp_path: Path, agent, fine):
+def test_questions_that_name_another_agent_loop(tmp_path: Path, agent, fine):
     row = make_row("Where?", ["Oslo"], index=0, split="train", id="0", data_source="toy")
     write_parquet([{**row, "agent_name": agent}], tmp_path / "train.parquet")
-    run = changed(by_hand, f"data.train_files={tmp_path}/train.parquet", f"data.val_files=[{tmp_path}/train.parquet]")
+    file = str(tmp_path / "train.parquet")
     if fine:
-        check_files(run)
+        check_agent_names(file)
         return
     with pytest.raises(ConfigError, match=r"train.parquet has a column agent_name that says tool_agent, .*drop the"):
-        check_files(run)
+        check_agent_names(file)
 
 
 def main_ppo(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:

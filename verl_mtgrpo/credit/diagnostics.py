@@ -85,10 +85,8 @@ def credit_health(
     rewarded = (batch.intermediate_BK != 0).any(dim=1).sum() / rollouts
     # What a rollout has not, it has not earned; the number of turns tells the two apart.
     earned_BX = torch.cat([batch.reward_BK, batch.turns.count_B[:, None].to(batch.reward_BK.dtype)], dim=1)
-    low_GX = batch.groups.minimum(earned_BX.masked_fill(~batch.nonempty_B1, torch.inf))
-    high_GX = -batch.groups.minimum((-earned_BX).masked_fill(~batch.nonempty_B1, torch.inf))
-    several_G = batch.groups.sum(batch.nonempty_B1.float())[:, 0] >= 2
-    equal = (several_G & (low_GX == high_GX).all(dim=1)).sum() / several_G.sum()
+    equal_GX, several_G1 = _all_equal(batch, earned_BX, batch.nonempty_B1)
+    equal = equal_GX.all(dim=1).sum() / several_G1.sum()
     generated = response_mask != 0
     bad = (~torch.isfinite(advantages) & generated).sum()
     masked = ((advantages != 0) & ~generated).sum()
@@ -121,7 +119,16 @@ def zero_variance_share(batch: TurnBatch, values_BK: Tensor, valid_BK: Tensor) -
 
     Equal means equal: a reward that differs in its last digit is a signal to an estimator that divides by std.
     """
+    equal_GK, several_GK = _all_equal(batch, values_BK, valid_BK)
+    return equal_GK.sum(0) / several_GK.sum(0)
+
+
+def _all_equal(batch: TurnBatch, values_BK: Tensor, valid_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Per group and column: whether there are two valid entries or more and all are equal, and whether there are two.
+
+    ``valid_BK`` may have one column for all of them, and so has the second result then.
+    """
     low_GK = batch.groups.minimum(values_BK.masked_fill(~valid_BK, torch.inf))
     high_GK = -batch.groups.minimum((-values_BK).masked_fill(~valid_BK, torch.inf))
     several_GK = batch.groups.sum(valid_BK.float()) >= 2
-    return (several_GK & (low_GK == high_GK)).sum(0) / several_GK.sum(0)
+    return several_GK & (low_GK == high_GK), several_GK

@@ -17,7 +17,7 @@ from torch import Tensor
 from transfer_queue import KVBatchMeta
 
 from verl_mtgrpo.credit import ESTIMATORS, segment_turns
-from verl_mtgrpo.integration.queue import rewards_column, select, token_columns
+from verl_mtgrpo.integration.queue import rewards_column, rollout_fields, select, token_columns
 from verl_mtgrpo.integration.settings import estimator_settings
 from verl_mtgrpo.rewards import TRANSCRIPT, TURN_REWARDS
 
@@ -58,8 +58,7 @@ def credit_rows(batch: KVBatchMeta, config: Any, *, documents: bool) -> dict[str
     estimator = str(config.algorithm.adv_estimator)
     trained = {"estimator": estimator, "estimator_settings": json.dumps(_settings(estimator, config.algorithm))}
     rows: dict[str, dict[str, Any]] = {}
-    for row, (key, item) in enumerate(zip(batch.keys, data["extra_fields"], strict=True)):
-        fields = getattr(item, "data", item)
+    for row, (key, fields) in enumerate(zip(batch.keys, rollout_fields(data), strict=True)):
         info = dict((fields.get("reward_extra_info") if isinstance(fields, Mapping) else None) or {})
         info.pop("uid", None)  # verl writes the row's name there
         if TRANSCRIPT in info:

@@ -6,7 +6,6 @@ each by name and has a default for each, so a command line that forgets one runs
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -59,18 +58,6 @@ def check_parts(config: Any) -> None:
     _check_loop_and_manager(config)
     if OmegaConf.select(config, _LOOP) in LOOPS:
         _check_tool(config)
-
-
-def check_files(config: Any) -> None:
-    """Raise ``ConfigError`` if a file that is read later does not fit: the tool config and the questions.
-
-    For the process that starts a run; the paths may mean something else on another machine.
-    """
-    if OmegaConf.select(config, _LOOP) not in LOOPS:
-        return
-    check_tool_file(config)
-    for file in _questions(config):
-        check_agent_names(file)
 
 
 def check_tool_file(config: Any) -> None:
@@ -142,17 +129,6 @@ def _exists(path: str) -> bool:
         return Path(resolve_config_path(path)).is_file()
     except FileNotFoundError:
         return False
-
-
-def _questions(config: Any) -> Iterable[str]:
-    """Local parquet files of questions, if verl's own dataset reads them."""
-    if OmegaConf.select(config, "data.custom_cls.path"):
-        return
-    for key in ("data.train_files", "data.val_files"):
-        files = OmegaConf.select(config, key)
-        for file in [files] if isinstance(files, str) else files or []:
-            if str(file).endswith(".parquet") and Path(file).expanduser().is_file():
-                yield str(file)
 
 
 def check_agent_names(file: str) -> None:

@@ -32,6 +32,11 @@ def padded(column: Tensor) -> Tensor:
     return column.to_padded_tensor(0.0) if column.is_nested else column
 
 
+def rollout_fields(data: Any) -> list[Any]:
+    """The agent loop's ``extra_fields`` of each row of columns that hold them, out of verl's wrappers."""
+    return [getattr(item, "data", item) for item in data["extra_fields"]]
+
+
 def rewards_column(config: Any) -> str:
     """verl's name of the rewards that the estimator sees: with the KL penalty taken off, if that is in the reward."""
     return "token_level_rewards" if config.algorithm.use_kl_in_reward else "rm_scores"

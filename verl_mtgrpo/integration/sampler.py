@@ -26,6 +26,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, WorkerDiedError
+from verl_mtgrpo.integration.queue import rollout_fields
 from verl_mtgrpo.integration.waiting import StallGuard
 from verl_mtgrpo.integration.workers import current_manager
 from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON
@@ -242,8 +243,7 @@ def _reward_infos(batch: KVBatchMeta) -> list[Mapping[str, Any]]:
     if not batch.keys:
         return []
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-    fields = [getattr(item, "data", item) for item in data["extra_fields"]]
-    infos = [item.get("reward_extra_info") for item in fields if isinstance(item, dict)]
+    infos = [item.get("reward_extra_info") for item in rollout_fields(data) if isinstance(item, dict)]
     return [info for info in infos if info]
 
 

@@ -30,7 +30,7 @@ from verl_mtgrpo.errors import CreditInputError
 from verl_mtgrpo.integration.dump import credit_rows, pick_groups, with_credit
 from verl_mtgrpo.integration.fields import MODES, TOKEN_FIELDS, provide, source_of
 from verl_mtgrpo.integration.preflight import check_estimator
-from verl_mtgrpo.integration.queue import padded, rewards_column, token_columns, without_padding
+from verl_mtgrpo.integration.queue import padded, rewards_column, rollout_fields, token_columns, without_padding
 from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
 from verl_mtgrpo.integration.storage import SafeStorage
 
@@ -165,8 +165,7 @@ def guards_of(config: Any) -> Guards:
 
 def _of_rows(data: Any, batch: KVBatchMeta, name: str) -> np.ndarray:
     found = np.full(len(batch.keys), None, dtype=object)
-    for row, (item, tag) in enumerate(zip(data["extra_fields"], batch.tags, strict=True)):
-        fields = getattr(item, "data", item)
+    for row, (fields, tag) in enumerate(zip(rollout_fields(data), batch.tags, strict=True)):
         # Rows that verl adds to fill a batch carry a copy of another rollout's fields.
         if isinstance(fields, dict) and not tag.get("is_padding", False):
             found[row] = fields[name] if name in fields else (fields.get("reward_extra_info") or {}).get(name)
