@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-FATES = ("trained", "dropped", "failed", "filtered")
+FATES = ("trained", "dropped", "alone", "failed", "filtered")
 COUNTS = ("asked", *FATES, "repeated")
 
 
@@ -64,7 +64,7 @@ def check(starts: Sequence[Start], steps: int) -> dict[str, int]:
             counts = start.counts(step)
             assert counts["asked"] == sum(counts[fate] for fate in FATES), (step, counts)
             assert counts["asked"] == len(start.begun[step]), (step, counts, len(start.begun[step]))
-            assert counts["trained"] + counts["dropped"] <= len(start.ended[step]), (step, counts)
+            assert counts["trained"] + counts["dropped"] + counts["alone"] <= len(start.ended[step]), (step, counts)
             again = sum(start.begun[step].values()) - len(start.begun[step])
             assert again <= counts["repeated"], (step, counts, again)
             undone += final[step]["asked"] if step in final else 0

@@ -176,7 +176,7 @@ def seen(name: str, step: int, starts: Sequence[Start], said: Sequence[str]) -> 
     if message is None:
         raise AssertionError(f"nothing was said of: {name}")
     counts = next(start.counts(step) for start in starts if step in start.rows)
-    numbers = ", ".join(f"{counts[fate]} {fate}" for fate in ("trained", "dropped", "failed", "repeated"))
+    numbers = ", ".join(f"{counts[fate]} {fate}" for fate in ("trained", "dropped", "alone", "failed", "repeated"))
     took = next(start.rows[step]["timing_s/step"] for start in starts if step in start.rows)
     message = re.sub(f"^.*?(?=the {kind})", "", message)
     return f"`{message}` Training goes on; rollouts of this step, which took {took:.0f} s: {numbers}"
@@ -189,7 +189,9 @@ def calls(starts: Sequence[Start]) -> str:
         for step, row in start.rows.items():
             counts = start.counts(step)
             for name in ("bad_arguments", "no_query", "unknown_tool", "tool_exception"):
-                kinds[name] += round(row.get(f"tool/errors/{name}", 0.0) * (counts["trained"] + counts["dropped"]))
+                kinds[name] += round(
+                    row.get(f"tool/errors/{name}", 0.0) * (counts["trained"] + counts["dropped"] + counts["alone"])
+                )
     return "calls that failed: " + ", ".join(f"{count} {name}" for name, count in kinds.items() if count)
 
 
@@ -225,7 +227,7 @@ Steps in the metrics: {steps}. What became of the rollouts of these steps, by th
 |---|---|
 {fates}
 
-asked = trained + dropped + failed + filtered, in every step. `repeated` were lost with their worker and asked again;
+asked = trained + dropped + alone + failed + filtered, in every step. `repeated` were lost with their worker and asked again;
 they are among the asked once.
 
 The rollout workers keep a journal of their own ([accounts.py](accounts.py) compares it step by step with the metrics):

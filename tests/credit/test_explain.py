@@ -25,7 +25,12 @@ def of_estimator(name: str, rewards: list[list[float]], settings: dict[str, obje
     index = ["q"] * len(rewards)
     if name == "grpo":
         core_algos = pytest.importorskip("verl.trainer.ppo.core_algos")
-        advantages, _ = core_algos.compute_grpo_outcome_advantage(tokens, mask, index, **settings)
+        # verl counts every row, so rollouts that were dropped leave the batch before (integration/left_out.py).
+        there = [row for row, one in enumerate(rewards) if one]
+        advantages = torch.zeros_like(tokens)
+        if there:
+            kept = core_algos.compute_grpo_outcome_advantage(tokens[there], mask[there], ["q"] * len(there), **settings)
+            advantages[there] = kept[0]
     else:
         advantages, _ = ESTIMATORS[name](tokens, mask, index, **settings)
     return [[float(advantages[row, 3 * turn]) for turn in range(len(one))] for row, one in enumerate(rewards)]

@@ -63,7 +63,7 @@ def start(*steps: int, **changes: float) -> Any:
     """A start in which a question of four rollouts is asked in each step; the third is dropped, the fourth fails."""
     from accounts import Start
 
-    counts = {"asked": 4, "trained": 2, "dropped": 1, "failed": 1, "filtered": 0, "repeated": 0, **changes}
+    counts = {"asked": 4, "trained": 2, "dropped": 1, "alone": 0, "failed": 1, "filtered": 0, "repeated": 0, **changes}
     rows = {step: {f"rollouts_total/{name}": float(value) for name, value in counts.items()} for step in steps}
     begun = {step: Counter(f"{step}_{session}" for session in range(4)) for step in steps}
     ended = {step: Counter(f"{step}_{session}" for session in range(3)) for step in steps}
@@ -76,7 +76,7 @@ def test_books_that_agree_are_summed_up(chaos):
     first, second = start(1, 2, 3), start(3, 4)  # step 3 was trained again, and a stop cut the first start's step 4 off
     first.begun[4] = Counter({"4_0": 1, "4_1": 1})
     assert check([first, second], 4) == {
-        **{"asked": 16, "trained": 8, "dropped": 4, "failed": 4, "filtered": 0, "repeated": 0},
+        **{"asked": 16, "trained": 8, "dropped": 4, "alone": 0, "failed": 4, "filtered": 0, "repeated": 0},
         **{"undone": 4, "cut off": 2, "begun": 22},
     }
 

@@ -23,6 +23,7 @@ from verl.trainer.ppo.reward import get_custom_reward_fn
 from tests.judge_server import JudgeServer
 from verl_mtgrpo.data.policy import build_tokenizer
 from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, TranscriptError
+from verl_mtgrpo.integration.left_out import Sorted
 from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.integration.sampler import _with_settings, refuse_empty_batch, rollout_metrics
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
@@ -301,11 +302,15 @@ def test_a_rollout_in_several_outputs_is_refused_by_estimators_that_would_take_t
 
 def test_a_batch_of_which_nothing_is_left_stops_the_run_and_says_why():
     dropped = {"outcome/dropped": 1.0, "dropped_reason": "search is down"}
-    refuse_empty_batch([], 3)
-    refuse_empty_batch([dropped, {"outcome/dropped": 0.0}], 3)
+    refuse_empty_batch([], Sorted([], [], []), 3)
+    refuse_empty_batch([dropped, {"outcome/dropped": 0.0}], Sorted([1], [0], []), 3)
     message = r"step 3: all 3 rollouts .* dropped.*: 2 x search is down; 1 x the judge is ill. Repair that"
     with pytest.raises(EmptyBatchError, match=message):
-        refuse_empty_batch([dropped, {**dropped, "dropped_reason": "the judge is ill"}, dropped], 3)
+        ill = {**dropped, "dropped_reason": "the judge is ill"}
+        refuse_empty_batch([dropped, ill, dropped], Sorted([], [0, 1, 2], []), 3)
+    message = r"step 3: of 2 rollouts .* 1 were dropped, and each of the others is the only one left .*: 1 x search is"
+    with pytest.raises(EmptyBatchError, match=message):
+        refuse_empty_batch([dropped, {"outcome/dropped": 0.0}], Sorted([], [0], [1]), 3)
 
 
 def test_training_metrics_average_what_is_defined():

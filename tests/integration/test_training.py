@@ -163,8 +163,8 @@ def run_format(speech: Speech, tmp_path: Path, *overrides: str, cpu: str = "defa
         assert 0 < step["turn/2/rollouts"] < QUESTIONS * ROLLOUTS, "both habits occur"
         assert step["tool/used"] > 0
         paid = step["turn/1/reward"] + step["turn/2/reward"] * step["turn/2/rollouts"] / step["turn/1/rollouts"]
-        # verl's own mean counts a rollout that was left out as 0; ours do not count it.
-        assert step["critic/score/mean"] == pytest.approx(paid * (1 - step["outcome/dropped"]), abs=1e-4)
+        # A rollout that was dropped is in no mean, verl's own included.
+        assert step["critic/score/mean"] == pytest.approx(paid, abs=1e-4)
         assert step["critic/advantages/max"] > 0 > step["critic/advantages/min"]
         assert step["training/rollout_probs_diff_max"] < 1e-3
     rows = [json.loads(line) for line in (tmp_path / "val" / "2.jsonl").read_text().splitlines()]

@@ -16,6 +16,7 @@ from verl.trainer.ppo.v1 import agent_loop_tq, replay_buffer
 from tests.integration.test_trainer import config
 from tests.verl_source import only_tested_version, source_hash
 from verl_mtgrpo.errors import ConfigError, EmptyBatchError, StalledError
+from verl_mtgrpo.integration.left_out import Sorted, sort_rows
 from verl_mtgrpo.integration.sampler import count_rollouts, refuse_failed_batch
 from verl_mtgrpo.integration.waiting import StallGuard
 from verl_mtgrpo.rewards import DROPPED
@@ -84,19 +85,21 @@ def test_a_time_that_is_none_is_refused(wrong: float):
 
 
 def test_every_rollout_is_counted_once():
-    # Two questions of four rollouts each. Of the first three came back, one of them left out by its reward; of the
-    # second two. verl took another question out before.
-    keys = ["a_0_0", "a_1_0", "a_3_0", "b_1_0", "b_2_0"]
-    infos = [{DROPPED: 0.0}, {DROPPED: 1.0}, {DROPPED: 0.0}, {DROPPED: 0.0}, {DROPPED: 0.0}]
-    assert count_rollouts(keys, infos, asked=8, filtered=4, again=4) == {
-        "rollouts_total/asked": 12.0,
+    # Three questions of four rollouts each. Of the first three came back, one of them left out by its reward; of the
+    # second two; of the third one, which has nobody to be compared with. verl took another question out before.
+    keys = ["a_0_0", "a_1_0", "a_3_0", "b_1_0", "b_2_0", "c_2_0"]
+    rows = sort_rows(keys, [{DROPPED: float(key == "a_1_0")} for key in keys], need_company=True)
+    assert rows == Sorted(kept=[0, 2, 3, 4], dropped=[1], alone=[5])
+    assert count_rollouts(keys, rows, asked=12, filtered=4, again=4) == {
+        "rollouts_total/asked": 16.0,
         "rollouts_total/trained": 4.0,
         "rollouts_total/dropped": 1.0,
-        "rollouts_total/failed": 3.0,
+        "rollouts_total/alone": 1.0,
+        "rollouts_total/failed": 6.0,
         "rollouts_total/filtered": 4.0,
         "rollouts_total/repeated": 4.0,
     }
-    assert count_rollouts(keys, infos, asked=0, filtered=0, again=0) == {}, "not known how many were asked for"
+    assert count_rollouts(keys, rows, asked=0, filtered=0, again=0) == {}, "not known how many were asked for"
 
 
 def test_the_sums_of_several_batches_of_a_step_are_what_verl_logs():

@@ -163,10 +163,10 @@ def _gtpo(rewards: Rewards, settings: Mapping[str, Any]) -> Working:
 
 
 def _grpo(rewards: Rewards, settings: Mapping[str, Any]) -> Working:
-    """verl's ``grpo``: every token gets norm(total); it knows of no dropped rollouts and counts them as 0."""
+    """verl's ``grpo``: every token gets norm(total) over the rollouts that were not dropped, which leave the batch."""
     scale = "std" if settings.get("norm_adv_by_std_in_grpo", True) else "none"
     norm = _Norm({"scale": scale, "epsilon": settings.get("epsilon", 1e-6)}, epsilon=1e-6)
-    totals = [_sum(one) for one in rewards]
+    totals = [_sum(one) for one in rewards if one]
     return [[[norm.term("total", 0, _sum(one), totals)] for _ in one] for one in rewards]
 
 

@@ -9,23 +9,28 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import transfer_queue as tq
 from omegaconf import OmegaConf
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 
 from verl_mtgrpo.credit import ESTIMATORS, segment_turns
+from verl_mtgrpo.integration.left_out import LeftOut
 from verl_mtgrpo.integration.queue import rewards_column, rollout_fields, select, token_columns
 from verl_mtgrpo.integration.settings import estimator_settings
-from verl_mtgrpo.rewards import TRANSCRIPT, TURN_REWARDS
+from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON, TRANSCRIPT, TURN_REWARDS
 
 _VERLS_KNOBS = {
     "gae": ("gamma", "lam"),
     "grpo": ("norm_adv_by_std_in_grpo",),
 }
 """What the estimators of verl that our presets use read from ``algorithm``."""
+
+NO_COMPANY = "every other rollout of its group was lost, so there was nothing to compare it with"
+"""Why a rollout that was scored was not trained on."""
 
 
 def pick_groups(batch: KVBatchMeta, groups: int, *, seed: int) -> KVBatchMeta:
@@ -43,32 +48,83 @@ def pick_groups(batch: KVBatchMeta, groups: int, *, seed: int) -> KVBatchMeta:
     return select(batch, [row for row, key in enumerate(batch.keys) if _prompt(key) in taken])
 
 
-def credit_rows(batch: KVBatchMeta, config: Any, *, documents: bool) -> dict[str, dict[str, Any]]:
+def credit_rows(
+    batch: KVBatchMeta, config: Any, *, documents: bool, left_out: LeftOut | None = None
+) -> dict[str, dict[str, Any]]:
     """For each row of a batch, by verl's name of it, what the dump is to say beyond verl's own.
 
     Args:
-        batch: rows whose advantages verl has computed.
+        batch: rows of a training step, with those that left its batches before advantages were computed.
         config: verl's whole config.
         documents: False leaves the text of passages out of the transcripts.
+        left_out: the rows that left. They were not credited, so their advantages are 0; None: there are none.
     """
+    left_out = left_out or LeftOut()
+    dropped, alone = keys_of(left_out.dropped), keys_of(left_out.alone)
+    trained = select(batch, [row for row, key in enumerate(batch.keys) if key not in dropped | alone])
+    others = select(batch, [row for row, key in enumerate(batch.keys) if key in dropped | alone])
+    rows = _trained_rows(trained, config, documents=documents) if trained.keys else {}
+    return rows | (_untrained_rows(others, config, alone=alone, documents=documents) if others.keys else {})
+
+
+def keys_of(batches: Sequence[KVBatchMeta]) -> set[str]:
+    """The names of all rows of some batches."""
+    return {key for batch in batches for key in batch.keys}
+
+
+def join(batch: KVBatchMeta, others: Sequence[KVBatchMeta]) -> KVBatchMeta:
+    """The rows of a batch and of others of the same partition."""
+    return KVBatchMeta(
+        partition_id=batch.partition_id,
+        keys=[*batch.keys, *(key for other in others for key in other.keys)],
+        tags=[*batch.tags, *(tag for other in others for tag in other.tags)],
+    )
+
+
+def _trained_rows(batch: KVBatchMeta, config: Any, *, documents: bool) -> dict[str, dict[str, Any]]:
+    """Rows whose advantages verl has computed."""
     rewards = rewards_column(config)
     names = [rewards, "advantages", "values", "response_mask"]
     tokens, data = token_columns(batch, names, ["extra_fields"])
     turns = turn_columns(tokens[rewards], tokens["advantages"], tokens["response_mask"], tokens.get("values"))
-    estimator = str(config.algorithm.adv_estimator)
-    trained = {"estimator": estimator, "estimator_settings": json.dumps(_settings(estimator, config.algorithm))}
     rows: dict[str, dict[str, Any]] = {}
     for row, (key, fields) in enumerate(zip(batch.keys, rollout_fields(data), strict=True)):
-        info = dict((fields.get("reward_extra_info") if isinstance(fields, Mapping) else None) or {})
-        info.pop("uid", None)  # verl writes the row's name there
+        info = _info(fields, documents=documents)
         if TRANSCRIPT in info:
-            if not documents:
-                info[TRANSCRIPT] = _without_texts(info[TRANSCRIPT])
-            paid = len(json.loads(info[TURN_REWARDS]))
-            # A rollout that was taken out of the update has turns but no generated token left.
-            info |= {name: json.dumps(values[row] or [0.0] * paid) for name, values in turns.items()}
-        rows[key] = {**info, **trained}
+            info |= {name: json.dumps(values[row]) for name, values in turns.items()}
+        rows[key] = {**info, **_estimator(config)}
     return rows
+
+
+def _untrained_rows(
+    batch: KVBatchMeta, config: Any, *, alone: Collection[str], documents: bool
+) -> dict[str, dict[str, Any]]:
+    """Rows that left the batch before advantages were computed: what was paid and measured, and no credit."""
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
+    rows: dict[str, dict[str, Any]] = {}
+    for key, fields in zip(batch.keys, rollout_fields(data), strict=True):
+        info = _info(fields, documents=documents)
+        if TRANSCRIPT in info:
+            nothing = json.dumps([0.0] * len(json.loads(info[TURN_REWARDS])))
+            info |= {"turn_credited": nothing, "turn_advantages": nothing}
+        if key in alone:
+            info |= {DROPPED: 1.0, DROPPED_REASON: NO_COMPANY}
+        rows[key] = {**info, **_estimator(config)}
+    return rows
+
+
+def _info(fields: Any, *, documents: bool) -> dict[str, Any]:
+    """What the reward manager said of a rollout."""
+    info = dict((fields.get("reward_extra_info") if isinstance(fields, Mapping) else None) or {})
+    info.pop("uid", None)  # verl writes the row's name there
+    if TRANSCRIPT in info and not documents:
+        info[TRANSCRIPT] = _without_texts(info[TRANSCRIPT])
+    return info
+
+
+def _estimator(config: Any) -> dict[str, str]:
+    name = str(config.algorithm.adv_estimator)
+    return {"estimator": name, "estimator_settings": json.dumps(_settings(name, config.algorithm))}
 
 
 def turn_columns(

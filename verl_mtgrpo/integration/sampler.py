@@ -26,10 +26,11 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, WorkerDiedError
+from verl_mtgrpo.integration.left_out import LeftOut, Sorted, compares, rollout_of, rollouts_in, sort_rows
 from verl_mtgrpo.integration.queue import rollout_fields
 from verl_mtgrpo.integration.waiting import StallGuard
 from verl_mtgrpo.integration.workers import current_manager
-from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON
+from verl_mtgrpo.rewards import DROPPED_REASON
 from verl_mtgrpo.rewards.measures import BY_KIND
 
 logger = logging.getLogger(__name__)
@@ -45,11 +46,19 @@ class _TurnMetrics:
         super().__init__(*args, **_with_settings(kwargs))
         self._guard = StallGuard((kwargs.get("sampler_kwargs") or {}).get("stall_timeout_s"))
         self._taken_out = 0
+        self.left_out = LeftOut()
+
+    @property
+    def _rollouts_per_prompt(self) -> int:
+        return int(self.sampler_kwargs.get("rollouts_per_prompt") or 0)  # type: ignore[attr-defined]
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
-        """As verl's, with :func:`rollout_metrics` of a training batch among the metrics."""
+        """Sample as verl does, without the rollouts that were lost, with :func:`rollout_metrics` among the metrics.
+
+        See :mod:`.left_out` for what leaves a training batch, and why here.
+        """
         self._guard.start(global_steps)
-        manager, each = current_manager(), int(self.sampler_kwargs.get("rollouts_per_prompt") or 0)  # type: ignore[attr-defined]
+        manager, each = current_manager(), self._rollouts_per_prompt
         try:
             batch, metrics = self._sample(global_steps, partition_id, batch_size)
         except WorkerDiedError as error:
@@ -57,18 +66,29 @@ class _TurnMetrics:
             raise WorkerDiedError(f"the {lost} ended here and will be asked for again: {error}") from error
         if partition_id == "val":
             return batch, metrics
-        refuse_several_outputs(batch.keys, str(self.sampler_kwargs.get("estimator")))  # type: ignore[attr-defined]
-        infos = _reward_infos(batch)
-        refuse_empty_batch(infos, global_steps)
         again = manager.take_asked_again() if manager is not None else 0
+        return self._without_lost(batch, metrics, global_steps, batch_size * each, again * each)
+
+    def _without_lost(
+        self, batch: KVBatchMeta, metrics: dict, global_steps: int, asked: int, again: int
+    ) -> tuple[KVBatchMeta, dict]:
+        """Take lost rollouts out of a training batch, and add what was measured of all rollouts to the metrics."""
+        estimator = str(self.sampler_kwargs.get("estimator"))  # type: ignore[attr-defined]
+        refuse_several_outputs(batch.keys, estimator)
+        infos = _reward_infos(batch)
+        # With one rollout a prompt by intention there is no company to lose.
+        rows = sort_rows(batch.keys, infos, need_company=self._rollouts_per_prompt > 1 and compares(estimator))
+        refuse_empty_batch(infos, rows, global_steps)
         taken_out, self._taken_out = self._taken_out, 0
+        filtered = taken_out * self._rollouts_per_prompt
         measured = {
-            **rollout_metrics(infos),
-            **share_failed(batch.keys, batch_size * each),
-            **count_rollouts(batch.keys, infos, batch_size * each, taken_out * each, again * each),
+            **rollout_metrics([info for info in infos if info]),
+            **share_failed(batch.keys, asked),
+            **count_rollouts(batch.keys, rows, asked, filtered, again),
         }
         warn_of_outages(measured, global_steps)
-        return batch, {**metrics, **measured}
+        self.left_out.begin(global_steps)
+        return self.left_out.take_out(batch, rows), {**metrics, **measured}
 
     def _sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
         """verl's; if there are no rollouts because their server died, that is what is said."""
@@ -145,30 +165,29 @@ def share_failed(keys: Sequence[str], asked: int) -> dict[str, float]:
     return {"outcome/failed": 1.0 - len(_rows_by_rollout(keys)) / asked} if asked else {}
 
 
-def count_rollouts(
-    keys: Sequence[str], infos: Sequence[Mapping[str, Any]], asked: int, filtered: int, again: int
-) -> dict[str, float]:
+def count_rollouts(keys: Sequence[str], rows: Sorted, asked: int, filtered: int, again: int) -> dict[str, float]:
     """``rollouts_total/…``: what became of every rollout of a step; empty if it is not known how many were asked for.
 
-    ``asked`` is the sum of ``trained``, ``dropped`` (left out by the reward manager), ``failed`` (raised an error) and
-    ``filtered`` (whole groups that verl takes out). ``repeated`` were begun, lost with their worker and asked for
-    again; they are among the asked once. verl adds up names with ``total`` in them where a step has several batches.
+    ``asked`` is the sum of ``trained``, ``dropped`` (left out by the reward manager), ``alone`` (the only one left of
+    its group, with nobody to be compared with), ``failed`` (raised an error) and ``filtered`` (whole groups that verl
+    takes out). ``repeated`` were begun, lost with their worker and asked for again; they are among the asked once.
+    verl adds up names with ``total`` in them where a step has several batches.
 
     Args:
-        keys: verl's names of the trajectories of the batch.
-        infos: ``reward_extra_info`` of its rollouts.
+        keys: verl's names of the trajectories of the batch, those that leave it included.
+        rows: which of them leave it.
         asked: rollouts of the batch.
         filtered: rollouts of the groups that verl took out before.
         again: rollouts asked for a second time.
     """
     if not asked:
         return {}
-    dropped, there = sum(bool(info.get(DROPPED)) for info in infos), len(_rows_by_rollout(keys))
     counts = {
         "asked": asked + filtered,
-        "trained": there - dropped,
-        "dropped": dropped,
-        "failed": asked - there,
+        "trained": rollouts_in(keys, rows.kept),
+        "dropped": rollouts_in(keys, rows.dropped),
+        "alone": rollouts_in(keys, rows.alone),
+        "failed": asked - len(_rows_by_rollout(keys)),
         "filtered": filtered,
         "repeated": again,
     }
@@ -208,18 +227,30 @@ def refuse_several_outputs(keys: Sequence[str], estimator: str) -> None:
         )
 
 
-def refuse_empty_batch(infos: Sequence[Mapping[str, Any]], global_steps: int) -> None:
-    """Raise ``EmptyBatchError`` if every rollout of a batch was dropped, with the commonest reasons.
+def refuse_empty_batch(infos: Sequence[Mapping[str, Any]], rows: Sorted, global_steps: int) -> None:
+    """Raise ``EmptyBatchError`` if every rollout of a batch was lost, with the commonest reasons.
 
     verl would stop too, but say only that a mask is empty.
+
+    Args:
+        infos: ``reward_extra_info`` of each row.
+        rows: which rows are trained on.
+        global_steps: the training step.
     """
-    if not infos or not all(info.get(DROPPED) for info in infos):
+    if not infos or rows.kept:
         return
-    reasons = Counter(str(info.get(DROPPED_REASON) or "no reason given") for info in infos)
+    reasons = Counter(str(infos[row].get(DROPPED_REASON) or "no reason given") for row in rows.dropped)
     listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+    lost = f"all {len(infos)} rollouts of the batch were dropped"
+    if rows.alone:
+        lost = (
+            f"of {len(infos)} rollouts of the batch {len(rows.dropped)} were dropped, and each of the others is the "
+            "only one left of its group, with nothing to be compared with"
+        )
     raise EmptyBatchError(
-        f"step {global_steps}: all {len(infos)} rollouts of the batch were dropped, nothing is left to train on: "
-        f"{listed}. Repair that, then start again: verl goes on from its last checkpoint"
+        f"step {global_steps}: {lost}. Nothing is left to train on: "
+        f"{listed or 'rollouts failed (errors above)'}. Repair that, then start again: verl goes on from its last "
+        "checkpoint"
     )
 
 
@@ -234,17 +265,16 @@ def refuse_failed_batch(error: RuntimeError, global_steps: int) -> None:
 
 
 def _rows_by_rollout(keys: Sequence[str]) -> Counter[str]:
-    """How many rows of a batch each rollout has; verl names a row ``{uid}_{session}_{index}``."""
-    return Counter(key.rpartition("_")[0] for key in keys)
+    """How many rows of a batch each rollout has."""
+    return Counter(map(rollout_of, keys))
 
 
 def _reward_infos(batch: KVBatchMeta) -> list[Mapping[str, Any]]:
-    """``reward_extra_info`` of every rollout of a batch that has one."""
+    """``reward_extra_info`` of every row of a batch, empty where there is none."""
     if not batch.keys:
         return []
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-    infos = [item.get("reward_extra_info") for item in rollout_fields(data) if isinstance(item, dict)]
-    return [info for info in infos if info]
+    return [(item.get("reward_extra_info") if isinstance(item, dict) else None) or {} for item in rollout_fields(data)]
 
 
 def _with_settings(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -27,8 +27,9 @@ from verl_mtgrpo.credit import ESTIMATORS, extra_fields
 from verl_mtgrpo.credit.diagnostics import credit_health, credit_metrics, turn_explained_variance
 from verl_mtgrpo.credit.guards import Guards
 from verl_mtgrpo.errors import CreditInputError
-from verl_mtgrpo.integration.dump import credit_rows, pick_groups, with_credit
+from verl_mtgrpo.integration.dump import credit_rows, join, pick_groups, with_credit
 from verl_mtgrpo.integration.fields import MODES, TOKEN_FIELDS, provide, source_of
+from verl_mtgrpo.integration.left_out import LeftOut
 from verl_mtgrpo.integration.preflight import check_estimator
 from verl_mtgrpo.integration.queue import padded, rewards_column, rollout_fields, token_columns, without_padding
 from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
@@ -72,10 +73,12 @@ class _TurnTrainer(SafeStorage):
         return batch
 
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
-        """As verl's, of the groups that the settings take, with transcripts and advantages."""
+        """Write what verl writes, of the groups that the settings take, with transcripts, credit and lost rollouts."""
         settings = self._turn_settings.dump
-        batch = pick_groups(without_padding(batch), settings.groups, seed=self.global_steps)  # type: ignore[attr-defined]
-        self._dumped = credit_rows(batch, self.config, documents=settings.documents)  # type: ignore[attr-defined]
+        left_out = getattr(self.replay_buffer, "left_out", None) or LeftOut()  # type: ignore[attr-defined]
+        whole = join(without_padding(batch), [*left_out.dropped, *left_out.alone])
+        batch = pick_groups(whole, settings.groups, seed=self.global_steps)  # type: ignore[attr-defined]
+        self._dumped = credit_rows(batch, self.config, documents=settings.documents, left_out=left_out)  # type: ignore[attr-defined]
         try:
             super()._log_rollout_data(batch, timing_raw, rollout_data_dir)  # type: ignore[misc]
         finally:

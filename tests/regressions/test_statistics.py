@@ -1,0 +1,249 @@
+"""Issue 21, part C, 15 and 16: which rollouts a baseline averages over, and what its statistics are made of.
+
+| number | input | right value | source |
+|---|---|---|---|
+| 15 | a group that earned 1, 1, 1 and a dropped rollout | advantage 0 for the three | the group without the fourth |
+| 15 | all but one of a group are lost | the last one leaves too; a critic's estimator keeps it | no baseline is left |
+| 16 | KL in the reward, groups in which all earned the same | refused where a group's std divides | review-gpu.md 4 |
+| 16 | the same in the guards and `zero_variance` | what was paid counts, not the KL | review-gpu.md 4 |
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("verl")
+
+import transfer_queue as tq
+from omegaconf import OmegaConf
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+
+from tests.integration.test_trainer import config
+from verl_mtgrpo.integration.left_out import Sorted, compares, sort_rows
+from verl_mtgrpo.integration.queue import token_columns, without_padding
+from verl_mtgrpo.integration.sampler import TurnReplayBuffer, TurnReplayBufferAsync
+from verl_mtgrpo.integration.trainer import TurnTrainerSync
+
+LOST = None
+"""A rollout that was dropped, among the turn rewards of others."""
+
+GROUPS: dict[str, list[list[float] | None]] = {
+    "equal": [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0], LOST],
+    "mixed": [[0.7, 1.0], LOST, [0.2, 0.0], [0.5]],
+    "whole": [[0.3, 1.0], [0.3, 0.2], [0.0, 1.0], [0.1, 0.0]],
+    "alone": [LOST, LOST, [0.7, 1.0], LOST],
+    "gone": [LOST, LOST, LOST, LOST],
+}
+OURS = ("mt_grpo", "mt_grpo_v1", "turn_rloo", "gtpo")
+VERLS = ("grpo", "rloo", "grpo_vectorized", "rloo_vectorized", "opo")
+"""Those that look at one group at a time: for others a group on its own is no oracle."""
+
+
+# ---- 15: which rows leave
+
+
+@pytest.mark.parametrize(
+    ("case", "dropped", "need_company", "expected"),
+    [
+        ("nothing lost", [], True, Sorted([0, 1, 2, 3, 4, 5], [], [])),
+        ("one of three", ["a_1"], True, Sorted([0, 2, 3, 4, 5], [1], [])),
+        ("two of three: the third has nobody", ["a_0", "a_1"], True, Sorted([3, 4, 5], [0, 1], [2])),
+        ("and stays where nobody is compared with", ["a_0", "a_1"], False, Sorted([2, 3, 4, 5], [0, 1], [])),
+        (
+            "a rollout of two rows goes whole, and one rollout is no company",
+            ["b_0"],
+            True,
+            Sorted([0, 1, 2], [3, 4], [5]),
+        ),
+        ("everything", ["a_0", "a_1", "a_2", "b_0", "b_1"], True, Sorted([], [0, 1, 2, 3, 4, 5], [])),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_rows_that_leave(case: str, dropped: list[str], need_company: bool, expected: Sorted):
+    keys = ["a_0_0", "a_1_0", "a_2_0", "b_0_0", "b_0_1", "b_1_0"]  # the first rollout of b came as two rows
+    marks = [{"outcome/dropped": 1.0} if key.rpartition("_")[0] in dropped else {} for key in keys]
+    if "b_0" in dropped:
+        marks[4] = {}  # the mark on one of its rows is enough
+    assert sort_rows(keys, marks, need_company=need_company) == expected, case
+
+
+def test_who_compares_rollouts():
+    assert all(compares(name) for name in (*OURS, *VERLS, "grpo_passk", "gpg", "reinforce_plus_plus_baseline"))
+    assert not any(compares(name) for name in ("gae", "turn_gae", "bilevel_gae", "reinforce_plus_plus", "remax"))
+
+
+# ---- 15: through verl's own queue and trainer
+
+
+@pytest.fixture(scope="module")
+def queue() -> Iterator[None]:
+    """A Ray and a TransferQueue of this module's own."""
+    import ray
+
+    before = os.environ.pop("RAY_ADDRESS", None)
+    with tempfile.TemporaryDirectory(prefix="mtg", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        ray.init(num_cpus=16, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
+        try:
+            settings = config(preset="mt_grpo").transfer_queue
+            OmegaConf.set_struct(settings, False)
+            settings.enable = True
+            tq.init(settings)
+            yield
+            tq.close()
+        finally:
+            ray.shutdown()
+            if before is not None:
+                os.environ["RAY_ADDRESS"] = before
+
+
+def row(uid: str, rewards: list[float] | None) -> dict[str, Any]:
+    """What the agent loop puts into the queue: two tokens a turn, one of an observation behind each, turn rewards."""
+    turns = [0.0, 0.0] if rewards is LOST else rewards
+    mask = [1, 1, 0] * len(turns)
+    scores = [number for reward in turns for number in (0.0, reward, 0.0)]
+    info = {
+        "outcome/dropped": float(rewards is LOST),
+        "dropped_reason": "the search was down" if rewards is LOST else "",
+    }
+    response = torch.arange(len(mask))
+    return {
+        "uid": uid,
+        "prompts": torch.arange(3),
+        "responses": response,
+        "input_ids": torch.arange(3 + len(mask)),
+        "attention_mask": torch.ones(3 + len(mask), dtype=torch.int64),
+        "position_ids": torch.arange(3 + len(mask)),
+        "response_mask": torch.tensor(mask) * (rewards is not LOST),
+        "rm_scores": torch.tensor(scores),
+        "rollout_log_probs": torch.zeros(len(mask)),
+        "old_log_probs": torch.zeros(len(mask)),
+        "extra_fields": {"reward_extra_info": info},
+    }
+
+
+def fill(groups: dict[str, list[list[float] | None]], step: int) -> None:
+    """Put finished questions into the queue."""
+    for uid, rollouts in groups.items():
+        keys = [f"{uid}_{session}_0" for session in range(len(rollouts))]
+        rows = [row(uid, rewards) for rewards in rollouts]
+        tags = [{"status": "success", "global_steps": step, "seq_len": len(one["input_ids"])} for one in rows]
+        tq.kv_batch_put(keys=keys, partition_id="train", fields=list_of_dict_to_tensordict(rows), tags=tags)
+        tq.kv_batch_put(
+            keys=[uid], partition_id="train", tags=[{"is_prompt": True, "status": "finished", "global_steps": step}]
+        )
+
+
+def sampler(estimator: str, kind: type = TurnReplayBuffer) -> Any:
+    settings = {"estimator": estimator, "rollouts_per_prompt": 4, "poll_interval": 0.01}
+    return kind(
+        trainer_mode="sync",
+        trainer_config=OmegaConf.create({}),
+        max_off_policy_threshold=1,
+        max_off_policy_strategy="drop",
+        sampler_kwargs=OmegaConf.create(settings),
+    )
+
+
+def run_with(estimator: str) -> Any:
+    """A run with one of our estimators, or with one of verl's."""
+    preset = estimator if estimator in OURS else "grpo_mr"
+    return config(f"algorithm.adv_estimator={estimator}", preset=preset)
+
+
+def advantages(batch: Any, estimator: str) -> dict[str, list[float]]:
+    """Let verl's trainer compute advantages, and read the one of each turn by row."""
+    trainer = object.__new__(TurnTrainerSync)
+    trainer.config = run_with(estimator)
+    super(type(trainer).__mro__[1], trainer)._compute_advantage(batch, {})
+    tokens, _ = token_columns(batch, ["advantages", "response_mask"])
+    return {
+        key: values[mask.bool()][::2].tolist()
+        for key, values, mask in zip(batch.keys, tokens["advantages"], tokens["response_mask"], strict=True)
+    }
+
+
+@pytest.mark.verl
+@pytest.mark.parametrize("kind", [TurnReplayBuffer, TurnReplayBufferAsync])
+@pytest.mark.parametrize("estimator", [*OURS, *VERLS])
+def test_a_dropped_rollout_moves_nobodys_advantage(queue: None, estimator: str, kind: type):
+    """The oracle is the estimator itself, called for the surviving rollouts of each group and nothing else."""
+    fill(GROUPS, step=1)
+    batch, metrics = sampler(estimator, kind).sample(1, "train", len(GROUPS))
+    assert [metrics[f"rollouts_total/{fate}"] for fate in ("asked", "trained", "dropped", "alone", "failed")] == [
+        *(20, 10, 9, 1, 0)
+    ]
+    padded = upsample_batch_to_divisible_size(batch, 4, eos_token_id=0)  # as the trainer does before everything else
+    assert len(padded) == 12
+    found = advantages(padded, estimator)
+    for uid in ("equal", "mixed", "whole"):
+        survivors = [(n, rewards) for n, rewards in enumerate(GROUPS[uid]) if rewards is not LOST]
+        expected = without_the_others(estimator, [rewards for _, rewards in survivors])
+        for (session, _), wanted in zip(survivors, expected, strict=True):
+            assert found[f"{uid}_{session}_0"] == pytest.approx(wanted, abs=1e-5), (uid, session)
+    assert {key.split("_")[0] for key in without_padding(padded).keys} == {"equal", "mixed", "whole"}
+    if estimator not in ("gtpo",):  # whose one baseline for all turns tells the turns of equal rollouts apart
+        assert found["equal_0_0"] == [0.0, 0.0]
+    tq.kv_clear(keys=padded.keys, partition_id="train")
+
+
+def without_the_others(estimator: str, rollouts: list[list[float]]) -> list[list[float]]:
+    """One group on its own, given to the registered function."""
+    width = 3 * max(map(len, rollouts))
+    rewards, mask = torch.zeros(len(rollouts), width), torch.zeros(len(rollouts), width)
+    for n, one in enumerate(rollouts):
+        for turn, reward in enumerate(one):
+            mask[n, 3 * turn : 3 * turn + 2] = 1
+            rewards[n, 3 * turn + 1] = reward
+    settings = run_with(estimator).algorithm
+    index = np.array(["q"] * len(rollouts), dtype=object)
+    result, _ = get_adv_estimator_fn(estimator)(
+        token_level_rewards=rewards, response_mask=mask, index=index, config=settings
+    )
+    return [[float(result[n, 3 * turn]) for turn in range(len(one))] for n, one in enumerate(rollouts)]
+
+
+@pytest.mark.verl
+def test_lost_rollouts_stay_for_the_dump_until_the_next_step(queue: None):
+    buffer = sampler("grpo")
+    fill({"mixed": GROUPS["mixed"], "alone": GROUPS["alone"]}, step=1)
+    first, _ = buffer.sample(1, "train", 2)
+    fill({"whole": GROUPS["whole"]}, step=1)
+    second, _ = buffer.sample(1, "train", 1)  # a step may have several batches
+    lost = [key for batch in (*buffer.left_out.dropped, *buffer.left_out.alone) for key in batch.keys]
+    assert sorted(lost) == sorted(["mixed_1_0", "alone_0_0", "alone_1_0", "alone_3_0", "alone_2_0"])
+    there = set(tq.kv_list("train")["train"])
+    assert set(lost) <= there and set(first.keys) | set(second.keys) <= there
+    tq.kv_clear(keys=[*first.keys, *second.keys], partition_id="train")  # as the trainer does behind each step
+    fill({"equal": GROUPS["whole"]}, step=2)
+    third, metrics = buffer.sample(2, "train", 1)
+    assert set(tq.kv_list("train")["train"]) == set(third.keys), "nothing of the step before is left"
+    assert metrics["rollouts_total/trained"] == 4.0
+    tq.kv_clear(keys=third.keys, partition_id="train")
+
+
+@pytest.mark.verl
+def test_one_rollout_a_prompt_by_intention_is_no_loss(queue: None):
+    fill({"a": [[0.3, 1.0]], "b": [[0.3, 1.0]]}, step=1)
+    buffer = sampler("grpo")
+    buffer.sampler_kwargs.rollouts_per_prompt = 1
+    batch, metrics = buffer.sample(1, "train", 2)
+    assert (len(batch.keys), metrics["rollouts_total/alone"]) == (2, 0.0)
+    tq.kv_clear(keys=batch.keys, partition_id="train")
+
+
+@pytest.mark.verl
+def test_a_critics_estimator_keeps_a_rollout_without_company(queue: None):
+    fill({"alone": GROUPS["alone"]}, step=1)
+    batch, metrics = sampler("gae").sample(1, "train", 1)
+    assert batch.keys == ["alone_2_0"]
+    assert metrics["rollouts_total/alone"] == 0.0
+    tq.kv_clear(keys=batch.keys, partition_id="train")
