@@ -108,7 +108,8 @@ def test_the_sums_of_several_batches_of_a_step_are_what_verl_logs():
     aggregator = MetricsAggregator()
     for failed in (0, 1):
         keys = [f"a_{n}_0" for n in range(4 - failed)]
-        aggregator.add_step_metrics(count_rollouts(keys, [], asked=4, filtered=0, again=0), sample_count=len(keys))
+        kept = sort_rows(keys, [{} for _ in keys], need_company=True)
+        aggregator.add_step_metrics(count_rollouts(keys, kept, asked=4, filtered=0, again=0), sample_count=len(keys))
     logged = aggregator.get_aggregated_metrics()
     assert (logged["rollouts_total/asked"], logged["rollouts_total/trained"]) == (8.0, 7.0)
     assert logged["rollouts_total/failed"] == 1.0

@@ -23,15 +23,22 @@ pytest.importorskip("verl")
 
 import transfer_queue as tq
 from omegaconf import OmegaConf
-from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+from tensordict import TensorDict
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_kl_controller
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from tests.integration.test_trainer import config
+from verl_mtgrpo.credit import ESTIMATORS, divides_by_group_std, extra_fields
+from verl_mtgrpo.credit.diagnostics import credit_metrics
+from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.integration.checks import fit
+from verl_mtgrpo.integration.checks.setup import Setup
 from verl_mtgrpo.integration.left_out import Sorted, compares, sort_rows
+from verl_mtgrpo.integration.preflight import check_estimator
 from verl_mtgrpo.integration.queue import token_columns, without_padding
 from verl_mtgrpo.integration.sampler import TurnReplayBuffer, TurnReplayBufferAsync
-from verl_mtgrpo.integration.trainer import TurnTrainerSync
+from verl_mtgrpo.integration.trainer import TurnTrainerSync, guards_of
 
 LOST = None
 """A rollout that was dropped, among the turn rewards of others."""
@@ -177,7 +184,8 @@ def advantages(batch: Any, estimator: str) -> dict[str, list[float]]:
 def test_a_dropped_rollout_moves_nobodys_advantage(queue: None, estimator: str, kind: type):
     """The oracle is the estimator itself, called for the surviving rollouts of each group and nothing else."""
     fill(GROUPS, step=1)
-    batch, metrics = sampler(estimator, kind).sample(1, "train", len(GROUPS))
+    buffer = sampler(estimator, kind)
+    batch, metrics = buffer.sample(1, "train", len(GROUPS))
     assert [metrics[f"rollouts_total/{fate}"] for fate in ("asked", "trained", "dropped", "alone", "failed")] == [
         *(20, 10, 9, 1, 0)
     ]
@@ -193,6 +201,7 @@ def test_a_dropped_rollout_moves_nobodys_advantage(queue: None, estimator: str, 
     if estimator not in ("gtpo",):  # whose one baseline for all turns tells the turns of equal rollouts apart
         assert found["equal_0_0"] == [0.0, 0.0]
     tq.kv_clear(keys=padded.keys, partition_id="train")
+    buffer.left_out.begin(2)
 
 
 def without_the_others(estimator: str, rollouts: list[list[float]]) -> list[list[float]]:
@@ -243,7 +252,120 @@ def test_one_rollout_a_prompt_by_intention_is_no_loss(queue: None):
 @pytest.mark.verl
 def test_a_critics_estimator_keeps_a_rollout_without_company(queue: None):
     fill({"alone": GROUPS["alone"]}, step=1)
-    batch, metrics = sampler("gae").sample(1, "train", 1)
+    buffer = sampler("gae")
+    batch, metrics = buffer.sample(1, "train", 1)
     assert batch.keys == ["alone_2_0"]
     assert metrics["rollouts_total/alone"] == 0.0
+    tq.kv_clear(keys=batch.keys, partition_id="train")
+    buffer.left_out.begin(2)
+
+
+# ---- 16: KL in the reward
+
+DIVIDES: dict[tuple[str, str], tuple[dict[str, Any], bool]] = {
+    ("mt_grpo", ""): ({"scale": "std"}, True),
+    ("mt_grpo", "scale=none"): ({"scale": "none"}, False),
+    ("mt_grpo_v1", ""): ({}, True),
+    ("gtpo", ""): ({}, True),
+    ("turn_rloo", ""): ({"scale": "none"}, False),
+    ("turn_rloo", "scale=std"): ({"scale": "std"}, True),
+    ("turn_reinforce_pp", ""): ({}, False),
+    ("turn_gae", ""): ({"whiten": False}, False),
+    ("bilevel_gae", ""): ({"whiten": False}, False),
+}
+"""Estimator and knobs -> whether a difference in a group, however small, becomes an advantage of size 1."""
+
+
+def hopeless_and_mixed(kl: float) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Eight rollouts that earned nothing, and eight of which half earned 0.7 and 1.0; a KL penalty on each token."""
+    mask = torch.tensor([[1, 1, 0, 1, 1]] * 16)
+    paid = torch.tensor([[0.0] * 5] * 12 + [[0, 0.7, 0, 0, 1.0]] * 4)
+    noise = torch.rand(16, 5, generator=torch.Generator().manual_seed(0))
+    return paid - kl * noise * mask, mask, ["hopeless"] * 8 + ["mixed"] * 8
+
+
+@pytest.mark.parametrize("case", DIVIDES, ids="-".join)
+def test_which_estimators_divide_by_a_groups_deviation(case: tuple[str, str]):
+    """Judged by what they do: how far a KL of 1e-3 a token moves advantages where nobody earned anything."""
+    name, (settings, divides) = case[0], DIVIDES[case]
+    assert divides_by_group_std(name, settings) is divides
+    values = [torch.full((16, 5), 0.4)] if "values" in extra_fields(name) else []
+    with_kl, without = (ESTIMATORS[name](*hopeless_and_mixed(kl), *values, **settings)[0][:8] for kl in (1e-3, 0.0))
+    moved = float((with_kl - without).abs().max())
+    assert moved > 0.5 if divides else moved < 0.02
+
+
+def test_each_estimator_of_ours_is_in_the_table():
+    assert {name for name, _ in DIVIDES} == {
+        *("mt_grpo", "mt_grpo_v1", "turn_rloo", "gtpo", "turn_reinforce_pp", "turn_gae", "bilevel_gae")
+    }
+
+
+@pytest.mark.parametrize(
+    ("preset", "override", "refused"),
+    [
+        ("mt_grpo", [], r"algorithm.turn.scale=none, which only centres"),
+        ("mt_grpo", ["algorithm.turn.scale=none"], None),
+        ("mt_grpo_v1", [], r"kl_loss_coef, GRPO's own way"),
+        ("gtpo", [], r"use_kl_loss=True with"),
+        ("turn_rloo", [], None),
+        ("turn_rloo", ["algorithm.turn.scale=std"], r"divides by the standard deviation of a group"),
+        ("turn_reinforce_pp", [], None),
+        ("turn_gae", [], None),
+        ("bilevel_gae", [], None),
+        ("mt_ppo", [], None),
+        ("grpo_mr", [], None),
+    ],
+)
+def test_a_divided_kl_is_refused_at_start(preset: str, override: list[str], refused: str | None):
+    run = config("algorithm.use_kl_in_reward=True", "actor_rollout_ref.rollout.n=8", *override, preset=preset)
+    if refused is None:
+        check_estimator(run)
+    else:
+        with pytest.raises(ConfigError, match=refused):
+            check_estimator(run)
+    run.algorithm.use_kl_in_reward = False
+    check_estimator(run)
+
+
+def test_the_doctor_warns_of_verls_own():
+    setup = Setup(config("algorithm.use_kl_in_reward=True", "actor_rollout_ref.rollout.n=8", preset="grpo_mr"))
+    (finding,) = fit.estimator(setup)
+    assert (finding.status, "actor.use_kl_loss=True" in finding.fix) == ("warn", True)
+    setup = Setup(config("actor_rollout_ref.rollout.n=8", preset="grpo_mr"))
+    assert [finding.status for finding in fit.estimator(setup)] == ["ok"]
+
+
+def test_zero_variance_is_of_what_was_paid():
+    rewards, mask, index = hopeless_and_mixed(kl=1e-6)
+    paid, _, _ = hopeless_and_mixed(kl=0.0)
+    blind = credit_metrics(rewards, torch.zeros(16, 5), mask, index)
+    seeing = credit_metrics(rewards, torch.zeros(16, 5), mask, index, paid=paid)
+    assert [blind[f"turn/{k}/zero_variance"] for k in (1, 2)] == [0.0, 0.0]
+    assert [seeing[f"turn/{k}/zero_variance"] for k in (1, 2)] == [0.5, 0.5], "one of two groups"
+    assert seeing["outcome/zero_variance"] == 0.5
+    assert seeing["turn/1/reward_total"] == blind["turn/1/reward_total"], "as the estimator saw it"
+
+
+@pytest.mark.verl
+def test_guards_of_a_real_step_see_what_was_paid(queue: None):
+    """Nobody earns anything before the last turn, all outcomes are equal, and the KL makes every token differ."""
+    groups = {uid: [[0.0, 1.0]] * 4 for uid in "abc"}
+    fill(groups, step=1)
+    batch, _ = sampler("turn_rloo").sample(1, "train", 3)
+    noise = torch.randn(len(batch), 6, generator=torch.Generator().manual_seed(0)) * 0.1
+    tq.kv_batch_put(
+        keys=batch.keys,
+        partition_id="train",
+        fields=TensorDict({"ref_log_prob": torch.nested.as_nested_tensor(list(noise), layout=torch.jagged)}, [12]),
+    )
+    run = config("algorithm.use_kl_in_reward=True", "trainer.turn.guards.steps=1", preset="turn_rloo")
+    trainer = object.__new__(TurnTrainerSync)
+    trainer.config, trainer.global_steps, trainer._guards = run, 1, guards_of(run)
+    trainer.kl_ctrl_in_reward = get_kl_controller(run.algorithm.kl_ctrl)
+    metrics: dict[str, float] = {}
+    trainer._compute_advantage(batch, metrics)
+    assert metrics["turn/1/advantage_std"] > 0, "the KL is in the advantages"
+    assert [metrics[f"turn/{k}/zero_variance"] for k in (1, 2)] == [1.0, 1.0]
+    assert metrics["guard/zero_variance"] == metrics["guard/turn_rewards"] == 1.0
     tq.kv_clear(keys=batch.keys, partition_id="train")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -11,22 +13,28 @@ from verl_mtgrpo.errors import CreditInputError
 
 
 def credit_metrics(
-    token_level_rewards: Tensor, advantages: Tensor, response_mask: Tensor, index: Index
+    token_level_rewards: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    index: Index,
+    *,
+    paid: Tensor | None = None,
 ) -> dict[str, float]:
     """Named numbers of a training batch, for a logger.
 
     ``turn/<k>/advantage_mean`` and ``…_std``: over the rollouts that have a turn k (k from 1), each with the mean over
     its turn's tokens; std is the unbiased one, 0 for one rollout. ``turn/<k>/rollouts``: how many these are.
     ``turn/<k>/reward_total``: mean of R_{i,k} over them, as the estimator saw it (with KL if that is in the reward).
-    ``turn/<k>/zero_variance``: share of the groups with two or more rollouts at turn k in which all R_{i,k} are equal:
-    nothing to learn from at this turn. ``outcome/zero_variance``: the same for the reward of the last turn.
-    A share of no group is left out.
+    ``turn/<k>/zero_variance``: share of the groups with two or more rollouts at turn k that were all paid the same
+    there: nothing to learn from at this turn. ``outcome/zero_variance``: the same for the last turn. A KL penalty in
+    the reward tells rollouts apart that were paid the same, so these look at ``paid``. A share of no group is left out.
 
     Args:
         token_level_rewards: ``(B, T)``, as given to the estimator.
         advantages: ``(B, T)``, what it returned.
         response_mask: ``(B, T)``, 1 at generated tokens. Rows without any are in no number.
         index: One label per row; rows with the same one are a group.
+        paid: ``(B, T)``, what the reward function paid, without a KL penalty; None: ``token_level_rewards`` has none.
 
     Raises:
         CreditInputError: shapes differ, or what :func:`~.batch.read_batch` refuses.
@@ -37,6 +45,7 @@ def credit_metrics(
             "expected the same for both"
         )
     batch = read_batch(token_level_rewards, response_mask, index)
+    pay = batch if paid is None else replace(batch, reward_BK=batch.turns.sum_rewards(paid))
     alive_BK = batch.turns.alive_BK
     advantage_BK = batch.turns.sum_rewards(advantages) / batch.turns.tokens_BK.clamp(min=1)
     count_K = alive_BK.sum(0)
@@ -47,9 +56,9 @@ def credit_metrics(
         "reward_total": batch.reward_BK.sum(0) / count_K,
         "advantage_mean": mean_K,
         "advantage_std": (deviation_BK.square().sum(0) / (count_K - 1).clamp(min=1)).sqrt(),
-        "zero_variance": zero_variance_share(batch, batch.reward_BK, alive_BK),
+        "zero_variance": zero_variance_share(pay, pay.reward_BK, alive_BK),
     }
-    outcome = zero_variance_share(batch, batch.outcome_B1, batch.nonempty_B1)
+    outcome = zero_variance_share(pay, pay.outcome_B1, batch.nonempty_B1)
     table = torch.stack([*(column.double() for column in columns.values())]).tolist()  # one trip to the host
     named = {
         f"turn/{k}/{name}": value
@@ -60,9 +69,7 @@ def credit_metrics(
     return {name: value for name, value in named.items() if value == value}
 
 
-def credit_health(
-    token_level_rewards: Tensor, advantages: Tensor, response_mask: Tensor, index: Index
-) -> dict[str, float]:
+def credit_health(paid: Tensor, advantages: Tensor, response_mask: Tensor, index: Index) -> dict[str, float]:
     """Numbers that :mod:`.guards` looks at, for a logger.
 
     ``guard/turn_rewarded``: share of the rollouts that earned something before their last turn.
@@ -72,15 +79,16 @@ def credit_health(
     ``guard/masked_advantage_tokens``: tokens that were not generated and have an advantage.
 
     Args:
-        token_level_rewards: ``(B, T)``, as given to the estimator.
-        advantages: ``(B, T)``, what it returned.
+        paid: ``(B, T)``, what the reward function paid, without a KL penalty: with it every rollout would seem to earn
+            something and no two the same.
+        advantages: ``(B, T)``, what the estimator returned.
         response_mask: ``(B, T)``, 1 at generated tokens. Rows without any are in no share.
         index: One label per row; rows with the same one are a group.
 
     Raises:
         CreditInputError: what :func:`~.batch.read_batch` refuses.
     """
-    batch = read_batch(token_level_rewards, response_mask, index)
+    batch = read_batch(paid, response_mask, index)
     rollouts = batch.nonempty_B1.sum().clamp(min=1)
     rewarded = (batch.intermediate_BK != 0).any(dim=1).sum() / rollouts
     # What a rollout has not, it has not earned; the number of turns tells the two apart.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -63,3 +63,15 @@ def extra_fields(name: str) -> tuple[str, ...]:
 def compares_rollouts(name: str) -> bool:
     """Whether the baseline is other rollouts of the prompt, of which there have to be some then."""
     return name != "turn_reinforce_pp" and "values" not in extra_fields(name)
+
+
+def divides_by_group_std(name: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether the estimator divides by a standard deviation over the rollouts of one group.
+
+    Such an estimator gives any difference between them the same size, however small it is.
+
+    Args:
+        name: One of :data:`ESTIMATORS`.
+        settings: Its knobs. ``scale="std"`` says it of an estimator of your own, too.
+    """
+    return name in (mt_grpo_v1.__name__, gtpo.__name__) or settings.get("scale") == "std"

@@ -39,7 +39,8 @@ def _register(name: str) -> None:
         settings = estimator_settings(name, config)
         fields = take(name, names)
         result = function(token_level_rewards, response_mask, index, **fields, **settings)
-        _warn_if_pointless(name, token_level_rewards, response_mask, index)
+        if not getattr(config, "use_kl_in_reward", False):  # with a KL in it every turn seems to be paid something
+            _warn_if_pointless(name, token_level_rewards, response_mask, index)
         return result
 
     estimator.__name__ = estimator.__qualname__ = name

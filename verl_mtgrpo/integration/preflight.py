@@ -12,6 +12,7 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl_mtgrpo.credit import ESTIMATORS, compares_rollouts, extra_fields
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.fields import MODES, needs_our_trainer, source_of
+from verl_mtgrpo.integration.kl_in_reward import check_kl
 from verl_mtgrpo.integration.parts import check_parts
 from verl_mtgrpo.integration.settings import TurnRewardSettings, estimator_settings, turn_reward_settings
 from verl_mtgrpo.rewards import PRESETS, load_preset
@@ -93,6 +94,7 @@ def check_estimator(config: Any) -> None:
     estimator = algorithm.adv_estimator
     if estimator in ESTIMATORS:
         estimator_settings(estimator, algorithm)
+        check_kl(config)
         _check_fields(estimator, extra_fields(estimator), config)
         _check_rejection(estimator, config)
     elif algorithm.get("turn") and estimator in list(AdvantageEstimator):

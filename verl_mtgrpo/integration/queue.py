@@ -9,6 +9,9 @@ import transfer_queue as tq
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 
+PAID = "rm_scores"
+"""verl's name of the rewards that the agent loop wrote, one number per response token, without a KL penalty."""
+
 
 def token_columns(
     batch: KVBatchMeta, tokens: Sequence[str], others: Sequence[str] = ()
@@ -39,7 +42,7 @@ def rollout_fields(data: Any) -> list[Any]:
 
 def rewards_column(config: Any) -> str:
     """verl's name of the rewards that the estimator sees: with the KL penalty taken off, if that is in the reward."""
-    return "token_level_rewards" if config.algorithm.use_kl_in_reward else "rm_scores"
+    return "token_level_rewards" if config.algorithm.use_kl_in_reward else PAID
 
 
 def without_padding(batch: KVBatchMeta) -> KVBatchMeta:

@@ -31,7 +31,7 @@ from verl_mtgrpo.integration.dump import credit_rows, join, pick_groups, with_cr
 from verl_mtgrpo.integration.fields import MODES, TOKEN_FIELDS, provide, source_of
 from verl_mtgrpo.integration.left_out import LeftOut
 from verl_mtgrpo.integration.preflight import check_estimator
-from verl_mtgrpo.integration.queue import padded, rewards_column, rollout_fields, token_columns, without_padding
+from verl_mtgrpo.integration.queue import PAID, padded, rewards_column, rollout_fields, token_columns, without_padding
 from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
 from verl_mtgrpo.integration.storage import SafeStorage
 
@@ -145,11 +145,11 @@ def measure(batch: KVBatchMeta, rewards: str) -> dict[str, float]:
         batch: a training batch whose advantages verl has computed.
         rewards: verl's name of the rewards that the estimator saw.
     """
-    tokens, data = token_columns(batch, [rewards, "advantages", "returns", "values", "response_mask"], ["uid"])
-    mask = tokens["response_mask"]
-    groups = [getattr(uid, "data", uid) for uid in data["uid"]]
-    credit = tokens[rewards], tokens["advantages"], mask, groups
-    named = {**credit_metrics(*credit), **credit_health(*credit)}
+    names = list({rewards, PAID, "advantages", "returns", "values", "response_mask"})
+    tokens, data = token_columns(batch, names, ["uid"])
+    mask, paid = tokens["response_mask"], tokens[PAID]
+    credit = tokens["advantages"], mask, [getattr(uid, "data", uid) for uid in data["uid"]]
+    named = {**credit_metrics(tokens[rewards], *credit, paid=paid), **credit_health(paid, *credit)}
     explained = None
     if "values" in tokens:
         explained = turn_explained_variance(tokens["values"], tokens["returns"], mask)

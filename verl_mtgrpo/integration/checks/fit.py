@@ -11,6 +11,7 @@ from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_lin
 from verl_mtgrpo.integration.checks.setup import MULTI_TURN, ROLLOUT, Setup
 from verl_mtgrpo.integration.checks.versions import missing_engine
 from verl_mtgrpo.integration.fields import MODES
+from verl_mtgrpo.integration.kl_in_reward import INSTEAD, kl_noise_of_verls
 from verl_mtgrpo.integration.parts import check_parts, uses_turns
 from verl_mtgrpo.integration.preflight import check_estimator, check_filtering, check_group_size, check_rewards
 from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
@@ -50,6 +51,9 @@ def estimator(setup: Setup) -> Iterator[Finding]:
     if name in COMPARING and n < 2:
         message = f"algorithm.adv_estimator={name} compares the rollouts of a prompt, and {ROLLOUT}.n={n}"
         problems.append(Finding("estimator", "warn", message, f"set {ROLLOUT}.n to 2 or more"))
+    noise = kl_noise_of_verls(setup.config)
+    if noise and uses_turns(setup.config):
+        problems.append(Finding("estimator", "warn", noise, INSTEAD))
     yield from problems or [_estimator_line(setup, name, n, mode)]
 
 
