@@ -201,8 +201,18 @@ def sometimes(transcript, ground_truth):
 @pytest.mark.verl
 def test_the_papers_format_with_rollouts_that_cannot_be_scored(tmp_path: Path):
     (tmp_path / "own.py").write_text(SOMETIMES)
-    result = run_format(XML, tmp_path, f"reward.turn.preset='{tmp_path}/own.py:sometimes'")
+    dump = [f"trainer.rollout_data_dir={tmp_path / 'rollouts'}", "trainer.turn.dump.groups=0"]
+    result = run_format(XML, tmp_path, f"reward.turn.preset='{tmp_path}/own.py:sometimes'", *dump)
     for step in result.steps.values():
         assert 0 < step["outcome/dropped"] < 1
         assert step["turn/1/rollouts"] == pytest.approx(QUESTIONS * ROLLOUTS * (1 - step["outcome/dropped"]))
     assert "left out of the update: no judge for Rome" in result.log
+    for number, step in result.steps.items():
+        rows = [json.loads(line) for line in (tmp_path / "rollouts" / f"{number}.jsonl").read_text().splitlines()]
+        assert len(rows) == QUESTIONS * ROLLOUTS, "the lost ones are written down, too"
+        lost = [row for row in rows if row["outcome/dropped"]]
+        assert len(lost) == step["rollouts_total/dropped"] + step["rollouts_total/alone"]
+        assert {row["dropped_reason"] for row in lost} <= {"no judge for Rome", NO_COMPANY}
+        assert all(set(json.loads(row["turn_advantages"])) == {0.0} for row in lost)
+        kept = [row for row in rows if not row["outcome/dropped"]]
+        assert any(any(json.loads(row["turn_advantages"])) for row in kept)
