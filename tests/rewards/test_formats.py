@@ -47,7 +47,12 @@ _PIECES = ["<think>", "</think>", "<search>", "</search>", "<answer>", "</answer
            "</result>", "<information>", "<tool_call>", "</tool_call>", "<reasoning>", "</reasoning>", JSON, "Paris",
            "<", ">", "/", " ", "\n", "{", '"', "\\", "\x00", "é", "北"]  # fmt: skip
 soup = st.lists(st.sampled_from(_PIECES), max_size=30).map("".join)
-RANGES = {"paper_v1": ((0.0, 0.7), (0.0, 1.9)), "paper_v2": ((-0.2 - 0.1 * 8, 0.3), (-1.0, 1.0))}
+RANGES = {
+    "paper_v1": ((0.0, 0.7), (0.0, 1.9)),
+    "paper_v2": ((-0.2 - 0.1 * 8, 0.3), (-1.0, 1.0)),
+    "search_r1_em": ((0.0, 0.0), (0.0, 1.0)),
+    "search_r1_format": ((0.0, 0.0), (0.0, 1.0)),
+}
 
 
 @settings(max_examples=300, deadline=None)

@@ -170,7 +170,9 @@ def test_one_reward_per_turn_is_demanded():
 
 
 def test_unknown_preset_and_payment():
-    with pytest.raises(ConfigError, match=r"'v9', expected one of \['judge', 'paper_v1', 'paper_v2'\], or a function"):
+    with pytest.raises(
+        ConfigError, match=r"'v9', expected one of \['judge', 'judge_paper', 'paper_v1', .*\], or a function"
+    ):
         load_preset("v9")
     with pytest.raises(ConfigError, match="pay is 'later'"):
         pay(TurnRewards(turns=(0.0,), outcome=0.0), 1, "later")

@@ -2,7 +2,8 @@
 
 from verl_mtgrpo.rewards.paper_v1 import paper_v1
 from verl_mtgrpo.rewards.paper_v2 import paper_v2
-from verl_mtgrpo.rewards.presets import PRESETS, load_preset, pay
+from verl_mtgrpo.rewards.presets import JUDGES, PRESETS, load_preset, pay
+from verl_mtgrpo.rewards.search_r1 import search_r1_em, search_r1_format
 from verl_mtgrpo.rewards.transcript import (
     DROPPED,
     DROPPED_REASON,
@@ -19,6 +20,7 @@ from verl_mtgrpo.rewards.transcript import (
 __all__ = [
     "DROPPED",
     "DROPPED_REASON",
+    "JUDGES",
     "OUTAGE",
     "PRESETS",
     "TRANSCRIPT",
@@ -32,4 +34,6 @@ __all__ = [
     "paper_v1",
     "paper_v2",
     "pay",
+    "search_r1_em",
+    "search_r1_format",
 ]

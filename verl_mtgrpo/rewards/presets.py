@@ -11,11 +11,19 @@ from typing import Any, cast
 from verl_mtgrpo.errors import ConfigError, TranscriptError
 from verl_mtgrpo.rewards.paper_v1 import paper_v1
 from verl_mtgrpo.rewards.paper_v2 import paper_v2
+from verl_mtgrpo.rewards.search_r1 import search_r1_em, search_r1_format
 from verl_mtgrpo.rewards.transcript import Transcript, TurnRewards
 
 RewardFunction = Callable[[Transcript, Any], TurnRewards | Awaitable[TurnRewards]]
 
-PRESETS: dict[str, RewardFunction] = {"paper_v1": paper_v1, "paper_v2": paper_v2}
+PRESETS: dict[str, RewardFunction] = {
+    "paper_v1": paper_v1,
+    "paper_v2": paper_v2,
+    "search_r1_em": search_r1_em,
+    "search_r1_format": search_r1_format,
+}
+JUDGES = ("judge", "judge_paper")
+"""Presets that ask a language model; :mod:`~verl_mtgrpo.rewards.judge` and :mod:`~verl_mtgrpo.rewards.judge_paper`."""
 
 
 def load_preset(name: str) -> RewardFunction:
@@ -34,7 +42,7 @@ def load_preset(name: str) -> RewardFunction:
     where, _, function = name.rpartition(":")
     if not where:
         raise ConfigError(
-            f"reward.turn.preset is {name!r}, expected one of {sorted([*PRESETS, 'judge'])}, or a function of your "
+            f"reward.turn.preset is {name!r}, expected one of {sorted([*PRESETS, *JUDGES])}, or a function of your "
             "own as package.module:function or path/to/file.py:function"
         )
     found = getattr(_load_module(where, name), function, None)

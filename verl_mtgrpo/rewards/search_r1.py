@@ -1,0 +1,143 @@
+"""Search-R1's rewards, which train the baselines of the paper's second study (arXiv 2505.11821 v2, section 6.1).
+
+Both pay a rollout once, for its outcome; no turn earns anything by itself, so ``reward.turn.pay`` changes nothing.
+
+``search_r1_em`` (PPO-OR, GRPO-OR; arXiv 2503.09516)::
+
+    R^O = 1 if the answer is an exact match, else 0
+
+``search_r1_format`` (PPO-MR, GRPO-MR; arXiv 2505.15117, section 4.1)::
+
+                   right   wrong   no answer
+    valid          1.0     0.2
+    not valid      0.8     0.1     0.0
+
+Read in PeterGriffinJin/Search-R1 @a14dc3a, verl/utils/reward_score/qa_em.py and qa_em_format.py, with the parameters of
+scripts/nq_hotpotqa/v0.3/train_{ppo,grpo}_format.sh: structure_format_score 0.2, final_format_score 0.1. Their third
+parameter, retrieval_score, is 0 in these scripts, so a passage with the answer pays nothing; it is measured as
+``tool/hit``.
+
+What differs from that code, on purpose:
+
+- It reads the whole text: prompt, turns and results. Here an answer is what the model wrote, never a passage or a
+  question that spells ``<answer>``, and tags inside a passage do not make a rollout invalid.
+- Its own prompt ends in the example ``<answer> Beijing </answer>``, which it takes for the answer of a rollout that has
+  none: such a rollout earns 0.1 there (1 and 0.8 if the gold answer is Beijing), and 0 here, as its table says.
+- An answer that SQuAD's normal form leaves nothing of ("the") is wrong, also if the gold answer is such a one.
+- It knows one search a turn; so a turn with several calls is not valid here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from verl_mtgrpo.rewards.answers import CLOSE, OPEN, accepted_answers, contains, exact_match, f1
+from verl_mtgrpo.rewards.formats import ANSWER, TextFormat, share_well_formed, text_format
+from verl_mtgrpo.rewards.transcript import Transcript, TurnRewards
+
+RIGHT, STRUCTURE, ANSWERED = 1.0, 0.2, 0.1
+"""Search-R1's ``score``, ``structure_format_score`` and ``final_format_score``."""
+
+
+def search_r1_em(transcript: Transcript, ground_truth: Any) -> TurnRewards:
+    """Score one rollout by exact match alone: 1.0 or 0.0, whatever its format.
+
+    Args:
+        transcript: The rollout, in a format with rules for turns (:data:`~.formats.FORMATS`).
+        ground_truth: ``reward_model.ground_truth`` of the row.
+    """
+    components = _measured(transcript, ground_truth)
+    return _at_the_end(transcript, RIGHT * components["outcome/em"], components)
+
+
+def search_r1_format(transcript: Transcript, ground_truth: Any) -> TurnRewards:
+    """Score one rollout by exact match and by the form of the whole of it, by the table above.
+
+    Args:
+        transcript: The rollout, in a format with rules for turns (:data:`~.formats.FORMATS`).
+        ground_truth: ``reward_model.ground_truth`` of the row.
+    """
+    components = _measured(transcript, ground_truth)
+    valid = bool(components["outcome/valid_sequence"])
+    if components["outcome/em"]:
+        outcome = RIGHT if valid else RIGHT - STRUCTURE
+    elif valid:
+        outcome = STRUCTURE
+    else:
+        outcome = ANSWERED if answer_in(whole_text(transcript)) is not None else 0.0
+    return _at_the_end(transcript, outcome, components)
+
+
+def whole_text(transcript: Transcript) -> str:
+    """The model's turns in one text, an empty result where a tool's answer was read.
+
+    Results are left empty because they are data: nothing in a passage can open or close a tag.
+    """
+    tag = text_format(transcript.format).result
+    pieces = list[str]()
+    for turn in transcript.turns:
+        pieces += [turn.text, *(f"\n\n<{tag}></{tag}>\n\n" for call in turn.tool_calls if call.seen)]
+    return "".join(pieces)
+
+
+def answer_in(text: str) -> str | None:
+    """The content of the last ``<answer>…</answer>`` from the left, stripped; None without one.
+
+    As ``re.finditer("<answer>(.*?)</answer>", text, re.DOTALL)`` in Search-R1, in linear time: a pair begins at the
+    first opening tag behind the pair before, and ends at the next closing one.
+    """
+    found, end = None, 0
+    while (start := text.find(OPEN, end)) >= 0 and (close := text.find(CLOSE, start)) >= 0:
+        found, end = text[start + len(OPEN) : close], close + len(CLOSE)
+    return found if found is None else found.strip()
+
+
+def is_valid_sequence(text: str, rules: TextFormat) -> bool:
+    """True if a whole rollout is (thought, search, result) any number of times, then thought and answer, and no more.
+
+    Search-R1's state machine of this name. White space may stand between the tags and anything inside them, also
+    nothing. In a format without tags for thoughts, free text may stand where a thought would.
+
+    Args:
+        text: As :func:`whole_text` gives it.
+        rules: The format, whose tags are looked at.
+    """
+    thought = [] if rules.thought is None else _pair(rules.thought)
+    a_search = [*thought, *_pair(rules.call), *_pair(rules.result)]
+    an_answer = [*thought, OPEN, CLOSE]
+    tags = [tag for tag in (rules.thought, rules.call, rules.result, ANSWER) if tag is not None]
+    marks = list(re.finditer(f"</?(?:{'|'.join(map(re.escape, tags))})>", text))
+    searches, rest = divmod(len(marks) - len(an_answer), len(a_search))
+    if searches < 0 or rest or [mark.group() for mark in marks] != a_search * searches + an_answer:
+        return False
+    opens = _pair(rules.call)[0], OPEN
+    end, outside = 0, list[str]()
+    for left, right in zip(marks[::2], marks[1::2], strict=True):
+        if rules.thought is not None or left.group() not in opens:
+            outside.append(text[end : left.start()])
+        end = right.end()
+    return not any(piece.strip() for piece in [*outside, text[end:]])
+
+
+def _pair(tag: str) -> list[str]:
+    return [f"<{tag}>", f"</{tag}>"]
+
+
+def _measured(transcript: Transcript, ground_truth: Any) -> dict[str, float]:
+    accepted, rules = accepted_answers(ground_truth), text_format(transcript.format)
+    text = whole_text(transcript)
+    answer = answer_in(text)
+    results = [result for turn in transcript.turns for result in turn.results]
+    return {
+        "tool/hit": float(any(contains(result, accepted) for result in results)),
+        "outcome/em": float(exact_match(answer, accepted)),
+        "outcome/contains": float(contains(answer, accepted)),
+        "outcome/f1": f1(answer, accepted),
+        "outcome/format": share_well_formed([turn.text for turn in transcript.turns], rules),
+        "outcome/valid_sequence": float(is_valid_sequence(text, rules)),
+    }
+
+
+def _at_the_end(transcript: Transcript, outcome: float, components: dict[str, float]) -> TurnRewards:
+    return TurnRewards(turns=(0.0,) * len(transcript.turns), outcome=outcome, components=components)
