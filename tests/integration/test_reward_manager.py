@@ -268,6 +268,18 @@ def test_the_judge_behind_verls_reward_model_router(router):
     assert len(judge.bodies) == 3, "two scores, and one request again that the router had failed"
 
 
+def test_the_papers_judge_behind_verls_reward_model_router(router):
+    judge, address = router
+    judge.answer = lambda body, n: 500 if n == 1 else '{"scores": [0.3, 1.0]}'
+    run = ["reward.reward_model.enable=True", "reward.reward_model.model_path=my/judge", *JUDGED]
+    scoring = manager(*run, "reward.turn.preset=judge_paper", reward_router_address=address)
+    result = score(scoring, {"transcript": TRANSCRIPT.to_dict()})
+    assert json.loads(result["reward_extra_info"]["turn_rewards"]) == pytest.approx([0.3, 1.0]), (
+        "the judge's own scores"
+    )
+    assert len(judge.bodies) == 2, "one request for all turns, sent again after the router had failed it"
+
+
 def test_colocated_reward_models_are_refused():
     with pytest.raises(ConfigError, match="enable_resource_pool=True"):
         get_reward_manager_cls("mtgrpo").assemble_rm_scores(None, [1.0])

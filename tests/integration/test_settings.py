@@ -9,7 +9,7 @@ from verl_mtgrpo.integration.settings import (
     estimator_settings,
     turn_reward_settings,
 )
-from verl_mtgrpo.rewards.judge import JudgeSettings
+from verl_mtgrpo.rewards.judge_client import JudgeSettings
 
 
 def algorithm(**values):

@@ -5,16 +5,71 @@ Each case is an input, the right value, and where that is from.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import json
 import random
 import re
+from typing import Any
 
+import numpy as np
 import pytest
 
-from verl_mtgrpo.rewards import PRESETS, ToolCall, Transcript, Turn, pay, search_r1_em, search_r1_format
+pytest.importorskip("verl")
+pytest.importorskip("openai")
+
+import torch
+from hydra import compose, initialize_config_module
+from verl import DataProto
+from verl.experimental.reward_loop.reward_manager.registry import get_reward_manager_cls
+from verl.trainer.ppo.reward import get_custom_reward_fn
+from verl.utils.reward_score import default_compute_score
+
+from verl_mtgrpo.data.known import KNOWN
+from verl_mtgrpo.data.policy import build_tokenizer
+from verl_mtgrpo.data.rows import make_row, write_parquet
+from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.integration.checks.data import data
+from verl_mtgrpo.integration.checks.setup import Setup
+from verl_mtgrpo.integration.preflight import check_run
+from verl_mtgrpo.rewards import PRESETS, ToolCall, Transcript, Turn, TurnRewards, pay, search_r1_em, search_r1_format
 from verl_mtgrpo.rewards.formats import SEARCH_R1
+from verl_mtgrpo.rewards.judge_paper import PaperJudge
 from verl_mtgrpo.rewards.search_r1 import answer_in, is_valid_sequence, whole_text
 
-# ---- B10: search_r1_em and search_r1_format
+
+def config(*overrides: str):
+    base = ["hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=turn_rloo", "actor_rollout_ref.rollout.n=4"]
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", [*base, *overrides])
+
+
+def manager(*overrides: str, **more: Any):
+    """The real reward manager, as verl's reward worker makes it."""
+    tokenizer = build_tokenizer(["a b c"], [])
+    tokenizer.chat_template = "{{ messages }}"
+
+    async def make():
+        return get_reward_manager_cls("mtgrpo")(config(*overrides), tokenizer=tokenizer, compute_score=None, **more)
+
+    return asyncio.run(make())
+
+
+def score(scoring, transcript: Transcript, source: str, truth: Any) -> dict[str, Any]:
+    row = {
+        "reward_model": {"ground_truth": truth},
+        "tool_extra_fields": {"transcript": transcript.to_dict()},
+        "data_source": source,
+        "extra_info": {"id": "7"},
+    }
+    fields = {name: np.array([None], dtype=object) for name in row}
+    for name, value in row.items():
+        fields[name][0] = value
+    asked = DataProto.from_dict(tensors={"responses": torch.zeros(1, 6)}, non_tensors=fields)
+    return asyncio.run(scoring.run_single(asked))["reward_extra_info"]
+
+
+# ---- B10: search_r1_em and search_r1_format (each rollout scored by Search-R1's own code)
 
 THOUGHT = "<think>t</think>"
 SEARCH = THOUGHT + "<search>capital of France</search>"
@@ -162,3 +217,115 @@ def test_b10_reading_a_long_text_is_linear():
 
 def test_b10_both_are_presets_by_name():
     assert {"search_r1_em", "search_r1_format"} <= set(PRESETS)
+
+
+# ---- B11: judge_paper (its rules and replies: tests/rewards/test_judge_paper.py)
+
+JUDGED = ("reward.turn.preset=judge_paper", "+reward.turn.judge.model=m")
+ADDRESS = "+reward.turn.judge.base_url=http://127.0.0.1:9/v1"
+STANDING_IN = ("reward.custom_reward_function.path=pkg://verl_mtgrpo.rewards.judge",)
+# (what, overrides, what the start says)
+JUDGE_SETUPS = [
+    ("without an address", JUDGED, r"preset=judge_paper needs reward.turn.judge.base_url"),
+    (
+        "its outcome from the function that stands in for it",
+        (*JUDGED, ADDRESS, *STANDING_IN, "reward.turn.outcome=compute_score"),
+        r"stands in for the judge and scores nothing; set reward.turn.outcome=preset",
+    ),
+    (
+        "in a format without rules for turns",
+        (*JUDGED, ADDRESS, "actor_rollout_ref.rollout.multi_turn.format=gpt-oss"),
+        r"no rules for turns in the format 'gpt-oss'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "said"), [case[1:] for case in JUDGE_SETUPS], ids=[c[0] for c in JUDGE_SETUPS])
+def test_b11_the_start_treats_judge_paper_as_a_judge(overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        check_run(config(*overrides))
+
+
+@pytest.mark.parametrize("how", ["turns", "outcome"])
+def test_b11_judge_paper_behind_verls_own_reward_model(how):
+    """Complete without an address: verl serves the judge under its path, and the manager asks at verl's router."""
+    served = ("reward.reward_model.enable=True", "reward.reward_model.model_path=my/judge", *STANDING_IN)
+    named = "reward.custom_reward_function.name=scored_by_judge"
+    preset = ("reward.turn.preset=judge_paper", f"reward.turn.pay={how}")
+    asking = manager(*served, named, *preset, reward_router_address="127.0.0.1:9").reward_function
+    assert isinstance(asking, PaperJudge)
+    assert (asking.settings.base_url, asking.settings.model) == ("http://127.0.0.1:9/v1", "my/judge")
+    assert asking.only_outcome == (how == "outcome"), "pay=outcome asks the paper's outcome prompt"
+
+
+# ---- B13: reward.turn.outcome=compute_score on rows of `mtgrpo data`
+
+# (data_source, ground truth, last turn, outcome): what verl 0.9.1's search_r1_like_qa_em gives, 1 for an exact match in
+# the last <answer>, else 0. The names are those that verl/utils/reward_score/__init__.py lists.
+SCORED_BY_VERL = [
+    *((name, {"target": ["Oslo"]}, "<answer>Oslo</answer>", 1.0) for name in KNOWN),
+    ("nq", {"target": ["Oslo"]}, "<answer>the oslo.</answer>", 1.0),
+    ("nq", {"target": ["Bergen", "Oslo"]}, "<answer>Oslo</answer>", 1.0),
+    ("nq", {"target": ["Oslo"]}, "<answer>in Oslo</answer>", 0.0),
+    ("nq", {"target": ["Oslo"]}, "Oslo", 0.0),
+    ("nq", ["Oslo"], "<answer>Oslo</answer>", 1.0),
+    ("nq", "Oslo", "<answer>Oslo</answer>", 1.0),
+    ("searchR1_nq", {"target": ["Oslo"]}, "<answer>Oslo</answer>", 1.0),
+    ("openai/gsm8k", "72", "#### 72", 1.0),
+]
+
+
+@pytest.mark.parametrize(("source", "truth", "said_last", "outcome"), SCORED_BY_VERL)
+def test_b13_verls_own_score_of_rows_of_ours(source, truth, said_last, outcome):
+    scoring = manager("reward.turn.outcome=compute_score")
+    scoring.reward_function = lambda transcript, _: TurnRewards((0.25, 0.0), 0.5)
+    transcript = Transcript((searched("look", "<answer>Oslo</answer>"), said(said_last)), "answered")
+    info = score(scoring, transcript, source, truth)
+    assert json.loads(info["turn_rewards"]) == [0.25, outcome]
+    assert (info["outcome/score"], info["data_source"]) == (outcome, source), "reported under the row's own name"
+
+
+def test_b13_the_names_are_the_ones_that_verl_lists():
+    listed = set(re.findall(r'"searchR1_(\w+)"', inspect.getsource(default_compute_score)))
+    assert listed == set(KNOWN)
+
+
+def test_b13_a_function_of_ones_own_gets_the_row_as_it_is(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n"
+        "    return 0.75 if (data_source, ground_truth) == ('nq', ['Oslo']) else 0.0\n"
+    )
+    own = ("reward.turn.outcome=compute_score", f"reward.custom_reward_function.path={tmp_path / 'own.py'}")
+    scoring = manager(*own)
+    scoring.compute_score = get_custom_reward_fn(config(*own))
+    transcript = Transcript((said("<answer>Oslo</answer>"),), "answered")
+    assert json.loads(score(scoring, transcript, "nq", ["Oslo"])["turn_rewards"]) == [0.75]
+
+
+# (data_source of the last row of a parquet file, more settings, what the start says; None: nothing)
+OUTCOME = ("reward.turn.outcome=compute_score",)
+STARTS = [
+    ("nq", OUTCOME, None),
+    ("searchR1_popqa", OUTCOME, None),
+    ("aime2025", OUTCOME, None),
+    ("my_questions", (), None),
+    ("my_questions", (*OUTCOME, "reward.custom_reward_function.path=own.py"), None),
+    ("my_questions", OUTCOME, "data_source 'my_questions', for which verl has no reward function"),
+]
+
+
+@pytest.mark.parametrize(("source", "overrides", "told"), STARTS)
+def test_b13_rows_that_verl_cannot_score_are_refused_at_the_start(tmp_path, source, overrides, told):
+    about = {"split": "train", "system_prompt": None}
+    rows = [make_row("q", ["Oslo"], index=n, id=str(n), data_source="nq", **about) for n in range(40)]
+    rows.append(make_row("q", ["Oslo"], index=40, id="40", data_source=source, **about))
+    write_parquet(rows, tmp_path / "train.parquet")
+    files = [f"data.{key}_files={tmp_path / 'train.parquet'}" for key in ("train", "val")]
+    found = list(data(Setup(config(*files, "data.train_batch_size=8", *overrides))))
+    if told is None:
+        assert [one.status for one in found] == ["ok"], found
+    else:
+        assert {one.status for one in found} == {"fail"}
+        assert told in found[0].message
+        assert "set reward.custom_reward_function.path to a function of your own" in found[0].fix
+        assert "nq, triviaqa" in found[0].fix

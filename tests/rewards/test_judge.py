@@ -16,7 +16,8 @@ pytest.importorskip("openai")
 from tests.judge_server import JudgeServer
 from verl_mtgrpo.errors import ConfigError, DropRollout, JudgeError
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
-from verl_mtgrpo.rewards.judge import Judge, JudgeSettings, prompt_for, read_score
+from verl_mtgrpo.rewards.judge import FORM, Judge, read_score
+from verl_mtgrpo.rewards.judge_client import JudgeSettings, prompt_for
 
 TRUTH = {"target": ["Paris"]}
 CALL = "<think>look</think><search>capital of France</search>"
@@ -197,8 +198,8 @@ def test_text_of_the_rollout_stays_inside_the_fence(server: JudgeServer, attempt
 
 
 def test_a_rollout_cannot_know_the_mark_it_will_get():
-    first = prompt_for("r", {"text": "a"})[1]["content"].split("\n")[0]
-    second = prompt_for("r", {"text": f"a {first}"})[1]["content"].split("\n")[0]
+    first = prompt_for("r", {"text": "a"}, FORM)[1]["content"].split("\n")[0]
+    second = prompt_for("r", {"text": f"a {first}"}, FORM)[1]["content"].split("\n")[0]
     assert first != second
 
 

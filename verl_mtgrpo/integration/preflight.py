@@ -15,9 +15,9 @@ from verl_mtgrpo.integration.fields import MODES, needs_our_trainer, source_of
 from verl_mtgrpo.integration.kl_in_reward import check_kl
 from verl_mtgrpo.integration.parts import check_parts
 from verl_mtgrpo.integration.settings import TurnRewardSettings, estimator_settings, turn_reward_settings
-from verl_mtgrpo.rewards import PRESETS, load_preset
+from verl_mtgrpo.rewards import JUDGES, PRESETS, load_preset
 from verl_mtgrpo.rewards.formats import text_format
-from verl_mtgrpo.rewards.judge import check_judge_settings
+from verl_mtgrpo.rewards.judge_client import check_judge_settings
 
 JUDGED_BY = "pkg://verl_mtgrpo.rewards.judge"
 """What ``reward.custom_reward_function.path`` says when the judge is verl's own generative reward model."""
@@ -147,13 +147,13 @@ def _check_reward_model(config: Any, settings: TurnRewardSettings, own: str | No
         raise ConfigError(
             "reward.reward_model.enable=True without a reward function makes verl use the model as a classifier, and "
             f"the reward manager mtgrpo is never asked; for a judge set reward.custom_reward_function.path={JUDGED_BY} "
-            "reward.custom_reward_function.name=scored_by_judge reward.turn.preset=judge, else "
+            "reward.custom_reward_function.name=scored_by_judge reward.turn.preset=judge (or judge_paper), else "
             "reward.reward_model.enable=False"
         )
-    if own == JUDGED_BY and settings.preset != "judge":
+    if own == JUDGED_BY and settings.preset not in JUDGES:
         raise ConfigError(
-            f"reward.custom_reward_function.path={own} is never called without a judge; set reward.turn.preset=judge, "
-            "or remove it"
+            f"reward.custom_reward_function.path={own} is never called without a judge; set reward.turn.preset=judge "
+            "or judge_paper, or remove it"
         )
 
 
@@ -162,9 +162,9 @@ def check_rewards(config: Any) -> None:
     settings = turn_reward_settings(config.reward)
     own = OmegaConf.select(config, "reward.custom_reward_function.path")
     _check_reward_model(config, settings, own)
-    if settings.preset == "judge":
+    if settings.preset in JUDGES:
         if not OmegaConf.select(config, "reward.reward_model.enable"):
-            check_judge_settings(settings.judge)
+            check_judge_settings(settings.judge, settings.preset)
     elif ":" not in settings.preset:
         load_preset(settings.preset)
     if own and settings.outcome == "preset" and own != JUDGED_BY:
@@ -172,6 +172,11 @@ def check_rewards(config: Any) -> None:
             f"reward.custom_reward_function.path={own} would not be used: the outcome reward comes from the preset "
             f"{settings.preset}; set reward.turn.outcome=compute_score, or remove it"
         )
+    if own == JUDGED_BY and settings.outcome == "compute_score":
+        raise ConfigError(
+            f"reward.turn.outcome=compute_score asks reward.custom_reward_function.path={own}, which stands in for the "
+            "judge and scores nothing; set reward.turn.outcome=preset: the judge gives the outcome too"
+        )
     spoken = config.actor_rollout_ref.rollout.multi_turn.format
-    if settings.preset in PRESETS:
+    if settings.preset in (*PRESETS, "judge_paper"):
         text_format(spoken)

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from omegaconf import OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager import register
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
@@ -24,9 +25,11 @@ from verl.utils.reward_score import default_compute_score
 from verl_mtgrpo.errors import ConfigError, DropRollout, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run, check_tokenizer
 from verl_mtgrpo.integration.settings import TurnRewardSettings, turn_reward_settings
+from verl_mtgrpo.integration.verl_score import as_verl_knows_it
 from verl_mtgrpo.rewards import (
     DROPPED,
     DROPPED_REASON,
+    JUDGES,
     OUTAGE,
     TRANSCRIPT,
     TURN_REWARDS,
@@ -36,6 +39,7 @@ from verl_mtgrpo.rewards import (
     pay,
 )
 from verl_mtgrpo.rewards.judge import Judge
+from verl_mtgrpo.rewards.judge_paper import PaperJudge
 from verl_mtgrpo.rewards.measures import charge_repeats, tool_trouble, tool_use
 from verl_mtgrpo.rewards.presets import RewardFunction
 
@@ -59,6 +63,7 @@ class TurnRewardManager(RewardManagerBase):
         check_run(config)
         check_tokenizer(tokenizer)
         self.settings = turn_reward_settings(config.reward)
+        self.own_function = bool(OmegaConf.select(config, "reward.custom_reward_function.path"))
         self.reward_function = _reward_function(self.settings, reward_router_address, config.reward)
         filtering = config.algorithm.get("filter_groups") or {}
         self.filter_metric = filtering.get("metric") if filtering.get("enable") else None
@@ -123,12 +128,16 @@ class TurnRewardManager(RewardManagerBase):
         """The outcome from verl's ``compute_score``, called as verl's own manager calls it, in a thread if it is sync.
 
         ``solution_str`` is what the model wrote, its turns joined by newlines: tool results are left out, so
-        that an answer in a result is not taken for the model's.
+        that an answer in a result is not taken for the model's. A function of the user's own is given the row's own
+        ``data_source`` and ground truth, verl's those that it knows (:func:`~.verl_score.as_verl_knows_it`).
         """
+        data_source, ground_truth = row["data_source"], row["reward_model"]["ground_truth"]
+        if not self.own_function:
+            data_source, ground_truth = as_verl_knows_it(data_source, ground_truth)
         arguments = {
-            "data_source": row["data_source"],
+            "data_source": data_source,
             "solution_str": "\n".join(turn.text for turn in transcript.turns),
-            "ground_truth": row["reward_model"]["ground_truth"],
+            "ground_truth": ground_truth,
             "extra_info": {**(row.get("extra_info") or {}), "num_turns": row.get("__num_turns__")},
         }
         function = self.compute_score or default_compute_score
@@ -154,13 +163,13 @@ def _reward_function(settings: TurnRewardSettings, router: str | None, reward: A
 
     verl's servers know the reward model by its path.
     """
-    if settings.preset != "judge":
+    if settings.preset not in JUDGES:
         return load_preset(settings.preset)
     judge = settings.judge
     if router and not judge.base_url:
         model = judge.model or str(reward.reward_model.model_path)
         judge = replace(judge, base_url=f"http://{router}/v1", model=model)
-    return Judge(judge)
+    return Judge(judge) if settings.preset == Judge.preset else PaperJudge(judge, settings.pay)
 
 
 def _question_id(extra_info: Any) -> str:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.credit.guards import GuardSettings
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.rewards.judge import JudgeSettings
+from verl_mtgrpo.rewards.judge_client import JudgeSettings
 
 T = TypeVar("T")
 
@@ -26,18 +26,19 @@ class TurnRewardSettings:
     """``reward.turn``: which rewards are computed and where they are paid."""
 
     preset: str = "paper_v1"
-    """A preset (``paper_v1``, ``paper_v2``, ``judge``) or a function of your own: ``package.module:fn`` or
-    ``file.py:fn``."""
+    """A preset (``paper_v1``, ``paper_v2``, ``search_r1_em``, ``search_r1_format``, ``judge``, ``judge_paper``) or a
+    function of your own: ``package.module:fn`` or ``file.py:fn``."""
     outcome: str = "preset"
     """``preset``: the outcome reward comes from the preset; ``compute_score``: from verl's reward function
-    (``reward.custom_reward_function``, or verl's own for the row's ``data_source``)."""
+    (``reward.custom_reward_function``, or verl's own for the row's ``data_source``: ``nq`` of ``mtgrpo data`` is scored
+    as verl's ``searchR1_nq``)."""
     pay: str = "turns"
     """``turns``: each turn's reward on its last token (MT-GRPO, MT-PPO); ``merged``: their sum with the
     outcome on the last turn (GRPO-MR, PPO-MR); ``outcome``: the outcome only (GRPO-OR, PPO-OR)."""
     repeat_penalty: float = 0.0
     """Taken from a turn's reward for each search in it that repeats an earlier one of the rollout."""
     judge: JudgeSettings = field(default_factory=JudgeSettings)
-    """``reward.turn.judge.*``: which judge, if ``preset`` is ``judge``."""
+    """``reward.turn.judge.*``: which judge, if ``preset`` is ``judge`` or ``judge_paper``."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from verl_mtgrpo.errors import DataError, MTGRPOError
 from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
 from verl_mtgrpo.integration.checks.setup import Setup
 from verl_mtgrpo.integration.parts import check_agent_names
+from verl_mtgrpo.integration.verl_score import refuse_unscored
+from verl_mtgrpo.rewards import JUDGES, PRESETS
 from verl_mtgrpo.rewards.answers import accepted_answers
 
 CHECK = "data"
@@ -115,12 +117,30 @@ def _rows_problems(setup: Setup, file: str, rows: list[dict[str, Any]]) -> Itera
     try:
         if file.endswith(".parquet"):
             check_agent_names(file)
-        if setup.get("reward.turn.preset") in (None, "paper_v1", "paper_v2", "judge"):
+        if setup.get("reward.turn.preset") in (None, *PRESETS, *JUDGES):
             for row in rows:
                 accepted_answers((row["reward_model"] or {}).get("ground_truth"))
+        if _scored_by_verl(setup):
+            refuse_unscored(file, _sources(file, rows))
     except MTGRPOError as error:
         found = from_error(CHECK, error, f"give every row an answer; {WRITE}")
         yield found if file in found.message else Finding(CHECK, "fail", f"{file}: {found.message}", found.fix)
+
+
+def _scored_by_verl(setup: Setup) -> bool:
+    """Whether the outcome is for verl's own reward function to give."""
+    asked = setup.get("reward.reward_manager.name") == "mtgrpo" and setup.get("reward.turn.outcome") == "compute_score"
+    return asked and not setup.get("reward.custom_reward_function.path")
+
+
+def _sources(file: str, rows: list[dict[str, Any]]) -> set[str]:
+    """The ``data_source`` of all rows of a parquet file, of the first rows of others."""
+    if not file.endswith(".parquet"):
+        return {str(row["data_source"]) for row in rows if "data_source" in row}
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(Path(file).expanduser(), columns=["data_source"])
+    return {str(name) for column in table.columns for name in column.unique().to_pylist()}
 
 
 def _is_chat(prompt: Any) -> bool:

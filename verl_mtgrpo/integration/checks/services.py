@@ -16,7 +16,8 @@ from verl_mtgrpo.integration.search_settings import open_index, search_settings
 from verl_mtgrpo.integration.settings import turn_reward_settings
 from verl_mtgrpo.retrieval import HTTPRetriever, Passage
 from verl_mtgrpo.retrieval.addresses import is_this_machine
-from verl_mtgrpo.rewards.judge import JudgeSettings
+from verl_mtgrpo.rewards import JUDGES
+from verl_mtgrpo.rewards.judge_client import JudgeSettings
 
 ASKED = 8
 """Questions that are searched for, to see how long results are."""
@@ -75,7 +76,7 @@ def judge(setup: Setup) -> Iterator[Finding]:
         settings = turn_reward_settings(reward)
     except MTGRPOError:
         return  # said by the check of the rewards
-    if settings.preset != "judge":
+    if settings.preset not in JUDGES:
         return
     asked = settings.judge
     if not asked.base_url:
@@ -88,7 +89,7 @@ def judge(setup: Setup) -> Iterator[Finding]:
         fix = f"export {asked.api_key_env}=... (before `ray start`, if Ray runs already), or set judge.api_key_env"
         yield Finding("judge", "fail", message, fix)
         return
-    yield _ask(asked, key)
+    yield _ask(asked, key, settings.preset)
 
 
 def _shown(url: str) -> str:
@@ -106,11 +107,11 @@ def _may_need_no_key(url: str) -> bool:
         return is_this_machine(url) or "." not in host or not url.startswith("https://")
 
 
-def _ask(asked: JudgeSettings, key: str) -> Finding:
+def _ask(asked: JudgeSettings, key: str, preset: str) -> Finding:
     try:
         import openai
     except ImportError:
-        return Finding("judge", "fail", "reward.turn.preset=judge needs the openai client", "pip install openai")
+        return Finding("judge", "fail", f"reward.turn.preset={preset} needs the openai client", "pip install openai")
     limit = min(asked.timeout_s, JUDGE_S)
     where = f"the judge {asked.model} at {_shown(asked.base_url)}"
     messages: Any = [{"role": "user", "content": "Answer with the digit 1."}]

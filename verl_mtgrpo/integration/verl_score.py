@@ -1,0 +1,63 @@
+"""verl's own reward function as the outcome (``reward.turn.outcome=compute_score``): which rows it can score.
+
+verl scores by ``data_source``, and knows the question sets of Search-R1 under names of its own (``searchR1_nq``). Rows
+of ``mtgrpo data`` say ``nq``, under which verl reports validation metrics; they are scored as what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from verl.utils.reward_score import default_compute_score
+
+from verl_mtgrpo.data.known import KNOWN
+from verl_mtgrpo.errors import DataError
+from verl_mtgrpo.rewards.answers import accepted_answers
+
+PREFIX = "searchR1_"
+
+
+def as_verl_knows_it(data_source: str, ground_truth: Any) -> tuple[str, Any]:
+    """A row's ``data_source`` and ground truth as ``verl.utils.reward_score.default_compute_score`` reads them.
+
+    Only question sets with verl's exact match are touched: their names, and their answers, which verl wants as
+    ``{"target": …}``.
+    """
+    bare = data_source.removeprefix(PREFIX)
+    if bare not in KNOWN:
+        return data_source, ground_truth
+    return PREFIX + bare, {"target": list(accepted_answers(ground_truth))}
+
+
+def is_scored_by_verl(data_source: str) -> bool:
+    """True if verl's reward function has a rule for rows of this ``data_source``.
+
+    verl has no list of the names, so it is asked, with a text and a ground truth that mean nothing.
+    """
+    try:
+        default_compute_score(PREFIX + data_source if data_source in KNOWN else data_source, "", None)
+    except NotImplementedError as error:
+        return "Reward function is not implemented" not in str(error)
+    except Exception:  # it has a rule, which fails on what it was given here
+        return True
+    return True
+
+
+def refuse_unscored(file: str, sources: Iterable[str]) -> None:
+    """Raise ``DataError`` if a file has rows that verl's reward function has no rule for.
+
+    It would raise ``NotImplementedError`` in every rollout of such a row.
+
+    Args:
+        file: Its name, for the message.
+        sources: The ``data_source`` of its rows.
+    """
+    unknown = sorted(source for source in sources if not is_scored_by_verl(source))
+    if unknown:
+        raise DataError(
+            f"{file} has rows with data_source {', '.join(map(repr, unknown))}, for which verl has no reward function, "
+            "and reward.turn.outcome=compute_score asks it in every rollout; set reward.custom_reward_function.path to "
+            "a function of your own, or reward.turn.outcome=preset, or give the rows a data_source that verl scores "
+            f"({', '.join(KNOWN)}, or one of verl.utils.reward_score)"
+        )

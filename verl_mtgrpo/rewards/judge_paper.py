@@ -1,0 +1,168 @@
+"""The paper's judge: one request that scores every turn of a rollout (``reward.turn.preset=judge_paper``).
+
+The rules of the two prompts in arXiv 2505.11821 v2, appendix C.2, in our own words; gpt-oss-120b is asked there. The
+judge does all of it itself, the price of the searches included.
+
+Turns (MT-PPO; ``reward.turn.pay`` turns or merged): one request for the whole rollout, one score for each turn::
+
+    R^I_k = (0.1 if turn k is well formed, else -0.2) + (0.3 if its results hold an accepted answer, else 0)
+          - 0.1 · (searches up to and with turn k)                        for turns before the last
+    R^O   = 1.0 right and well formed | 0.2 well formed, wrong | -1.0 malformed        for the last turn
+
+Outcome (PPO-OR; ``reward.turn.pay=outcome``): R^O = 1.0 right | 0.0 wrong, and no turn is asked about.
+
+An answer of more than 5 tokens is wrong in both. The reply's form is ours, JSON in place of the paper's text, so that
+it can be checked: exactly one finite score per turn, of a size that these rules can give. Another reply is asked for
+once more and then an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from verl_mtgrpo.rewards.answers import accepted_answers, contains, exact_match, f1, last_answer
+from verl_mtgrpo.rewards.formats import ANSWER, TextFormat, text_format
+from verl_mtgrpo.rewards.judge_client import (
+    AskingReward,
+    JudgeSettings,
+    Reply,
+    Usage,
+    number_in,
+    question_of,
+    read_object,
+    shown,
+)
+from verl_mtgrpo.rewards.transcript import Transcript, TurnRewards
+
+MALFORMED, WRONG, RIGHT = -1.0, 0.2, 1.0
+"""What the last turn may be given."""
+LEAST, MOST, PER_SEARCH = -0.2, 0.4, -0.1
+"""What a turn before it may be given, and the price of a search that comes on top."""
+
+TURN_RULES = """\
+You grade every turn of an assistant that answers a question with the help of a search tool. The rules are exact: \
+follow them and add nothing of your own.
+
+The last turn gets one of three scores.
+- -1.0: malformed. Well formed is a turn that consists of the thought and the answer in their tags, each exactly once, \
+the thought first. A last turn that searches is malformed.
+- 0.2: well formed, but the answer is wrong. An answer of more than 5 tokens is wrong, whatever it says.
+- 1.0: well formed, and the answer means the same as one of the accepted answers.
+
+Every turn before the last gets the sum of three parts.
+- Format: 0.1 if the turn consists of the thought, the search and its result in their tags, each exactly once and in \
+this order; else -0.2.
+- Information: 0.3 if what the search returned in this turn holds one of the accepted answers; else 0.
+- Searches: -0.1 for each search made so far, from the first turn up to and with this one."""
+OUTCOME_RULES = """\
+You grade the final answer of an assistant to a question. Give 1.0 if it means the same as one of the accepted \
+answers, else 0.0. An answer of more than 5 tokens is wrong, whatever it says."""
+OUTCOME_FORM = 'Answer with one JSON object and nothing else: {"reason": "<short>", "score": <1.0 or 0.0>}.'
+
+
+class PaperJudge(AskingReward):
+    """The preset ``judge_paper``."""
+
+    preset = "judge_paper"
+
+    def __init__(self, settings: JudgeSettings, pay: str) -> None:
+        """``pay`` is ``reward.turn.pay``: with ``outcome`` only the outcome is asked for."""
+        super().__init__(settings)
+        self.only_outcome = pay == "outcome"
+
+    async def judge(self, transcript: Transcript, ground_truth: Any) -> TurnRewards:
+        """Score one rollout, or raise ``JudgeError``."""
+        accepted, usage = accepted_answers(ground_truth), Usage()
+        answer = last_answer([turn.text for turn in transcript.turns])
+        if self.only_outcome:
+            intermediate = [0.0] * (len(transcript.turns) - 1)
+            outcome = await self._outcome(transcript, answer, accepted, usage)
+        else:
+            *intermediate, outcome = await self._turns(transcript, accepted, usage)
+        return TurnRewards(
+            turns=(*intermediate, 0.0) if transcript.turns else (),
+            outcome=outcome,
+            components={
+                "outcome/judge": outcome,
+                "outcome/em": float(exact_match(answer, accepted)),
+                "outcome/contains": float(contains(answer, accepted)),
+                "outcome/f1": f1(answer, accepted),
+                "judge/turn_score": _mean([] if self.only_outcome else intermediate),
+                **usage.components,
+            },
+        )
+
+    async def _turns(self, transcript: Transcript, accepted: Sequence[str], usage: Usage) -> list[float]:
+        if not transcript.turns:
+            return [MALFORMED]  # nothing to show
+        count, calls = len(transcript.turns), sum(len(turn.tool_calls) for turn in transcript.turns)
+        case = {
+            "question": question_of(transcript),
+            "accepted answers": list(accepted),
+            "tags": _tags(text_format(transcript.format)),
+            "turns": [{"turn": k, **shown(turn)} for k, turn in enumerate(transcript.turns, start=1)],
+        }
+        # A judge may count a search that was written and not carried out, so there is room for one in every turn.
+        least = LEAST + PER_SEARCH * max(calls, count)
+        return await self.ask(TURN_RULES, case, _scores(count, least), usage)
+
+    async def _outcome(
+        self, transcript: Transcript, answer: str | None, accepted: Sequence[str], usage: Usage
+    ) -> float:
+        if not answer:
+            return 0.0  # nothing to ask
+        case = {"question": question_of(transcript), "accepted answers": list(accepted), "answer": answer}
+        return await self.ask(OUTCOME_RULES, case, OUTCOME, usage)
+
+
+def _scores(count: int, least: float) -> Reply[list[float]]:
+    """The reply that holds one score per turn."""
+    listed = ", ".join(f"<turn {k}>" for k in range(1, count + 1))
+    numbers = "exactly one score, of the only turn" if count == 1 else f"exactly {count} scores, one per turn in order"
+    wanted = f'{{"reason": "<short>", "scores": [{listed}]}}'
+    form = f"Answer with one JSON object and nothing else: {wanted}. It has {numbers}."
+    before = f"The scores before the last are from {least:g} to {MOST:g}. " if count > 1 else ""
+    again = f"{before}The last turn's score is {MALFORMED:g}, {WRONG:g} or {RIGHT:g}."
+    return Reply(form, partial(read_scores, count=count, least=least), again)
+
+
+def read_scores(text: str, count: int, least: float) -> list[float] | None:
+    """The scores in a judge's reply, one for each of ``count`` turns; None if they are not what the rules can give.
+
+    Args:
+        text: The reply.
+        count: Number of turns.
+        least: Smallest score of a turn before the last.
+    """
+    scores = read_object(text).get("scores")
+    if not isinstance(scores, list) or len(scores) != count:
+        return None
+    spans = [(least - 1e-6, MOST + 1e-6)] * (count - 1) + [(MALFORMED, RIGHT)]
+    numbers = [number_in(score, span) for score, span in zip(scores, spans, strict=True)]
+    found = [number for number in numbers if number is not None]
+    return found if len(found) == count and found[-1] in (MALFORMED, WRONG, RIGHT) else None
+
+
+def _mean(scores: Sequence[float]) -> float | None:
+    return sum(scores) / len(scores) if scores else None
+
+
+def _read_outcome(text: str) -> float | None:
+    score = number_in(read_object(text).get("score"), (0.0, 1.0))
+    return score if score in (0.0, 1.0) else None
+
+
+OUTCOME = Reply(OUTCOME_FORM, _read_outcome, "The score is 1.0 or 0.0.")
+
+
+def _tags(rules: TextFormat) -> dict[str, str]:
+    """The tags of a format, for the judge; results come without theirs."""
+    thought = f"<{rules.thought}>" if rules.thought else "free text, without a tag"
+    return {
+        "thought": thought,
+        "search": f"<{rules.call}>",
+        "result": "without a tag, under 'search returned'",
+        "answer": f"<{ANSWER}>",
+    }
