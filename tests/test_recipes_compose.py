@@ -24,7 +24,9 @@ from verl_mtgrpo.integration.preflight import check_run
 
 SCRIPTS = {
     "paper_v1_triviaqa/run.sh": ["mt_grpo_v1", "mt_grpo", "grpo_or", "grpo_mr"],
-    "paper_v2_search_r1/run.sh": ["mt_ppo", "ppo_or", "ppo_mr", "grpo_or", "grpo_mr", "mt_grpo", "turn_rloo"],
+    "paper_v2_search_r1/run.sh": [
+        *("mt_ppo", "ppo_or", "ppo_mr", "ppo_merged", "grpo_or", "grpo_mr", "grpo_merged", "mt_grpo", "turn_rloo"),
+    ],
     "small_single_gpu/run.sh": ["mt_grpo", "turn_rloo", "grpo_or", "grpo_mr"],
     "megatron/run.sh": ["mt_grpo", "turn_rloo", "mt_ppo", "turn_gae"],
     "multi_node/run.sh": ["mt_grpo", "mt_ppo"],
@@ -58,7 +60,7 @@ def test_what_the_script_passes_composes_and_is_complete(script, method):
     trained = run.data.train_batch_size * run.actor_rollout_ref.rollout.n
     assert trained % (run.trainer.n_gpus_per_node * run.trainer.nnodes) == 0
     assert run.data.train_batch_size % run.actor_rollout_ref.actor.ppo_mini_batch_size == 0
-    assert need_critic(run) == (method in ("mt_ppo", "ppo_or", "ppo_mr", "turn_gae"))
+    assert need_critic(run) == (method in ("mt_ppo", "ppo_or", "ppo_mr", "ppo_merged", "turn_gae"))
 
 
 def test_every_recipe_is_here_and_has_a_readme():
@@ -107,12 +109,37 @@ def test_paper_v1_says_what_the_paper_did():
 def test_paper_v2_says_what_the_paper_did():
     ppo, grpo = (config("paper_v2_search_r1/run.sh", method) for method in ("mt_ppo", "grpo_or"))
     for run in (ppo, grpo):
-        assert (run.data.train_batch_size, run.trainer.total_training_steps) == (512, 500)
-        assert (run.actor_rollout_ref.actor.optim.lr, run.actor_rollout_ref.actor.clip_ratio) == (1e-6, 0.2)
-        assert run.actor_rollout_ref.rollout.multi_turn.max_assistant_turns == 4
+        actor, rollout = run.actor_rollout_ref.actor, run.actor_rollout_ref.rollout
+        assert (run.data.train_batch_size, actor.ppo_mini_batch_size) == (512, 256)
+        assert (run.trainer.total_training_steps, actor.clip_ratio) == (500, 0.2)
+        assert (actor.optim.lr, actor.optim.lr_warmup_steps_ratio) == (1e-6, 0.285)
+        assert (rollout.tensor_model_parallel_size, rollout.gpu_memory_utilization) == (4, 0.6)
+        assert (rollout.temperature, rollout.top_p, rollout.multi_turn.max_assistant_turns) == (1.0, 1.0, 4)
+        assert actor.fsdp_config.param_offload
+    assert ppo.critic.optim.lr_warmup_steps_ratio == 0.015
     assert (ppo.critic.optim.lr, ppo.algorithm.kl_ctrl.kl_coef, ppo.algorithm.use_kl_in_reward) == (1e-5, 1e-3, True)
     assert (ppo.algorithm.gamma, ppo.algorithm.lam) == (1.0, 1.0)
     assert (grpo.actor_rollout_ref.actor.use_kl_loss, grpo.actor_rollout_ref.actor.kl_loss_coef) == (True, 1e-3)
+
+
+# Section 6.1 of arXiv 2505.11821 v2: the baselines have Search-R1's rewards, and only the control has MT-PPO's own.
+ARMS = {
+    "mt_ppo": ("gae", "paper_v2", "turns"),
+    "ppo_or": ("gae", "search_r1_em", "outcome"),
+    "ppo_mr": ("gae", "search_r1_format", "merged"),
+    "ppo_merged": ("gae", "paper_v2", "merged"),
+    "grpo_or": ("grpo", "search_r1_em", "outcome"),
+    "grpo_mr": ("grpo", "search_r1_format", "merged"),
+    "grpo_merged": ("grpo", "paper_v2", "merged"),
+    "mt_grpo": ("mt_grpo", "paper_v2", "turns"),
+    "turn_rloo": ("turn_rloo", "paper_v2", "turns"),
+}
+
+
+@pytest.mark.parametrize("method", SCRIPTS["paper_v2_search_r1/run.sh"])
+def test_paper_v2_pays_each_arm_what_the_paper_pays_it(method):
+    run = config("paper_v2_search_r1/run.sh", method)
+    assert (run.algorithm.adv_estimator, run.reward.turn.preset, run.reward.turn.pay) == ARMS[method]
 
 
 def test_the_migration_is_what_the_readme_shows():
