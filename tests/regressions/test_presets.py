@@ -10,6 +10,7 @@ import inspect
 import json
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from verl.experimental.reward_loop.reward_manager.registry import get_reward_man
 from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.utils.reward_score import default_compute_score
 
+from verl_mtgrpo.credit import mt_grpo
 from verl_mtgrpo.data.known import KNOWN
 from verl_mtgrpo.data.policy import build_tokenizer
 from verl_mtgrpo.data.rows import make_row, write_parquet
@@ -32,6 +34,7 @@ from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.checks.data import data
 from verl_mtgrpo.integration.checks.setup import Setup
 from verl_mtgrpo.integration.preflight import check_run
+from verl_mtgrpo.report.published import PUBLISHED
 from verl_mtgrpo.rewards import PRESETS, ToolCall, Transcript, Turn, TurnRewards, pay, search_r1_em, search_r1_format
 from verl_mtgrpo.rewards.formats import SEARCH_R1
 from verl_mtgrpo.rewards.judge_paper import PaperJudge
@@ -329,3 +332,62 @@ def test_b13_rows_that_verl_cannot_score_are_refused_at_the_start(tmp_path, sour
         assert told in found[0].message
         assert "set reward.custom_reward_function.path to a function of your own" in found[0].fix
         assert "nq, triviaqa" in found[0].fix
+
+
+# ---- B14: three versions of the paper, and which statement is whose
+
+ROOT = Path(__file__).parents[2]
+TITLES = (  # arXiv 2505.11821 v1, v2, v3: "Reinforcing Multi-Turn Reasoning in LLM Agents via …"
+    "Turn-Level Credit Assignment",
+    "Turn-Level Reward Design",
+    "Fine-Grained Reward Structure and Credit Assignment",
+)
+
+
+@pytest.mark.parametrize("place", ["README.md", "docs/paper.md", "verl_mtgrpo/credit/mt_grpo.py"])
+def test_b14_all_three_titles_are_cited(place):
+    text = " ".join((ROOT / place).read_text().split())
+    assert [title for title in TITLES if title not in text] == []
+
+
+def test_b14_more_than_two_turns_on_chains_are_said_to_be_ours():
+    assert "this package's extension to chains" in " ".join((mt_grpo.__doc__ or "").split())
+    table = (ROOT / "docs" / "paper.md").read_text()
+    for said_there in ("**tree**", "**chains**", "`missing_turn`, which is ours", "judge_paper", "search_r1_format"):
+        assert said_there in table
+    assert "(docs/paper.md)" in (ROOT / "README.md").read_text()
+
+
+# Table 2 of arXiv 2505.11821 v2, read in its text: NQ, TriviaQA, PopQA, HotpotQA, 2Wiki, Musique, average.
+TABLE_2 = {
+    "base model": "177 319 181 160 167 040 174",
+    "instruct model": "320 563 349 292 277 118 320",
+    "GRPO-OR": "391 560 388 331 306 129 351",
+    "GRPO-MR": "453 628 450 416 375 164 414",
+    "PPO-OR": "483 639 456 435 382 199 432",
+    "PPO-MR": "472 629 452 436 402 180 429",
+    "GRPO (OTC)": "444 597 431 366 311 130 380",
+    "PPO (OTC)": "446 623 425 383 363 152 399",
+    "StepSearch": "355 570 385 351 396 179 373",
+    "MT-PPO": "490 647 459 453 424 209 447",
+}
+
+
+@pytest.mark.parametrize("method", TABLE_2)
+def test_b14_the_papers_second_table_is_complete(method):
+    values = [int(value) / 1000 for value in TABLE_2[method].split()]
+    assert sum(values[:6]) / 6 == pytest.approx(values[6], abs=0.00051), "as the paper's own average says"
+    readme = (ROOT / "recipes" / "paper_v2_search_r1" / "README.md").read_text()
+    line = next(line for line in readme.splitlines() if line.startswith(f"| {method}") and line.count("|") > 8)
+    assert [float(cell) for cell in line.split("|")[2:9]] == values
+    ours = [one for one in PUBLISHED if (one.method, one.version) == (method, "v2")]
+    assert all([*one.em.values(), one.average] == values for one in ours)
+
+
+# ---- F38: what becomes of a turn with neither call nor answer
+
+
+@pytest.mark.parametrize("readme", sorted((ROOT / "recipes").glob("*/README.md")), ids=lambda path: path.parent.name)
+def test_f38_every_recipes_differences_say_it(readme):
+    differences = " ".join(readme.read_text().partition("## Differences")[2].split())
+    assert not differences or "turn with neither call nor answer" in differences

@@ -30,8 +30,13 @@ def mt_grpo(
         Â^O       = norm(R^O)             over the rollouts of the group
         A_{i,k}   = c Σ_{l=k}^{K_i} α^{l-k} Â^I_{i,l} + α^{K_i-k} Â^O_i
 
-    Two turns: A_1 = c Â^T + α Â^O and A_2 = Â^O, the two-turn form of the paper with λ = α. No turn
-    rewards and α = 1: verl's own ``grpo``. norm is :func:`normalize_within_group`.
+    Two turns: A_1 = c Â^I + α Â^O and A_2 = Â^O, the paper's two-turn form (Eq. 5, 6) with c = 1: its
+    coefficient α is in [0, 1] and sits on the outcome. No turn rewards and α = 1: verl's own ``grpo``.
+    norm is :func:`normalize_within_group`; the paper has no epsilon.
+
+    **K > 2 is this package's extension to chains.** The paper's K-turn form (Eq. 10-12) has the same sum, but its
+    Â^I_k compares G actions sampled from the *same state*: a tree of G^{K-1} rollouts, all with K turns. Here the
+    k-th turns of different chains are compared, which is the same thing for k = 1 only.
 
     A rollout whose last turn is k has no R^I_{i,k}. ``missing_turn="zero"``: it takes part with 0 and
     also receives the centred value, so not calling the tool costs what calling it earns. ``"exclude"``:
@@ -40,9 +45,11 @@ def mt_grpo(
     With variable turn counts the sum over l holds a number of baselines that depends on where the
     rollout stopped, which biases the gradient (verl RFC #7244); ``turn_rloo`` does not have this.
 
-    Source: Zeng et al., *Reinforcing Multi-Turn Reasoning in LLM Agents via Turn-Level Reward Design*,
-    arXiv 2505.11821 (v1: two turns; v2: K turns). The paper's code uses epsilon 1e-4 and another rule
-    for rollouts without a tool call: ``mt_grpo_v1``.
+    Source: Zeng et al., *Reinforcing Multi-Turn Reasoning in LLM Agents via …*, arXiv 2505.11821: v1 (May 2025,
+    "Turn-Level Credit Assignment"), v2 (October 2025, "Turn-Level Reward Design"; its equations are cited here), v3
+    (August 2026, "Fine-Grained Reward Structure and Credit Assignment"). The first version's code puts its coefficient
+    on the turn term, uses epsilon 1e-4 and has another rule for rollouts without a tool call: ``mt_grpo_v1``.
+    ``missing_turn`` is this package's.
 
     Args:
         token_level_rewards: ``(B, T)`` float; turn rewards anywhere inside their turn, the outcome in
@@ -111,7 +118,7 @@ def mt_grpo_v1(
         token_level_rewards: ``(B, T)`` float, as for :func:`mt_grpo`.
         response_mask: ``(B, T)``, 1 at generated tokens, 0 at observations and padding.
         index: ``(B,)`` group labels (verl's ``uid``).
-        turn_coef: c; the paper's code puts its λ = 1 here, on the turn term.
+        turn_coef: c = 1; the paper's code has its coefficient here, on the turn term, the paper on the outcome.
         epsilon: Added to the standard deviation.
 
     Returns:

@@ -34,7 +34,7 @@ class TurnRewardSettings:
     as verl's ``searchR1_nq``)."""
     pay: str = "turns"
     """``turns``: each turn's reward on its last token (MT-GRPO, MT-PPO); ``merged``: their sum with the
-    outcome on the last turn (GRPO-MR, PPO-MR); ``outcome``: the outcome only (GRPO-OR, PPO-OR)."""
+    outcome on the last turn; ``outcome``: the outcome only."""
     repeat_penalty: float = 0.0
     """Taken from a turn's reward for each search in it that repeats an earlier one of the rollout."""
     judge: JudgeSettings = field(default_factory=JudgeSettings)

@@ -1,7 +1,7 @@
 """The paper's results on question answering, to stand beside one's own.
 
-From arXiv 2505.11821. What is said of how sure they are is part of the data: most were read in secondary sources that
-agree with each other (and add up to the averages they give), not in the paper's own tables.
+From arXiv 2505.11821, second version: its Table 2, and Table 5 (appendix E), which repeats the study of the first
+version. Where a row of Table 2 comes from is part of the data: not all were trained by the paper's authors.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def _sets(*values: float) -> dict[str, float]:
 PUBLISHED = (
     Published("MT-PPO", "v2", _sets(0.490, 0.647, 0.459, 0.453, 0.424, 0.209), 0.447),
     Published("PPO-OR", "v2", _sets(0.483, 0.639, 0.456, 0.435, 0.382, 0.199), 0.432),
-    Published("PPO-MR", "v2", average=0.429),
-    Published("GRPO-MR", "v2", average=0.414),
-    Published("GRPO-OR", "v2", average=0.351),
+    Published("PPO-MR", "v2", _sets(0.472, 0.629, 0.452, 0.436, 0.402, 0.180), 0.429),
+    Published("GRPO-MR", "v2", _sets(0.453, 0.628, 0.450, 0.416, 0.375, 0.164), 0.414),
+    Published("GRPO-OR", "v2", _sets(0.391, 0.560, 0.388, 0.331, 0.306, 0.129), 0.351),
     Published("MT-GRPO", "v1", {"TriviaQA": 0.5010}),
     Published("GRPO-MR", "v1", {"TriviaQA": 0.3346}),
     Published("GRPO-OR", "v1", {"TriviaQA": 0.0}),
@@ -73,9 +73,10 @@ NOTES = (
     "The columns *paper: …* are numbers of arXiv 2505.11821 for its models, not for the one evaluated here: Qwen2.5-7B "
     "(base), trained and tested with Wikipedia. v2: E5, 3 passages a search, up to 4 turns. v1: BM25, 1 passage, one "
     "search; its exact match compares lower-cased text, without SQuAD's normalisation.",
-    "How sure: read in secondary sources that agree, not in the paper's own tables; the averages of v2 are over its "
-    "six sets. v2 also reports a format rate of 0.999 for MT-PPO and 0.895 for PPO-OR, v1 a tool execution of 1.00 for "
-    "MT-GRPO.",
+    "Of v2's rows PPO-MR and GRPO-MR are copied there from arXiv 2505.15117, GRPO-OR and PPO-OR are public checkpoints "
+    "of Search-R1; these four are trained with Search-R1's rewards, not with MT-PPO's. Its averages are over its six "
+    "sets. It also reports a format rate (all turns of a rollout well formed) of 0.999 for MT-PPO, 0.895 for PPO-OR "
+    "and 0.534 for GRPO-OR; v1 a tool execution of 1.00 for MT-GRPO.",
 )
 
 
