@@ -23,9 +23,9 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.utils.reward_score import default_compute_score
 
 from verl_mtgrpo.errors import ConfigError, DropRollout, TranscriptError
+from verl_mtgrpo.integration.data_sources import as_verl_knows_it
 from verl_mtgrpo.integration.preflight import check_run, check_tokenizer
 from verl_mtgrpo.integration.settings import TurnRewardSettings, turn_reward_settings
-from verl_mtgrpo.integration.verl_score import as_verl_knows_it
 from verl_mtgrpo.rewards import (
     DROPPED,
     DROPPED_REASON,
@@ -129,7 +129,7 @@ class TurnRewardManager(RewardManagerBase):
 
         ``solution_str`` is what the model wrote, its turns joined by newlines: tool results are left out, so
         that an answer in a result is not taken for the model's. A function of the user's own is given the row's own
-        ``data_source`` and ground truth, verl's those that it knows (:func:`~.verl_score.as_verl_knows_it`).
+        ``data_source`` and ground truth, verl's those that it knows (:func:`~.data_sources.as_verl_knows_it`).
         """
         data_source, ground_truth = row["data_source"], row["reward_model"]["ground_truth"]
         if not self.own_function:

@@ -3,10 +3,11 @@
 Of this package, in the spirit of the generative judge of arXiv 2505.11821 v2, whose own rules are in
 :mod:`~verl_mtgrpo.rewards.judge_paper`::
 
-    R^I_k = s_k - 0.1 · (searches up to and with turn k),   s_k in [-1, 1]
+    R^I_k = s_k - 0.1 · (searches up to and with turn k),   s_k in [-1, 1],   k < K
     R^O   = 1.0 right | 0.0 wrong
 
-One request for each turn that searches and one for the outcome; the price of a search is counted here.
+One request for each turn that searches and one for the outcome; the price of a search is counted here. The last turn is
+paid R^O alone: one that still searches is not asked about and has no price.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Judge(AskingReward):
     async def judge(self, transcript: Transcript, ground_truth: Any) -> TurnRewards:
         """Score one rollout, or raise ``JudgeError``."""
         accepted, usage = accepted_answers(ground_truth), Usage()
-        searching = [k for k, turn in enumerate(transcript.turns) if turn.tool_calls]
+        before_last = transcript.turns[:-1]
+        searching = [k for k, turn in enumerate(before_last) if turn.tool_calls]
         answer = last_answer([turn.text for turn in transcript.turns])
         turn_reply = score_between(-1.0, 1.0)
         scores = await asyncio.gather(
@@ -57,11 +59,11 @@ class Judge(AskingReward):
         )
         outcome, by_turn = scores[-1], dict(zip(searching, scores, strict=False))
         searches, turn_rewards = 0, list[float]()
-        for k, turn in enumerate(transcript.turns):
+        for k, turn in enumerate(before_last):
             searches += len(turn.tool_calls)
             turn_rewards.append(by_turn[k] + PER_SEARCH * searches if k in by_turn else 0.0)
         return TurnRewards(
-            turns=tuple(turn_rewards),
+            turns=(*turn_rewards, 0.0) if transcript.turns else (),
             outcome=outcome,
             components={
                 "outcome/judge": outcome,

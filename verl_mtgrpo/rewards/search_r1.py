@@ -104,20 +104,19 @@ def is_valid_sequence(text: str, rules: TextFormat) -> bool:
         rules: The format, whose tags are looked at.
     """
     thought = [] if rules.thought is None else _pair(rules.thought)
-    a_search = [*thought, *_pair(rules.call), *_pair(rules.result)]
-    an_answer = [*thought, OPEN, CLOSE]
+    call, answer = _pair(rules.call), _pair(ANSWER)
     tags = [tag for tag in (rules.thought, rules.call, rules.result, ANSWER) if tag is not None]
-    marks = list(re.finditer(f"</?(?:{'|'.join(map(re.escape, tags))})>", text))
-    searches, rest = divmod(len(marks) - len(an_answer), len(a_search))
-    if searches < 0 or rest or [mark.group() for mark in marks] != a_search * searches + an_answer:
-        return False
-    opens = _pair(rules.call)[0], OPEN
-    end, outside = 0, list[str]()
-    for left, right in zip(marks[::2], marks[1::2], strict=True):
-        if rules.thought is not None or left.group() not in opens:
-            outside.append(text[end : left.start()])
-        end = right.end()
-    return not any(piece.strip() for piece in [*outside, text[end:]])
+    expected, end, done = [*thought], 0, False
+    for mark in re.finditer(f"</?(?:{'|'.join(map(re.escape, tags))})>", text):
+        tag, outside = mark.group(), text[end : mark.start()]
+        may_be_free = not expected and not thought
+        if not expected:  # the turn has its thought: a search and its result, or the answer
+            expected = [*call, *_pair(rules.result), *thought] if tag == call[0] else [*answer]
+        is_open = not tag.startswith("</")
+        if done or tag != expected.pop(0) or (is_open and not may_be_free and outside.strip()):
+            return False
+        end, done = mark.end(), tag == answer[1]
+    return done and not text[end:].strip()
 
 
 def _pair(tag: str) -> list[str]:

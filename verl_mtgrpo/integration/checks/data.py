@@ -9,8 +9,8 @@ from typing import Any
 from verl_mtgrpo.errors import DataError, MTGRPOError
 from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
 from verl_mtgrpo.integration.checks.setup import Setup
+from verl_mtgrpo.integration.data_sources import refuse_unscored
 from verl_mtgrpo.integration.parts import check_agent_names
-from verl_mtgrpo.integration.verl_score import refuse_unscored
 from verl_mtgrpo.rewards import JUDGES, PRESETS
 from verl_mtgrpo.rewards.answers import accepted_answers
 
