@@ -227,7 +227,8 @@ Steps in the metrics: {steps}. What became of the rollouts of these steps, by th
 |---|---|
 {fates}
 
-asked = trained + dropped + alone + failed + filtered, in every step. `repeated` were lost with their worker and asked again;
+asked = trained + dropped + alone + failed + filtered, in every step. `repeated` were lost with their worker and asked
+again;
 they are among the asked once.
 
 The rollout workers keep a journal of their own ([accounts.py](accounts.py) compares it step by step with the metrics):
