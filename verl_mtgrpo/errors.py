@@ -26,6 +26,10 @@ class TranscriptError(MTGRPOError, ValueError):
     """A rollout does not carry the transcript that rewards are computed from."""
 
 
+class ToolError(MTGRPOError, TypeError):
+    """A tool returned something that a tool cannot return."""
+
+
 class JudgeError(MTGRPOError, RuntimeError):
     """The model that judges rollouts could not be asked, or gave no score."""
 

@@ -1,9 +1,10 @@
 """Can the index answer the questions? Looks for a gold answer in what one search with the question itself finds.
 
 The comparison is the one that pays a hit in the reward ``paper_v2``: an accepted answer occurs in a result, both
-normalised (:func:`~verl_mtgrpo.rewards.answers.contains`). It is no proof in either direction: a question of
-several hops may need several searches, so its share is a lower bound, and a short answer may occur in a passage by
-chance. "Yes" and "no" occur in most passages (as parts of words, too) and say nothing: counted apart.
+normalised, a short one as a whole word (:func:`~verl_mtgrpo.rewards.answers.contains`). It is no proof in either
+direction: a question of several hops may need several searches, so its share is a lower bound, and a short answer may
+occur in a passage by chance. "Yes" and "no" occur in most passages and say nothing: counted apart
+(:func:`~verl_mtgrpo.rewards.answers.searchable_answers`).
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ from verl_mtgrpo.data.questions import Question
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.retrieval.query import clean_query
 from verl_mtgrpo.retrieval.types import Retriever
-from verl_mtgrpo.rewards.answers import contains, normalize
+from verl_mtgrpo.rewards.answers import contains, searchable_answers
 
 _BATCH = 64
-_YES_NO = {"yes", "no"}
 
 
 @dataclass
@@ -80,14 +80,11 @@ class AnswerCheck:
         }
 
     def _look_up(self, questions: Sequence[Question]) -> list[bool | None]:
-        asked = [question for question in questions if not _is_yes_no(question)]
+        wanted = {id(question): searchable_answers(question.answers) for question in questions}
+        asked = [question for question in questions if wanted[id(question)]]
         hits = self._retriever.search([clean_query(question.question) for question in asked], self._top)
         found = {
-            id(question): any(contains(f"{hit.title}\n{hit.text}", question.answers) for hit in passages)
+            id(question): any(contains(f"{hit.title}\n{hit.text}", wanted[id(question)]) for hit in passages)
             for question, passages in zip(asked, hits, strict=True)
         }
         return [found.get(id(question)) for question in questions]
-
-
-def _is_yes_no(question: Question) -> bool:
-    return all(normalize(answer) in _YES_NO for answer in question.answers)

@@ -14,6 +14,7 @@ from verl_mtgrpo.data.corpus import article_title
 from verl_mtgrpo.data.files import describe, read_records, short_name
 from verl_mtgrpo.errors import ConfigError, DataError
 from verl_mtgrpo.retrieval.types import content_id
+from verl_mtgrpo.rewards.answers import answer_texts
 
 QUESTION_COLUMNS = ("question", "Question")
 ANSWER_COLUMNS = ("answers", "golden_answers", "answer", "possible_answers", "Answer")
@@ -58,8 +59,9 @@ def questions_of(records: Iterable[tuple[str, Any]], *, source: str, name: str) 
 
     Understood are SQuAD's JSON and records with a question and its answers as the columns above: SQuAD's, NQ-open's,
     FlashRAG's, HotpotQA's, 2WikiMultihopQA's and MuSiQue's, TriviaQA's ``{value, aliases}``, PopQA's JSON text,
-    Bamboogle's capitals. Questions marked as unanswerable (SQuAD 2.0's ``is_impossible``, MuSiQue's ``answerable``) or
-    without a public answer are left out.
+    Bamboogle's capitals. An answer that is a boolean is yes or no in words (StrategyQA's;
+    :func:`~verl_mtgrpo.rewards.answers.answer_texts`). Questions marked as unanswerable (SQuAD 2.0's
+    ``is_impossible``, MuSiQue's ``answerable``) or without a public answer are left out.
 
     Args:
         records: What to read; ``where`` names a record in error messages.
@@ -231,5 +233,5 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _distinct(values: Iterable[Any]) -> tuple[str, ...]:
-    texts = (str(value).strip() for value in values)
+    texts = (text.strip() for value in values for text in answer_texts(value))
     return tuple(dict.fromkeys(text for text in texts if text))

@@ -26,10 +26,19 @@ from verl.experimental.agent_loop.tool_parser import FunctionCall
 from verl.utils.tokenizer.continuous_token import MergeResult
 
 from verl_mtgrpo.errors import ConfigError, RetrievalError, TranscriptError
+from verl_mtgrpo.integration.calls import (
+    call_marks,
+    forget_reward,
+    not_carried_out,
+    tool_reward,
+    with_reward_seen,
+    written_calls,
+)
 from verl_mtgrpo.integration.tool_parsers import CuttingServer
 from verl_mtgrpo.rewards import DROPPED, OUTAGE, TRANSCRIPT, TURN_REWARDS, Document, ToolCall, Transcript, Turn
 from verl_mtgrpo.rewards.formats import CUT_FORMATS
 from verl_mtgrpo.rewards.measures import SERVICE_ERRORS
+from verl_mtgrpo.rewards.transcript import MALFORMED_CALL
 
 _RECORD = "_mtgrpo_record"
 
@@ -39,6 +48,7 @@ class _Record:
     """What happened so far: the tool calls of each generation, and why it ended."""
 
     calls: list[list[ToolCall]] = field(default_factory=list)
+    written: list[FunctionCall | ToolCall] = field(default_factory=list)  # in the last turn, as it stands there
     end_reason: str = "answered"
 
 
@@ -73,6 +83,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.tools = {name: with_reward_seen(tool) for name, tool in self.tools.items()}
         self.cut_format = CUT_FORMATS.get(self.tool_parser_name)
         if self.cut_format:
             self.server_manager = CuttingServer(
@@ -127,6 +138,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
             prompt=tuple(dict(message) for message in kwargs["raw_prompt"]),
             max_turns=self.max_assistant_turns or 0,
             format=self.tool_parser_name,
+            max_parallel_calls=self.max_parallel_calls,
         )
         output.extra_fields[TRANSCRIPT] = transcript.to_dict()
         fields = {name: getattr(output, name) for name in output.model_fields_set}
@@ -142,7 +154,20 @@ class TurnToolAgentLoop(ToolAgentLoop):
             record.end_reason = "response_length"
         elif state == AgentState.TERMINATED and not self._answered(agent_data):
             record.end_reason = "max_turns"
+        else:
+            record.written = await self._written_calls(agent_data)
+            if state == AgentState.TERMINATED and record.written:  # verl took it for an answer
+                record.calls[-1] = [call for call in record.written if isinstance(call, ToolCall)]
+                record.end_reason = MALFORMED_CALL
         return state
+
+    async def _written_calls(self, agent_data: AgentData) -> list[FunctionCall | ToolCall]:
+        """The last turn's calls, also those that verl's parser could not read."""
+        if call_marks(self.tool_parser) is None:
+            return list(agent_data.tool_calls)
+        text = await self.loop.run_in_executor(None, self.tokenizer.decode, agent_data.response_ids)
+        tools = [tool.tool_schema for tool in getattr(agent_data, "_active_tools", self.tools).values()]
+        return await written_calls(self.tool_parser, text, agent_data.tool_calls, tools)
 
     async def _handle_processing_tools_state(self, agent_data: AgentData) -> AgentState:
         made: dict[int, ToolCall] = {}
@@ -151,7 +176,12 @@ class TurnToolAgentLoop(ToolAgentLoop):
         dropped = state == AgentState.TERMINATED
         record = self._record(agent_data)
         record.calls[-1] = [
-            replace(made[id(call)], seen=not dropped) for call in agent_data.tool_calls if id(call) in made
+            call
+            if isinstance(call, ToolCall)
+            else replace(made[id(call)], seen=not dropped)
+            if id(call) in made
+            else not_carried_out(call)
+            for call in record.written
         ]
         if any(call.error for call in made.values()):  # an outage that the tool reported as such
             record.end_reason = OUTAGE  # the reward manager takes the rollout out of the update
@@ -164,6 +194,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         self, tool_call: FunctionCall, tools_kwargs: dict[str, Any], agent_data: AgentData
     ) -> tuple[Any, float, dict]:
         start = time.perf_counter()
+        forget_reward()
         response, reward, info = await super()._call_tool(tool_call, tools_kwargs, agent_data)
         info = info if isinstance(info, dict) else {}
         if info.get("outage") and info.get("on_outage") == "raise":
@@ -181,7 +212,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
             latency_s=float(info.get("latency_s", time.perf_counter() - start)),
             repeat=bool(info.get("repeat")),
             faults=tuple(info.get("faults", ())),
-            reward=float(reward or 0.0),
+            reward=tool_reward(tool_call.name, reward),
         )
         if self.cut_format:  # the model reads results in the tags of its format; the transcript keeps the bare text
             tag = self.cut_format.result

@@ -18,7 +18,7 @@ from verl_mtgrpo.report.rollouts import (
     read_located,
     turn_advantages,
 )
-from verl_mtgrpo.rewards.answers import contains, exact_match, last_answer
+from verl_mtgrpo.rewards.answers import contains, exact_match, last_answer, searchable_answers
 from verl_mtgrpo.rewards.transcript import Transcript
 
 _QUESTION_CHARS = 300
@@ -38,8 +38,8 @@ class Entry:
         advantages: By turn.
         right: Whether its answer is an accepted one; None if there is no accepted answer.
         used: Whether a tool call was carried out.
-        hit: Whether an accepted answer is in a result that the model saw.
-        errors: Tool calls that failed.
+        hit: Whether an accepted answer is in a result that the model saw; None where none can be: yes or no.
+        errors: Tool calls that failed, or were not carried out.
         dropped: Whether it was taken out of the update.
     """
 
@@ -50,7 +50,7 @@ class Entry:
     advantages: tuple[float, ...]
     right: bool | None
     used: bool
-    hit: bool
+    hit: bool | None
     errors: int
     dropped: bool
 
@@ -192,5 +192,8 @@ def _entry_of(rollout: DumpedRollout, file: int, start: int) -> Entry:
     )
 
 
-def _has_hit(transcript: Transcript, accepted: Sequence[str]) -> bool:
-    return any(contains(result, accepted) for turn in transcript.turns for result in turn.results)
+def _has_hit(transcript: Transcript, accepted: Sequence[str]) -> bool | None:
+    searchable = searchable_answers(accepted)
+    if accepted and not searchable:
+        return None
+    return any(contains(result, searchable) for turn in transcript.turns for result in turn.results)

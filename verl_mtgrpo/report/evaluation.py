@@ -3,7 +3,8 @@
 Everything is computed from the transcripts, not from logged numbers, so that dumps of runs with different reward
 functions are measured alike. A question's value is the mean over its rollouts; a data set's is the mean over its
 questions; the average is that over data sets. Intervals resample questions, because the rollouts of one question are
-not independent. Rollouts that were dropped (the search was down) are counted and have no score.
+not independent. Rollouts that were dropped (the search was down) are counted and have no score; a question for which
+a metric is not defined is left out of that metric's mean.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from verl_mtgrpo.errors import ConfigError, DataError
 from verl_mtgrpo.report.published import ORDER, PAPER_AVERAGE, PAPER_SETS, natural_name
 from verl_mtgrpo.report.rollouts import DumpedRollout, iter_dump
-from verl_mtgrpo.rewards.answers import contains, exact_match, f1, last_answer
+from verl_mtgrpo.rewards.answers import contains, exact_match, f1, last_answer, searchable_answers
 from verl_mtgrpo.rewards.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -30,10 +31,12 @@ METRICS: Mapping[str, str] = {
     "f1": "word overlap of the two, SQuAD's F1, the best over the accepted answers",
     "format": "share of rollouts in which every turn is one well-formed call or answer of the rollout's text format",
     "tool execution": "share of rollouts in which at least one tool call was carried out",
-    "hit rate": "share of rollouts in which an accepted answer, in normal form, is in a result that the model saw",
-    "searches": "tool calls per rollout, failed ones too",
+    "hit rate": "share of rollouts in which an accepted answer, in normal form, is in a result that the model saw, one "
+    "of fewer than 3 characters as a word of its own; questions whose accepted answers are yes or no are left out",
+    "searches": "tool calls per rollout, failed ones and those that were not carried out too",
 }
 """What is measured -> how."""
+_HIT_RATE = list(METRICS).index("hit rate")
 
 CONFIDENCE = 0.95
 # Numbers drawn at a time: 32 MB, whatever the number of questions.
@@ -60,6 +63,7 @@ class Row:
         rollouts: Scored rollouts.
         dropped: Rollouts that were taken out and have no score.
         missing: Rollouts that other questions of the set have and this dump lacks: they failed with an error.
+        hits_undefined: Questions without a hit rate: their accepted answers are yes or no.
     """
 
     data_set: str
@@ -68,6 +72,7 @@ class Row:
     rollouts: int
     dropped: int = 0
     missing: int = 0
+    hits_undefined: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class DataSet:
     Attributes:
         name: Its natural name.
         ids: The questions' ids, in the order of ``values``; empty where unknown.
-        values: ``(questions, metrics)``: the mean over each question's rollouts.
+        values: ``(questions, metrics)``: the mean over each question's rollouts, NaN where it is not defined.
     """
 
     name: str
@@ -125,8 +130,8 @@ class Bootstrap:
     def means(self, values: np.ndarray, name: str) -> np.ndarray:
         """``(resamples, metrics)`` means of ``(questions, metrics)`` values; the name picks the random numbers.
 
-        By name and not by position, so that a set's interval does not depend on what else is in the dump, while two
-        sets are drawn independently.
+        NaN is a question for which a metric is not defined; a mean of no others is NaN. By name and not by position, so
+        that a set's interval does not depend on what else is in the dump, while two sets are drawn independently.
         """
         import numpy as np
 
@@ -134,13 +139,16 @@ class Bootstrap:
         questions = len(values)
         # Questions with equal values are one another's: how often each kind is drawn is multinomial. There are few
         # kinds of many questions, and their order in the dump, which is random, does not matter then.
-        kinds, counts = np.unique(values, axis=0, return_counts=True)
+        known = ~np.isnan(values)
+        columns = np.hstack([np.where(known, values, 0.0), known])
+        kinds, counts = np.unique(columns, axis=0, return_counts=True)
         means = np.empty((self.resamples, values.shape[1]))
         at_a_time = max(1, _BLOCK // len(kinds))
         for start in range(0, self.resamples, at_a_time):
             rows = min(at_a_time, self.resamples - start)
             drawn = rng.multinomial(questions, counts / questions, size=rows)
-            means[start : start + rows] = drawn.astype(float) @ kinds / questions
+            total, counted = np.split(drawn.astype(float) @ kinds, 2, axis=1)
+            means[start : start + rows] = np.divide(total, counted, out=np.full_like(total, np.nan), where=counted > 0)
         return means
 
 
@@ -181,23 +189,24 @@ def differences(first: Evaluation, other: Evaluation, bootstrap: Bootstrap) -> t
             continue
         values = other.data_sets[name].values[[b[one] for one in common]]
         values = values - first.data_sets[name].values[[a[one] for one in common]]
-        estimates = _estimates(values.mean(axis=0), bootstrap.means(values, name), len(common))
+        estimates = _estimates(_mean(values), bootstrap.means(values, name), len(common))
         rows.append(Row(name, estimates, len(common), 0))
     return tuple(rows)
 
 
 def score_rollout(rollout: DumpedRollout) -> tuple[float, ...]:
-    """One rollout's values, in the order of :data:`METRICS`; NaN where its text format has no rules."""
+    """One rollout's values, in the order of :data:`METRICS`; NaN where one is not defined."""
     texts = [turn.text for turn in rollout.transcript.turns]
     calls = [call for turn in rollout.transcript.turns for call in turn.tool_calls]
     results = [result for turn in rollout.transcript.turns for result in turn.results]
     answer, rules = last_answer(texts), FORMATS.get(rollout.transcript.format)
+    searchable, limit = searchable_answers(rollout.answers), rollout.transcript.max_parallel_calls
     return (
         float(exact_match(answer, rollout.answers)),
         f1(answer, rollout.answers),
-        math.nan if rules is None else float(bool(texts) and all(map(rules.well_formed, texts))),
+        math.nan if rules is None else float(bool(texts) and all(rules.well_formed(text, limit) for text in texts)),
         float(any(call.ok for call in calls)),
-        float(any(contains(result, rollout.answers) for result in results)),
+        float(any(contains(result, searchable) for result in results)) if searchable else math.nan,
         float(len(calls)),
     )
 
@@ -247,8 +256,9 @@ def _collect(path: Path) -> tuple[dict[str, DataSet], dict[str, int], bool]:
 def _row(data_set: DataSet, means: np.ndarray | None) -> Row:
     questions = len(data_set.values)
     nothing = dict.fromkeys(METRICS)
-    estimates = nothing if means is None else _estimates(data_set.values.mean(axis=0), means, questions)
-    return Row(data_set.name, estimates, questions, data_set.rollouts, data_set.dropped, data_set.missing)
+    estimates = nothing if means is None else _estimates(_mean(data_set.values), means, questions)
+    undefined = _hits_undefined(data_set)
+    return Row(data_set.name, estimates, questions, data_set.rollouts, data_set.dropped, data_set.missing, undefined)
 
 
 def _average(
@@ -258,7 +268,7 @@ def _average(
     parts = [data_sets[name] for name in names]
     estimates: Mapping[str, Estimate | None] = dict.fromkeys(METRICS)
     if all(name in means for name in names):
-        mean = sum(one.values.mean(axis=0) for one in parts) / len(parts)
+        mean = sum(_mean(one.values) for one in parts) / len(parts)
         resampled = sum(means[name] for name in names) / len(parts)
         estimates = _estimates(mean, resampled, min(len(one.values) for one in parts))
     return Row(
@@ -268,14 +278,29 @@ def _average(
         rollouts=sum(one.rollouts for one in parts),
         dropped=sum(one.dropped for one in parts),
         missing=sum(one.missing for one in parts),
+        hits_undefined=sum(map(_hits_undefined, parts)),
     )
+
+
+def _hits_undefined(data_set: DataSet) -> int:
+    return sum(map(math.isnan, data_set.values[:, _HIT_RATE]))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Means over the questions for which a metric is defined; NaN without any."""
+    import numpy as np
+
+    known = ~np.isnan(values)
+    counted = known.sum(axis=0)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    return np.divide(total, counted, out=np.full(total.shape, np.nan), where=counted > 0)
 
 
 def _estimates(mean: np.ndarray, means: np.ndarray, questions: int) -> dict[str, Estimate | None]:
     import numpy as np
 
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    low, high = np.nanquantile(np.where(np.isnan(mean), 0.0, means), [tail, 1 - tail], axis=0)
     found: dict[str, Estimate | None] = {}
     for column, name in enumerate(METRICS):
         if math.isnan(mean[column]):

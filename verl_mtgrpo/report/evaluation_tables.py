@@ -26,10 +26,11 @@ Differences = Mapping[str, Sequence[Row]]
 
 
 def table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of one dump: data sets, then the average."""
+    """Header and rows of one dump: data sets, then the average. Columns that would hold zeros only are left out."""
     rows = [*evaluation.rows, *([evaluation.average] if evaluation.average else [])]
     lost = any(row.dropped or row.missing for row in rows)
-    header = [*_HEADER, *(["dropped", "missing"] if lost else [])]
+    undefined = any(row.hits_undefined for row in rows)
+    header = [*_HEADER, *(["dropped", "missing"] if lost else []), *(["yes or no"] if undefined else [])]
     return header, [
         [
             row.data_set,
@@ -37,6 +38,7 @@ def table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
             str(row.questions),
             str(row.rollouts),
             *([str(row.dropped), str(row.missing)] if lost else []),
+            *([str(row.hits_undefined)] if undefined else []),
         ]
         for row in rows
     ]
@@ -76,7 +78,8 @@ def to_markdown(evaluations: Sequence[Evaluation], changes: Differences, bootstr
         " They say how far other questions of the set would move the mean, not other seeds of the training. A share of "
         "0 or 1 has an interval without width: no resample can hold what did not occur. Dropped rollouts (the search "
         "was down, or no reward could be found) have no score; missing ones are those that other questions of the set "
-        "have and the dump lacks: they failed with an error."
+        "have and the dump lacks: they failed with an error. The column *yes or no* counts the questions that are left "
+        "out of the hit rate."
     )
     return "\n\n".join([*parts, f"Made by verl-mtgrpo {source}."]) + "\n"
 
@@ -96,14 +99,15 @@ def _difference_parts(first: Evaluation, other: Evaluation, rows: Sequence[Row])
 def to_csv(evaluations: Sequence[Evaluation]) -> str:
     """One line for each dump and data set, averages too, the paper's exact match in the last columns."""
     names = [name.replace(" ", "_") for name in METRICS]
-    header = ["dump", "data_set", "questions", "rollouts", "dropped", "missing"]
+    header = ["dump", "data_set", "questions", "rollouts", "dropped", "missing", "hits_undefined"]
     header += [column for name in names for column in (name, f"{name}_low", f"{name}_high")]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*header, *(f"em of {one.label}" for one in PUBLISHED)])
     for evaluation in evaluations:
         for row in _all_rows(evaluation):
-            line: list[Any] = [evaluation.label, row.data_set, row.questions, row.rollouts, row.dropped, row.missing]
+            counts = [row.questions, row.rollouts, row.dropped, row.missing, row.hits_undefined]
+            line: list[Any] = [evaluation.label, row.data_set, *counts]
             for name in METRICS:
                 one = row.estimates[name]
                 line += ["", "", ""] if one is None else [one.mean, one.low, one.high]

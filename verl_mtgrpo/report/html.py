@@ -37,7 +37,7 @@ _SCRIPTS = tuple(
 # Points of a logged metric that are drawn: more than a screen has columns for a chart.
 _MOST_POINTS = 400
 
-RIGHT, WRONG, USED, HIT, ERRORS, DROPPED = 1, 2, 4, 8, 16, 32
+RIGHT, WRONG, USED, HIT, ERRORS, DROPPED, NO_HIT_DEFINED = 1, 2, 4, 8, 16, 32, 64
 """What a rollout's flags in the list say; page/data.js has the same."""
 
 _Passage = tuple[str, str, str, float]
@@ -200,7 +200,7 @@ def _flags(entry: Entry) -> int:
     return (
         answered
         | (USED if entry.used else 0)
-        | (HIT if entry.hit else 0)
+        | (HIT if entry.hit else NO_HIT_DEFINED if entry.hit is None else 0)
         | (ERRORS if entry.errors else 0)
         | (DROPPED if entry.dropped else 0)
     )

@@ -92,7 +92,7 @@ def _turn_lines(turn: Turn) -> list[str]:
     lines = ["model: " + one_line(turn.text)]
     for call in turn.tool_calls:
         said = call.result if call.ok else f"[{call.error_kind}] {call.result}"
-        unseen = "" if call.seen else " (did not fit, the model never saw it)"
+        unseen = "" if call.seen or not call.ok else " (did not fit, the model never saw it)"
         result = textwrap.shorten(one_line(said), _RESULT_CHARS, placeholder=" […]")
         lines.append(f"{one_line(call.name)}{unseen}: {result}")
     return lines

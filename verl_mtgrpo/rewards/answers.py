@@ -4,6 +4,13 @@ Two ways of comparing. The paper's v1 code compares lower-cased, stripped text a
 (SiliangZeng/Multi-Turn-RL-Agent @7dbdd08, verifiers/rubrics/triviaqa_rubric.py): :func:`is_exact` and
 :func:`mentions`. Evaluation of question answering normalises first, as SQuAD does (Rajpurkar et al.,
 arXiv 1606.05250; the same rules in Search-R1): :func:`exact_match`, :func:`contains` and :func:`f1`.
+
+Both codes look for an accepted answer as a substring, so "no" is in "Norway" and "7" in "1978". Here an answer that is
+yes or no, or that has fewer than 3 characters in SQuAD's normal form, only occurs where it stands as a whole word; and
+in a search result a yes or no says nothing at all, so :func:`searchable_answers` leaves it out. Every reward, metric
+and report that speaks of a hit goes by these two rules.
+
+Wherever accepted answers are taken, one string is one answer.
 """
 
 from __future__ import annotations
@@ -20,33 +27,47 @@ OPEN, CLOSE = "<answer>", "</answer>"
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_YES_NO = {True: ("yes", "true"), False: ("no", "false")}
+_YES_OR_NO = {word for words in _YES_NO.values() for word in words}
+_SHORT = 3  # characters
+# What a word of letters goes on with in scripts that put spaces between words. Others (Chinese, Japanese, Thai) do not,
+# so "7" is a whole word in "7月".
+_LETTER = r"0-9a-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u058f\u1e00-\u1fff"
+# How the search tool begins a passage, as it stands and in normal form; the number is no part of what was found.
+_RANK = re.compile(r"\bdoc \d+(?= ?\(?title:? )")
 
 
-def last_answer(texts: Sequence[str]) -> str | None:
+def last_answer(texts: str | Sequence[str]) -> str | None:
     """The content of the last closed ``<answer>`` in what the model wrote, stripped; None without one.
 
+    As Search-R1 takes it (PeterGriffinJin/Search-R1 @a14dc3a, verl/utils/reward_score/qa_em.py, ``extract_solution``):
+    read from the left, a pair begins at the first opening tag behind the pair before and ends at the next closing one.
+    Two differences are on purpose. Search-R1 reads prompt, turns and results as one text and so needs two pairs, the
+    first of which stands in its prompt; here one is enough. And a pair lies within one turn, so that what a tool
+    returned between two turns never becomes part of an answer.
+
     Args:
-        texts: The model's turns, in order. Tool results must not be among them.
+        texts: The model's turns, in order; a string is one turn. Tool results must not be among them.
     """
-    for text in reversed(texts):
-        end = text.rfind(CLOSE)
-        start = text.rfind(OPEN, 0, end) if end >= 0 else -1
-        if start >= 0:
-            return text[start + len(OPEN) : end].strip()
+    for text in reversed([texts] if isinstance(texts, str) else texts):
+        found, end = None, 0
+        # Not a regular expression: text with many opening tags and no closing one would take it quadratic time.
+        while (start := text.find(OPEN, end)) >= 0 and (close := text.find(CLOSE, start)) >= 0:
+            found, end = text[start + len(OPEN) : close], close + len(CLOSE)
+        if found is not None:
+            return found.strip()
     return None
 
 
-def is_exact(answer: str | None, accepted: Sequence[str]) -> bool:
+def is_exact(answer: str | None, accepted: str | Sequence[str]) -> bool:
     """True if the answer equals an accepted one, case and outer white space aside."""
-    return answer is not None and _fold(answer) in {_fold(one) for one in accepted if _fold(one)}
+    return answer is not None and _fold(answer) in {_fold(one) for one in _listed(accepted) if _fold(one)}
 
 
-def mentions(text: str | None, accepted: Sequence[str]) -> bool:
-    """True if an accepted answer occurs in the text as a substring, case aside."""
-    if text is None:
-        return False
-    folded = _fold(text)
-    return any(_fold(one) in folded for one in accepted if _fold(one))
+def mentions(text: str | None, accepted: str | Sequence[str]) -> bool:
+    """True if an accepted answer occurs in the text, case aside: as a substring, a short one as a whole word."""
+    folded = _fold(text or "")
+    return any(_occurs(one, _fold(one), folded) for one in _listed(accepted) if _fold(one))
 
 
 def normalize(text: str) -> str:
@@ -58,25 +79,47 @@ def normalize(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", without_punctuation).split())
 
 
-def exact_match(answer: str | None, accepted: Sequence[str]) -> bool:
+def exact_match(answer: str | None, accepted: str | Sequence[str]) -> bool:
     """True if the normalised answer equals a normalised accepted one; an answer that normalises to nothing does not."""
     normal = normalize(answer or "")
-    return bool(normal) and any(normal == normalize(one) for one in accepted)
+    return bool(normal) and any(normal == normalize(one) for one in _listed(accepted))
 
 
-def contains(text: str | None, accepted: Sequence[str]) -> bool:
-    """True if a normalised accepted answer occurs in the normalised text as a substring (Search-R1's ``subem``).
+def contains(text: str | None, accepted: str | Sequence[str]) -> bool:
+    """True if a normalised accepted answer occurs in the normalised text: as a substring, a short one as a whole word.
 
-    Substring and not words: scripts without spaces have none. So "7" occurs in "1978".
+    Substring (Search-R1's ``subem``) and not words, because scripts without spaces have none: so "art" occurs in
+    "party". A short answer of ASCII letters and digits has to be a word of its own: "7" occurs in "Apollo 7" and in
+    "a 7-year-old", and not in "1978" or "7.5". For hits in search results give :func:`searchable_answers`.
     """
-    normal_text = normalize(text or "")
-    return any(normal in normal_text for normal in map(normalize, accepted) if normal)
+    # Normal form joins what punctuation parts ("7-year-old") and parts what it joins ("U.S."): a word in either counts.
+    readings = normalize(text or ""), _fold(text or "")
+    return any(_occurs(one, normalize(one), *readings) for one in _listed(accepted) if normalize(one))
 
 
-def f1(answer: str | None, accepted: Sequence[str]) -> float:
+def searchable_answers(accepted: str | Sequence[str]) -> tuple[str, ...]:
+    """Those accepted answers that a search result can hold; empty where hits are undefined.
+
+    A yes or no stands in most passages, whatever the question, and so does an answer that SQuAD's normal form leaves
+    nothing of ("the"). A reward pays no hit for a question without any other answer, and metrics have None for it.
+    """
+    return tuple(one for one in _listed(accepted) if normalize(one) and normalize(one) not in _YES_OR_NO)
+
+
+def hit_components(hit: bool, searchable: Sequence[str]) -> dict[str, float | None]:
+    """``tool/hit``, None where no result can hold an answer, and ``tool/hit_undefined``, 1.0 there.
+
+    Args:
+        hit: Whether a result that the model saw holds one.
+        searchable: What :func:`searchable_answers` gave.
+    """
+    return {"tool/hit": float(hit) if searchable else None, "tool/hit_undefined": float(not searchable)}
+
+
+def f1(answer: str | None, accepted: str | Sequence[str]) -> float:
     """Best word-overlap F1 with an accepted answer, from 0 to 1, over normalised words with their counts."""
     words = normalize(answer or "").split()
-    return max((_f1(words, normalize(one).split()) for one in accepted), default=0.0)
+    return max((_f1(words, normalize(one).split()) for one in _listed(accepted)), default=0.0)
 
 
 def _f1(words: Sequence[str], gold: Sequence[str]) -> float:
@@ -87,16 +130,16 @@ def _f1(words: Sequence[str], gold: Sequence[str]) -> float:
 def accepted_answers(ground_truth: Any) -> tuple[str, ...]:
     """The accepted answers in a verl row's ``reward_model.ground_truth``.
 
-    Takes ``{"target": [...]}`` (Search-R1's layout), a list of strings, or one string.
+    Takes ``{"target": [...]}`` (Search-R1's layout), a list of answers, or one answer; see :func:`answer_texts`.
 
     Raises:
         DataError: it is none of these, or holds no answer.
     """
     found = ground_truth.get("target") if isinstance(ground_truth, Mapping) else ground_truth
-    if isinstance(found, str):
+    if isinstance(found, str) or _is_boolean(found):
         found = [found]
     try:
-        answers = tuple(str(one) for one in found)  # type: ignore[union-attr]
+        answers = tuple(text for one in found for text in answer_texts(one))  # type: ignore[union-attr]
     except TypeError:
         answers = ()
     if not any(_fold(one) for one in answers):
@@ -107,5 +150,41 @@ def accepted_answers(ground_truth: Any) -> tuple[str, ...]:
     return answers
 
 
+def answer_texts(value: Any) -> tuple[str, ...]:
+    """An answer as a question set has it, in words: none for None, two for a boolean, else its text.
+
+    True accepts "yes" and "true", False "no" and "false" (StrategyQA's and BoolQ's answers). A set that means the
+    words, such as the title "True", has to hold strings, which stay as they are.
+    """
+    if value is None:
+        return ()
+    return _YES_NO[bool(value)] if _is_boolean(value) else (str(value),)
+
+
+def _is_boolean(value: Any) -> bool:
+    return type(value).__name__ in ("bool", "bool_")  # numpy has both names
+
+
+def _listed(accepted: str | Sequence[str]) -> Sequence[str]:
+    return [accepted] if isinstance(accepted, str) else accepted
+
+
 def _fold(text: str) -> str:
     return text.strip().lower()
+
+
+def _occurs(answer: str, form: str, text: str, *more: str) -> bool:
+    """True if an accepted answer is in a text.
+
+    Args:
+        answer: As it is accepted.
+        form: The same in the form that is compared, not empty.
+        text: The text in that form.
+        more: The text in other forms, in which a word may stand too.
+    """
+    normal = normalize(answer)
+    short = len(normal) < _SHORT and form.isascii() and any(map(str.isalnum, form))
+    if form not in text or not (short or normal in _YES_OR_NO):
+        return form in text
+    word = re.compile(rf"(?<![{_LETTER}])(?<!\d[.,]){re.escape(form)}(?![{_LETTER}])(?![.,]\d)")
+    return any(word.search(_RANK.sub("", reading)) for reading in (text, *more))

@@ -36,33 +36,39 @@ class TextFormat:
     result: str
     json_call: bool
 
-    def well_formed_call(self, text: str) -> bool:
-        """True for a turn that thinks (if the format wants it), makes exactly one call, and ends there."""
-        inside = self._only(text, self.call)
-        return inside is not None and (is_call(inside) if self.json_call else bool(inside.strip()))
+    def well_formed_call(self, text: str, calls: int = 1) -> bool:
+        """True for a turn that thinks (if the format wants it), calls, and ends there.
+
+        Args:
+            text: What the model wrote.
+            calls: How many calls a turn may make (verl's ``max_parallel_calls``). Formats whose call is no JSON are cut
+                behind the first and know only one.
+        """
+        inside = self._only(text, self.call, calls if self.json_call else 1)
+        return inside is not None and all(is_call(one) if self.json_call else bool(one.strip()) for one in inside)
 
     def well_formed_answer(self, text: str) -> bool:
         """True for a turn that thinks (if the format wants it), answers exactly once, and ends there."""
         return self._only(text, ANSWER) is not None
 
-    def well_formed(self, text: str) -> bool:
+    def well_formed(self, text: str, calls: int = 1) -> bool:
         """True for a turn that is one or the other."""
-        return self.well_formed_call(text) or self.well_formed_answer(text)
+        return self.well_formed_call(text, calls) or self.well_formed_answer(text)
 
-    def _only(self, text: str, tag: str) -> str | None:
-        """What stands inside the one ``tag`` of a turn that is made of nothing else; None if it is not."""
-        expected = [f"<{tag}>", f"</{tag}>"]
-        if self.thought is not None:
-            expected = [f"<{self.thought}>", f"</{self.thought}>", *expected]
-        marks = list(islice(self._marks.finditer(text), len(expected) + 1))
-        if [mark.group() for mark in marks] != expected:
+    def _only(self, text: str, tag: str, most: int = 1) -> list[str] | None:
+        """What stands inside each ``tag``, one to ``most``, of a turn made of nothing else; None if it is not."""
+        thought = [] if self.thought is None else [f"<{self.thought}>", f"</{self.thought}>"]
+        marks = list(islice(self._marks.finditer(text), len(thought) + 2 * most + 1))
+        found = max(1, (len(marks) - len(thought)) // 2)
+        if found > most or [mark.group() for mark in marks] != [*thought, *[f"<{tag}>", f"</{tag}>"] * found]:
             return None
-        between = [text[: marks[0].start()], text[marks[-1].end() :]]
-        between += [text[marks[1].end() : marks[2].start()]] if self.thought is not None else []
+        ends = [0, *(mark.end() for mark in marks[1::2])]
+        outside = [text[end : mark.start()] for end, mark in zip(ends, marks[::2], strict=False)]
         free = 1 if self.thought is None else 0  # without thought tags, text may stand before the call or answer
-        if any(piece.strip() for piece in between[free:]):
+        if any(piece.strip() for piece in [*outside[free:], text[ends[-1] :]]):
             return None
-        return text[marks[-2].end() : marks[-1].start()]
+        pairs = zip(marks[len(thought) :: 2], marks[len(thought) + 1 :: 2], strict=True)
+        return [text[opened.end() : closed.start()] for opened, closed in pairs]
 
     @cached_property
     def _marks(self) -> re.Pattern[str]:
@@ -98,9 +104,9 @@ def is_call(text: str) -> bool:
     return isinstance(call, dict) and isinstance(call.get("name"), str) and ("arguments" in call or "args" in call)
 
 
-def share_well_formed(turns: Sequence[str], rules: TextFormat) -> float:
-    """Share of turns that are well formed; 0.0 without turns."""
-    return sum(map(rules.well_formed, turns)) / len(turns) if turns else 0.0
+def share_well_formed(turns: Sequence[str], rules: TextFormat, calls: int = 1) -> float:
+    """Share of turns that are well formed, each with at most ``calls`` calls; 0.0 without turns."""
+    return sum(rules.well_formed(turn, calls) for turn in turns) / len(turns) if turns else 0.0
 
 
 # ---- the paper's v1 scores for <reasoning>, <tool> and <answer>
@@ -135,12 +141,13 @@ def _is_complete(text: str, tag: str) -> bool:
 
 
 def v1_tag_score(texts: Sequence[str]) -> float:
-    """Mean over the model's messages, each from 0 to 1 (times 0.2 in the reward).
+    """Mean over the model's messages, from 0 to 1 (times 0.2 in the reward).
 
     Over the tags that a message uses: (1 - |opened - 1|) + (1 - |closed - 1|), divided by the number of checks
-    (two a tag), at least 0. A message without tags gets 0.
+    (two a tag). A message without tags gets 0. A message with many tags is below 0; only the mean is at least 0, as in
+    the code, so such a message takes from the others.
     """
-    return sum(map(_v1_tags, texts)) / len(texts) if texts else 0.0
+    return max(0.0, sum(map(_v1_tags, texts)) / len(texts)) if texts else 0.0
 
 
 def _v1_tags(text: str) -> float:
@@ -148,4 +155,4 @@ def _v1_tags(text: str) -> float:
     used = [pair for pair in counts if any(pair)]
     if not used:
         return 0.0
-    return max(0.0, sum(2 - abs(opened - 1) - abs(closed - 1) for opened, closed in used) / (2 * len(used)))
+    return sum(2 - abs(opened - 1) - abs(closed - 1) for opened, closed in used) / (2 * len(used))

@@ -7,7 +7,19 @@ from dataclasses import replace
 
 from verl_mtgrpo.rewards.transcript import OUTAGE, ToolCall, Transcript, TurnRewards
 
-CALL_ERRORS = ("unknown_tool", "bad_arguments", "no_query", "search_limit", "tool_exception", "tool_error")
+NOT_CARRIED_OUT = "not_carried_out"
+"""Kind of a call that the model wrote beyond verl's ``max_parallel_calls``: no tool ever got it."""
+BAD_ARGUMENTS = "bad_arguments"
+"""Kind of a call whose arguments are no JSON, or not what the tool takes; also of one that verl's parser drops."""
+CALL_ERRORS = (
+    "unknown_tool",
+    BAD_ARGUMENTS,
+    NOT_CARRIED_OUT,
+    "no_query",
+    "search_limit",
+    "tool_exception",
+    "tool_error",
+)
 """Kinds of failed calls that the model is to blame for, or a tool of one's own."""
 SERVICE_ERRORS = ("timeout", "unreachable", "busy", "server_error", "bad_answer", "rejected", "bad_index", "outage")
 """Kinds of failures of the search itself; ``kind`` of the errors below ``RetrievalError``."""
@@ -35,11 +47,11 @@ def tool_use(transcript: Transcript) -> dict[str, float | None]:
 def tool_trouble(transcript: Transcript) -> dict[str, float | None]:
     """Calls, what went wrong with them, and how long they took; also of rollouts that are dropped.
 
-    Always: ``tool/calls``; ``tool/failures`` and ``tool/retries``, calls that failed and tries that failed and were
-    repeated; ``tool/no_hits``, searches that worked and found nothing; ``tool/outage``, 1 if the rollout ended because
-    the search was down; ``tool/latency_s``, its longest call (None without one). By kind and only where there were any,
-    since verl's validation turns each name into a dozen: ``tool/errors/<kind>`` and ``tool/retried/<kind>``. Kinds that
-    are none of ours count as ``tool_error``.
+    Always: ``tool/calls``, all calls that the model wrote; ``tool/failures`` and ``tool/retries``, calls that failed
+    (or were never carried out) and tries that failed and were repeated; ``tool/no_hits``, searches that worked and
+    found nothing; ``tool/outage``, 1 if the rollout ended because the search was down; ``tool/latency_s``, its longest
+    call (None without one). By kind and only where there were any, since verl's validation turns each name into a
+    dozen: ``tool/errors/<kind>`` and ``tool/retried/<kind>``. Kinds that are none of ours count as ``tool_error``.
     """
     calls = _calls(transcript)
     failed = [call.error_kind if call.error_kind in KINDS else "tool_error" for call in calls if not call.ok]
@@ -58,12 +70,15 @@ def tool_trouble(transcript: Transcript) -> dict[str, float | None]:
 
 
 def charge_repeats(transcript: Transcript, rewards: TurnRewards, price: float) -> TurnRewards:
-    """R^I_k - price · (calls of turn k that repeat an earlier search of the rollout)."""
+    """R^I_k - price · (calls of turn k that repeat an earlier search of the rollout), k < K.
+
+    The last turn is paid the outcome alone, also where it still searches.
+    """
     if not price:
         return rewards
-    repeats = [sum(call.repeat for call in turn.tool_calls) for turn in transcript.turns]
-    charged = tuple(reward - price * count for reward, count in zip(rewards.turns, repeats, strict=True))
-    return replace(rewards, turns=charged)
+    repeats = [sum(call.repeat for call in turn.tool_calls) for turn in transcript.turns[:-1]]
+    charged = [reward - price * count for reward, count in zip(rewards.turns, repeats, strict=False)]
+    return replace(rewards, turns=(*charged, *rewards.turns[len(charged) :]))
 
 
 def _calls(transcript: Transcript) -> list[ToolCall]:

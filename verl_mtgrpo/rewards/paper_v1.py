@@ -1,10 +1,10 @@
 """The paper's first reward set: tool use and hits per turn, the answer as outcome.
 
-Values: arXiv 2505.11821 v1 and its code (SiliangZeng/Multi-Turn-RL-Agent @7dbdd08, verifiers/rubrics/
-tool_rubric.py and triviaqa_rubric.py). With at most one search, the turn reward is at most 0.7::
+Values: arXiv 2505.11821 v1 and its code (SiliangZeng/Multi-Turn-RL-Agent @7dbdd08, verifiers/rubrics/tool_rubric.py
+and triviaqa_rubric.py, verifiers/parsers/xml_parser.py). With at most one search, the turn reward is at most 0.7::
 
     R^I_k = 0.2 · (calls of turn k that were carried out / calls attempted in turn k)
-          + 0.5 · [turn k's results are the first that hold an accepted answer]
+          + 0.5 · [turn k's results are the first that hold an accepted answer]         k < K
     R^O   = 0.5 · [an accepted answer occurs in the last <answer>] + 1.0 · [it equals one]
           + 0.2 · (format) + 0.2 · (tag count)
 
@@ -13,7 +13,21 @@ In the paper's own format, ``mtgrpo_xml``, format and tag count are the code's (
 elsewhere: in other formats, format is the share of well-formed turns, there is no tag count, and the
 outcome is at most 1.7.
 
-More than one search: the paper's code knows none. Execution is paid in every turn, a hit once.
+The last turn K is paid R^O alone, also where it still searches; the code, too, counts a call only if a message with its
+result follows. So when room is scarce, searching until the response is full pays no better than a wrong answer: both
+end with the format's share of R^O. A call at ``max_assistant_turns``, which verl never reads, earns the same.
+
+What differs from the code, on purpose:
+
+- More than one search: the code pays one share of carried-out calls and one look at the first result for the whole
+  rollout. Here execution is paid in every turn, and a hit once, in the turn in which it happens first.
+- A failed call is no hit. The code reads the text of an error like a result, so an error that repeats the query pays.
+- Several answers in one message: the last one counts, as everywhere in this package (Search-R1's rule), the first one
+  in the code. In the format ``mtgrpo_xml`` a turn ends with its first closing tag, so there is never a second.
+- A yes or no in a result is no hit, and a short answer has to be a whole word (:mod:`~.answers`); the code finds "no"
+  in "Norway".
+- White space around an accepted answer is no part of it, and an empty accepted answer matches nothing; in the code an
+  answer "Paris" does not contain " Paris", and everything contains "".
 """
 
 from __future__ import annotations
@@ -21,7 +35,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from verl_mtgrpo.rewards.answers import accepted_answers, f1, is_exact, last_answer, mentions
+from verl_mtgrpo.rewards.answers import (
+    accepted_answers,
+    f1,
+    hit_components,
+    is_exact,
+    last_answer,
+    mentions,
+    searchable_answers,
+)
 from verl_mtgrpo.rewards.formats import MTGRPO_XML, share_well_formed, text_format, v1_format_score, v1_tag_score
 from verl_mtgrpo.rewards.transcript import Transcript, Turn, TurnRewards
 
@@ -38,21 +60,22 @@ def paper_v1(transcript: Transcript, ground_truth: Any) -> TurnRewards:
     """
     accepted = accepted_answers(ground_truth)
     answer = last_answer([turn.text for turn in transcript.turns])
-    hit_turn = first_hit(transcript.turns, accepted)
-    turn_rewards = tuple(
-        EXECUTION * execution_rate(turn) + HIT * (k == hit_turn) for k, turn in enumerate(transcript.turns)
-    )
+    searchable = searchable_answers(accepted)
+    hit_turn = first_hit(transcript.turns, searchable)
+    turn_rewards = [EXECUTION * execution_rate(turn) + HIT * (k == hit_turn) for k, turn in enumerate(transcript.turns)]
+    turn_rewards[-1:] = [0.0] * bool(turn_rewards)  # R^O alone
     contains, exact = mentions(answer, accepted), is_exact(answer, accepted)
     texts = [turn.text for turn in transcript.turns]
     rules = text_format(transcript.format)
     own_format = rules is MTGRPO_XML
-    form = v1_format_score(texts) if own_format else share_well_formed(texts, rules)
+    calls = transcript.max_parallel_calls
+    form = v1_format_score(texts) if own_format else share_well_formed(texts, rules, calls)
     tags = v1_tag_score(texts) if own_format else None
     return TurnRewards(
-        turns=turn_rewards,
+        turns=tuple(turn_rewards),
         outcome=CONTAINS * contains + EXACT * exact + FORMAT * form + TAGS * (tags or 0.0),
         components={
-            "tool/hit": float(hit_turn is not None),
+            **hit_components(hit_turn is not None, searchable),
             "outcome/em": float(exact),
             "outcome/contains": float(contains),
             "outcome/f1": f1(answer, accepted),
@@ -63,15 +86,15 @@ def paper_v1(transcript: Transcript, ground_truth: Any) -> TurnRewards:
 
 
 def execution_rate(turn: Turn) -> float:
-    """Share of the turn's tool calls that were carried out; 0.0 without an attempt."""
+    """Share of the turn's tool calls that were carried out and whose result the model saw; 0.0 without an attempt."""
     if not turn.tool_calls:
         return 0.0
-    return sum(call.ok for call in turn.tool_calls) / len(turn.tool_calls)
+    return sum(call.ok and call.seen for call in turn.tool_calls) / len(turn.tool_calls)
 
 
-def first_hit(turns: Sequence[Turn], accepted: Sequence[str]) -> int | None:
-    """Index of the first turn with a result, seen by the model, that holds an accepted answer."""
+def first_hit(turns: Sequence[Turn], searchable: Sequence[str]) -> int | None:
+    """Index of the first turn with a result, seen by the model, that holds an accepted answer, case aside."""
     for k, turn in enumerate(turns):
-        if any(mentions(result, accepted) for result in turn.results):
+        if any(mentions(result, searchable) for result in turn.results):
             return k
     return None

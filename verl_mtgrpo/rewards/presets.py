@@ -73,9 +73,10 @@ def pay(rewards: TurnRewards, turns: int, how: str) -> list[float]:
     Args:
         rewards: One intermediate reward per turn, and the outcome.
         turns: K, number of turns of the rollout.
-        how: ``turns``: each turn its own reward, the last one also the outcome (a rollout cut off before
-            an answer carries both there); ``merged``: everything on the last turn; ``outcome``: only the
-            outcome, on the last turn.
+        how: ``turns``: each turn its own reward, the last one also the outcome; ``merged``: everything on the last
+            turn; ``outcome``: only the outcome, on the last turn. Our presets give the last turn no reward of its own,
+            so it is paid R^O alone (arXiv 2505.11821 v2, Eq. 9), also where it still searches; a reward function of
+            your own may give it one, which is added.
 
     Returns:
         K numbers. A rollout without any turn has no token to pay: an empty list.

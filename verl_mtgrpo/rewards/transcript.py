@@ -19,6 +19,8 @@ DROPPED = "outcome/dropped"
 """Metric and mark of a rollout that no reward could be found for: 1.0 takes it out of the update."""
 OUTAGE = "outage"
 """``end_reason`` of a rollout that ended because its search was down."""
+MALFORMED_CALL = "malformed_call"
+"""``end_reason`` of a rollout whose last turn calls tools in a way that verl's parser could not read."""
 DROPPED_REASON = "dropped_reason"
 """Where ``reward_extra_info`` says why a rollout was dropped; empty if it was not."""
 TURN_REWARDS = "turn_rewards"
@@ -43,18 +45,19 @@ class ToolCall:
         name: Tool name as the model wrote it.
         arguments: The arguments as the model wrote them (JSON text).
         result: What the tool answered, as the model saw it.
-        ok: True if the tool ran and answered; False for unknown tools, bad arguments and failures.
+        ok: True if the tool ran and answered; False for unknown tools, bad arguments, failures and calls that were
+            written and never carried out.
         error_kind: What was wrong, by name (:mod:`~verl_mtgrpo.rewards.measures` lists them); None if nothing.
             ``no_hits`` is a search that worked and found nothing: ``ok`` is True.
         error: The same for people, with more than the model got to read; empty if nothing was wrong.
         documents: The passages found, best first; empty for other tools.
         latency_s: Seconds the call took.
         seen: True if the result reached the model's context. False when it did not fit into
-            ``response_length`` any more and verl dropped it.
+            ``response_length`` any more and verl dropped it, and for calls that were never carried out.
         repeat: True if this rollout had searched for the same before.
         faults: Kinds of tries that failed before the call ended, in order, one name a try.
-        reward: What the tool itself says the call was worth (the second value of verl's ``execute``). It is paid only
-            if the reward function takes it.
+        reward: What the tool itself says the call was worth (the second value of verl's ``execute``), a finite number;
+            0.0 if it says nothing or None, as in verl. It is paid only if the reward function takes it.
     """
 
     name: str
@@ -79,7 +82,9 @@ class Turn:
         text: What the model generated, decoded, special tokens kept.
         span: Half-open token range ``[start, end)`` of this turn in the response, observations counted.
             ``response_mask`` is 1 exactly inside the spans.
-        tool_calls: Calls that were carried out or refused, in order.
+        tool_calls: Calls that the model wrote, in order, whatever came of them: carried out, refused, beyond
+            ``max_parallel_calls`` (``not_carried_out``), or unreadable to verl's parser (``bad_arguments``). A last
+            turn that verl did not look into, because a limit ended the rollout first, has none.
     """
 
     text: str
@@ -98,10 +103,13 @@ class Transcript:
 
     Attributes:
         turns: Assistant turns that left at least one token in the response, in order.
-        end_reason: ``answered`` (a turn without tool call), ``max_turns``, ``response_length`` or ``outage``.
+        end_reason: ``answered`` (a turn without tool call), ``malformed_call`` (a turn that calls tools, but verl's
+            parser could read none of its calls and ended the rollout), ``max_turns``, ``response_length`` or
+            ``outage``.
         prompt: The question side: the chat messages of the prompt.
         max_turns: The rollout's limit of assistant turns, 0 if there is none.
         format: Name of the text format the model speaks (verl's ``multi_turn.format``).
+        max_parallel_calls: How many calls of one turn are carried out (verl's ``multi_turn.max_parallel_calls``).
     """
 
     turns: tuple[Turn, ...]
@@ -109,6 +117,7 @@ class Transcript:
     prompt: tuple[Mapping[str, Any], ...] = ()
     max_turns: int = 0
     format: str = "hermes"
+    max_parallel_calls: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars: what crosses process borders and goes into dumps."""
@@ -125,6 +134,7 @@ class Transcript:
                 prompt=tuple(dict(message) for message in data.get("prompt", ())),
                 max_turns=int(data.get("max_turns", 0)),
                 format=str(data.get("format", "hermes")),
+                max_parallel_calls=int(data.get("max_parallel_calls", 1)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise TranscriptError(
@@ -137,8 +147,8 @@ class TurnRewards:
     """What a reward function says about one rollout.
 
     Attributes:
-        turns: One intermediate reward per turn of the transcript (R^I_k, all K turns; the last one is
-            usually 0 but a rollout cut off in a tool call may earn something there).
+        turns: One intermediate reward per turn of the transcript, all K turns. R^I is for the turns before the last
+            (arXiv 2505.11821 v2, Eq. 9): our presets give 0 for the last one, also where it still searches.
         outcome: The outcome reward R^O, paid at the last turn.
         components: Named parts and measurements, each becomes a metric. Names use ``turn/…``, ``tool/…``
             and ``outcome/…``; a value may be None where it is not defined for this rollout.

@@ -3,7 +3,7 @@
 
 const INDEX = JSON.parse(byId('index').textContent);
 // As in report/html.py.
-const RIGHT = 1, WRONG = 2, USED = 4, HIT = 8, ERRORS = 16, DROPPED = 32;
+const RIGHT = 1, WRONG = 2, USED = 4, HIT = 8, ERRORS = 16, DROPPED = 32, NO_HIT_DEFINED = 64;
 
 const GROUPS = INDEX.groups.map(([step, training, source, question, estimator, rows], number) => {
   const rollouts = rows.map(([name, rewards, advantages, flags], at) => ({

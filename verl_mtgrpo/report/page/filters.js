@@ -21,7 +21,7 @@ const CHOICES = {
 const HOLDS = {
   outcome: (rollout, want) => Boolean(rollout.flags & (want === 'right' ? RIGHT : WRONG)),
   tool: (rollout, want) => Boolean(rollout.flags & USED) === (want === 'yes'),
-  hit: (rollout, want) => Boolean(rollout.flags & HIT) === (want === 'yes'),
+  hit: (rollout, want) => (want === 'yes' ? Boolean(rollout.flags & HIT) : !(rollout.flags & (HIT | NO_HIT_DEFINED))),
   errors: (rollout, want) => Boolean(rollout.flags & ERRORS) === (want === 'yes'),
   dropped: (rollout, want) => Boolean(rollout.flags & DROPPED) === (want === 'yes'),
 };

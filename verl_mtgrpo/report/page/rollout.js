@@ -70,7 +70,7 @@ function callView(call, documents) {
   const state = [
     call.ok ? 'answered' : `failed: ${visible(call.kind || 'error')}`,
     call.ok && call.kind && visible(call.kind),
-    !call.seen && 'the model never saw the result: it did not fit',
+    call.ok && !call.seen && 'the model never saw the result: it did not fit',
     call.repeat && 'asked before in this rollout',
     call.faults.length > 0 && `tries that failed: ${call.faults.map(visible).join(', ')}`,
     call.seconds > 0 && `${compact(call.seconds)} s`,
