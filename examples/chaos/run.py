@@ -188,7 +188,7 @@ def calls(starts: Sequence[Start]) -> str:
     for start in starts:
         for step, row in start.rows.items():
             counts = start.counts(step)
-            for name in ("bad_arguments", "no_query", "unknown_tool", "tool_exception"):
+            for name in ("bad_arguments", "not_carried_out", "no_query", "unknown_tool", "tool_exception"):
                 kinds[name] += round(
                     row.get(f"tool/errors/{name}", 0.0) * (counts["trained"] + counts["dropped"] + counts["alone"])
                 )

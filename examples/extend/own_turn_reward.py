@@ -6,16 +6,17 @@ mtgrpo train -- reward.turn.preset=$PWD/examples/extend/own_turn_reward.py:evide
 from typing import Any
 
 from verl_mtgrpo.rewards import Transcript, TurnRewards
-from verl_mtgrpo.rewards.answers import accepted_answers, contains, exact_match, last_answer
+from verl_mtgrpo.rewards.answers import accepted_answers, contains, exact_match, last_answer, searchable_answers
 
 
 def evidence(transcript: Transcript, ground_truth: Any) -> TurnRewards:
     """0.5 for the first turn whose results hold an answer, -0.1 for a failed call, the outcome is exact match."""
     accepted = accepted_answers(ground_truth)
+    searchable = searchable_answers(accepted)  # without yes and no, which stand in most results
     paid: list[float] = []
     found = False
     for turn in transcript.turns:
-        hit = not found and any(contains(result, accepted) for result in turn.results)
+        hit = not found and any(contains(result, searchable) for result in turn.results)
         found = found or hit
         failed = sum(not call.ok for call in turn.tool_calls)
         paid.append(0.5 * hit - 0.1 * failed + sum(call.reward for call in turn.tool_calls))

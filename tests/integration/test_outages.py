@@ -212,7 +212,8 @@ def test_repeats_cost_what_the_setting_says():
 
     transcript = Transcript((turn(False), turn(True, True), turn(True)), "answered")
     rewards = TurnRewards(turns=(0.7, 0.2, 0.2), outcome=1.0)
-    assert charge_repeats(transcript, rewards, 0.1).turns == pytest.approx((0.7, 0.0, 0.1))
+    # The last turn, which still searches, is paid the outcome alone: what the reward function said of it stays.
+    assert charge_repeats(transcript, rewards, 0.1).turns == pytest.approx((0.7, 0.0, 0.2))
     assert charge_repeats(transcript, rewards, 0.0) is rewards
 
 

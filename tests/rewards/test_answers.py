@@ -46,7 +46,8 @@ def test_exact_match(answer, accepted, expected):
     ("text", "accepted", "expected"),
     [
         ("It was in The Hague, 1899.", ["the hague"], True),
-        ("1978", ["7"], True),  # as a substring, as documented
+        ("partly", ["art"], True),  # as a substring, as documented
+        ("1978", ["7"], False),  # a short one as a whole word
         ("中国北京市", ["北京"], True),
         ("nothing", ["."], False),
         (None, ["x"], False),

@@ -1,6 +1,7 @@
 """One table of rollouts, scored by both presets: every value worked by hand from the formulas.
 
-In the format search_r1. paper_v1: turn 0.2 · carried out / attempted + 0.5 first hit; outcome 0.5 contained + 1.0 equal
+In the format search_r1; the last turn is paid the outcome alone.
+paper_v1: turn 0.2 · carried out / attempted + 0.5 first hit; outcome 0.5 contained + 1.0 equal
 + 0.2 · share of well-formed turns. paper_v2: turn 0.3 hit + (0.1 | -0.2) - 0.1 · searches so far; outcome 1 | 0.2 | -1.
 """
 
@@ -64,8 +65,9 @@ TABLE = {
         1,
     ),
     "cut off in a call": ([said(THOUGHT + "<sear")], [0], 0, [0], -1),
-    "cut off behind a call": ([searched(SEARCH, HIT, seen=False)], [0.2], 0.2, [0], -1),
-    "out of turns behind a hit": ([searched()], [0.7], 0.2, [0.3], -1),
+    "cut off behind a call": ([searched(SEARCH, HIT, seen=False)], [0], 0.2, [0], -1),
+    "out of turns behind a hit": ([searched()], [0], 0.2, [0], -1),
+    "cut off behind the second call": ([searched(), searched(SEARCH, HIT, seen=False)], [0.7, 0], 0.2, [0.3, 0], -1),
     "an empty turn": ([said("")], [0], 0, [0], -1),
     "white space": ([said(" \n")], [0], 0, [0], -1),
     "nothing generated": ([], [], 0, [], -1),

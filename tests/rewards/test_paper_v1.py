@@ -28,6 +28,7 @@ def test_a_perfect_rollout_earns_the_maxima():
     assert rewards.outcome == pytest.approx(0.5 + 1.0 + 0.2)
     assert rewards.components == {
         "tool/hit": 1.0,
+        "tool/hit_undefined": 0.0,
         "outcome/em": 1.0,
         "outcome/contains": 1.0,
         "outcome/f1": 1.0,
@@ -58,10 +59,9 @@ def test_a_perfect_rollout_earns_the_maxima():
         ([searched(result="Error: Paris", ok=False), said("<answer>?</answer>")], [0.0, 0.0], 0.2),
         # a miss, then a hit: execution each time, the hit once, where it happened
         ([searched(result="none"), searched(), searched(), said("<answer>Paris</answer>")], [0.2, 0.7, 0.2, 0], 1.7),
-        # cut off in a tool call: that turn is the last and carries both
-        ([searched()], [0.7], 0.2),
-        # the result was dropped by the length limit: executed, but the model never saw a hit
-        ([searched(seen=False)], [0.2], 0.2),
+        # cut off in a tool call: that turn is the last and carries the outcome alone (arXiv 2505.11821 v2, Eq. 9)
+        ([searched()], [0.0], 0.2),
+        ([searched(seen=False)], [0.0], 0.2),
         # one malformed turn of two: 0.2 * 1/2
         ([searched(text=CALL + CALL), said("<answer>no</answer>")], [0.7, 0.0], 0.1),
         ([searched(text="<tool_call>{oops</tool_call>"), said("<answer>no</answer>")], [0.7, 0.0], 0.1),

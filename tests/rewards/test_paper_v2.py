@@ -54,8 +54,10 @@ def score(*turns, form="search_r1"):
         ([said("Paris")], [0.0], -1.0),
         ([said("")], [0.0], -1.0),
         ([], [], -1.0),
-        # cut off in a search: the turn is paid, there is no answer
-        ([searched()], [0.3], -1.0),
+        # cut off in a search: no answer, and nothing but the outcome (Eq. 9)
+        ([searched()], [0.0], -1.0),
+        # .3 + .1 - .1, then the same
+        ([searched(), searched()], [0.3, 0.0], -1.0),
         # two calls in one turn: not one search tag, and two searches to pay: .3 - .2 - .2
         (
             [

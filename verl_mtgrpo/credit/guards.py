@@ -191,5 +191,6 @@ def _tool_failures(metrics: Metrics) -> str:
     kinds = ", ".join(f"{name.removeprefix('tool/errors/')} {value:.2g}" for value, name in worst[:3])
     return (
         f"{failed_calls(metrics) or 0.0:.0%} of the tool calls fail (per rollout: {kinds or 'of unknown kind'}); "
-        "timeout, unreachable, busy and server_error are the search's, the others the model's own"
+        "timeout, unreachable, busy and server_error are the search's, not_carried_out are calls beyond "
+        "actor_rollout_ref.rollout.multi_turn.max_parallel_calls, the others are the model's own"
     )

@@ -7,15 +7,18 @@ import re
 from collections.abc import Sequence
 from contextvars import ContextVar
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from verl.experimental.agent_loop.tool_parser import FunctionCall, ToolParser
 from verl.tools.function_tool import FunctionTool
 
 from verl_mtgrpo.errors import ToolError
 from verl_mtgrpo.rewards import ToolCall
 from verl_mtgrpo.rewards.measures import BAD_ARGUMENTS, NOT_CARRIED_OUT
 
+if TYPE_CHECKING:  # importing verl's agent loops loads ours, which import this module
+    from verl.experimental.agent_loop.tool_parser import FunctionCall, ToolParser
+
+_VERLS_PARSERS = "verl.experimental.agent_loop.tool_parser"
 _END_OF_THOUGHT = "</think>"
 _NAME = re.compile(r'"name"\s*:\s*"([^"\n]+)"|<function=([^>\s]+)|<invoke name="([^"\n]+)"|^\s*call:(\w+)')
 _UNKNOWN = object()
@@ -33,7 +36,7 @@ def not_carried_out(call: FunctionCall) -> ToolCall:
 def call_marks(parser: ToolParser) -> tuple[str, str] | None:
     """What a call starts and ends with, for the parsers of verl's that look for both; None for all others."""
     start, end = (str(getattr(parser, f"tool_call_{side}_token", "")) for side in ("start", "end"))
-    return (start, end) if type(parser).__module__ == ToolParser.__module__ and start and end else None
+    return (start, end) if type(parser).__module__ == _VERLS_PARSERS and start and end else None
 
 
 async def written_calls(
@@ -60,13 +63,13 @@ async def written_calls(
     reader = copy(parser)
     reader.tokenizer = _Text(parser.tokenizer)
     thought = text.rfind(_END_OF_THOUGHT)
-    rest, written = list(found), list[FunctionCall | ToolCall]()
+    rest = list(found)
+    written: list[FunctionCall | ToolCall] = []
     for piece in pieces:
         _, inside = await reader.extract_tool_calls(piece.group(), list(tools))  # pyright: ignore[reportArgumentType]
-        if inside:
-            written += rest[: len(inside)]
-            del rest[: len(inside)]
-        elif piece.end() > thought:
+        # Where verl found fewer than the pieces hold, another piece made its parser give up on the whole turn.
+        written += [rest.pop(0) if rest else not_carried_out(call) for call in inside]
+        if not inside and piece.end() > thought:
             written.append(_dropped(piece.group(1)))
     return [*written, *rest]
 

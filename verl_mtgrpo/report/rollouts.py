@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from verl_mtgrpo.errors import DataError
+from verl_mtgrpo.rewards.answers import answer_texts
 from verl_mtgrpo.rewards.transcript import DROPPED, DROPPED_REASON, OUTAGE, TRANSCRIPT, TURN_REWARDS, Transcript
 
 # What a training dump has beside TURN_REWARDS; lists are JSON, one number a turn.
@@ -283,6 +284,5 @@ def _why_dropped(row: Mapping[str, Any], transcript: Transcript) -> str | None:
 
 def _answers(ground_truth: object) -> tuple[str, ...]:
     target = ground_truth.get("target", ()) if isinstance(ground_truth, Mapping) else ground_truth
-    if isinstance(target, (list, tuple)):
-        return tuple(str(answer) for answer in target)
-    return () if target is None else (str(target),)
+    listed = target if isinstance(target, (list, tuple)) else [target]
+    return tuple(text for answer in listed for text in answer_texts(answer))
