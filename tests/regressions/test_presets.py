@@ -36,9 +36,10 @@ from verl_mtgrpo.integration.checks.setup import Setup
 from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.report.published import PUBLISHED
 from verl_mtgrpo.rewards import PRESETS, ToolCall, Transcript, Turn, TurnRewards, pay, search_r1_em, search_r1_format
+from verl_mtgrpo.rewards.answers import last_answer
 from verl_mtgrpo.rewards.formats import SEARCH_R1
 from verl_mtgrpo.rewards.judge_paper import PaperJudge
-from verl_mtgrpo.rewards.search_r1 import answer_in, is_valid_sequence, whole_text
+from verl_mtgrpo.rewards.search_r1 import is_valid_sequence, whole_text
 
 
 def config(*overrides: str):
@@ -207,14 +208,14 @@ def test_b10_validity_and_answer_as_a_naive_reading_finds_them():
             place = rng.randrange(len(pieces))
             pieces[place : place + rng.randrange(2)] = [rng.choice([*tags, "word", " ", "\n"])]
         text = "".join(pieces)
-        assert (is_valid_sequence(text, SEARCH_R1), answer_in(text)) == naive(text), text
+        assert (is_valid_sequence(text, SEARCH_R1), last_answer(text)) == naive(text), text
         valid += is_valid_sequence(text, SEARCH_R1)
     assert 800 < valid < 2200, "both kinds occur"
 
 
 def test_b10_reading_a_long_text_is_linear():
     text = "<answer>" * 200_000 + "<think>" * 200_000
-    assert answer_in(text) is None
+    assert last_answer(text) is None
     assert not is_valid_sequence(text, SEARCH_R1)
 
 

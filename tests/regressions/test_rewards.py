@@ -22,7 +22,7 @@ from verl_mtgrpo.data.questions import Question, read_questions
 from verl_mtgrpo.report.catalog import read_catalog
 from verl_mtgrpo.report.evaluation import Bootstrap, evaluate_dump
 from verl_mtgrpo.retrieval.types import Passage
-from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, paper_v1, paper_v2, pay
+from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, paper_v1, paper_v2, pay, search_r1_em, search_r1_format
 from verl_mtgrpo.rewards.answers import accepted_answers, contains, exact_match, f1, is_exact, last_answer, mentions
 from verl_mtgrpo.rewards.formats import FORMATS, HERMES, MTGRPO_XML, SEARCH_R1
 from verl_mtgrpo.rewards.measures import charge_repeats, tool_trouble, tool_use
@@ -220,6 +220,8 @@ def test_b12_every_preset_has_one_notion_of_a_hit(accepted, result: str, v1: flo
         assert rewards.turns[0] == pytest.approx(reward)
         assert rewards.components["tool/hit"] == hit
         assert rewards.components["tool/hit_undefined"] == float(hit is None)
+    for function in (search_r1_em, search_r1_format):
+        assert function(made, {"target": accepted}).components["tool/hit"] == hit
 
 
 def dump(folder: Path, *rollouts: tuple[str, list[str], str]) -> Path:

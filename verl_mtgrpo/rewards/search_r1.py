@@ -32,7 +32,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from verl_mtgrpo.rewards.answers import CLOSE, OPEN, accepted_answers, contains, exact_match, f1
+from verl_mtgrpo.rewards.answers import (
+    accepted_answers,
+    contains,
+    exact_match,
+    f1,
+    hit_components,
+    last_answer,
+    searchable_answers,
+)
 from verl_mtgrpo.rewards.formats import ANSWER, TextFormat, share_well_formed, text_format
 from verl_mtgrpo.rewards.transcript import Transcript, TurnRewards
 
@@ -48,7 +56,7 @@ def search_r1_em(transcript: Transcript, ground_truth: Any) -> TurnRewards:
         ground_truth: ``reward_model.ground_truth`` of the row.
     """
     components = _measured(transcript, ground_truth)
-    return _at_the_end(transcript, RIGHT * components["outcome/em"], components)
+    return _at_the_end(transcript, RIGHT if components["outcome/em"] else 0.0, components)
 
 
 def search_r1_format(transcript: Transcript, ground_truth: Any) -> TurnRewards:
@@ -65,7 +73,7 @@ def search_r1_format(transcript: Transcript, ground_truth: Any) -> TurnRewards:
     elif valid:
         outcome = STRUCTURE
     else:
-        outcome = ANSWERED if answer_in(whole_text(transcript)) is not None else 0.0
+        outcome = ANSWERED if last_answer(whole_text(transcript)) is not None else 0.0
     return _at_the_end(transcript, outcome, components)
 
 
@@ -79,18 +87,6 @@ def whole_text(transcript: Transcript) -> str:
     for turn in transcript.turns:
         pieces += [turn.text, *(f"\n\n<{tag}></{tag}>\n\n" for call in turn.tool_calls if call.seen)]
     return "".join(pieces)
-
-
-def answer_in(text: str) -> str | None:
-    """The content of the last ``<answer>…</answer>`` from the left, stripped; None without one.
-
-    As ``re.finditer("<answer>(.*?)</answer>", text, re.DOTALL)`` in Search-R1, in linear time: a pair begins at the
-    first opening tag behind the pair before, and ends at the next closing one.
-    """
-    found, end = None, 0
-    while (start := text.find(OPEN, end)) >= 0 and (close := text.find(CLOSE, start)) >= 0:
-        found, end = text[start + len(OPEN) : close], close + len(CLOSE)
-    return found if found is None else found.strip()
 
 
 def is_valid_sequence(text: str, rules: TextFormat) -> bool:
@@ -123,20 +119,21 @@ def _pair(tag: str) -> list[str]:
     return [f"<{tag}>", f"</{tag}>"]
 
 
-def _measured(transcript: Transcript, ground_truth: Any) -> dict[str, float]:
+def _measured(transcript: Transcript, ground_truth: Any) -> dict[str, float | None]:
     accepted, rules = accepted_answers(ground_truth), text_format(transcript.format)
     text = whole_text(transcript)
-    answer = answer_in(text)
+    answer, searchable = last_answer(text), searchable_answers(accepted)
     results = [result for turn in transcript.turns for result in turn.results]
+    texts, calls = [turn.text for turn in transcript.turns], transcript.max_parallel_calls
     return {
-        "tool/hit": float(any(contains(result, accepted) for result in results)),
+        **hit_components(any(contains(result, searchable) for result in results), searchable),
         "outcome/em": float(exact_match(answer, accepted)),
         "outcome/contains": float(contains(answer, accepted)),
         "outcome/f1": f1(answer, accepted),
-        "outcome/format": share_well_formed([turn.text for turn in transcript.turns], rules),
+        "outcome/format": share_well_formed(texts, rules, calls),
         "outcome/valid_sequence": float(is_valid_sequence(text, rules)),
     }
 
 
-def _at_the_end(transcript: Transcript, outcome: float, components: dict[str, float]) -> TurnRewards:
+def _at_the_end(transcript: Transcript, outcome: float, components: dict[str, float | None]) -> TurnRewards:
     return TurnRewards(turns=(0.0,) * len(transcript.turns), outcome=outcome, components=components)
