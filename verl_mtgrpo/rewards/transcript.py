@@ -19,6 +19,8 @@ DROPPED = "outcome/dropped"
 """Metric and mark of a rollout that no reward could be found for: 1.0 takes it out of the update."""
 OUTAGE = "outage"
 """``end_reason`` of a rollout that ended because its search was down."""
+NO_TOKENS = "no_tokens"
+"""``end_reason`` of a rollout for whose last turn the rollout server gave no token (an aborted request)."""
 DROPPED_REASON = "dropped_reason"
 """Where ``reward_extra_info`` says why a rollout was dropped; empty if it was not."""
 TURN_REWARDS = "turn_rewards"
@@ -53,6 +55,8 @@ class ToolCall:
             ``response_length`` any more and verl dropped it.
         repeat: True if this rollout had searched for the same before.
         faults: Kinds of tries that failed before the call ended, in order, one name a try.
+        defused: True if something in ``result`` was broken up because it would have been a control token for the model,
+            or would have closed the block that results stand in.
         reward: What the tool itself says the call was worth (the second value of verl's ``execute``). It is paid only
             if the reward function takes it.
     """
@@ -69,6 +73,7 @@ class ToolCall:
     repeat: bool = False
     faults: tuple[str, ...] = ()
     reward: float = 0.0
+    defused: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,15 +81,19 @@ class Turn:
     """One assistant turn.
 
     Attributes:
-        text: What the model generated, decoded, special tokens kept.
+        text: The whole turn: what the chat template opened of it, then what the model generated, decoded. End tokens
+            behind it are left out.
         span: Half-open token range ``[start, end)`` of this turn in the response, observations counted.
             ``response_mask`` is 1 exactly inside the spans.
         tool_calls: Calls that were carried out or refused, in order.
+        opened: What the chat template wrote of this turn into the generation prompt, as ``<think>\\n``: the beginning
+            of ``text`` that the model did not generate. Empty for most models.
     """
 
     text: str
     span: tuple[int, int]
     tool_calls: tuple[ToolCall, ...] = ()
+    opened: str = ""
 
     @property
     def results(self) -> list[str]:
@@ -98,7 +107,8 @@ class Transcript:
 
     Attributes:
         turns: Assistant turns that left at least one token in the response, in order.
-        end_reason: ``answered`` (a turn without tool call), ``max_turns``, ``response_length`` or ``outage``.
+        end_reason: ``answered`` (a turn without tool call), ``max_turns``, ``response_length``, ``outage`` or
+            ``no_tokens``.
         prompt: The question side: the chat messages of the prompt.
         max_turns: The rollout's limit of assistant turns, 0 if there is none.
         format: Name of the text format the model speaks (verl's ``multi_turn.format``).
@@ -152,7 +162,8 @@ class TurnRewards:
 def _turn_from_dict(data: Mapping[str, Any]) -> Turn:
     start, end = data["span"]
     calls = tuple(_call_from_dict(call) for call in data.get("tool_calls", ()))
-    return Turn(text=str(data["text"]), span=(int(start), int(end)), tool_calls=calls)
+    opened = str(data.get("opened", ""))
+    return Turn(text=str(data["text"]), span=(int(start), int(end)), tool_calls=calls, opened=opened)
 
 
 def _call_from_dict(data: Mapping[str, Any]) -> ToolCall:
