@@ -50,9 +50,7 @@ class OutsideText:
         texts = {*known, *(f"<{close}{tag}>" for tag in tags for close in ("", "/"))}
         # Vocabularies have thousands of them that begin alike: too many alternatives for one pattern.
         self._texts, self._lengths = frozenset(texts), sorted({len(text) for text in texts}, reverse=True)
-        self._begins = (
-            re.compile("[" + "".join(sorted({re.escape(text[0]) for text in texts})) + "]") if texts else None
-        )
+        self._begins = re.compile("|".join(sorted({re.escape(text[0]) for text in texts})) or "(?!)")
         self._tokenizer, self._ids = tokenizer, frozenset(known.values())
         added = tokenizer.added_tokens_decoder
         # A tokenizer may look for such a token after it has changed the text (small letters, other forms of a letter).
@@ -73,12 +71,8 @@ class OutsideText:
 
     def _spelled(self, text: str) -> list[int]:
         """Where control tokens and tags begin."""
-        begins = () if self._begins is None else self._begins.finditer(text)
-        return [
-            begin.start()
-            for begin in begins
-            if any(text[begin.start() : begin.start() + length] in self._texts for length in self._lengths)
-        ]
+        starts = [begin.start() for begin in self._begins.finditer(text)]
+        return [at for at in starts if any(text[at : at + length] in self._texts for length in self._lengths)]
 
     def _control_token(self, text: str) -> int | None:
         """Where the tokenizer itself finds the first one."""
