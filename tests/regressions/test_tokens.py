@@ -1,14 +1,14 @@
-"""Issue 21, part A (1 to 4, 9) and F (35, 38): tokens and texts, with the real Qwen3 tokenizer.
+"""Issue 21, A1 to A4 and F35: tokens and texts, with the real Qwen3 tokenizer.
 
 | number | input | right value | source |
 |---|---|---|---|
-| 1 | base model, turn cut at `</tool>`, chat roles | `<\\|im_end\\|>\\n` behind it, as the template writes | Qwen's template; review-gpu.md 1 |
-| 2 | `…</answer>` and any end token, or several | the text ends with `</answer>` | review-gpu.md 1; issue 21, A2 |
-| 3 | generation prompt ends in `<think>\\n` | texts, 0.3 and 1.0 as if the model had written the tag | formulas.md, paper_v2 |
-| 4 | no token in the first or a later generation | this rollout is dropped, the batch keeps its columns | review-gpu.md 3 |
-| 9 | any module as the first import | no error | review-gpu.md 25 |
-| 35 | a passage that spells control tokens or `</information>` | none in the ids; counted | Qwen3's list of added tokens |
-| 38 | doctor: raw loop, hermes, a base model | no alarm about end tokens; no advice to take the loop it has | new-user.md |
+| A1 | base model, turn cut at its closing tag, chat roles | end of turn as the template has it | review-gpu.md 1 |
+| A2 | `…</answer>` and any end token, or several | the text ends with `</answer>` | review-gpu.md 1 |
+| A3 | the generation prompt ends in `<think>` | texts, 0.3 and 1.0 as if the model wrote it | formulas.md, paper_v2 |
+| A4 | no token in the first or a later generation | the rollout is dropped, its row complete | review-gpu.md 3 |
+| F35 | a passage spells control tokens, `</information>` | none in the ids; counted | Qwen3's added tokens |
+
+A9 is in ``test_tokens_imports``, F38 in ``test_tokens_doctor``.
 
 Tokens are worked out by hand: `pieces` are the texts that the model wrote (mask 1) and that the template wrote between
 them (mask 0), each encoded alone. Qwen3's control tokens part the text, so encoding them together gives the same.
@@ -17,6 +17,7 @@ them (mask 0), each encoded alone. Qwen3's control tokens part the text, so enco
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ import pytest
 
 pytest.importorskip("verl")
 
-from transformers import AutoTokenizer
+from tokenizers import AddedToken, Tokenizer, normalizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from verl.tools.function_tool import FUNCTION_TOOL_REGISTRY, function_tool
 from verl.workers.rollout.replica import TokenOutput
 
@@ -198,7 +200,7 @@ def test_two_turns_that_search_and_an_answer(config, tokenizer, tools, format, c
 
 @pytest.mark.parametrize(("format", "cls"), SPOKEN)
 def test_two_calls_in_a_turn(config, tokenizer, tools, format, cls):  # noqa: F811
-    """hermes carries out both, and Qwen3's template puts their results into one message; the others end at the first."""
+    """hermes carries out both, their results are one message of Qwen3's template; the others end at the first."""
     both = call(format, "Pim") + "\n" + call(format, "Tam")
     eos = tokenizer.eos_token
     output = roll(cls, config, tokenizer, tools, [both + eos, answer(format) + eos], format, max_parallel_calls=2)
@@ -338,31 +340,16 @@ def test_the_end_of_a_turn_is_the_templates(tmp_path, special, eos, listed, temp
 
 
 def special_tokenizer(special: str, eos: str, template: str) -> Any:
-    tokenizer = build_tokenizer(["Oslo"], [])
-    # Its own ChatML tokens go: a tokenizer that has them as single tokens would hide that a template needs them.
-    words = json.loads(tokenizer.backend_tokenizer.to_str())
-    words["added_tokens"] = [
-        {
-            **one,
-            "content": {"<|im_start|>": "<|other_1|>", "<|im_end|>": "<|other_2|>"}.get(one["content"], one["content"]),
-        }
-        for one in words["added_tokens"]
-    ]
-    words["model"]["vocab"] = {
-        {"<|im_start|>": "<|other_1|>", "<|im_end|>": "<|other_2|>"}.get(word, word): number
-        for word, number in words["model"]["vocab"].items()
-    }
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    more = {"additional_special_tokens": special.split()} if special else {}
+    """A small tokenizer with these special tokens; ChatML's own two are text."""
+    inner = build_tokenizer(["Oslo"], []).backend_tokenizer.to_str()
+    inner = inner.replace("<|im_start|>", "<|other_1|>").replace("<|im_end|>", "<|other_2|>")
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(words)),
+        tokenizer_object=Tokenizer.from_str(inner),
         eos_token=eos,
         pad_token="<|endoftext|>",
+        additional_special_tokens=special.split(),
         chat_template=template,
         clean_up_tokenization_spaces=False,
-        **more,
     )
 
 
@@ -514,8 +501,6 @@ def test_stock_verl_has_the_hole(config, tokenizer, tools):  # noqa: F811
 @needs_qwen3
 @pytest.mark.parametrize("seed", range(20))
 def test_no_text_holds_a_control_token(seed):
-    import random
-
     from verl_mtgrpo.integration.outside_text import outside_text
 
     tokenizer, rng = qwen3("instruct"), random.Random(seed)
@@ -532,9 +517,6 @@ def test_no_text_holds_a_control_token(seed):
 
 def test_a_token_that_is_found_in_changed_text_only():
     """A tokenizer that reads small letters finds `<think>` in `<THINK>`; words that a vocabulary adds stay words."""
-    from tokenizers import AddedToken, normalizers
-    from transformers import PreTrainedTokenizerFast
-
     from verl_mtgrpo.integration.outside_text import outside_text
 
     inner = build_tokenizer(["oslo"], ["Bergen"]).backend_tokenizer
