@@ -22,7 +22,7 @@ from tests.integration.test_agent_loop import config, scored  # noqa: F401  a fi
 from tests.regressions.test_statistics import queue  # noqa: F401  a fixture
 from tests.regressions.test_tokens import CHAT, roll
 from verl_mtgrpo.data.policy import build_tokenizer
-from verl_mtgrpo.integration.queue import token_columns
+from verl_mtgrpo.integration.queue import padded
 
 COLUMNS = ["prompts", "responses", "response_mask", "rollout_log_probs", "rm_scores"]
 
@@ -41,11 +41,9 @@ def test_the_batch_keeps_its_columns(config: Any, queue: None) -> None:  # noqa:
     data = tq.kv_batch_get(keys=keys, partition_id="train")
     tq.kv_clear(keys=keys, partition_id="train")
     assert set(COLUMNS) <= set(data.keys())
-    columns = token_columns(data, COLUMNS)
+    columns = {name: padded(data[name]) for name in COLUMNS[1:]}
     assert columns["response_mask"].sum(dim=-1).tolist() == [len(good.response_mask), 0]
     columns["old_log_probs"] = columns["rollout_log_probs"]
-    metrics = calculate_debug_metrics(
-        DataProto.from_dict({name: columns[name] for name in columns if name != "prompts"})
-    )
+    metrics = calculate_debug_metrics(DataProto.from_dict(columns))
     assert metrics["training/rollout_probs_diff_valid"] == 1
     assert torch.isfinite(torch.tensor(metrics["training/rollout_probs_diff_mean"]))
