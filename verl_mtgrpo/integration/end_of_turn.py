@@ -18,6 +18,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 logger = logging.getLogger(__name__)
 
 KNOWN_ENDS = (
@@ -78,7 +80,8 @@ def end_of_turn(
             is on this machine is read.
     """
     places = (*models, getattr(tokenizer, "name_or_path", None))
-    given = json.dumps(dict(template_kwargs or {}), sort_keys=True, default=str)
+    plain = OmegaConf.to_container(OmegaConf.create(dict(template_kwargs or {})), resolve=True)
+    given = json.dumps(plain, sort_keys=True, default=str)
     named = tuple(dict.fromkeys(str(place) for place in places if place))
     return _end_of_turn(tokenizer, str(tokenizer.chat_template), given, named)
 

@@ -125,8 +125,7 @@ def _template_fix(loop: str) -> str:
 
 def _two_turns(setup: Setup, loop: str, spoken: str) -> Iterator[Finding]:
     tool = setup.tools[0] if setup.tools else Tool("search", None, {}, True)
-    kwargs = OmegaConf.to_container(OmegaConf.create(setup.get("data.apply_chat_template_kwargs") or {}))
-    ends = end_of_turn(setup.tokenizer, kwargs, [setup.get(f"{MODEL}.path")])  # type: ignore[arg-type]
+    ends = end_of_turn(setup.tokenizer, setup.get("data.apply_chat_template_kwargs"), [setup.get(f"{MODEL}.path")])
     server = _Reciter(setup.tokenizer, ends, [call_text(spoken, tool), _thought(spoken) + ANSWER])
     with ThreadPoolExecutor(1) as pool:  # a thread has no event loop yet, and this one's stays as it is
         output = pool.submit(asyncio.run, _rollout(setup, loop, tool, server)).result()
