@@ -42,6 +42,10 @@ class EmptyBatchError(MTGRPOError, RuntimeError):
     """Every rollout of a training batch was dropped: there is nothing to train on."""
 
 
+class NoTokensError(MTGRPOError, RuntimeError):
+    """The rollout server gave no token for a rollout, which cannot become a row of the batch."""
+
+
 class WorkerDiedError(MTGRPOError, RuntimeError):
     """A process of the run died that it cannot do without."""
 

@@ -224,10 +224,14 @@ def test_what_works_but_perhaps_not_as_meant(overrides, check, says, healthy, ca
 
 def test_an_end_token_that_ends_no_turn(healthy, capsys):
     override = healthy.with_template("ends", CHAT_TEMPLATE.replace("<|im_end|>", "</turn>"))
-    code, findings = doctor(capsys, healthy, override)
-    (warned,) = [one for one in findings if one["status"] != "ok"]
-    assert (code, warned["check"]) == (0, "chat")
-    assert "ends a turn with '</turn>', the tokenizer's end token is '<|im_end|>'" in warned["message"]
+    rows = f"{DATA}{healthy.questions('cut', format='search_r1')}"
+    raw = f"{ROLLOUT}.agent.default_agent_loop=mtgrpo_raw_agent"
+    for spoken, more, expected in (("hermes", (), 0), ("search_r1", (rows,), 1), ("search_r1", (rows, raw), 0)):
+        code, findings = doctor(capsys, healthy, override, f"{TURNS}.format={spoken}", *more)
+        warned = [one for one in findings if one["check"] == "chat" and one["status"] != "ok"]
+        assert (code, len(warned)) == (0, expected), findings
+        if warned:
+            assert re.search(r"the chat template writes '</turn>', which is \d tokens", warned[0]["message"])
 
 
 @pytest.mark.verl

@@ -30,7 +30,7 @@ from verl_mtgrpo.integration.agent_loop import (
     knows_stop_strings,
     turn_spans,
 )
-from verl_mtgrpo.integration.tool_parsers import tokens_to_keep
+from verl_mtgrpo.integration.cutting import tokens_to_keep
 from verl_mtgrpo.rewards.formats import FORMATS
 
 THINK = "<think>where?</think>"

@@ -29,7 +29,7 @@ from tests.integration.test_agent_loop import (  # noqa: F401  (the fixtures amo
 from tests.retrieval.services import FAULTY, build_index, serving
 from verl_mtgrpo.errors import ConfigError, DropRollout, RetrievalBusy, RetrievalError
 from verl_mtgrpo.integration.agent_loop import TurnToolAgentLoop
-from verl_mtgrpo.integration.reward_manager import refuse_outage
+from verl_mtgrpo.integration.reward_manager import refuse_unfinished
 from verl_mtgrpo.integration.sampler import share_failed, warn_of_outages
 from verl_mtgrpo.integration.search_tool import SearchTool, fingerprint_for
 from verl_mtgrpo.retrieval import BM25Index, HTTPRetriever, Passage
@@ -72,7 +72,7 @@ def test_drop_ends_the_rollout_and_takes_it_out(config, tokenizer, index):  # no
     assert (call.ok, call.error_kind, call.result) == (False, "bad_index", "Error: the search engine is down.")
     assert "there is no index at" in call.error
     with pytest.raises(DropRollout, match="there is no index at"):
-        refuse_outage(transcript)
+        refuse_unfinished(transcript)
     trouble = tool_trouble(transcript)
     assert (trouble["tool/outage"], trouble["tool/failures"], trouble["tool/errors/bad_index"]) == (1.0, 1.0, 1.0)
 
@@ -108,7 +108,7 @@ def test_one_outage_among_parallel_calls_is_an_outage(config, tokenizer, index):
 
 
 def test_a_rollout_without_outage_is_scored():
-    refuse_outage(
+    refuse_unfinished(
         Transcript((Turn("x", (0, 1), (ToolCall("search", "{}", ok=False, error_kind="no_query"),)),), "answered")
     )
 

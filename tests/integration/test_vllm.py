@@ -20,7 +20,7 @@ from tests.integration.test_training import QUESTIONS, ROLLOUTS, make_assets, ru
 from verl_mtgrpo.cli.failure import root_error
 from verl_mtgrpo.cpu.vllm_check import check_installation
 from verl_mtgrpo.data.toy import QUESTION, SEARCH_R1
-from verl_mtgrpo.integration.tool_parsers import CuttingServer
+from verl_mtgrpo.integration.cutting import CuttingServer
 from verl_mtgrpo.rewards.formats import CUT_FORMATS
 
 pytestmark = pytest.mark.vllm

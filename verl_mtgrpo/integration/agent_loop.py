@@ -2,13 +2,19 @@
 
 ``mtgrpo_tool_agent`` generates exactly what verl's ``tool_agent`` generates (tokens, masks, log-probs):
 every override calls verl's own method and only looks at what it did. (In the formats of
-:mod:`~verl_mtgrpo.integration.tool_parsers`, which verl does not have, turns are cut at their closing tag.)
-What it adds:
+:mod:`~verl_mtgrpo.integration.tool_parsers`, which verl does not have, turns are cut at their closing tag.) The one
+exception is text from outside, which verl's loop lets become control tokens
+(:mod:`~verl_mtgrpo.integration.outside_text`). What it adds:
 
 - ``extra_fields["transcript"]``: the rollout's :class:`~verl_mtgrpo.rewards.Transcript` as a dict, which
   verl hands to the reward manager;
 - the output's ``as_dict`` writes the reward of each turn on that turn's last generated token of
   ``rm_scores``, the only reward channel that every verl trainer keeps.
+
+Tokens are only ever appended, as verl's own loop does: no earlier message is rendered again. So what a model thought in
+earlier turns stays in its context, and is trained on, even where the chat template of a chat server would leave it out
+(Qwen3, DeepSeek-R1). A template that opens the thought (its generation prompt ends in ``<think>\\n``) does so again in
+front of each turn that it writes a generation prompt for: those tokens have mask 0, and ``Turn.text`` begins with them.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ from verl.experimental.agent_loop.tool_agent_loop import AgentData, AgentState, 
 from verl.experimental.agent_loop.tool_parser import FunctionCall
 from verl.utils.tokenizer.continuous_token import MergeResult
 
-from verl_mtgrpo.errors import ConfigError, RetrievalError, TranscriptError
+from verl_mtgrpo.errors import ConfigError, NoTokensError, RetrievalError, TranscriptError
 from verl_mtgrpo.integration.calls import (
     call_marks,
     forget_reward,
@@ -34,9 +40,21 @@ from verl_mtgrpo.integration.calls import (
     with_reward_seen,
     written_calls,
 )
-from verl_mtgrpo.integration.tool_parsers import CuttingServer
-from verl_mtgrpo.rewards import DROPPED, OUTAGE, TRANSCRIPT, TURN_REWARDS, Document, ToolCall, Transcript, Turn
-from verl_mtgrpo.rewards.formats import CUT_FORMATS
+from verl_mtgrpo.integration.cutting import CuttingServer
+from verl_mtgrpo.integration.end_of_turn import end_of_turn
+from verl_mtgrpo.integration.outside_text import outside_text
+from verl_mtgrpo.rewards import (
+    DROPPED,
+    NO_TOKENS,
+    OUTAGE,
+    TRANSCRIPT,
+    TURN_REWARDS,
+    Document,
+    ToolCall,
+    Transcript,
+    Turn,
+)
+from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS
 from verl_mtgrpo.rewards.measures import SERVICE_ERRORS
 from verl_mtgrpo.rewards.transcript import MALFORMED_CALL
 
@@ -85,12 +103,16 @@ class TurnToolAgentLoop(ToolAgentLoop):
         super().__init__(*args, **kwargs)
         self.tools = {name: with_reward_seen(tool) for name, tool in self.tools.items()}
         self.cut_format = CUT_FORMATS.get(self.tool_parser_name)
+        self.ends = end_of_turn(self.tokenizer, self.apply_chat_template_kwargs, _model_paths(self.config))
+        spoken = FORMATS.get(self.tool_parser_name)
+        self.outside = outside_text(self.tokenizer, (spoken.result,) if spoken else ())
         if self.cut_format:
             self.server_manager = CuttingServer(
                 self.server_manager,
                 self.cut_format,
                 self.tokenizer.decode,
                 stop=knows_stop_strings(self.rollout_config),
+                end=self.ends.token,
             )
 
     async def ct_build_initial_tokens(self, messages: list[dict], tools: Any = None, **kwargs: Any) -> list[int]:
@@ -106,13 +128,14 @@ class TurnToolAgentLoop(ToolAgentLoop):
         response_logprobs: list[float] | None = None,
         tools: Any = None,
     ) -> Any:
-        """verl's; a turn that was cut at its closing tag first gets the end token that chats have there (mask 0)."""
+        """verl's; a turn that was cut at its closing tag is first ended as the chat template ends turns (mask 0)."""
         ids, mask, log_probs = runtime_token_ids, response_mask, response_logprobs
         if self.cut_format:
             tools = None  # the prompt was built without
-            if ids[-1] != self.tokenizer.eos_token_id:
-                ids, mask = [*ids, self.tokenizer.eos_token_id], [*mask, 0]
-                log_probs = None if log_probs is None else [*log_probs, 0.0]
+            if ids[-1] not in self.ends.ends:
+                closing = self.ends.closing
+                ids, mask = [*ids, *closing], [*mask, *(0 for _ in closing)]
+                log_probs = None if log_probs is None else [*log_probs, *(0.0 for _ in closing)]
         return await super().ct_merge_context_msg(
             previous_messages, updated_messages, ids, mask, log_probs, tools=tools
         )
@@ -121,11 +144,13 @@ class TurnToolAgentLoop(ToolAgentLoop):
         """Run one rollout as verl's loop does, then attach its transcript."""
         output = await super().run(sampling_params, priority, **kwargs)
         record = output.extra_fields.pop(_RECORD, None) or _Record()
+        if not output.response_mask:
+            self._stand_in(output, sampling_params)
         spans = turn_spans(output.response_mask)
-        texts = await self.loop.run_in_executor(None, self._decode, output.response_ids, spans)
+        texts = await self.loop.run_in_executor(None, self._decode, output.prompt_ids, output.response_ids, spans)
         turns = tuple(
-            Turn(text=text, span=span, tool_calls=tuple(calls))
-            for text, span, calls in zip(texts, spans, record.calls, strict=False)
+            Turn(text=opened + text, span=span, tool_calls=tuple(calls), opened=opened)
+            for (opened, text), span, calls in zip(texts, spans, record.calls, strict=False)
         )
         if len(turns) != len(spans):
             raise TranscriptError(
@@ -150,7 +175,9 @@ class TurnToolAgentLoop(ToolAgentLoop):
         state = await super()._handle_generating_state(agent_data, sampling_params, ignore_termination)
         record = self._record(agent_data)
         record.calls.append([])
-        if len(agent_data.response_mask) >= self.response_length:
+        if not agent_data.response_ids:
+            record.end_reason = NO_TOKENS  # the reward manager takes the rollout out of the update
+        elif len(agent_data.response_mask) >= self.response_length:
             record.end_reason = "response_length"
         elif state == AgentState.TERMINATED and not self._answered(agent_data):
             record.end_reason = "max_turns"
@@ -201,10 +228,11 @@ class TurnToolAgentLoop(ToolAgentLoop):
             # A search that is down is no answer: the rollout fails visibly, the policy is not blamed.
             raise RetrievalError(f"tool {tool_call.name!r} is down: {info['outage']}")
         kind = self._error_kind(tool_call, response.text or "", info, agent_data)
+        text = await self.loop.run_in_executor(None, self.outside, response.text or "")
         agent_data._mtgrpo_made[id(tool_call)] = ToolCall(  # type: ignore[attr-defined]
             name=tool_call.name,
             arguments=tool_call.arguments,
-            result=response.text or "",
+            result=text,
             ok=bool(info.get("ok", kind is None)),
             error_kind=kind,
             error=str(info.get("outage") or ""),
@@ -213,10 +241,12 @@ class TurnToolAgentLoop(ToolAgentLoop):
             repeat=bool(info.get("repeat")),
             faults=tuple(info.get("faults", ())),
             reward=tool_reward(tool_call.name, reward),
+            defused=text != (response.text or ""),
         )
         if self.cut_format:  # the model reads results in the tags of its format; the transcript keeps the bare text
-            tag = self.cut_format.result
-            response = response.model_copy(update={"text": f"<{tag}>{response.text or ''}</{tag}>"})
+            text = f"<{self.cut_format.result}>{text}</{self.cut_format.result}>"
+        if text:
+            response = response.model_copy(update={"text": text})
         return response, reward, info
 
     def _error_kind(self, call: FunctionCall, text: str, info: dict[str, Any], agent_data: AgentData) -> str | None:
@@ -239,10 +269,30 @@ class TurnToolAgentLoop(ToolAgentLoop):
         at_limit = at_limit or (self.max_user_turns and agent_data.user_turns >= self.max_user_turns)
         return not at_limit
 
-    def _decode(self, response_ids: list[int], spans: list[tuple[int, int]]) -> list[str]:
-        end_of_turn = self.tokenizer.eos_token or ""
-        texts = [self.tokenizer.decode(response_ids[start:end]) for start, end in spans]
-        return [text.removesuffix(end_of_turn) for text in texts]
+    def _decode(
+        self, prompt_ids: list[int], response_ids: list[int], spans: list[tuple[int, int]]
+    ) -> list[tuple[str, str]]:
+        """What the chat template opened of each turn, and what the model generated without the end tokens behind it."""
+        decode, texts = self.tokenizer.decode, []
+        for start, end in spans:
+            opened = self.ends.opened_in([*prompt_ids, *response_ids[:start]], self.tokenizer)
+            texts.append((opened, decode(self.ends.trimmed(response_ids[start:end]))))
+        return texts
+
+    def _stand_in(self, output: AgentLoopOutput, sampling_params: dict[str, Any]) -> None:
+        """Make a row of an output without a generated token, one token that nothing is learnt from, in every column.
+
+        verl takes the whole prompt for the response then. And a row without log-probs would take that column from the
+        whole batch: TransferQueue gives the columns that all rows have.
+        """
+        if self.rollout_config.enable_rollout_routing_replay:
+            raise NoTokensError(
+                "the rollout server gave no token for the first turn, and so no routed experts, which every row of the "
+                "batch needs (actor_rollout_ref.rollout.enable_rollout_routing_replay=True); the server's log says why"
+            )
+        log_probs = sampling_params.get("logprobs", self.rollout_config.calculate_log_probs)
+        output.response_ids, output.response_mask = [self.tokenizer.pad_token_id or 0], [0]
+        output.response_logprobs = [0.0] if log_probs else None
 
     @staticmethod
     def _record(agent_data: AgentData) -> _Record:
@@ -288,6 +338,12 @@ class RawContinuationAgentLoop(TurnToolAgentLoop):
             kind="context",
         )
         return merged, *self.continuous_token_builder.align_response_metadata(merged, response_mask, response_logprobs)
+
+
+def _model_paths(config: Any) -> tuple[str, ...]:
+    """Where the model's generation config may be."""
+    model = config.actor_rollout_ref.get("model") or {}
+    return tuple(str(model[key]) for key in ("hf_config_path", "path") if model.get(key))
 
 
 def knows_stop_strings(rollout_config: Any) -> bool:

@@ -30,6 +30,7 @@ from verl_mtgrpo.rewards import (
     DROPPED,
     DROPPED_REASON,
     JUDGES,
+    NO_TOKENS,
     OUTAGE,
     TRANSCRIPT,
     TURN_REWARDS,
@@ -79,7 +80,7 @@ class TurnRewardManager(RewardManagerBase):
             )
         transcript, reason = Transcript.from_dict(fields[TRANSCRIPT]), ""
         try:
-            refuse_outage(transcript)
+            refuse_unfinished(transcript)
             rewards = charge_repeats(transcript, await self._rewards(transcript, row), self.settings.repeat_penalty)
             paid = pay(rewards, len(transcript.turns), self.settings.pay)
             measured = metrics(transcript, rewards, paid)
@@ -178,8 +179,13 @@ def _question_id(extra_info: Any) -> str:
     return str(known.get("id", known.get("index", "")))
 
 
-def refuse_outage(transcript: Transcript) -> None:
-    """Raise ``DropRollout`` for a rollout that ended because its search was down: the policy is not to blame."""
+def refuse_unfinished(transcript: Transcript) -> None:
+    """Raise ``DropRollout`` for a rollout that its search or server ended by failing: the policy is not to blame."""
+    if transcript.end_reason == NO_TOKENS:
+        raise DropRollout(
+            f"the rollout server gave no token for turn {len(transcript.turns) + 1} (an aborted request, or SGLang's "
+            "ids and log-probs differed in number; the server's log says which)"
+        )
     if transcript.end_reason == OUTAGE:
         calls = [call for turn in transcript.turns for call in turn.tool_calls if call.error]
         raise DropRollout(calls[-1].error if calls else "the search was down")

@@ -18,7 +18,15 @@ from typing import Any, BinaryIO
 
 from verl_mtgrpo.errors import DataError
 from verl_mtgrpo.rewards.answers import answer_texts
-from verl_mtgrpo.rewards.transcript import DROPPED, DROPPED_REASON, OUTAGE, TRANSCRIPT, TURN_REWARDS, Transcript
+from verl_mtgrpo.rewards.transcript import (
+    DROPPED,
+    DROPPED_REASON,
+    NO_TOKENS,
+    OUTAGE,
+    TRANSCRIPT,
+    TURN_REWARDS,
+    Transcript,
+)
 
 # What a training dump has beside TURN_REWARDS; lists are JSON, one number a turn.
 TURN_ADVANTAGES, TURN_CREDITED, TURN_VALUES = "turn_advantages", "turn_credited", "turn_values"
@@ -277,9 +285,10 @@ def _components(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _why_dropped(row: Mapping[str, Any], transcript: Transcript) -> str | None:
-    if not row.get(DROPPED) and transcript.end_reason != OUTAGE:
+    ended = {OUTAGE: "the search was down", NO_TOKENS: "the rollout server gave no token"}.get(transcript.end_reason)
+    if not row.get(DROPPED) and ended is None:
         return None
-    return str(row.get(DROPPED_REASON) or "the search was down")
+    return str(row.get(DROPPED_REASON) or ended or "the search was down")
 
 
 def _answers(ground_truth: object) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from verl_mtgrpo.rewards.search_r1 import search_r1_em, search_r1_format
 from verl_mtgrpo.rewards.transcript import (
     DROPPED,
     DROPPED_REASON,
+    NO_TOKENS,
     OUTAGE,
     TRANSCRIPT,
     TURN_REWARDS,
@@ -21,6 +22,7 @@ __all__ = [
     "DROPPED",
     "DROPPED_REASON",
     "JUDGES",
+    "NO_TOKENS",
     "OUTAGE",
     "PRESETS",
     "TRANSCRIPT",

@@ -28,7 +28,9 @@ NO_HITS = "no_hits"
 """Kind of a search that worked and found nothing (``ok`` is True)."""
 
 
-BY_KIND = ("tool/errors/", "tool/retried/")
+DEFUSED = "tool/defused"
+"""Number of results in which text was broken up that would have been control tokens for the model."""
+BY_KIND = ("tool/errors/", "tool/retried/", DEFUSED)
 """Names that begin so are absent where they are 0."""
 
 
@@ -50,8 +52,9 @@ def tool_trouble(transcript: Transcript) -> dict[str, float | None]:
     Always: ``tool/calls``, all calls that the model wrote; ``tool/failures`` and ``tool/retries``, calls that failed
     (or were never carried out) and tries that failed and were repeated; ``tool/no_hits``, searches that worked and
     found nothing; ``tool/outage``, 1 if the rollout ended because the search was down; ``tool/latency_s``, its longest
-    call (None without one). By kind and only where there were any, since verl's validation turns each name into a
-    dozen: ``tool/errors/<kind>`` and ``tool/retried/<kind>``. Kinds that are none of ours count as ``tool_error``.
+    call (None without one). Only where there were any, since verl's validation turns each name into a dozen:
+    ``tool/errors/<kind>`` and ``tool/retried/<kind>`` by kind (those that are none of ours count as ``tool_error``),
+    and ``tool/defused``, results that spelled control tokens.
     """
     calls = _calls(transcript)
     failed = [call.error_kind if call.error_kind in KINDS else "tool_error" for call in calls if not call.ok]
@@ -64,6 +67,7 @@ def tool_trouble(transcript: Transcript) -> dict[str, float | None]:
         "tool/no_hits": float(sum(call.error_kind == NO_HITS for call in calls)),
         "tool/outage": float(transcript.end_reason == OUTAGE),
         "tool/latency_s": max((call.latency_s for call in calls), default=None),
+        **({DEFUSED: float(defused)} if (defused := sum(call.defused for call in calls)) else {}),
         **{f"tool/errors/{kind}": float(count) for kind, count in Counter(failed).items()},
         **{f"tool/retried/{kind}": float(count) for kind, count in Counter(repeated).items()},
     }

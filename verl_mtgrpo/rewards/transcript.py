@@ -21,6 +21,8 @@ OUTAGE = "outage"
 """``end_reason`` of a rollout that ended because its search was down."""
 MALFORMED_CALL = "malformed_call"
 """``end_reason`` of a rollout whose last turn calls tools in a way that verl's parser could not read."""
+NO_TOKENS = "no_tokens"
+"""``end_reason`` of a rollout for whose last turn the rollout server gave no token (an aborted request)."""
 DROPPED_REASON = "dropped_reason"
 """Where ``reward_extra_info`` says why a rollout was dropped; empty if it was not."""
 TURN_REWARDS = "turn_rewards"
@@ -56,6 +58,8 @@ class ToolCall:
             ``response_length`` any more and verl dropped it, and for calls that were never carried out.
         repeat: True if this rollout had searched for the same before.
         faults: Kinds of tries that failed before the call ended, in order, one name a try.
+        defused: True if something in ``result`` was broken up because it would have been a control token for the model,
+            or would have closed the block that results stand in.
         reward: What the tool itself says the call was worth (the second value of verl's ``execute``), a finite number;
             0.0 if it says nothing or None, as in verl. It is paid only if the reward function takes it.
     """
@@ -72,6 +76,7 @@ class ToolCall:
     repeat: bool = False
     faults: tuple[str, ...] = ()
     reward: float = 0.0
+    defused: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,17 +84,21 @@ class Turn:
     """One assistant turn.
 
     Attributes:
-        text: What the model generated, decoded, special tokens kept.
+        text: The whole turn: what the chat template opened of it, then what the model generated, decoded. End tokens
+            behind it are left out.
         span: Half-open token range ``[start, end)`` of this turn in the response, observations counted.
             ``response_mask`` is 1 exactly inside the spans.
         tool_calls: Calls that the model wrote, in order, whatever came of them: carried out, refused, beyond
             ``max_parallel_calls`` (``not_carried_out``), or unreadable to verl's parser (``bad_arguments``). A last
             turn that verl did not look into, because a limit ended the rollout first, has none.
+        opened: What the chat template wrote of this turn into the generation prompt, as ``<think>\\n``: the beginning
+            of ``text`` that the model did not generate. Empty for most models.
     """
 
     text: str
     span: tuple[int, int]
     tool_calls: tuple[ToolCall, ...] = ()
+    opened: str = ""
 
     @property
     def results(self) -> list[str]:
@@ -104,8 +113,8 @@ class Transcript:
     Attributes:
         turns: Assistant turns that left at least one token in the response, in order.
         end_reason: ``answered`` (a turn without tool call), ``malformed_call`` (a turn that calls tools, but verl's
-            parser could read none of its calls and ended the rollout), ``max_turns``, ``response_length`` or
-            ``outage``.
+            parser could read none of its calls and ended the rollout), ``max_turns``, ``response_length``, ``outage``
+            or ``no_tokens``.
         prompt: The question side: the chat messages of the prompt.
         max_turns: The rollout's limit of assistant turns, 0 if there is none.
         format: Name of the text format the model speaks (verl's ``multi_turn.format``).
@@ -162,7 +171,8 @@ class TurnRewards:
 def _turn_from_dict(data: Mapping[str, Any]) -> Turn:
     start, end = data["span"]
     calls = tuple(_call_from_dict(call) for call in data.get("tool_calls", ()))
-    return Turn(text=str(data["text"]), span=(int(start), int(end)), tool_calls=calls)
+    opened = str(data.get("opened", ""))
+    return Turn(text=str(data["text"]), span=(int(start), int(end)), tool_calls=calls, opened=opened)
 
 
 def _call_from_dict(data: Mapping[str, Any]) -> ToolCall:

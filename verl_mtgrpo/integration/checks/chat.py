@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from verl_mtgrpo.integration.checks.findings import Finding, one_line
 from verl_mtgrpo.integration.checks.setup import MULTI_TURN, ROLLOUT, Setup, Tool
+from verl_mtgrpo.integration.end_of_turn import EndOfTurn, closing_tags, end_of_turn
 from verl_mtgrpo.integration.parts import LOOPS
 from verl_mtgrpo.integration.preflight import check_tokenizer
 from verl_mtgrpo.rewards.formats import ANSWER as ANSWER_TAG
@@ -24,10 +25,8 @@ from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS
 
 MODEL = "actor_rollout_ref.model"
 QUESTION, RESULT, ANSWER = "Where is the tower?", "The tower is in Oslo, by the harbour.", "<answer>Oslo</answer>"
-TEMPLATE_FIX = (
-    "use an instruct model whose template knows the role tool, give a Jinja template that does by "
-    f"{MODEL}.custom_chat_template, or do without chat roles: {ROLLOUT}.agent.default_agent_loop=mtgrpo_raw_agent"
-)
+RAW = "mtgrpo_raw_agent"
+_THOUGHT = "I have to look."
 _ROOM = 100_000
 
 
@@ -106,17 +105,28 @@ def chat(setup: Setup) -> Iterator[Finding]:
     from jinja2 import TemplateError
 
     try:
-        yield _two_turns(setup, loop, spoken)
+        yield from _two_turns(setup, loop, spoken)
     except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:  # of the template or of verl
-        message = (
-            f"the chat template fails on a tool call and its result: {type(error).__name__}: {one_line(str(error))}"
-        )
-        yield Finding("chat", "fail", message, TEMPLATE_FIX)
+        what = "the question" if loop == RAW else "a tool call and its result"
+        message = f"the chat template fails on {what}: {type(error).__name__}: {one_line(str(error))}"
+        yield Finding("chat", "fail", message, _template_fix(loop))
 
 
-def _two_turns(setup: Setup, loop: str, spoken: str) -> Finding:
+def _template_fix(loop: str) -> str:
+    """What to do about a chat template; one that fails without roles is not helped by doing without them."""
+    if loop == RAW:
+        return f"give a Jinja template that shows messages of the roles system and user by {MODEL}.custom_chat_template"
+    return (
+        "use an instruct model whose template knows the role tool, give a Jinja template that does by "
+        f"{MODEL}.custom_chat_template, or do without chat roles: {ROLLOUT}.agent.default_agent_loop={RAW} with "
+        f"{MULTI_TURN}.format=search_r1"
+    )
+
+
+def _two_turns(setup: Setup, loop: str, spoken: str) -> Iterator[Finding]:
     tool = setup.tools[0] if setup.tools else Tool("search", None, {}, True)
-    server = _Reciter(setup.tokenizer, [call_text(spoken, tool), _thought(spoken) + ANSWER])
+    ends = end_of_turn(setup.tokenizer, setup.get("data.apply_chat_template_kwargs"), [setup.get(f"{MODEL}.path")])
+    server = _Reciter(setup.tokenizer, ends, [call_text(spoken, tool), _thought(spoken) + ANSWER])
     with ThreadPoolExecutor(1) as pool:  # a thread has no event loop yet, and this one's stays as it is
         output = pool.submit(asyncio.run, _rollout(setup, loop, tool, server)).result()
     decode, ids, mask = setup.tokenizer.decode, output.response_ids, output.response_mask
@@ -125,40 +135,56 @@ def _two_turns(setup: Setup, loop: str, spoken: str) -> Finding:
     if len(server.said) < 2:
         message = f"the tool parser {spoken} does not find the call that the tokenizer gives back as {decode(ids)!r}"
         fix = f"choose another {MULTI_TURN}.format, or a tokenizer that keeps the tags of this one as they are"
-        return Finding("chat", "fail", message, fix)
+        yield Finding("chat", "fail", message, fix)
+        return
     said = server.said
     if spoken in CUT_FORMATS:  # the loop ends a turn at its closing tag
-        from verl_mtgrpo.integration.tool_parsers import tokens_to_keep
+        from verl_mtgrpo.integration.cutting import tokens_to_keep
 
         closing = [f"</{tag}>" for tag in (CUT_FORMATS[spoken].call, ANSWER_TAG)]
         said = [one[: tokens_to_keep(one, closing, decode)] for one in said]
     if spans != said:
         message = f"the tokens with mask 1 are not those that were generated: {len(spans)} turns of {len(said)}"
-        return Finding("chat", "fail", message, TEMPLATE_FIX)
+        yield Finding("chat", "fail", message, _template_fix(loop))
+        return
     if _bare(RESULT) not in _bare(between):
-        return Finding(
-            "chat",
-            "fail",
-            "the chat template drops the tool's result: it shows no message of the role tool",
-            TEMPLATE_FIX,
-        )
-    ends = _end_of_turn(setup)
-    if ends and setup.tokenizer.eos_token not in ends:
-        message = (
-            f"the chat template ends a turn with {ends!r}, the tokenizer's end token is {setup.tokenizer.eos_token!r}"
-        )
-        fix = f"take a tokenizer whose end token ends its turns, as instruct models have: {MODEL}.tokenizer_path"
-        return Finding("chat", "warn", f"{message}: turns that are cut are closed with the wrong one", fix)
-    lengths = " and ".join(str(len(span)) for span in spans)
-    message = f"two turns of {spoken} through {loop}: {lengths} generated tokens, the tool's result between them"
-    return Finding("chat", "ok", message)
+        message = "the chat template drops the tool's result: it shows no message of the role tool"
+        yield Finding("chat", "fail", message, _template_fix(loop))
+        return
+    warnings = [*_no_end_of_turn(setup, ends, loop, spoken), *_malformed(output, ends, spoken)]
+    yield from warnings
+    if not warnings:
+        lengths = " and ".join(str(len(span)) for span in spans)
+        message = f"two turns of {spoken} through {loop}: {lengths} generated tokens, the tool's result between them"
+        opens = f"; the template opens them with {one_line(ends.opened)}" if ends.opened else ""
+        yield Finding("chat", "ok", message + opens)
 
 
-def _end_of_turn(setup: Setup) -> str:
-    """What the chat template writes behind what the model said."""
-    said = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
-    text = setup.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=False)
-    return text.rpartition(ANSWER)[2].strip()
+def _no_end_of_turn(setup: Setup, ends: EndOfTurn, loop: str, spoken: str) -> Iterator[Finding]:
+    """Only where it matters: where turns are cut, and something has to stand between them and the next message."""
+    if spoken not in CUT_FORMATS or loop == RAW or ends.token is not None:
+        return
+    written = f"{ends.text!r}, which is {len(ends.closing)} tokens" if ends.text else "no token of its own"
+    message = f"behind a turn the chat template writes {written}: nothing stops the model there but the closing tags"
+    fix = (
+        f"take the tokenizer of the instruct model, whose end of turn is one token ({MODEL}.tokenizer_path; now "
+        f"{setup.tokenizer.eos_token!r} ends texts), or do without chat roles: {ROLLOUT}.agent.default_agent_loop={RAW}"
+    )
+    yield Finding("chat", "warn", message, fix)
+
+
+def _malformed(output: Any, ends: EndOfTurn, spoken: str) -> Iterator[Finding]:
+    """A thought that the template opens is part of every turn, and not every format has a place for it."""
+    if not ends.opened:
+        return
+    texts = [turn["text"] for turn in output.extra_fields["transcript"]["turns"]]
+    if not all(map(FORMATS[spoken].well_formed, texts)):
+        message = f"the chat template opens turns with {one_line(ends.opened)}: no such turn is well formed in {spoken}"
+        fix = (
+            "let the model write the whole turn (+data.apply_chat_template_kwargs.enable_thinking=False where the "
+            f"template knows that), or choose a format that begins with this tag by {MULTI_TURN}.format"
+        )
+        yield Finding("chat", "warn", message, fix)
 
 
 async def _rollout(setup: Setup, loop: str, tool: Tool, server: _Reciter) -> Any:
@@ -196,17 +222,24 @@ def _without_limits(setup: Setup) -> Any:
 
 
 class _Reciter:
-    """Stands where verl's client of the rollout servers stands, and says one given text after the other."""
+    """Stands where verl's client of the rollout servers stands, and says one given text after the other.
 
-    def __init__(self, tokenizer: Any, texts: Sequence[str]) -> None:
-        self._tokenizer, self._texts = tokenizer, list(texts)
+    As a model does, it goes on with a thought that the chat template opened, and ends as the template ends turns.
+    """
+
+    def __init__(self, tokenizer: Any, ends: EndOfTurn, texts: Sequence[str]) -> None:
+        self._tokenizer, self._ends, self._texts = tokenizer, ends, list(texts)
         self.said: list[list[int]] = []
 
-    async def generate(self, *_: Any, **__: Any) -> Any:
+    async def generate(self, *_: Any, prompt_ids: Sequence[int], **__: Any) -> Any:
         from verl.workers.rollout.replica import TokenOutput
 
         text = self._texts[len(self.said)]
-        ids = [*self._tokenizer.encode(text, add_special_tokens=False), self._tokenizer.eos_token_id]
+        if opened := self._ends.opened_in(prompt_ids, self._tokenizer):
+            begun = opened.strip()
+            text = text.removeprefix(begun) if text.startswith(begun) else _THOUGHT + closing_tags(opened) + text
+        end = self._tokenizer.eos_token_id if self._ends.token is None else self._ends.token
+        ids = [*self._tokenizer.encode(text, add_special_tokens=False), end]
         self.said.append(ids)
         return TokenOutput(token_ids=ids, stop_reason="completed")
 
@@ -226,7 +259,7 @@ def call_text(spoken: str, tool: Tool) -> str:
 
 def _thought(spoken: str) -> str:
     tag = FORMATS[spoken].thought
-    return f"<{tag}>I have to look.</{tag}>" if tag else ""
+    return f"<{tag}>{_THOUGHT}</{tag}>" if tag else ""
 
 
 def _spans(mask: Sequence[int]) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ const BASELINES = {
 const ENDS = new Map([
   ['answered', 'ended by answering'], ['max_turns', 'had no turn left'],
   ['response_length', 'cut off: the response was full'], ['outage', 'ended because the search was down'],
+  ['no_tokens', 'ended because the server gave no token'],
 ]);
 
 function rolloutView(group, text, at, turn) {

@@ -1,0 +1,81 @@
+"""The cut after a turn's first closing tag, for the formats whose turns end there.
+
+Apart from :mod:`~verl_mtgrpo.integration.tool_parsers` because importing verl's parsers imports its agent loops, and
+with them ours, which needs this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.rewards.formats import ANSWER, TextFormat
+
+
+class CuttingServer:
+    """verl's LLM client, whose completions end with the first closing tag of a call or an answer.
+
+    Engines that know stop strings stop there; in every case what they give is cut right after the token that
+    completes the tag, ids and log-probabilities alike. Tokens are never split: if the tag ends inside a token,
+    that token stays whole.
+
+    Args:
+        server: verl's client.
+        rules: The format.
+        decode: Token ids to text.
+        stop: Whether the engine knows stop strings.
+        end: The token that ends a turn in the chat template; a base model's engine would not stop at it otherwise.
+    """
+
+    def __init__(
+        self,
+        server: Any,
+        rules: TextFormat,
+        decode: Callable[[Sequence[int]], str],
+        *,
+        stop: bool,
+        end: int | None = None,
+    ) -> None:
+        self._server, self._decode, self._stop, self._end = server, decode, stop, end
+        self.closing = (f"</{rules.call}>", f"</{ANSWER}>")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._server, name)
+
+    async def generate(self, *args: Any, sampling_params: dict[str, Any], **kwargs: Any) -> Any:
+        """As the server's own, cut."""
+        if self._stop:
+            asked = sampling_params.get("stop") or []
+            own = [asked] if isinstance(asked, str) else list(asked)
+            sampling_params = {**sampling_params, "stop": [*own, *self.closing]}
+        if self._end is not None:
+            ends = [*(sampling_params.get("stop_token_ids") or []), self._end]
+            sampling_params = {**sampling_params, "stop_token_ids": list(dict.fromkeys(ends))}
+        output = await self._server.generate(*args, sampling_params=sampling_params, **kwargs)
+        keep = tokens_to_keep(output.token_ids, self.closing, self._decode)
+        if keep == len(output.token_ids):
+            return output
+        if getattr(output, "routed_experts", None) is not None:
+            raise ConfigError(
+                "a turn is cut at its closing tag in this format, and the routed experts of the model cannot be cut "
+                "with it; set actor_rollout_ref.rollout.enable_rollout_routing_replay=False, or speak hermes"
+            )
+        log_probs = output.log_probs[:keep] if output.log_probs else output.log_probs
+        return output.model_copy(update={"token_ids": output.token_ids[:keep], "log_probs": log_probs})
+
+
+def tokens_to_keep(ids: Sequence[int], closing: Sequence[str], decode: Callable[[Sequence[int]], str]) -> int:
+    """Fewest leading tokens whose text holds one of ``closing``; all of them if none does."""
+
+    def closed(count: int) -> bool:
+        text = decode(ids[:count])
+        return any(tag in text for tag in closing)
+
+    if not closed(len(ids)):
+        return len(ids)
+    low, high = 1, len(ids)  # closed(high); a longer prefix of a closed one is closed
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if closed(middle) else (middle + 1, high)
+    return low

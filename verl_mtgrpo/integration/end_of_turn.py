@@ -1,0 +1,206 @@
+"""Where a turn ends and what the chat template wrote of it: worked out from the tokenizer and its chat template.
+
+``tokenizer.eos_token`` does not say how a turn of a chat ends. A base model's is the end of a *document*
+(``<|endoftext|>``), while its chat template ends turns with ``<|im_end|>``; other models stop at any of several tokens
+(Llama 3.1: ``<|eot_id|>``, ``<|eom_id|>``, ``<|end_of_text|>``). So the template is rendered with three short messages,
+and what it writes around them is looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+logger = logging.getLogger(__name__)
+
+KNOWN_ENDS = (
+    *("<|im_end|>", "<|endoftext|>"),  # Qwen, ChatML
+    *("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|eot|>", "<|eom|>"),  # Llama 3 and 4
+    *("<end_of_turn>", "<turn|>", "<eos>"),  # Gemma
+    *("<|end|>", "<|return|>", "<|call|>"),  # gpt-oss, Phi
+    *("<｜end▁of▁sentence｜>", "<|EOT|>", "</s>"),  # DeepSeek, Mistral and Llama 2
+)
+"""Tokens that end a generation wherever they are special tokens of a tokenizer."""
+ASKED, SAID, ASKED_AGAIN = "Is this the first message?", "This is what was said.", "Is this the third message?"
+_TAG = re.compile(r"<(/?)([A-Za-z]\w*)>|\[(/?)([A-Z]+)\]")
+
+
+@dataclass(frozen=True)
+class EndOfTurn:
+    """How turns end, for one tokenizer and chat template.
+
+    Attributes:
+        text: What the chat template writes behind what the assistant said; empty if nothing of its own.
+        closing: ``text`` in token ids: what has to stand behind a turn that was cut before another message follows.
+        token: The one token at which a turn ends and generation should stop; None if there is no such token.
+        ends: Every token that may stand at the end of a generation, padding included.
+        opened: What the chat template writes of a turn into the generation prompt, as ``<think>\\n``: from the first
+            tag that is still open at the prompt's end. Empty if all of the turn is left to the model.
+    """
+
+    text: str
+    closing: tuple[int, ...]
+    token: int | None
+    ends: frozenset[int]
+    opened: str = ""
+
+    def trimmed(self, ids: Sequence[int]) -> Sequence[int]:
+        """The ids of a turn without the end tokens behind it."""
+        length = len(ids)
+        while length and ids[length - 1] in self.ends:
+            length -= 1
+        return ids[:length]
+
+    def opened_in(self, context: Sequence[int], tokenizer: Any) -> str:
+        """``opened`` if the tokens in front of a turn end with it; a later turn's prompt may be another one's."""
+        if not self.opened:
+            return ""
+        tail = tokenizer.decode(list(context[-4 * len(self.opened) :]))
+        return self.opened if tail.endswith(self.opened) else ""
+
+
+def end_of_turn(
+    tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None, models: Iterable[Any] = ()
+) -> EndOfTurn:
+    """What is known about the ends of turns.
+
+    Args:
+        tokenizer: verl's, with its chat template.
+        template_kwargs: ``data.apply_chat_template_kwargs``.
+        models: Folders or hub names that may have a ``generation_config.json``, whose end tokens are added. Only what
+            is on this machine is read.
+    """
+    places = (*models, getattr(tokenizer, "name_or_path", None))
+    plain = OmegaConf.to_container(OmegaConf.create(dict(template_kwargs or {})), resolve=True)
+    given = json.dumps(plain, sort_keys=True, default=str)
+    named = tuple(dict.fromkeys(str(place) for place in places if place))
+    return _end_of_turn(tokenizer, str(tokenizer.chat_template), given, named)
+
+
+@lru_cache(maxsize=16)  # verl makes an agent loop for each rollout
+def _end_of_turn(tokenizer: Any, template: str, template_kwargs: str, models: tuple[str, ...]) -> EndOfTurn:
+    del template  # of the key only: verl sets a custom one after the tokenizer was loaded
+    known = _known_ends(tokenizer, models)
+    try:
+        last, before, behind, prompt = _around_a_turn(tokenizer, json.loads(template_kwargs))
+    except Exception as error:  # of the template: jinja2's and Python's own, of any kind
+        logger.warning("the chat template cannot show how turns end (%s: %s)", type(error).__name__, error)
+        eos = tokenizer.eos_token_id
+        return EndOfTurn("", () if eos is None else (eos,), None, frozenset(known))
+    text, token = _closing(tokenizer, known, last, behind)
+    closing = tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
+    ends = frozenset({*known, token} if token is not None else known)
+    return EndOfTurn(text, closing, token, ends, _still_open(prompt, before))
+
+
+def _around_a_turn(tokenizer: Any, template_kwargs: dict[str, Any]) -> tuple[str, str, str, str]:
+    """What stands behind an assistant message that is the last one, before and behind one that is not, and the
+    generation prompt."""
+
+    def render(*messages: dict[str, str], prompt: bool = False) -> str:
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=prompt, **template_kwargs
+        )
+
+    asked, said = {"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}
+    last = render(asked, said).rpartition(SAID)[2]
+    whole = render(asked, said, {"role": "user", "content": ASKED_AGAIN})
+    before = whole.partition(ASKED)[2].partition(SAID)[0]
+    behind = whole.partition(SAID)[2].partition(ASKED_AGAIN)[0]
+    return last, before, behind, render(asked, prompt=True).partition(ASKED)[2]
+
+
+def _closing(tokenizer: Any, known: set[int], last: str, behind: str) -> tuple[str, int | None]:
+    """What closes a turn, and the token at which it ends, from what stands behind an assistant message.
+
+    Something may follow that closes nothing: the header of the next message, as in GLM's templates, which end no turn
+    (the model stops at that header). Behind the last message of a chat there is no such header.
+    """
+    first = tokenizer.encode(behind.lstrip(), add_special_tokens=False)[:1]
+    if first and first[0] in tokenizer.added_tokens_decoder:
+        if last.strip() or first[0] == tokenizer.eos_token_id:
+            return str(tokenizer.added_tokens_decoder[first[0]].content), first[0]
+        return "", first[0] if first[0] in known else None
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(last, behind, strict=False))
+    return "".join(one for one, _ in shared).strip(), None
+
+
+def _known_ends(tokenizer: Any, models: Sequence[str]) -> set[int]:
+    """The tokenizer's end and padding, the model's own list, and the special tokens that end turns by their names."""
+    added = tokenizer.added_tokens_decoder
+    special = {str(token.content): number for number, token in added.items() if token.special}
+    ends = {special[name] for name in KNOWN_ENDS if name in special}
+    listed = [tokenizer.eos_token_id, tokenizer.pad_token_id, *(one for model in models for one in _listed(model))]
+    # Padding or an end that is an ordinary word (of a config that was never right) must not be cut off texts.
+    return ends | {number for number in listed if number in added}
+
+
+def _listed(model: str) -> list[int]:
+    """``eos_token_id`` of the model's ``generation_config.json``, if that is on this machine."""
+    path = _on_this_machine(model, "generation_config.json")
+    if path is None:
+        return []
+    try:
+        ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        logger.warning("%s cannot be read, its end tokens are not known: %s", path, error)
+        return []
+    return [one for one in (ends if isinstance(ends, list) else [ends]) if isinstance(one, int)]
+
+
+def _on_this_machine(model: str, name: str) -> Path | None:
+    """A file of a model's folder, or of the Hugging Face hub's cache; None if it is not there."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    if "://" in model or model.startswith(("/", "~", ".")) or model.count("/") > 1:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model, name)
+    except HFValidationError:  # no name of the hub: a folder that is not there
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _still_open(prompt: str, before: str) -> str:
+    """The generation prompt from the first tag on that is open at its end.
+
+    A tag that is just as open in front of an assistant message of the past (``<assistant>``) opens the message and is
+    no part of what it says.
+    """
+    headers = [name for name, _ in _open_tags(before)]
+    for name, start in _open_tags(prompt):
+        if name not in headers:
+            return prompt[start:]
+    return ""
+
+
+def _open_tags(text: str) -> list[tuple[str, int]]:
+    """Names and positions of the tags that are opened and not closed, in order."""
+    opened: list[tuple[str, int]] = []
+    for tag in _TAG.finditer(text):
+        closes, name = tag[1] or tag[3], tag[2] or tag[4]
+        if not closes:
+            opened.append((name, tag.start()))
+        elif name in [one for one, _ in opened]:
+            while opened.pop()[0] != name:
+                pass
+    return opened
+
+
+def closing_tags(opened: str) -> str:
+    """The tags that close what is open, innermost first: ``</think>`` for ``<think>\\n``."""
+    closed = (f"</{name}>" if opened[start] == "<" else f"[/{name}]" for name, start in reversed(_open_tags(opened)))
+    return "".join(closed)

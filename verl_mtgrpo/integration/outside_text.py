@@ -1,0 +1,89 @@
+"""Text from outside the conversation, made safe to read: it can hold no control token and cannot leave its block.
+
+A tokenizer turns the *text* ``<|im_start|>`` into the control token that opens a message, wherever the text stands. A
+passage that spells it would open a turn of its own, in verl's ``tool_agent`` as in any loop that renders chats as text;
+one that spells ``</information>`` would leave the block that search_r1 puts it in. So a space is put behind the first
+character of every such spelling (``< |im_start|>``): people and the model can still read what was written, the
+tokenizer finds an ordinary text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+_MARKUP = re.compile(r"[<\[{].*[>\]}]", re.DOTALL)
+_HTML = re.compile(
+    r"</?(?:a|b|bbox|blockquote|body|br|caption|code|div|em|footer|h[1-6]|hr|html|i|iframe|img|li|ol|p|pre|s|span|"
+    r"strong|sub|sup|table|tbody|td|tfoot|th|thead|tr|u|ul)>"
+)
+"""Some vocabularies have elements of web pages (Gemma's ``<td>``): words like others, unless they are special."""
+
+
+def control_tokens(tokenizer: Any) -> dict[str, int]:
+    """The texts that this tokenizer reads as one token with a meaning of its own, and their ids.
+
+    Special tokens, and added ones that are written like tags (``<think>``, ``<tool_call>``, ``<|fim_prefix|>``). Added
+    words (names, runs of spaces) are text.
+    """
+    return {
+        str(token.content): number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if len(str(token.content)) > 1 and not str(token.content)[1].isspace()
+        if token.special or (_MARKUP.fullmatch(str(token.content)) and not _HTML.fullmatch(str(token.content)))
+    }
+
+
+class OutsideText:
+    """Breaks up control tokens, and the tags of a block, in a text.
+
+    Args:
+        tokenizer: The policy's.
+        tags: Names of tags that the text may neither open nor close, such as ``information``.
+    """
+
+    def __init__(self, tokenizer: Any, tags: Sequence[str] = ()) -> None:
+        known = control_tokens(tokenizer)
+        texts = {*known, *(f"<{close}{tag}>" for tag in tags for close in ("", "/"))}
+        # Vocabularies have thousands of them that begin alike: too many alternatives for one pattern.
+        self._texts, self._lengths = frozenset(texts), sorted({len(text) for text in texts}, reverse=True)
+        self._begins = re.compile("|".join(sorted({re.escape(text[0]) for text in texts})) or "(?!)")
+        self._tokenizer, self._ids = tokenizer, frozenset(known.values())
+        added = tokenizer.added_tokens_decoder
+        # A tokenizer may look for such a token after it has changed the text (small letters, other forms of a letter).
+        normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+        self._changes = normalizer is not None and any(added[number].normalized for number in self._ids)
+
+    def __call__(self, text: str) -> str:
+        """The text, with a space in every spelling of a control token or tag; a second time changes nothing."""
+        while starts := self._spelled(text):
+            pieces = [text[start:end] for start, end in pairwise((0, *(start + 1 for start in starts), len(text)))]
+            text = " ".join(pieces)
+        for _ in range(len(text) if self._changes else 0):
+            start = self._control_token(text)
+            if start is None:
+                break
+            text = f"{text[: start + 1]} {text[start + 1 :]}"
+        return text
+
+    def _spelled(self, text: str) -> list[int]:
+        """Where control tokens and tags begin."""
+        starts = [begin.start() for begin in self._begins.finditer(text)]
+        return [at for at in starts if any(text[at : at + length] in self._texts for length in self._lengths)]
+
+    def _control_token(self, text: str) -> int | None:
+        """Where the tokenizer itself finds the first one."""
+        read = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        for number, (start, end) in zip(read["input_ids"], read["offset_mapping"], strict=True):
+            if number in self._ids and len(text[start:end].strip()) > 1:
+                return end - len(text[start:end].lstrip())  # some tokens take the white space around them
+        return None
+
+
+@lru_cache(maxsize=16)  # verl makes an agent loop for each rollout, and a vocabulary may have thousands of these
+def outside_text(tokenizer: Any, tags: tuple[str, ...]) -> OutsideText:
+    """The one for this tokenizer and these tags."""
+    return OutsideText(tokenizer, tags)
