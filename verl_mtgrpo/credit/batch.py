@@ -89,12 +89,11 @@ def read_batch(
         )
     groups = group_rows(index, len(response_mask), response_mask.device)
     rewards = token_level_rewards.detach().float()
-    # Over all tokens, which costs one pass; only if that finds something, masked tokens are told apart.
-    suspects = (~_is_ordinary(rewards)).sum()
-    turns, (suspicious, bad_values) = segment_turns_and_fetch(
-        response_mask, suspects, _count_bad_values(values, response_mask)
+    # Of all tokens, which takes one pass; only if there is something odd, masked ones are left out and rows told apart.
+    turns, (odd, bad_values) = segment_turns_and_fetch(
+        response_mask, _any_odd(rewards), _count_bad_values(values, response_mask)
     )
-    if suspicious:
+    if odd:
         _refuse_bad_rewards(rewards.masked_fill(response_mask == 0, 0.0))
     if bad_values:
         raise CreditInputError(
@@ -114,7 +113,7 @@ def discounted_sum(values_BK: Tensor, discount: float) -> Tensor:
 
 
 def _count_bad_values(values: Tensor | None, response_mask: Tensor) -> Tensor:
-    """How many generated tokens have a value that is no number, a scalar."""
+    """How many generated tokens have a value that is no number or beyond :data:`LARGEST`, a scalar."""
     if values is None:
         return torch.zeros((), dtype=torch.int64, device=response_mask.device)
     if values.shape != response_mask.shape:
@@ -122,13 +121,18 @@ def _count_bad_values(values: Tensor | None, response_mask: Tensor) -> Tensor:
             f"values has shape {tuple(values.shape)} and response_mask {tuple(response_mask.shape)}; expected one "
             "value per response token, as verl's trainer has them after its critic has run"
         )
+    values = values.detach().float()
     ordinary = (values >= -LARGEST).logical_and_(values <= LARGEST)  # False for NaN
-    return ordinary.logical_not_().logical_and_(response_mask != 0).sum()
+    return torch.count_nonzero(ordinary.logical_not_().logical_and_(response_mask != 0))
 
 
-def _is_ordinary(rewards: Tensor) -> Tensor:
-    """Whether each row's magnitudes add up to no more than :data:`LARGEST`, ``(B,)``; False with NaN or infinity."""
-    return torch.linalg.vector_norm(rewards, ord=1, dim=1) <= LARGEST
+def _any_odd(rewards: Tensor) -> Tensor:
+    """A scalar, not 0 if a reward is NaN or so large that a row of such could be beyond :data:`LARGEST`."""
+    if not rewards.numel():
+        return torch.zeros((), dtype=torch.bool, device=rewards.device)
+    low, high = rewards.aminmax()  # NaN if one is
+    limit = LARGEST / rewards.shape[1]
+    return ~((low >= -limit) & (high <= limit))
 
 
 def _refuse_bad_rewards(rewards: Tensor) -> None:
@@ -139,10 +143,10 @@ def _refuse_bad_rewards(rewards: Tensor) -> None:
             f"token_level_rewards is NaN or infinite in {_listed(~finite_B)}; "
             "check the reward function's values for these rollouts"
         )
-    ordinary_B = _is_ordinary(rewards)
-    if not ordinary_B.all():
+    large_B = rewards.abs().sum(dim=1) > LARGEST
+    if large_B.any():
         raise CreditInputError(
-            f"token_level_rewards adds up to more than {LARGEST:g} in {_listed(~ordinary_B)} (largest reward: "
+            f"token_level_rewards adds up to more than {LARGEST:g} in {_listed(large_B)} (largest reward: "
             f"{float(rewards.abs().max()):.3g}), of which float32 holds no standard deviation; expected rewards of "
             "ordinary size: scale them down in the reward function"
         )

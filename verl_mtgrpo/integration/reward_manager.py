@@ -41,6 +41,7 @@ from verl_mtgrpo.rewards import (
 from verl_mtgrpo.rewards.judge import Judge
 from verl_mtgrpo.rewards.judge_paper import PaperJudge
 from verl_mtgrpo.rewards.measures import charge_repeats, tool_trouble, tool_use
+from verl_mtgrpo.rewards.pattern import TURN_PATTERN, turn_pattern
 from verl_mtgrpo.rewards.presets import RewardFunction
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,8 @@ class TurnRewardManager(RewardManagerBase):
                 "question_id": _question_id(row.get("extra_info")),
                 DROPPED_REASON: reason,
                 TURN_REWARDS: json.dumps(paid),
+                # As text, which verl's group filtering reads as a number and no average of verl's or ours takes.
+                TURN_PATTERN: str(math.nan if reason else turn_pattern(paid)),
                 TRANSCRIPT: json.dumps(transcript.to_dict(), default=str),
             },
         }
