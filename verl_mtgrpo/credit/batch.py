@@ -94,7 +94,8 @@ def read_batch(
         response_mask, _any_odd(rewards), _count_bad_values(values, response_mask)
     )
     if odd:
-        _refuse_bad_rewards(rewards.masked_fill(response_mask == 0, 0.0))
+        rewards = rewards.masked_fill(response_mask == 0, 0.0)
+        _refuse_bad_rewards(rewards)
     if bad_values:
         raise CreditInputError(
             f"values is NaN or infinite at {bad_values} generated tokens, or beyond {LARGEST:g} there; the critic has "

@@ -10,13 +10,14 @@ credit would bias the gradient.
 **Where the critic learns.** verl trains it on every generated token, towards ``returns``. In ``turn_gae`` all tokens of
 a turn have one target, the turn's λ-return. That is a correct regression target for each of them: the value of a token
 is the expectation of what is still to come given all that was written before it, and inside a turn nothing is paid and
-nothing is discounted, so what is to come is the same number from the turn's first token to its last. A regression on it
-gives E[λ-return | prefix] at every prefix; at the first token, the only one whose value is used, that is V_k. The values
-at the other tokens are what the critic has to learn anyway to read the turn, and they pull in the same direction.
+nothing is discounted, so what is to come is the same number from the turn's first token to its last. (A KL penalty in
+the reward is paid inside; the target then holds the whole turn's.) A regression on it gives E[λ-return | prefix] at every
+prefix; at the first token, the only one whose value is used, that is V_k. The other tokens share the critic's weights
+with the first, and their targets pull in the same direction.
 
 A target at first tokens alone would be as correct and useless: with ``returns = values`` elsewhere, those tokens (99 of
 100 in a turn of 100) hold the critic at its old values from the second mini-batch on. After 39 steps of 16 mini-batches
-it then explains 0.3 of the variance at first tokens where this one explains 0.97 (``tests/regressions/``). What the
+it then explains 0.50 of the variance at first tokens where this one explains 0.97 (``tests/regressions``). What the
 targets on all tokens cost: verl's ``token-mean`` weighs a turn by its length in the critic's loss, as it does in
 every token-level critic, and never in the advantages.
 """

@@ -1,8 +1,9 @@
 """The reward manager ``mtgrpo``: scores a rollout's transcript, one reward per turn and an outcome.
 
 It gives verl the total as ``reward_score`` and everything else as ``reward_extra_info``: scalars become
-validation metrics, strings go into validation dumps, and ``turn_rewards`` is what the agent loop places on
-tokens. Which rewards: ``reward.turn.preset``; where they are paid: ``reward.turn.pay``.
+validation metrics, strings go into validation dumps, ``turn_rewards`` is what the agent loop places on tokens, and
+``turn_pattern`` what ``algorithm.filter_groups`` may compare. Which rewards: ``reward.turn.preset``; where they are
+paid: ``reward.turn.pay``.
 """
 
 from __future__ import annotations
