@@ -270,9 +270,7 @@ def test_the_critic_of_turn_gae_learns_with_long_turns_and_many_mini_batches(tok
         explained_variance(rule, tokens=tokens, mini_batches=mini_batches)
         for rule in (turn_gae, bilevel_gae, first_tokens_only)
     )
-    print(
-        f"turns of {tokens} tokens, {mini_batches} mini-batches: {now:.2f}, bilevel_gae {bilevel:.2f}, before {old:.2f}"
-    )
+    print(f"{tokens} tokens, {mini_batches} mini-batches: {now:.2f}, bilevel_gae {bilevel:.2f}, before {old:.2f}")
     assert now > at_least
     assert now > bilevel - 0.02
     assert old < before

@@ -2,7 +2,7 @@
 
 | input | right value | source |
 |---|---|---|
-| a module that verl loads and that imports nothing else, verl's registry, an agent loop of verl or ours | verl has it | #19 |
+| a module that verl loads: alone, or behind verl's registry, verl's agent loop or ours | verl has it | #19 |
 | the same after `import verl`, twice, and reloaded | verl calls the newest version | #19 |
 | the same in a Ray worker | verl has it there | #19 |
 | a name that verl has itself, in either order | refused, with what to do | verl would hide one of them |
@@ -204,6 +204,6 @@ def test_a_follower_that_refuses_leaves_nothing_behind(table, monkeypatch):
 
     registry.follow_estimators(refuse)
     assert seen == list(ESTIMATORS), "it is told of those that are there"
-    with pytest.raises(ConfigError, match="^no$"):
+    with pytest.raises(ConfigError, match=r"^no$"):
         register_estimator(first)
     assert "first" not in table

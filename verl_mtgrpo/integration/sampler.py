@@ -299,7 +299,7 @@ def _with_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
         if not filtering.get("metric"):
             raise ConfigError(
                 "algorithm.filter_groups.enable=True needs algorithm.filter_groups.metric: turn_pattern (what each "
-                "turn was paid), reward (the total), or a name that the reward gives for every rollout, such as outcome/em"
+                "turn was paid), reward (the total), or a name that the reward gives for every rollout, as outcome/em"
             )
         more["filter_groups_metric"] = str(filtering["metric"])
         more["max_inflight_gen_batches"] = filtering.get("max_inflight_gen_batches") or 1
