@@ -11,9 +11,9 @@ credit would bias the gradient.
 a turn have one target, the turn's λ-return. That is a correct regression target for each of them: the value of a token
 is the expectation of what is still to come given all that was written before it, and inside a turn nothing is paid and
 nothing is discounted, so what is to come is the same number from the turn's first token to its last. (A KL penalty in
-the reward is paid inside; the target then holds the whole turn's.) A regression on it gives E[λ-return | prefix] at every
-prefix; at the first token, the only one whose value is used, that is V_k. The other tokens share the critic's weights
-with the first, and their targets pull in the same direction.
+the reward is paid inside; the target then holds the whole turn's.) A regression on it gives E[λ-return | prefix] at
+every prefix; at the first token, the only one whose value is used, that is V_k. The other tokens share the critic's
+weights with the first, and their targets pull in the same direction.
 
 A target at first tokens alone would be as correct and useless: with ``returns = values`` elsewhere, those tokens (99 of
 100 in a turn of 100) hold the critic at its old values from the second mini-batch on. After 39 steps of 16 mini-batches
