@@ -179,7 +179,11 @@ def turn_gae(
     gamma: float = 1.0,
     lam: float = 1.0,
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """GAE over turns, not whitened: every turn is one step, V is read where its first token is chosen."""
+    """GAE over turns, not whitened: every turn is one step, V is read where its first token is chosen.
+
+    A critic learns the λ-return of a step, A + V (Schulman et al., arXiv 1506.02438). Nothing is paid inside a step, so
+    what is to come is the same at all of its tokens, and so is the target.
+    """
     turns, paid = _read(rewards, masks)
     advantages, returns = [[0.0] * len(mask) for mask in masks], [[0.0] * len(mask) for mask in masks]
     for i in range(len(masks)):
@@ -189,8 +193,7 @@ def turn_gae(
             later = paid[i][k] + gamma * next_value - value + gamma * lam * later
             next_value = value
             for t in turns[i][k]:
-                advantages[i][t], returns[i][t] = later, values[i][t]
-            returns[i][turns[i][k][0]] = later + value
+                advantages[i][t], returns[i][t] = later, later + value
     return advantages, returns
 
 

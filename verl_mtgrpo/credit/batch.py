@@ -15,6 +15,11 @@ from verl_mtgrpo.errors import CreditInputError
 
 Index = Sequence[Hashable] | np.ndarray | Tensor
 
+LARGEST = 1e12
+"""Most that the rewards of one rollout, or one value of a critic, may amount to (their magnitudes added up). Standard
+deviations square it and add over all tokens of a batch, in float32, which ends at 3.4e38: beyond that advantages would
+be NaN or 0 without a word. No reward function pays as much on purpose."""
+
 
 @dataclass(frozen=True)
 class TurnBatch:
@@ -63,15 +68,19 @@ def read_batch(
 ) -> TurnBatch:
     """Check what verl hands to an estimator and reduce it to turns; one host synchronisation.
 
+    The batch is a constant to what follows: no gradient flows into rewards or values that have one.
+
     Args:
-        token_level_rewards: ``(B, T)`` float.
+        token_level_rewards: ``(B, T)`` float. What lies outside every turn is ignored, NaN included.
         response_mask: ``(B, T)``, 1 at generated tokens.
         index: ``(B,)`` group labels.
-        values: ``(B, T)`` float, a critic's values, to be checked on the same trip to the host; None: no critic.
+        values: ``(B, T)`` float, a critic's values, to be checked on the same trip to the host; None: no critic. Those
+            outside every turn are ignored.
 
     Raises:
-        CreditInputError: shapes differ, a reward, or a value at a generated token, is NaN or infinite, the mask holds
-            something other than 0 and 1, or there is not one group label per rollout.
+        CreditInputError: shapes differ, the mask holds something other than 0 and 1, there is not one group label per
+            rollout, or, at generated tokens, a reward or value is NaN or infinite, a rollout's rewards add up to more
+            than :data:`LARGEST` (their magnitudes), or a value is larger.
     """
     if token_level_rewards.shape != response_mask.shape or token_level_rewards.dim() != 2:
         raise CreditInputError(
@@ -79,19 +88,20 @@ def read_batch(
             f"{tuple(response_mask.shape)}; expected the same (rollouts, response_length) for both"
         )
     groups = group_rows(index, len(response_mask), response_mask.device)
-    # A sum is finite if all its terms are, and costs one pass.
-    suspects = (~torch.isfinite(token_level_rewards.sum(dim=1, dtype=torch.float32))).sum()
-    turns, (suspicious, bad_values) = segment_turns_and_fetch(
-        response_mask, suspects, _count_bad_values(values, response_mask)
+    rewards = token_level_rewards.detach().float()
+    # Of all tokens, which takes one pass; only if there is something odd, masked ones are left out and rows told apart.
+    turns, (odd, bad_values) = segment_turns_and_fetch(
+        response_mask, _any_odd(rewards), _count_bad_values(values, response_mask)
     )
-    if suspicious:
-        _refuse_if_not_finite(token_level_rewards)
+    if odd:
+        rewards = rewards.masked_fill(response_mask == 0, 0.0)
+        _refuse_bad_rewards(rewards)
     if bad_values:
         raise CreditInputError(
-            f"values is NaN or infinite at {bad_values} generated tokens; the critic has diverged: lower "
-            "critic.optim.lr, or start again from a checkpoint in which it had not"
+            f"values is NaN or infinite at {bad_values} generated tokens, or beyond {LARGEST:g} there; the critic has "
+            "diverged: lower critic.optim.lr, or start again from a checkpoint in which it had not"
         )
-    return TurnBatch(turns, groups, turns.sum_rewards(token_level_rewards))
+    return TurnBatch(turns, groups, turns.sum_rewards(rewards))
 
 
 def discounted_sum(values_BK: Tensor, discount: float) -> Tensor:
@@ -104,7 +114,7 @@ def discounted_sum(values_BK: Tensor, discount: float) -> Tensor:
 
 
 def _count_bad_values(values: Tensor | None, response_mask: Tensor) -> Tensor:
-    """How many generated tokens have a value that is no number, a scalar."""
+    """How many generated tokens have a value that is no number or beyond :data:`LARGEST`, a scalar."""
     if values is None:
         return torch.zeros((), dtype=torch.int64, device=response_mask.device)
     if values.shape != response_mask.shape:
@@ -112,16 +122,37 @@ def _count_bad_values(values: Tensor | None, response_mask: Tensor) -> Tensor:
             f"values has shape {tuple(values.shape)} and response_mask {tuple(response_mask.shape)}; expected one "
             "value per response token, as verl's trainer has them after its critic has run"
         )
-    return (~torch.isfinite(values) & (response_mask != 0)).sum()
+    values = values.detach().float()
+    ordinary = (values >= -LARGEST).logical_and_(values <= LARGEST)  # False for NaN
+    return torch.count_nonzero(ordinary.logical_not_().logical_and_(response_mask != 0))
 
 
-def _refuse_if_not_finite(token_level_rewards: Tensor) -> None:
-    finite_B = torch.isfinite(token_level_rewards).all(dim=1)
-    rows = (~finite_B).nonzero().flatten().tolist()
-    if not rows:  # finite rewards whose sum is not
-        return
-    shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-    raise CreditInputError(
-        f"token_level_rewards is NaN or infinite in {len(rows)} of {len(finite_B)} rows ({shown}); "
-        "check the reward function's values for these rollouts"
-    )
+def _any_odd(rewards: Tensor) -> Tensor:
+    """A scalar, not 0 if a reward is NaN or so large that a row of such could be beyond :data:`LARGEST`."""
+    if not rewards.numel():
+        return torch.zeros((), dtype=torch.bool, device=rewards.device)
+    low, high = rewards.aminmax()  # NaN if one is
+    limit = LARGEST / rewards.shape[1]
+    return ~((low >= -limit) & (high <= limit))
+
+
+def _refuse_bad_rewards(rewards: Tensor) -> None:
+    """Raise if a row of rewards, 0 outside turns, cannot be worked with."""
+    finite_B = torch.isfinite(rewards).all(dim=1)
+    if not finite_B.all():
+        raise CreditInputError(
+            f"token_level_rewards is NaN or infinite in {_listed(~finite_B)}; "
+            "check the reward function's values for these rollouts"
+        )
+    large_B = rewards.abs().sum(dim=1) > LARGEST
+    if large_B.any():
+        raise CreditInputError(
+            f"token_level_rewards adds up to more than {LARGEST:g} in {_listed(large_B)} (largest reward: "
+            f"{float(rewards.abs().max()):.3g}), of which float32 holds no standard deviation; expected rewards of "
+            "ordinary size: scale them down in the reward function"
+        )
+
+
+def _listed(rows_B: Tensor) -> str:
+    rows = rows_B.nonzero().flatten().tolist()
+    return f"{len(rows)} of {len(rows_B)} rows ({', '.join(map(str, rows[:10]))}{', ...' if len(rows) > 10 else ''})"

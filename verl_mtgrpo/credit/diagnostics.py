@@ -116,7 +116,7 @@ def turn_explained_variance(values: Tensor, returns: Tensor, response_mask: Tens
         response_mask: ``(B, T)``, 1 at generated tokens.
     """
     turns = segment_turns(response_mask)
-    target, value = (turns.at_first(tokens)[turns.alive_BK].double() for tokens in (returns, values))
+    target, value = (turns.at_first(tokens.detach())[turns.alive_BK].double() for tokens in (returns, values))
     if len(target) < 2 or float(target.var()) == 0.0:
         return None
     return 1.0 - float((target - value).var() / target.var())

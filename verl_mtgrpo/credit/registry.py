@@ -24,12 +24,14 @@ ESTIMATORS: dict[str, Estimator] = {
 
 _GIVEN = ("token_level_rewards", "response_mask", "index")
 
+_followers: list[Callable[[str, Estimator], None]] = []
+
 
 def register_estimator(function: F) -> F:
     """Add an estimator of your own to :data:`ESTIMATORS`, under the function's name; returns it unchanged.
 
-    Do so in a module that every process loads with verl (``VERL_USE_EXTERNAL_MODULES=my_module``), so that it is there
-    before verl's registry is::
+    Do so in a module that every process loads with verl (``VERL_USE_EXTERNAL_MODULES=my_module``); it may register
+    agent loops as well, and import of verl what it wants, before or after::
 
         from verl_mtgrpo.credit import register_estimator
 
@@ -43,15 +45,49 @@ def register_estimator(function: F) -> F:
             parameters, which ``trainer.v1.trainer_mode=mtgrpo_sync`` passes on, and, by keyword, its knobs from
             ``algorithm.turn``, each of which has a default. Returns ``(advantages, returns)``, ``(B, T)`` each.
 
+    Registering a function again, or its new version after the module was reloaded, replaces it.
+
     Raises:
-        ConfigError: it does not start with the three parameters that all have, or the name is taken.
+        ConfigError: it does not start with the three parameters that all have, or the name is taken, here or in verl.
     """
     name, parameters = function.__name__, tuple(inspect.signature(function).parameters)
     if parameters[: len(_GIVEN)] != _GIVEN:
         raise ConfigError(f"the estimator {name} takes {parameters}, expected {_GIVEN} first, then fields, then knobs")
-    if ESTIMATORS.setdefault(name, function) is not function:
+    known = ESTIMATORS.get(name)
+    if known is not None and not _is_same(known, function):
         raise ConfigError(f"there is an estimator {name} already; rename the function")
+    for follower in _followers:  # first: one that refuses the name leaves nothing behind
+        follower(name, function)
+    ESTIMATORS[name] = function
     return function
+
+
+def follow_estimators(follower: Callable[[str, Estimator], None]) -> None:
+    """Have ``follower(name, function)`` called for every estimator: those that are here now, and each that comes later.
+
+    For :mod:`verl_mtgrpo.integration.estimators`, which hands them to verl's registry once that is imported. It may be
+    imported before or after the module that registers an estimator.
+    """
+    for name, function in ESTIMATORS.items():
+        follower(name, function)
+    _followers.append(follower)
+
+
+def _is_same(known: Estimator, function: Estimator) -> bool:
+    """Whether one function is the other, or its definition executed once more, as a reload does.
+
+    A function made inside another one is a new one each time: what it remembers may differ.
+    """
+    if known is function:
+        return True
+    if known.__qualname__ != function.__qualname__ or "<locals>" in function.__qualname__:
+        return False
+    return known.__module__ == function.__module__ or _file(known) == _file(function)
+
+
+def _file(function: Estimator) -> str:
+    """The file that defines it: the same module may be known by two names (``__main__``, verl's ``file.py``)."""
+    return inspect.unwrap(function).__code__.co_filename
 
 
 def extra_fields(name: str) -> tuple[str, ...]:

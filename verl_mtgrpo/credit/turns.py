@@ -83,13 +83,6 @@ class Turns:
         """The value at each turn's last token, ``(B, K)`` of the same type, 0 where no turn."""
         return self._table(values_BT.reshape(-1)[self.run_start_R + run_lengths(self.run_start_R, self._size) - 1])
 
-    def put_first(self, values_BK: Tensor, elsewhere_BT: Tensor, response_mask: Tensor) -> Tensor:
-        """``values_BK[:, k]`` at turn k's first token, ``elsewhere_BT`` at its others, 0 outside turns: ``(B, T)``."""
-        padded = torch.nn.functional.pad(values_BK, (0, 1))
-        tokens = elsewhere_BT.masked_fill(response_mask == 0, 0)
-        tokens.view(-1)[self.run_start_R] = padded[self.run_row_R, self.run_turn_R]
-        return tokens
-
     @property
     def _size(self) -> int:
         return len(self.count_B) * self.response_length

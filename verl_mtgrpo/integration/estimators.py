@@ -1,4 +1,4 @@
-"""Registers the turn-level estimators in verl's registry (``algorithm.adv_estimator=...``).
+"""Registers the turn-level estimators in verl's registry (``algorithm.adv_estimator=...``), yours too.
 
 Each is a thin wrapper: settings from ``algorithm.turn``, the equation from ``verl_mtgrpo.credit``, and what an
 estimator needs beyond rewards, mask and group labels from the trainer (:mod:`~verl_mtgrpo.integration.fields`).
@@ -11,21 +11,27 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from verl.trainer.ppo.core_algos import register_adv_est
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
 
 from verl_mtgrpo.credit import ESTIMATORS, compares_rollouts, extra_fields, segment_turns
-from verl_mtgrpo.errors import CreditInputError
+from verl_mtgrpo.credit.registry import Estimator, follow_estimators
+from verl_mtgrpo.errors import ConfigError, CreditInputError
 from verl_mtgrpo.integration.fields import take
 from verl_mtgrpo.integration.settings import estimator_settings
 
 logger = logging.getLogger(__name__)
 _warned: set[str] = set()
 _sound: set[str] = set()
+_OURS = "_mtgrpo_estimator"
+"""Attribute of the wrappers, by which a name of ours in verl's registry is known from verl's own."""
 
 
-def _register(name: str) -> None:
-    function = ESTIMATORS[name]
-    names = extra_fields(name)
+def _register(name: str, function: Estimator) -> None:
+    """Give verl a wrapper that looks the function up when it is called, so that a reloaded one needs no second."""
+    if name in ADV_ESTIMATOR_REGISTRY:
+        if not hasattr(ADV_ESTIMATOR_REGISTRY[name], _OURS):
+            raise ConfigError(f"verl has an estimator {name} already, which would be hidden; rename the function")
+        return
 
     def estimator(
         token_level_rewards: Tensor,
@@ -37,8 +43,8 @@ def _register(name: str) -> None:
         if index is None:
             raise CreditInputError(f"{name} got no group labels (index); expected verl's uid, one per rollout")
         settings = estimator_settings(name, config)
-        fields = take(name, names)
-        result = function(token_level_rewards, response_mask, index, **fields, **settings)
+        fields = take(name, extra_fields(name))
+        result = ESTIMATORS[name](token_level_rewards, response_mask, index, **fields, **settings)
         if not getattr(config, "use_kl_in_reward", False):  # with a KL in it every turn seems to be paid something
             _warn_if_pointless(name, token_level_rewards, response_mask, index)
         return result
@@ -49,11 +55,11 @@ def _register(name: str) -> None:
     Called by verl's trainer with ``(B, T)`` rewards and mask, the ``uid`` of each row and the
     ``algorithm`` config node.
     """
+    setattr(estimator, _OURS, True)
     register_adv_est(name)(estimator)
 
 
-for _name in ESTIMATORS:
-    _register(_name)
+follow_estimators(_register)
 
 
 def _warn_if_pointless(name: str, token_level_rewards: Tensor, response_mask: Tensor, index: np.ndarray) -> None:

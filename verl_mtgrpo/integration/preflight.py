@@ -63,8 +63,9 @@ def check_filtering(config: Any) -> None:
     told = OmegaConf.select(config, "trainer.v1.sampler.sampler_kwargs.filter_groups")
     if filtering and not OmegaConf.select(config, "algorithm.filter_groups.metric"):
         raise ConfigError(
-            "algorithm.filter_groups.enable=True without a metric; set algorithm.filter_groups.metric to reward, or to "
-            "a name that the reward gives for every rollout, such as outcome/em"
+            "algorithm.filter_groups.enable=True without a metric; set algorithm.filter_groups.metric to "
+            "turn_pattern (what each turn was paid), reward (the total), or a name that the reward gives for every "
+            "rollout, such as outcome/em"
         )
     if filtering and sampler.endswith("verl_mtgrpo.integration.sampler") and told is None:
         raise ConfigError(

@@ -1,8 +1,9 @@
 """The reward manager ``mtgrpo``: scores a rollout's transcript, one reward per turn and an outcome.
 
 It gives verl the total as ``reward_score`` and everything else as ``reward_extra_info``: scalars become
-validation metrics, strings go into validation dumps, and ``turn_rewards`` is what the agent loop places on
-tokens. Which rewards: ``reward.turn.preset``; where they are paid: ``reward.turn.pay``.
+validation metrics, strings go into validation dumps, ``turn_rewards`` is what the agent loop places on tokens, and
+``turn_pattern`` what ``algorithm.filter_groups`` may compare. Which rewards: ``reward.turn.preset``; where they are
+paid: ``reward.turn.pay``.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from verl_mtgrpo.rewards import (
 from verl_mtgrpo.rewards.judge import Judge
 from verl_mtgrpo.rewards.judge_paper import PaperJudge
 from verl_mtgrpo.rewards.measures import charge_repeats, tool_trouble, tool_use
+from verl_mtgrpo.rewards.pattern import TURN_PATTERN, turn_pattern
 from verl_mtgrpo.rewards.presets import RewardFunction
 
 logger = logging.getLogger(__name__)
@@ -99,6 +101,8 @@ class TurnRewardManager(RewardManagerBase):
                 "question_id": _question_id(row.get("extra_info")),
                 DROPPED_REASON: reason,
                 TURN_REWARDS: json.dumps(paid),
+                # As text, which verl's group filtering reads as a number and no average of verl's or ours takes.
+                TURN_PATTERN: str(math.nan if reason else turn_pattern(paid)),
                 TRANSCRIPT: json.dumps(transcript.to_dict(), default=str),
             },
         }

@@ -32,6 +32,7 @@ from verl_mtgrpo.integration.waiting import StallGuard
 from verl_mtgrpo.integration.workers import current_manager
 from verl_mtgrpo.rewards import DROPPED_REASON
 from verl_mtgrpo.rewards.measures import BY_KIND
+from verl_mtgrpo.rewards.pattern import TURN_PATTERN
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,11 @@ class _TurnMetrics:
         ended = len(self.partitions[partition_id])  # type: ignore[attr-defined]
         self._guard.look(ended, waited.get(partition_id, set()))
         return super()._wait_for_next_poll(partition_id, last_debug_time)  # type: ignore[misc]
+
+    def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter]:
+        """verl's; how many groups shared which number is left out where that is a hash: verl makes a table of it."""
+        uids, shared = super()._dapo_filtered_keys(partition_id)  # type: ignore[misc]
+        return uids, Counter() if self.filter_groups_metric == TURN_PATTERN else shared  # type: ignore[attr-defined]
 
     def _clear_groups(self, partition_id: str, uids: set[str]) -> None:
         """verl's way to take questions out of the update: rewards all equal, too old, or failed and replaced."""
@@ -292,8 +298,8 @@ def _with_settings(kwargs: dict[str, Any]) -> dict[str, Any]:
     if filtering.get("enable"):
         if not filtering.get("metric"):
             raise ConfigError(
-                "algorithm.filter_groups.enable=True needs algorithm.filter_groups.metric: reward, or a name that the "
-                "reward gives for every rollout, such as outcome/em"
+                "algorithm.filter_groups.enable=True needs algorithm.filter_groups.metric: turn_pattern (what each "
+                "turn was paid), reward (the total), or a name that the reward gives for every rollout, as outcome/em"
             )
         more["filter_groups_metric"] = str(filtering["metric"])
         more["max_inflight_gen_batches"] = filtering.get("max_inflight_gen_batches") or 1

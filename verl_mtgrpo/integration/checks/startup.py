@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from verl_mtgrpo.errors import MTGRPOError
-from verl_mtgrpo.integration.checks import chat, data, fit, lengths, services, tools
+from verl_mtgrpo.integration.checks import chat, data, fit, lengths, services, tools, unused
 from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
 from verl_mtgrpo.integration.checks.setup import Setup
 
@@ -33,6 +33,7 @@ CHECKS = (
     Check("batch", fit.batch),
     Check("turns", fit.turns),
     Check("watch", fit.watch),
+    Check("unused", unused.unused),
     Check("engine", fit.engine, opens=True),
     Check("reward", fit.reward_function, opens=True),
     Check("data", data.data, opens=True),
@@ -44,7 +45,7 @@ CHECKS = (
     Check("judge", services.judge, opens=True),
 )
 """In this order, because some use what others have found."""
-DOCTOR = (*CHECKS[:7], Check("verl", fit.verls_own), *CHECKS[7:])
+DOCTOR = (*CHECKS[:8], Check("verl", fit.verls_own), *CHECKS[8:])
 """For `mtgrpo doctor` also what verl checks itself, right after this, when a run starts."""
 
 
