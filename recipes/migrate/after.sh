@@ -14,7 +14,8 @@ overrides=(
     $rollout.agent.default_agent_loop=mtgrpo_tool_agent
     # The group brings its own search tool; this agent has one.
     $rollout.multi_turn.tool_config_path=null
-    # The outcome stays the reward function of before.sh; the preset adds what each turn earns.
+    # The outcome stays the reward function of before.sh; the preset adds what each turn earns. It is given what the model
+    # wrote, without tool results (reward.turn.solution=response: the whole response, as verl gives it).
     reward.turn.outcome=compute_score
     trainer.experiment_name=mt_grpo
 )

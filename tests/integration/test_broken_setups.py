@@ -125,7 +125,7 @@ def test_a_healthy_set_up_is_well(preset, healthy, composed, capsys):
     code, findings = doctor(capsys, healthy, preset=preset)
     assert ([one for one in findings if one["status"] != "ok"], code) == ([], 0)
     assert {one["check"] for one in findings} == {"versions", "plugin", "config"} | {
-        check.name for check in DOCTOR if check.name not in ("reward", "judge", "unused")
+        check.name for check in DOCTOR if check.name not in ("reward", "models", "judge", "unused")
     }
     StartCheck().on_job_start(config=composed[-1])
 
@@ -204,7 +204,12 @@ def test_all_failures_are_said_at_once(healthy, composed, capsys):
         (("data.train_batch_size=6",), "batch", "verl fills the last one with 16 copies that are not trained on"),
         ((f"{TURNS}.max_tool_response_length=256",), "tools", "gives up to 3000 characters .*, and verl cuts results"),
         (
-            ("algorithm.adv_estimator=rloo", "~algorithm.turn", f"{ROLLOUT}.n=1"),
+            (
+                "algorithm.adv_estimator=rloo",
+                "~algorithm.turn",
+                "trainer.turn.on_purpose=[algorithm.adv_estimator]",
+                f"{ROLLOUT}.n=1",
+            ),
             "estimator",
             "rloo compares the rollouts",
         ),

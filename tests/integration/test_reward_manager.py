@@ -93,7 +93,8 @@ def test_rewards_and_named_metrics():
 
 @pytest.mark.parametrize(("how", "paid"), [("outcome", [0.0, 1.7]), ("merged", [0.0, 2.4])])
 def test_where_it_is_paid(how, paid):
-    info = score(manager(f"reward.turn.pay={how}"), {"transcript": TRANSCRIPT.to_dict()})["reward_extra_info"]
+    meant = "trainer.turn.on_purpose=[reward.turn.pay]"
+    info = score(manager(f"reward.turn.pay={how}", meant), {"transcript": TRANSCRIPT.to_dict()})["reward_extra_info"]
     assert json.loads(info["turn_rewards"]) == pytest.approx(paid)
     assert info["tool/hit"] == 1.0  # measured, though not paid
 
@@ -184,13 +185,28 @@ def test_a_rollout_of_another_agent_loop_is_an_error(extra_fields):
         ("actor_rollout_ref.rollout.multi_turn.format=gpt-oss", "no rules for turns in the format 'gpt-oss'"),
         ("reward.turn.preset=paper_v7", "reward.turn.preset is 'paper_v7', expected one of"),
         ("algorithm.rollout_correction.rollout_rs='seq_mean_k1,token_k2'", "takes single tokens out of response_mask"),
-        ("algorithm.adv_estimator=grpo", "grpo is verl's own and does not read algorithm.turn"),
-        ("algorithm.adv_estimator=turn_rloo", r"of turn_rloo has unknown keys \['missing_turn', 'turn_coef'\]"),
+        ("algorithm.adv_estimator=grpo", r"mt_grpo stands for algorithm.adv_estimator=mt_grpo, but .*=grpo"),
+        ("algorithm.adv_estimator=turn_rloo", r"take the group that goes with it \(\+mtgrpo=turn_rloo\)"),
     ],
 )
 def test_settings_that_do_not_fit_stop_the_run_before_the_first_rollout(override, message):
     with pytest.raises(ConfigError, match=message):
         manager(override)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [
+        (
+            "grpo",
+            r"grpo is verl's own and does not read algorithm.turn .*'~algorithm.turn' takes those of a group away",
+        ),
+        ("turn_rloo", r"of turn_rloo has unknown keys \['missing_turn', 'turn_coef'\]"),
+    ],
+)
+def test_another_estimator_on_purpose_has_knobs_of_its_own(estimator, message):
+    with pytest.raises(ConfigError, match=message):
+        manager(f"algorithm.adv_estimator={estimator}", "trainer.turn.on_purpose=[algorithm.adv_estimator]")
 
 
 def test_rejecting_whole_rollouts_or_in_bypass_mode_leaves_turns_alone():

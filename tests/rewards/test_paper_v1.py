@@ -198,7 +198,7 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
     ("name", "message"),
     [
         ("nowhere.py:flat", "nowhere.py cannot be loaded: .*No such file"),
-        ("no_such_package:flat", "no_such_package cannot be loaded: No module named"),
+        ("no_such_package:flat", "no_such_package cannot be loaded: ModuleNotFoundError: No module named"),
         ("json:flat", "json has no function 'flat'"),
     ],
 )

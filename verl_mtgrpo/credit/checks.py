@@ -8,6 +8,12 @@ from collections.abc import Sequence
 from verl_mtgrpo.errors import CreditInputError
 
 
+def check_finite(name: str, value: float) -> None:
+    """Raise ``CreditInputError`` unless ``value`` is a finite number."""
+    if not math.isfinite(value):
+        raise CreditInputError(f"{name} is {value}, expected a finite number")
+
+
 def check_number(name: str, value: float) -> None:
     """Raise ``CreditInputError`` unless ``value`` is a finite number >= 0."""
     if not (math.isfinite(value) and value >= 0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from verl_mtgrpo.credit.batch import Index, discounted_sum, read_batch
-from verl_mtgrpo.credit.checks import check_choice, check_number
+from verl_mtgrpo.credit.checks import check_choice, check_finite, check_number
 from verl_mtgrpo.credit.groups import SCALES, normalize_within_group
 
 MISSING_TURN = ("zero", "exclude")
@@ -71,6 +71,7 @@ def mt_grpo(
         CreditInputError: shapes differ, rewards are not finite, the mask is not 0/1, or a setting is
             out of range.
     """
+    check_finite("turn_coef", turn_coef)
     check_number("discount", discount)
     check_number("epsilon", epsilon)
     check_choice("missing_turn", missing_turn, MISSING_TURN)
@@ -127,6 +128,7 @@ def mt_grpo_v1(
     Raises:
         CreditInputError: as :func:`mt_grpo`.
     """
+    check_finite("turn_coef", turn_coef)
     check_number("epsilon", epsilon)
     batch = read_batch(token_level_rewards, response_mask, index)
     turns = batch.turns

@@ -20,7 +20,7 @@ LOOPS = ("mtgrpo_tool_agent", "mtgrpo_raw_agent")
 """Our agent loops."""
 VERLS_LOOPS = ("single_turn_agent", "tool_agent")
 """verl's own, which put one reward on a rollout's last token. A loop of your own may well do otherwise."""
-VERLS_MANAGERS = ("naive", "dapo", "gdpo", "limited", "remote")
+VERLS_MANAGERS = ("naive", "dapo", "gdpo", "rate_limited", "remote")
 """verl's own reward managers, which give one number per rollout."""
 GROUPS = ("mtgrpo", "mtgrpo_cpu")
 """Our config groups."""

@@ -12,7 +12,9 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl_mtgrpo.credit import ESTIMATORS, compares_rollouts, extra_fields
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.fields import MODES, needs_our_trainer, source_of
+from verl_mtgrpo.integration.intent import check_preset, check_signs, overridden
 from verl_mtgrpo.integration.kl_in_reward import check_kl
+from verl_mtgrpo.integration.knobs import is_ours, try_knobs
 from verl_mtgrpo.integration.parts import check_parts
 from verl_mtgrpo.integration.settings import TurnRewardSettings, estimator_settings, turn_reward_settings
 from verl_mtgrpo.rewards import JUDGES, PRESETS, load_preset
@@ -39,6 +41,8 @@ def check_run(config: Any) -> None:
         config: verl's whole config.
     """
     check_parts(config)
+    check_preset(config)
+    check_signs(config)
     if config.reward.reward_manager.name == "mtgrpo":
         check_rewards(config)
     check_estimator(config)
@@ -94,14 +98,22 @@ def check_estimator(config: Any) -> None:
     algorithm = config.algorithm
     estimator = algorithm.adv_estimator
     if estimator in ESTIMATORS:
-        estimator_settings(estimator, algorithm)
+        settings = estimator_settings(estimator, algorithm)
+        if is_ours(estimator):  # one of the user's own may do more than work out advantages
+            try_knobs(estimator, settings)
         check_kl(config)
         _check_fields(estimator, extra_fields(estimator), config)
         _check_rejection(estimator, config)
-    elif algorithm.get("turn") and estimator in list(AdvantageEstimator):
+    elif estimator == AdvantageEstimator.GAE and config.critic.enable is False:
+        raise ConfigError(
+            "algorithm.adv_estimator=gae learns from a critic, but critic.enable=False; set critic.enable=True, or "
+            "take an estimator without a critic, such as +mtgrpo=mt_grpo"
+        )
+    elif algorithm.get("turn") and estimator in list(AdvantageEstimator) and not overridden(config):
         raise ConfigError(
             f"algorithm.adv_estimator={estimator} is verl's own and does not read algorithm.turn "
-            f"({', '.join(algorithm.turn)}); remove these keys or choose one of {', '.join(ESTIMATORS)}"
+            f"({', '.join(algorithm.turn)}); remove these keys ('~algorithm.turn' takes those of a group away) or "
+            f"choose one of {', '.join(ESTIMATORS)}"
         )
 
 
@@ -177,6 +189,11 @@ def check_rewards(config: Any) -> None:
         raise ConfigError(
             f"reward.turn.outcome=compute_score asks reward.custom_reward_function.path={own}, which stands in for the "
             "judge and scores nothing; set reward.turn.outcome=preset: the judge gives the outcome too"
+        )
+    if settings.solution != "turns" and settings.outcome != "compute_score":
+        raise ConfigError(
+            f"reward.turn.solution={settings.solution} would not be used: the outcome reward comes from the preset "
+            f"{settings.preset}; set reward.turn.outcome=compute_score, or leave it at turns"
         )
     spoken = config.actor_rollout_ref.rollout.multi_turn.format
     if settings.preset in (*PRESETS, "judge_paper"):

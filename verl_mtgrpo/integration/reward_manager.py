@@ -8,7 +8,6 @@ paid: ``reward.turn.pay``.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import logging
@@ -24,9 +23,16 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from verl.utils.reward_score import default_compute_score
 
 from verl_mtgrpo.errors import ConfigError, DropRollout, TranscriptError
-from verl_mtgrpo.integration.data_sources import as_verl_knows_it
 from verl_mtgrpo.integration.preflight import check_run, check_tokenizer
 from verl_mtgrpo.integration.settings import TurnRewardSettings, turn_reward_settings
+from verl_mtgrpo.integration.verl_score import (
+    ask,
+    model_text,
+    read_score,
+    response_text,
+    score_arguments,
+    with_score,
+)
 from verl_mtgrpo.rewards import (
     DROPPED,
     DROPPED_REASON,
@@ -44,7 +50,7 @@ from verl_mtgrpo.rewards.judge import Judge
 from verl_mtgrpo.rewards.judge_paper import PaperJudge
 from verl_mtgrpo.rewards.measures import charge_repeats, tool_trouble, tool_use
 from verl_mtgrpo.rewards.pattern import TURN_PATTERN, turn_pattern
-from verl_mtgrpo.rewards.presets import RewardFunction
+from verl_mtgrpo.rewards.presets import RewardFunction, check_kind, check_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +65,7 @@ class TurnRewardManager(RewardManagerBase):
         tokenizer: Any,
         compute_score: Any = None,
         reward_router_address: str | None = None,
+        reward_model_tokenizer: Any = None,
         **_: Any,
     ):
         """Read and check the settings; runs once per reward worker, before the first rollout."""
@@ -68,12 +75,14 @@ class TurnRewardManager(RewardManagerBase):
         self.settings = turn_reward_settings(config.reward)
         self.own_function = bool(OmegaConf.select(config, "reward.custom_reward_function.path"))
         self.reward_function = _reward_function(self.settings, reward_router_address, config.reward)
+        self.router = {"reward_router_address": reward_router_address, "reward_model_tokenizer": reward_model_tokenizer}
         filtering = config.algorithm.get("filter_groups") or {}
         self.filter_metric = filtering.get("metric") if filtering.get("enable") else None
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """Score one rollout (the last output of it, if the agent loop made several)."""
-        row = data[-1:][0].non_tensor_batch
+        item = data[-1:][0]
+        row = item.non_tensor_batch
         fields = row.get("tool_extra_fields")
         if not isinstance(fields, dict) or TRANSCRIPT not in fields:
             raise TranscriptError(
@@ -83,7 +92,7 @@ class TurnRewardManager(RewardManagerBase):
         transcript, reason = Transcript.from_dict(fields[TRANSCRIPT]), ""
         try:
             refuse_unfinished(transcript)
-            rewards = charge_repeats(transcript, await self._rewards(transcript, row), self.settings.repeat_penalty)
+            rewards = charge_repeats(transcript, await self._rewards(transcript, item), self.settings.repeat_penalty)
             paid = pay(rewards, len(transcript.turns), self.settings.pay)
             measured = metrics(transcript, rewards, paid)
         except DropRollout as error:
@@ -113,46 +122,26 @@ class TurnRewardManager(RewardManagerBase):
         unknown = {self.filter_metric: math.nan} if self.filter_metric not in (None, "reward") else {}
         return {**unknown, DROPPED: 1.0}
 
-    async def _rewards(self, transcript: Transcript, row: Mapping[str, Any]) -> TurnRewards:
-        ground_truth = row["reward_model"]["ground_truth"]
-        rewards = self.reward_function(transcript, ground_truth)
+    async def _rewards(self, transcript: Transcript, item: Any) -> TurnRewards:
+        rewards = self.reward_function(transcript, item.non_tensor_batch["reward_model"]["ground_truth"])
         if inspect.isawaitable(rewards):
             rewards = await rewards
-        if not isinstance(rewards, TurnRewards):
-            raise TranscriptError(
-                f"the reward function {self.settings.preset} returned {type(rewards).__name__}, expected "
-                "verl_mtgrpo.rewards.TurnRewards (a reward for each turn, the outcome, named components)"
-            )
+        rewards = check_kind(rewards, self.settings.preset)
+        check_numbers(rewards, len(transcript.turns), self.settings.preset)
         if self.settings.outcome == "compute_score":
-            return await self._with_verls_score(rewards, transcript, row)
+            return with_score(rewards, *await self._verls_score(transcript, item))
         return rewards
 
-    async def _with_verls_score(
-        self, rewards: TurnRewards, transcript: Transcript, row: Mapping[str, Any]
-    ) -> TurnRewards:
-        """The outcome from verl's ``compute_score``, called as verl's own manager calls it, in a thread if it is sync.
-
-        ``solution_str`` is what the model wrote, its turns joined by newlines: tool results are left out, so
-        that an answer in a result is not taken for the model's. A function of the user's own is given the row's own
-        ``data_source`` and ground truth, verl's those that it knows (:func:`~.data_sources.as_verl_knows_it`).
-        """
-        data_source, ground_truth = row["data_source"], row["reward_model"]["ground_truth"]
-        if not self.own_function:
-            data_source, ground_truth = as_verl_knows_it(data_source, ground_truth)
-        arguments = {
-            "data_source": data_source,
-            "solution_str": "\n".join(turn.text for turn in transcript.turns),
-            "ground_truth": ground_truth,
-            "extra_info": {**(row.get("extra_info") or {}), "num_turns": row.get("__num_turns__")},
-        }
-        function = self.compute_score or default_compute_score
-        if inspect.iscoroutinefunction(function):
-            result = await function(**arguments)
+    async def _verls_score(self, transcript: Transcript, item: Any) -> tuple[float, dict[str, Any]]:
+        """The outcome from verl's ``compute_score``, called as verl's own manager calls it."""
+        if self.settings.solution == "response":
+            solution = response_text(item, self.tokenizer)
         else:
-            result = await asyncio.to_thread(function, **arguments)
-        score, parts = (result["score"], result) if isinstance(result, Mapping) else (result, {"score": result})
-        named = {f"outcome/{name}": value for name, value in parts.items()}
-        return replace(rewards, outcome=float(score), components={**rewards.components, **named})
+            solution = model_text(transcript)
+        arguments = score_arguments(item.non_tensor_batch, solution, own=self.own_function)
+        if self.router["reward_router_address"] is not None:
+            arguments |= self.router
+        return read_score(await ask(self.compute_score or default_compute_score, arguments))
 
     @classmethod
     def assemble_rm_scores(cls, data: DataProto, scores: list[float]) -> Any:

@@ -266,7 +266,9 @@ def refuse_failed_batch(error: RuntimeError, global_steps: int) -> None:
         raise EmptyBatchError(
             f"step {global_steps}: all rollouts of the batch failed, nothing is left to train on. What they failed of "
             "is in this log (`Error in _run_prompt`). Repair that, then start again: verl goes on from its last "
-            "checkpoint"
+            "checkpoint. If it was bad luck with a small batch (failures now and then, data.train_batch_size of a few "
+            "questions), trainer.v1.sampler.sync_refill_failed_groups=True has verl ask other questions in place of "
+            "those whose rollouts all failed; where every rollout fails it would only go on asking"
         ) from error
 
 

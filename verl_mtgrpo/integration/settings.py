@@ -6,8 +6,10 @@ otherwise silently keep its default).
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -31,7 +33,7 @@ class TurnRewardSettings:
     outcome: str = "preset"
     """``preset``: the outcome reward comes from the preset; ``compute_score``: from verl's reward function
     (``reward.custom_reward_function``, or verl's own for the row's ``data_source``: ``nq`` of ``mtgrpo data`` is scored
-    as verl's ``searchR1_nq``)."""
+    as verl's ``searchR1_nq``). What that function is given as ``solution_str``: :attr:`solution`."""
     pay: str = "turns"
     """``turns``: each turn's reward on its last token (MT-GRPO, MT-PPO); ``merged``: their sum with the
     outcome on the last turn; ``outcome``: the outcome only."""
@@ -39,6 +41,11 @@ class TurnRewardSettings:
     """Taken from a turn's reward for each search in it that repeats an earlier one of the rollout."""
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     """``reward.turn.judge.*``: which judge, if ``preset`` is ``judge`` or ``judge_paper``."""
+    solution: str = "turns"
+    """What ``outcome=compute_score`` gives to the reward function as ``solution_str``. ``turns``: what the model wrote,
+    its turns joined by newlines, without tool results, so that an answer in a result is not taken for the model's;
+    ``response``: verl's whole response, as verl's own reward manager decodes it, tool results and role words included,
+    special tokens left out."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,11 @@ class TrainerTurnSettings:
     preflight: str = "full"
     """``full``: before Ray starts, settings, files, tokenizer, index and judge are looked at; ``config``: settings
     only, for a head node that sees none of the others; ``off``: nothing."""
+    preset: str = ""
+    """The config group ``+mtgrpo=NAME`` that this run takes, written by the group itself: what the group is for is then
+    compared with what the run would do. Empty: everything is set by hand."""
+    on_purpose: tuple[str, ...] = ()
+    """Keys whose values are meant although they are refused as likely mistakes: some of :data:`ON_PURPOSE`."""
     guards: GuardSettings = field(default_factory=GuardSettings)
     """``trainer.turn.guards.*``: when a run that goes wrong is said to."""
     dump: DumpSettings = field(default_factory=DumpSettings)
@@ -68,6 +80,16 @@ class TrainerTurnSettings:
 PREFLIGHT = ("full", "config", "off")
 PAY = ("turns", "merged", "outcome")
 OUTCOME = ("preset", "compute_score")
+SOLUTION = ("turns", "response")
+ON_PURPOSE = (
+    "algorithm.adv_estimator",
+    "critic.enable",
+    "reward.turn.pay",
+    "algorithm.turn.turn_coef",
+    "reward.turn.repeat_penalty",
+    "actor_rollout_ref.rollout.multi_turn.tool_config_path",
+)
+"""Keys that ``trainer.turn.on_purpose`` may name."""
 
 
 def estimator_settings(name: str, algorithm: Any) -> dict[str, Any]:
@@ -101,10 +123,13 @@ def estimator_settings(name: str, algorithm: Any) -> dict[str, Any]:
 def turn_reward_settings(reward: Any) -> TurnRewardSettings:
     """Read ``reward.turn`` from verl's ``reward`` node."""
     settings = read_settings(TurnRewardSettings, _child(reward, "turn"), "reward.turn")
-    if settings.pay not in PAY:
-        raise ConfigError(f"reward.turn.pay is {settings.pay!r}, expected one of {PAY}")
-    if settings.outcome not in OUTCOME:
-        raise ConfigError(f"reward.turn.outcome is {settings.outcome!r}, expected one of {OUTCOME}")
+    for name, choices in (("pay", PAY), ("outcome", OUTCOME), ("solution", SOLUTION)):
+        if (value := getattr(settings, name)) not in choices:
+            raise ConfigError(
+                f"reward.turn.{name} is {value!r}, expected one of {choices}{did_you_mean(value, choices)}"
+            )
+    if not math.isfinite(settings.repeat_penalty):
+        raise ConfigError(f"reward.turn.repeat_penalty is {settings.repeat_penalty}, expected a finite number >= 0")
     return settings
 
 
@@ -113,13 +138,33 @@ def trainer_turn_settings(trainer: Any) -> TrainerTurnSettings:
     settings = read_settings(TrainerTurnSettings, _child(trainer, "turn"), "trainer.turn")
     if settings.preflight not in PREFLIGHT:
         raise ConfigError(f"trainer.turn.preflight is {settings.preflight!r}, expected one of {PREFLIGHT}")
+    for key in settings.on_purpose:
+        if key not in ON_PURPOSE:
+            raise ConfigError(
+                f"trainer.turn.on_purpose names {key}, expected some of {ON_PURPOSE}{did_you_mean(key, ON_PURPOSE)}"
+            )
     if settings.dump.groups < 0:
         raise ConfigError(
             f"trainer.turn.dump.groups is {settings.dump.groups}, expected a number of groups or 0 for all"
         )
     if settings.guards.steps < 1:
         raise ConfigError(f"trainer.turn.guards.steps is {settings.guards.steps}, expected 1 or more")
+    for name, value in vars(settings.guards).items():
+        if math.isnan(value):  # beyond 0 and 1 a guard always or never fires, which may be meant
+            raise ConfigError(f"trainer.turn.guards.{name} is {value}, expected a share from 0 to 1")
     return settings
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """`` (did you mean x?)``, if one of the known names looks like ``name``; else nothing."""
+    by_form = {_plain(one): one for one in known}
+    close = difflib.get_close_matches(_plain(str(name)), by_form, n=1, cutoff=0.6)
+    return f" (did you mean {by_form[close[0]]}?)" if close else ""
+
+
+def _plain(name: str) -> str:
+    """Names that differ in case, dashes or underscores only have the same plain form."""
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def _child(node: Any, key: str) -> Any:
@@ -149,7 +194,8 @@ def _read_values(known: Mapping[str, Any], node: Any, where: str) -> dict[str, A
     unknown = sorted(set(map(str, values)) - set(known))
     if unknown:
         listed = ", ".join(f"{name} ({default})" for name, default in known.items())
-        raise ConfigError(f"{where} has unknown keys {unknown}; known keys and their defaults: {listed}")
+        meant = "".join(did_you_mean(name, known) for name in unknown)
+        raise ConfigError(f"{where} has unknown keys {unknown}; known keys and their defaults: {listed}{meant}")
     return {str(key): _as_type(value, known[str(key)], f"{where}.{key}") for key, value in values.items()}
 
 
@@ -162,6 +208,9 @@ def _as_type(value: Any, default: Any, where: str) -> Any:
             return float(value)
         except (TypeError, ValueError):
             pass
+    elif isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(map(str, value))
     elif isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool):
         return value
-    raise ConfigError(f"{where} is {value!r}, expected a {type(default).__name__} like {default!r}")
+    kind = "list" if isinstance(default, tuple) else type(default).__name__
+    raise ConfigError(f"{where} is {value!r}, expected a {kind} like {default!r}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import math
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 from verl_mtgrpo.errors import ConfigError, TranscriptError
+from verl_mtgrpo.rewards.measures import own_metrics
 from verl_mtgrpo.rewards.paper_v1 import paper_v1
 from verl_mtgrpo.rewards.paper_v2 import paper_v2
 from verl_mtgrpo.rewards.search_r1 import search_r1_em, search_r1_format
@@ -61,10 +65,75 @@ def _load_module(where: str, name: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
-    except (ImportError, OSError) as error:
+    except Exception as error:  # a file of the user's: running it may raise anything
         raise ConfigError(
-            f"reward.turn.preset is {name!r}, but {where} cannot be loaded: {error}; correct it"
+            f"reward.turn.preset is {name!r}, but {where} cannot be loaded: {described(error, where)}; correct it"
         ) from error
+
+
+def described(error: BaseException, file: str) -> str:
+    """An error of the user's code in one line: its kind, what it says, and the last line of ``file`` on its way."""
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):  # whose message has file and line already
+        return said
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).name == Path(file).name]
+    return f"{said} ({own[-1].filename}, line {own[-1].lineno})" if own else said
+
+
+def check_kind(rewards: Any, name: str) -> TurnRewards:
+    """What a reward function has returned.
+
+    Args:
+        rewards: That.
+        name: What to call the function in messages.
+
+    Raises:
+        TranscriptError: it is no :class:`TurnRewards`, or a component has a name that is kept for this package.
+    """
+    if not isinstance(rewards, TurnRewards):
+        raise TranscriptError(
+            f"the reward function {name} returned {type(rewards).__name__}, expected "
+            "verl_mtgrpo.rewards.TurnRewards (a reward for each turn, the outcome, named components)"
+        )
+    if taken := own_metrics(rewards.components):
+        raise TranscriptError(
+            f"the reward function {name} names a component {', '.join(taken)}, which is a metric of verl-mtgrpo itself "
+            "and would be replaced; choose another name, such as "
+            f"{taken[0].partition('/')[0]}/my_{taken[0].rpartition('/')[2]}"
+        )
+    return rewards
+
+
+def check_numbers(rewards: TurnRewards, turns: int, name: str) -> None:
+    """Raise ``TranscriptError`` unless there is one finite number per turn, and one for the outcome.
+
+    Args:
+        rewards: What the reward function has returned.
+        turns: K, number of turns of the rollout.
+        name: What to call the function in messages.
+    """
+    try:
+        paid = [float(one) for one in rewards.turns]
+        outcome = float(rewards.outcome)
+    except (TypeError, ValueError) as error:
+        raise TranscriptError(
+            f"the reward function {name} gave turns={rewards.turns!r} and outcome={rewards.outcome!r}, expected a "
+            "number for each turn and one for the outcome"
+        ) from error
+    _check_count(len(paid), turns, name)
+    if not all(map(math.isfinite, [*paid, outcome])):
+        raise TranscriptError(
+            f"the reward function {name} gave turns={tuple(paid)} and outcome={outcome}, expected finite numbers; "
+            "raise verl_mtgrpo.errors.DropRollout for a rollout that cannot be scored"
+        )
+
+
+def _check_count(given: int, turns: int, name: str) -> None:
+    if given != turns:
+        raise TranscriptError(
+            f"the reward function {name} gave {given} turn rewards for {turns} turns; expected one per turn"
+        )
 
 
 def pay(rewards: TurnRewards, turns: int, how: str) -> list[float]:
@@ -81,10 +150,7 @@ def pay(rewards: TurnRewards, turns: int, how: str) -> list[float]:
     Returns:
         K numbers. A rollout without any turn has no token to pay: an empty list.
     """
-    if len(rewards.turns) != turns:
-        raise TranscriptError(
-            f"the reward function gave {len(rewards.turns)} turn rewards for {turns} turns; expected one per turn"
-        )
+    _check_count(len(rewards.turns), turns, "of this run")
     if turns == 0:
         return []
     before, last = _split(rewards.turns)

@@ -6,20 +6,25 @@ import os
 from collections.abc import Iterator
 
 from verl_mtgrpo.credit import ESTIMATORS
-from verl_mtgrpo.errors import MTGRPOError
+from verl_mtgrpo.errors import ConfigError, MTGRPOError
 from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
 from verl_mtgrpo.integration.checks.setup import MULTI_TURN, ROLLOUT, Setup
 from verl_mtgrpo.integration.checks.versions import missing_engine
-from verl_mtgrpo.integration.fields import MODES
+from verl_mtgrpo.integration.intent import check_preset, check_signs
 from verl_mtgrpo.integration.kl_in_reward import INSTEAD, kl_noise_of_verls
+from verl_mtgrpo.integration.knobs import is_ours, try_knobs
+from verl_mtgrpo.integration.names import ESTIMATOR, unknown_names
 from verl_mtgrpo.integration.parts import check_parts, uses_turns
 from verl_mtgrpo.integration.preflight import check_estimator, check_filtering, check_group_size, check_rewards
-from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
-from verl_mtgrpo.rewards import load_preset
+from verl_mtgrpo.integration.resolvers import asset
+from verl_mtgrpo.integration.settings import estimator_settings, trainer_turn_settings, turn_reward_settings
 from verl_mtgrpo.rewards.formats import CUT_FORMATS
 
 COMPARING = ("grpo", "grpo_passk", "rloo", "rloo_vectorized")
 """verl's own estimators that have nothing to compare in a group of one; verl does not refuse it."""
+
+SHORT_RESULT = 64
+"""Characters below which hardly any tool result says anything."""
 
 
 def parts(setup: Setup) -> Iterator[Finding]:
@@ -33,21 +38,38 @@ def parts(setup: Setup) -> Iterator[Finding]:
     loop, manager = setup.get(f"{ROLLOUT}.agent.default_agent_loop"), setup.get("reward.reward_manager.name")
     spoken = setup.get(f"{MULTI_TURN}.format")
     yield Finding("parts", "ok", f"agent loop {loop} speaking {spoken}, reward manager {manager}")
+    yield from _two_kinds_of_tools(setup)
+
+
+def _two_kinds_of_tools(setup: Setup) -> Iterator[Finding]:
+    """Whether the group's search tool joins tools of the user's own, because an index happens to be there.
+
+    It is not taken away: a run may well want both, and would lose the search without a word.
+    """
+    key, own = f"{MULTI_TURN}.tool_config_path", setup.get(f"{MULTI_TURN}.function_tool_path")
+    packaged = setup.get(key) == asset("tools/search_tool.yaml") and os.environ.get("MTGRPO_INDEX")
+    if own and packaged and key not in trainer_turn_settings(setup.get("trainer")).on_purpose:
+        message = (
+            f"the agent gets two kinds of tools: those of {own}, and the group's search tool, because the environment "
+            "variable MTGRPO_INDEX is set"
+        )
+        fix = f"set {key}=null, if the first are all; if both are meant, 'trainer.turn.on_purpose=[{key}]'"
+        yield Finding("parts", "warn", message, fix)
 
 
 def estimator(setup: Setup) -> Iterator[Finding]:
     """The estimator, its knobs, the trainer mode and the group size."""
     name, n = setup.get("algorithm.adv_estimator"), setup.get(f"{ROLLOUT}.n")
     mode = setup.get("trainer.v1.trainer_mode")
-    problems = []
-    for check in (check_estimator, check_group_size, check_filtering):
+    problems = _names(setup)
+    for check in (check_preset, check_signs, check_estimator, check_group_size, check_filtering):
         try:
             check(setup.config)
         except MTGRPOError as error:
             problems.append(from_error("estimator", error))
-    if str(mode).startswith("mtgrpo_") and mode not in MODES:
-        fix = f"set one of {', '.join(MODES)}, or verl's own"
-        problems.append(Finding("estimator", "fail", f"trainer.v1.trainer_mode={mode} does not exist", fix))
+            if check is check_preset and ESTIMATOR.key in str(error):
+                break  # the others would speak of the group's knobs, which are not this estimator's
+    problems += _own_estimator(setup, name) if not problems else []
     if name in COMPARING and n < 2:
         message = f"algorithm.adv_estimator={name} compares the rollouts of a prompt, and {ROLLOUT}.n={n}"
         problems.append(Finding("estimator", "warn", message, f"set {ROLLOUT}.n to 2 or more"))
@@ -55,6 +77,29 @@ def estimator(setup: Setup) -> Iterator[Finding]:
     if noise and uses_turns(setup.config):
         problems.append(Finding("estimator", "warn", noise, INSTEAD))
     yield from problems or [_estimator_line(setup, name, n, mode)]
+
+
+def _names(setup: Setup) -> list[Finding]:
+    """Names that no registry of verl's has; not certain where the run has other processes or loads modules later."""
+    found = []
+    for unknown in unknown_names(setup.config):
+        if unknown.certain:
+            found.append(setup.absent("estimator", unknown.message, unknown.fix))
+        else:
+            message = f"{unknown.message} (in this process; another one of the run loads more)"
+            found.append(Finding("estimator", "warn", message, unknown.fix))
+    return found
+
+
+def _own_estimator(setup: Setup, name: str) -> list[Finding]:
+    """What an estimator of the user's own says to its knobs; it may want batches of another kind, so this warns."""
+    if name not in ESTIMATORS or is_ours(name):
+        return []
+    try:
+        try_knobs(name, estimator_settings(name, setup.get("algorithm")))
+    except MTGRPOError as error:
+        return [from_error("estimator", error, status="warn")]
+    return []
 
 
 def _estimator_line(setup: Setup, name: str, n: int, mode: str) -> Finding:
@@ -91,7 +136,7 @@ def batch(setup: Setup) -> Iterator[Finding]:
 
 def turns(setup: Setup) -> Iterator[Finding]:
     """How many turns there may be, the format of calls, and where a turn ends."""
-    problems = [*_turn_limits(setup), *_format(setup), *_context(setup)]
+    problems = [*_turn_limits(setup), *_result_limit(setup), *_format(setup), *_context(setup)]
     most = setup.get(f"{MULTI_TURN}.max_assistant_turns")
     length = setup.get(f"{ROLLOUT}.response_length")
     said = f"at most {most} turns" if most else "any number of turns"
@@ -103,6 +148,14 @@ def _turn_limits(setup: Setup) -> Iterator[Finding]:
     if setup.get(key) == 1:
         message = f"{key}=1: verl stops after the first turn, before it looks for a tool call, so no tool is ever used"
         yield Finding("turns", "fail", message, f"set {key} to 2 (one call, then the answer) or more")
+
+
+def _result_limit(setup: Setup) -> Iterator[Finding]:
+    """Results of the search tool are compared with its own limit elsewhere; of other tools nothing is known."""
+    key = f"{MULTI_TURN}.max_tool_response_length"
+    if setup.get(f"{MULTI_TURN}.function_tool_path") and int(setup.get(key) or 0) < SHORT_RESULT:
+        message = f"{key}={setup.get(key)}: verl cuts every tool result at so many characters"
+        yield Finding("turns", "warn", message, f"set {key} to what the longest result needs (our groups: 4096)")
 
 
 def _format(setup: Setup) -> Iterator[Finding]:
@@ -143,10 +196,24 @@ def _context(setup: Setup) -> Iterator[Finding]:
 def watch(setup: Setup) -> Iterator[Finding]:
     """``trainer.turn``: what is watched and written down."""
     settings = trainer_turn_settings(setup.get("trainer"))
+    _check_sampler(setup)
     guards = "guards on" if settings.guards.enable else "guards off"
     folder = setup.get("trainer.rollout_data_dir")
     dump = f"rollouts into {folder}" if folder else "no rollouts written (trainer.rollout_data_dir)"
     yield Finding("watch", "ok", f"preflight {settings.preflight}, {guards}, {dump}")
+
+
+def _check_sampler(setup: Setup) -> None:
+    """Raise ``ConfigError`` for settings of our sampler that it cannot wait by."""
+    from verl_mtgrpo.integration.waiting import StallGuard
+
+    where = "trainer.v1.sampler.sampler_kwargs"
+    if "verl_mtgrpo" not in str(setup.get("trainer.v1.sampler.custom_sampler.path")):
+        return
+    StallGuard(setup.get(f"{where}.stall_timeout_s"))  # refuses what it cannot wait by
+    interval = setup.get(f"{where}.poll_interval")
+    if interval is not None and not (isinstance(interval, int | float) and interval >= 0):
+        raise ConfigError(f"{where}.poll_interval is {interval!r}, expected a number of seconds")
 
 
 def verls_own(setup: Setup) -> Iterator[Finding]:
@@ -188,17 +255,3 @@ def engine(setup: Setup) -> Iterator[Finding]:
         yield Finding("engine", "fail", message, "put VERL_PLATFORM=cpu before the command (mtgrpo train --cpu does)")
     else:
         yield Finding("engine", "ok", f"{name} on {setup.get('trainer.device')}")
-
-
-def reward_function(setup: Setup) -> Iterator[Finding]:
-    """A reward function of one's own: can it be loaded?"""
-    preset = str(setup.get("reward.turn.preset") or "")
-    if ":" not in preset or setup.get("reward.reward_manager.name") != "mtgrpo":
-        return
-    try:
-        load_preset(preset)
-    except MTGRPOError as error:
-        missing = from_error("reward", error)
-        yield setup.absent("reward", missing.message, missing.fix)
-        return
-    yield Finding("reward", "ok", f"{preset} can be loaded")

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from verl_mtgrpo.errors import ConfigError, IndexFormatError, MTGRPOError, RetrievalError
 from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
-from verl_mtgrpo.integration.checks.setup import Setup, Tool, question_of
+from verl_mtgrpo.integration.checks.setup import MULTI_TURN, Setup, Tool, question_of
 from verl_mtgrpo.integration.search_settings import open_index, search_settings
 from verl_mtgrpo.integration.settings import turn_reward_settings
 from verl_mtgrpo.retrieval import HTTPRetriever, Passage
@@ -41,9 +41,15 @@ def index(setup: Setup) -> Iterator[Finding]:
             yield setup.absent("index", found.message, found.fix) if missing else found
         except ConfigError as error:
             found = from_error("index", error)
-            yield found if spec else setup.absent("index", found.message, found.fix)
+            yield found if spec else setup.absent("index", found.message, without_search(setup) + found.fix)
         except RetrievalError as error:
             yield from_error("index", error, DEAD)
+
+
+def without_search(setup: Setup) -> str:
+    """How to do without the search tool, for a run that has tools of its own; else nothing."""
+    own = setup.get(f"{MULTI_TURN}.function_tool_path")
+    return f"if {own} has all the tools of this run, set {MULTI_TURN}.tool_config_path=null; else " if own else ""
 
 
 def _search(setup: Setup, tool: Tool, spec: Any) -> Finding:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from verl_mtgrpo.errors import MTGRPOError
-from verl_mtgrpo.integration.checks import chat, data, fit, lengths, services, tools, unused
+from verl_mtgrpo.integration.checks import chat, data, fit, lengths, models, services, tools, trial, unused
 from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
 from verl_mtgrpo.integration.checks.setup import Setup
 
@@ -35,9 +35,10 @@ CHECKS = (
     Check("watch", fit.watch),
     Check("unused", unused.unused),
     Check("engine", fit.engine, opens=True),
-    Check("reward", fit.reward_function, opens=True),
     Check("data", data.data, opens=True),
     Check("tools", tools.tools, opens=True),
+    Check("reward", trial.reward_function, opens=True),
+    Check("models", models.models, opens=True),
     Check("tokenizer", chat.tokenizer, opens=True),
     Check("chat", chat.chat, opens=True),
     Check("index", services.index, opens=True),

@@ -1,0 +1,129 @@
+"""Settings that can be carried out but are hardly meant: refused, unless ``trainer.turn.on_purpose`` names the key.
+
+The commonest is a leftover. A value on the command line wins over a config group, so ``+mtgrpo=mt_ppo`` at the end of
+an old recipe with ``algorithm.adv_estimator=grpo`` would train GRPO on merged rewards, with a critic that nobody asks.
+Each group therefore writes its name into ``trainer.turn.preset``, and what the packaged file sets is compared with
+what the run has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from verl.trainer.ppo.core_algos import AdvantageEstimator
+
+from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.integration.knobs import is_ours
+from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
+
+_GROUPS = files("verl_mtgrpo.config") / "mtgrpo"
+_SAME = {"grpo_vectorized": "grpo"}
+"""Estimators of verl's that compute what another one does."""
+_ESTIMATOR, _CRITIC, _PAY = "algorithm.adv_estimator", "critic.enable", "reward.turn.pay"
+
+
+@dataclass(frozen=True)
+class Override:
+    """A value of a group that another one has replaced.
+
+    Attributes:
+        key: The setting.
+        wanted: What the group sets, or leaves to verl.
+        got: What the run has.
+        why: What comes of it.
+    """
+
+    key: str
+    wanted: Any
+    got: Any
+    why: str
+
+
+def check_preset(config: Any) -> None:
+    """Raise ``ConfigError`` if what makes a config group what it is was overridden, and not on purpose.
+
+    Args:
+        config: verl's whole config.
+    """
+    settings = trainer_turn_settings(OmegaConf.select(config, "trainer"))
+    for one in overridden(config):
+        name = settings.preset
+        here = {_ESTIMATOR: OmegaConf.select(config, _ESTIMATOR), one.key: one.got}
+        others = [
+            group for group in group_names() if all(_value(packaged(group), key) == got for key, got in here.items())
+        ]
+        instead = f", or take the group that goes with it (+mtgrpo={' or '.join(others)})" if others else ""
+        raise ConfigError(
+            f"+mtgrpo={name} stands for {one.key}={one.wanted}, but {one.key}={one.got} on the command line (or in a "
+            f"config of yours) wins over the group: {one.why}; remove {one.key}={one.got}{instead}. If it is meant, "
+            f"add 'trainer.turn.on_purpose=[{one.key}]'"
+        )
+
+
+def check_signs(config: Any) -> None:
+    """Raise ``ConfigError`` for a weight below 0, which turns what it weighs into its opposite, if not on purpose."""
+    meant = trainer_turn_settings(OmegaConf.select(config, "trainer")).on_purpose
+    coef = OmegaConf.select(config, "algorithm.turn.turn_coef")
+    penalty = turn_reward_settings(OmegaConf.select(config, "reward")).repeat_penalty
+    weights = {
+        "algorithm.turn.turn_coef": (coef, "turns that earned more than others would be made less likely"),
+        "reward.turn.repeat_penalty": (penalty, "a search that repeats an earlier one would be paid for"),
+    }
+    for key, (weight, effect) in weights.items():
+        if isinstance(weight, int | float) and weight < 0 and key not in meant:
+            raise ConfigError(
+                f"{key}={weight} is below 0: {effect}; set it to 0 or more. If it is meant, add "
+                f"'trainer.turn.on_purpose=[{key}]' (with + in front if no config group is used)"
+            )
+
+
+def overridden(config: Any) -> list[Override]:
+    """What the run does not have as its config group sets it, and was not said to be on purpose."""
+    settings = trainer_turn_settings(OmegaConf.select(config, "trainer"))
+    if settings.preset not in group_names():  # set by hand, or a group of one's own that says its own name
+        return []
+    found = _differences(config, packaged(settings.preset), settings.preset)
+    return [one for one in found if one.key not in settings.on_purpose]
+
+
+def _differences(config: Any, group: DictConfig, name: str) -> Iterator[Override]:
+    estimator, wanted = OmegaConf.select(config, _ESTIMATOR), _value(group, _ESTIMATOR)
+    leftover = estimator in list(AdvantageEstimator) or (estimator in ESTIMATORS and is_ours(estimator))
+    if leftover and _SAME.get(estimator, estimator) != wanted:  # the user's own is none
+        why = f"it would train {estimator} with the rewards and settings of {name}"
+        yield Override(_ESTIMATOR, wanted, estimator, why)
+    pay = OmegaConf.select(config, _PAY)
+    if pay != _value(group, _PAY):
+        yield Override(_PAY, _value(group, _PAY), pay, f"what is paid would not be what {name} learns from")
+    critic, has = _value(group, _CRITIC), OmegaConf.select(config, _CRITIC)
+    needs = "values" in extra_fields(str(estimator)) if estimator in ESTIMATORS else critic
+    if has and not needs and not critic and (estimator in ESTIMATORS or estimator == wanted):
+        yield Override(_CRITIC, needs, has, "a critic would be trained that nothing reads")
+
+
+@cache
+def group_names() -> tuple[str, ...]:
+    """The packaged config groups ``+mtgrpo=NAME``."""
+    names = [one.name.removesuffix(".yaml") for one in _GROUPS.iterdir() if one.name.endswith(".yaml")]
+    return tuple(sorted(name for name in names if not name.startswith("_")))
+
+
+@cache
+def packaged(name: str) -> DictConfig:
+    """What a packaged group sets: its file over those that it lists as defaults; nothing is resolved."""
+    own = OmegaConf.create((_GROUPS / f"{name}.yaml").read_text(encoding="utf-8"))
+    below = [packaged(one) for one in own.pop("defaults", []) if one != "_self_"]
+    return OmegaConf.merge(*below, own)  # type: ignore[return-value]
+
+
+def _value(group: DictConfig, key: str) -> Any:
+    found = OmegaConf.select(group, key)
+    if key == _CRITIC and found is None:  # verl then asks its estimator
+        return OmegaConf.select(group, _ESTIMATOR) == "gae"
+    return found
