@@ -53,7 +53,7 @@ NAMES = [
         r"loss_mode=turn_gspoo does not exist.*did you mean turn_gspo\?",
         f"{LOSS}=turn_gspoo",
     ),
-    is_sound("E26", "verl's own losses and ours", "estimator", "mt_grpo", f"{LOSS}=turn_gspo"),
+    is_sound("E26", "one of verl's own losses", "estimator", "mt_grpo", f"{LOSS}=gspo"),
     warns(
         "E26",
         "sound: the actor imports model.external_lib",

@@ -77,8 +77,8 @@ def test_an_unknown_name_is_said_once(healthy, capsys):  # noqa: F811
 def test_estimators_of_ones_own_are_known_and_no_leftovers(healthy, capsys, monkeypatch):  # noqa: F811
     """E26, E27: one registered with verl alone, and one of this package's registry, over two groups."""
 
-    def mine(token_level_rewards, response_mask, index, *, scale="std"):
-        return mt_grpo(token_level_rewards, response_mask, index, scale=scale)
+    def mine(token_level_rewards, response_mask, index, *, missing_turn="zero"):
+        return mt_grpo(token_level_rewards, response_mask, index, missing_turn=missing_turn)
 
     mine.__module__ = "my_recipe"
     monkeypatch.setitem(ESTIMATORS, "mine", mine)
@@ -89,13 +89,13 @@ def test_estimators_of_ones_own_are_known_and_no_leftovers(healthy, capsys, monk
             turn = () if preset == "mt_ppo" else ("~algorithm.turn",)
             code, findings = doctor(capsys, healthy, f"{ESTIMATOR}={name}", *turn, preset=preset)
             assert (code, [one for one in findings if one["status"] != "ok"]) == (0, []), (name, preset)
-    wrong = (f"{ESTIMATOR}=mine", "~algorithm.turn", "+algorithm.turn.scale=mean")
+    wrong = (f"{ESTIMATOR}=mine", "~algorithm.turn", "+algorithm.turn.missing_turn=skip")
     code, findings = doctor(capsys, healthy, *wrong)
     (warned,) = [one for one in findings if one["status"] != "ok"]
     assert (code, warned["status"], warned["check"]) == (0, "warn", "estimator"), (
         "an estimator of the user's only warns"
     )
-    assert "scale is 'mean'" in warned["message"]
+    assert "missing_turn is 'skip'" in warned["message"]
 
 
 @pytest.mark.parametrize("name", group_names())

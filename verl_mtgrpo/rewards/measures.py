@@ -40,14 +40,14 @@ OWN_METRICS = (
     r"turn/count",
     r"turn/\d+/reward",
     r"outcome/(reward|dropped|truncated)",
-    r"tool/(used|success|repeats|calls|failures|retries|no_hits|outage|latency_s)",
+    r"tool/(used|success|repeats|calls|failures|retries|no_hits|outage|latency_s|defused)",
     r"tool/(errors|retried|latency_s)/.*",
     # of every step
     r"turn/\d+/(rollouts|reward_total|advantage_mean|advantage_std|zero_variance|sign_conflict)",
     r"outcome/(failed|zero_variance)",
     r"(guard|rollouts_total|branch|forest)/.*",
     # what stands beside them in verl's reward_extra_info
-    r"uid|data_source|question_id|dropped_reason|turn_rewards|transcript|role|node_path",
+    r"uid|data_source|question_id|dropped_reason|turn_rewards|transcript|turn_pattern|role|node_path",
     # verl's own columns of a dump, and its name for the sum of a rollout's rewards
     r"input|output|gts|score|step|reward",
 )
