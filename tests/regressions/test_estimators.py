@@ -9,6 +9,7 @@
 | 25 | rewards and values with a gradient | the same result, without one | the same call without |
 | 25 | NaN and infinity where nothing was generated | the same result as with 0 | the docstrings |
 | 25 | rewards of 3e38 | refused | float32 ends at 3.4e38 |
+| 25 | equal rewards and epsilon 0, as in the paper | 0 and not NaN | groups.py: "equal entries give exactly 0" |
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ pytest.importorskip("verl")
 from verl.trainer.ppo.core_algos import compute_value_loss
 from verl.trainer.ppo.metric_utils import process_validation_metrics
 from verl.trainer.ppo.v1 import replay_buffer
+from verl.utils.skip import rollout_skip
 
 from tests.credit.batches import estimate, multi_turn_batch
 from tests.integration.test_reward_manager import TRANSCRIPT, manager, score
 from tests.integration.test_trainer import config
 from verl_mtgrpo.credit import ESTIMATORS, bilevel_gae, extra_fields, turn_gae
 from verl_mtgrpo.credit.diagnostics import credit_health
+from verl_mtgrpo.credit.explain import explain
 from verl_mtgrpo.credit.lab import PROCESSES, measure
 from verl_mtgrpo.errors import CreditInputError
 from verl_mtgrpo.integration.checks import startup
@@ -200,17 +203,11 @@ def test_the_start_and_the_doctor_look():
         assert [check.name for check in checks].count("unused") == 1
 
 
-def test_verls_rollout_skip_finds_the_batches_of_a_step_under_our_mode():
+def test_verls_rollout_skip_finds_the_batches_of_a_step_under_our_mode(monkeypatch):
     """It looks `trainer.v1.<mode>.parameter_sync_step` up itself; 1 instead of 4 would write a quarter of a step."""
-    from verl.utils.skip.rollout_skip import RolloutTqSkip
-
+    monkeypatch.setattr(rollout_skip.RolloutSkip, "__init__", lambda *_: None)  # folders, of no interest here
     run = config("trainer.v1.trainer_mode=mtgrpo_separate_async", preset="mt_grpo")
-    skip = object.__new__(RolloutTqSkip)
-    skip.__class__.__mro__[1].__init__, original = (lambda *_: None), skip.__class__.__mro__[1].__init__
-    try:
-        skip.__init__(None, run)
-    finally:
-        skip.__class__.__mro__[1].__init__ = original
+    skip = rollout_skip.RolloutTqSkip(None, run)
     assert skip.parameter_sync_step == run.trainer.v1.separate_async.parameter_sync_step == 4
 
 
@@ -363,6 +360,31 @@ def test_large_and_small_rewards_keep_their_advantages(name, size):
     if size > 1 and name != "turn_rloo":
         expected, _ = estimate(name, rewards, mask, ["q"] * 3)
         assert np.allclose(result, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [
+        ("mt_grpo", {}),
+        ("mt_grpo", {"missing_turn": "exclude"}),
+        ("mt_grpo_v1", {}),
+        ("gtpo", {}),
+        ("turn_rloo", {"scale": "std"}),
+    ],
+)
+def test_without_epsilon_equal_rewards_have_no_advantage_and_others_the_papers(name, knobs):
+    """The paper has none. One group earned the same, its 0 / 0 is 0; the other is as with a small one."""
+    rewards = torch.tensor([[0.0, 0, 1.0], [0.0, 0, 1.0], [0.7, 0, 1.0], [0.2, 0, 0.0]])
+    if name == "gtpo":  # its baseline is over all turns: equal returns at both
+        rewards[:2, 0], rewards[:2, 2] = 0.0, 0.0
+    mask, index = torch.tensor([[1, 0, 1]] * 4), ["a", "a", "b", "b"]
+    found, _ = ESTIMATORS[name](rewards, mask, index, epsilon=0.0, **knobs)
+    assert (found[:2] == 0).all()
+    expected, _ = ESTIMATORS[name](rewards, mask, index, epsilon=1e-6, **knobs)
+    assert torch.allclose(found, expected, atol=1e-3)
+    assert found[2:].any()
+    shown = explain(name, rewards[:2, [0, 2]].tolist(), {"epsilon": 0.0, **knobs})
+    assert [[sum(term.adds for term in turn) for turn in one] for one in shown] == [[0.0, 0.0]] * 2
 
 
 @pytest.mark.parametrize("estimator", [turn_gae, bilevel_gae])

@@ -2,7 +2,7 @@
 
 | input | right value | source |
 |---|---|---|
-| a module that verl loads: alone, or behind verl's registry, verl's agent loop or ours | verl has it | #19 |
+| a module that verl loads, alone or behind verl's registry (an agent loop) and the plugin | verl has it | #19 |
 | the same after `import verl`, twice, and reloaded | verl calls the newest version | #19 |
 | the same in a Ray worker | verl has it there | #19 |
 | a name that verl has itself, in either order | refused, with what to do | verl would hide one of them |
@@ -71,18 +71,19 @@ def python(code: str, folder: Path, *modules: str) -> subprocess.CompletedProces
 
 
 @pytest.mark.parametrize(
-    "module",
+    ("module", "before"),
     [
-        MINE,
-        f"import verl.trainer.ppo.core_algos\n{MINE}",
-        f"{LOOP}\n{MINE}",
-        f"{OUR_LOOP}\n{MINE}",
+        (MINE, []),
+        (f"{LOOP}\n{MINE}", []),
+        (f"{LOOP}\n{MINE}", ["verl_mtgrpo.plugin"]),
+        (f"{OUR_LOOP}\n{MINE}", ["verl_mtgrpo.plugin"]),
     ],
-    ids=["alone", "registry first", "agent loop first", "our agent loop first"],
+    ids=["alone", "agent loop first", "agent loop first, behind the plugin", "our agent loop first, behind the plugin"],
 )
-def test_a_module_that_verl_loads(module: str, tmp_path: Path):
+def test_a_module_that_verl_loads(module: str, before: list[str], tmp_path: Path):
+    """verl loads these modules before its plugins, unless the plugin is one of them, as the README advises."""
     (tmp_path / "my_module.py").write_text(module)
-    done = python(f"import verl\n{CALL}", tmp_path, "my_module")
+    done = python(f"import verl\n{CALL}", tmp_path, *before, "my_module")
     assert done.stdout.splitlines()[-1:] == ["[[2.0], [2.0]]"], done.stderr
 
 

@@ -141,7 +141,7 @@ def _turn_rloo(rewards: Rewards, settings: Mapping[str, Any]) -> Working:
             baseline = "others_outcome" if others else "nobody"
         mean = _mean(others) if others else 0.0
         std = _std([one[turn] for one in returns if len(one) > turn]) if scaled else None
-        normalized = value - mean if std is None else (value - mean) / (std + epsilon)
+        normalized = value - mean if std is None else _divided(value - mean, std + epsilon)
         return Term("return", turn + 1, value, mean, std, len(others), normalized, baseline=baseline)
 
     return [[[at_turn(row, turn)] for turn in range(len(one))] for row, one in enumerate(rewards)]
@@ -191,10 +191,15 @@ class _Norm:
         alone = len(values) == 1
         mean = 0.0 if alone else _mean(values)
         std = _std(values) if self._divides else None
-        normalized = value - mean if std is None else (value - mean) / (std + self._epsilon)
+        normalized = value - mean if std is None else _divided(value - mean, std + self._epsilon)
         if alone:
             baseline = "nobody"
         return Term(kind, turn, value, mean, std, len(values), normalized, baseline=baseline)
+
+
+def _divided(centred: float, by: float) -> float:
+    """0 / 0 is 0: what equal rewards without an ε are."""
+    return centred / by if centred else 0.0
 
 
 def _weighted(term: Term, weight: float) -> Term:

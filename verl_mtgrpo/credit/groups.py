@@ -125,7 +125,12 @@ def normalize_within_group(
     centred_BK = (shifted_BK - groups.to_rows(mean_GK)).masked_fill(~valid_BK, 0.0)
     if scale == "none":
         return centred_BK
-    return centred_BK / (groups.to_rows(_std(centred_BK, n_GK, groups)) + epsilon)
+    return divided(centred_BK, groups.to_rows(_std(centred_BK, n_GK, groups)) + epsilon)
+
+
+def divided(centred: Tensor, by: Tensor) -> Tensor:
+    """``centred / by``, exactly 0 where ``centred`` is 0: also of equal entries without an epsilon, 0 / 0."""
+    return (centred / by).masked_fill_(centred == 0, 0.0)
 
 
 def std_within_group(values_BK: Tensor, valid_BK: Tensor, groups: Groups) -> Tensor:

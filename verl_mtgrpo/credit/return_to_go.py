@@ -13,6 +13,7 @@ from verl_mtgrpo.credit.batch import Index, read_batch
 from verl_mtgrpo.credit.checks import check_choice, check_number
 from verl_mtgrpo.credit.groups import (
     SCALES,
+    divided,
     mean_of_others,
     minus_mean_of_others,
     normalize_within_group,
@@ -80,7 +81,7 @@ def turn_rloo(
     stand_in_B1 = mean_of_others(batch.outcome_B1, batch.nonempty_B1, batch.groups)
     advantage_BK = advantage_BK - stand_in_B1 * alone_BK
     if scale == "std":
-        advantage_BK = advantage_BK / (std_within_group(return_BK, alive_BK, batch.groups) + epsilon)
+        advantage_BK = divided(advantage_BK, std_within_group(return_BK, alive_BK, batch.groups) + epsilon)
     return batch.advantages(advantage_BK)
 
 
