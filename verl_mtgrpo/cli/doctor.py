@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from verl_mtgrpo.cli.doctor_processes import registered
+from verl_mtgrpo.cli.train import index_of
 from verl_mtgrpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _command_line(args: argparse.Namespace) -> CommandLine:
     if args.cpu:
         env["VERL_PLATFORM"] = "cpu"
     if args.index:
-        env["MTGRPO_INDEX"] = args.index if "://" in args.index else os.path.abspath(args.index)
+        env["MTGRPO_INDEX"] = index_of(args.index)
     added: list[str] = []
     if args.preset and not typed.names_group:
         added += ["hydra.searchpath=[pkg://verl_mtgrpo.config]", f"+mtgrpo={args.preset}"]

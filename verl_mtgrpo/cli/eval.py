@@ -50,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     verl = parser.add_argument_group("with --checkpoint or --model, as in mtgrpo train")
     verl.add_argument("--preset", default="mt_grpo", help="config of the group mtgrpo (default: %(default)s)")
     verl.add_argument("--cpu", action="store_true", help="run on this machine's CPU, with a Ray of its own")
-    verl.add_argument("--index", type=Path, metavar="DIR", help="index of the search tool (else MTGRPO_INDEX)")
+    verl.add_argument("--index", metavar="DIR|URL", help="index of the search tool (else MTGRPO_INDEX)")
     verl.add_argument("--quiet", action="store_true", help="write verl's output to the log only")
     verl.add_argument("--dry-run", action="store_true", help="print verl's command and stop")
     parser.add_argument(

@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from verl_mtgrpo.errors import IndexFormatError, RetrievalError
+from verl_mtgrpo.retrieval.addresses import meant_address
 
 try:
     import fcntl
@@ -145,10 +146,18 @@ def read_manifest(path: Path, kind: type[M]) -> M:
 def _read_fields(path: Path) -> dict[str, Any]:
     rebuild = REBUILD.format(path=path)
     if not path.exists():
-        raise IndexFormatError(f"there is no index at {path}; {rebuild}")
+        address = meant_address(str(path))
+        to_do = f"for a search service write {address}; for an index folder, {rebuild}" if address else rebuild
+        raise IndexFormatError(f"there is no index at {path}; {to_do}")
+    if path.is_file():
+        folder = path.with_name(path.name.partition(".")[0] + "-index")
+        raise IndexFormatError(
+            f"{path} is a file, and an index is a folder; if the file is a corpus, build an index of it and give that: "
+            f"mtgrpo index {path} --out {folder}"
+        )
     try:
         raw = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise IndexFormatError(f"{path} is no index of verl-mtgrpo: it has no {MANIFEST}; {rebuild}") from None
     except (OSError, ValueError) as error:
         raise IndexFormatError(f"{path / MANIFEST} cannot be read ({error}); {rebuild}") from error
