@@ -6,11 +6,20 @@ public question set, a limit of the system), the case says whose.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import random
 import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.report.made import training_row, transcript, write_rows
+from verl_mtgrpo.cli.command import check_external_modules
 from verl_mtgrpo.cli.main import main
 from verl_mtgrpo.errors import ConfigError, IndexFormatError
 from verl_mtgrpo.retrieval import open_retriever
@@ -75,3 +84,98 @@ def test_d24_a_corpus_given_as_index_is_told_how_to_build_one(tmp_path):
     with pytest.raises(IndexFormatError) as error:
         open_retriever(corpus)
     assert str(error.value).endswith(f"mtgrpo index {corpus} --out {tmp_path}/data-index")
+
+
+# ---- E33: tracebacks where a user's surroundings are at fault
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB, where the system lets us make one."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if made.returncode:
+        pytest.skip("no right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def write_lines(path: Path, records: Iterable[Any]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def some_words(n: int) -> str:
+    rng = random.Random(n)
+    return " ".join(f"word{rng.randrange(3000)}" for _ in range(100))
+
+
+# tantivy says "No space left on device", or "An index writer was killed", by where it was when the disk was full.
+@pytest.mark.parametrize("passages", [2000, 5000])
+def test_e33_a_full_disk_under_the_index(passages: int, small_disk: Path, tmp_path: Path, capsys):
+    corpus = write_lines(tmp_path / "corpus.jsonl", ({"id": str(n), "text": some_words(n)} for n in range(passages)))
+    few = write_lines(tmp_path / "few.jsonl", ({"id": str(n), "text": some_words(n)} for n in range(3)))
+    assert main(["index", str(few), "--out", str(small_disk / "index")]) == 0
+    assert main(["index", str(corpus), "--out", str(small_disk / "index")]) == 1
+    shown = capsys.readouterr().err
+    assert "disk is full" in shown and str(small_disk / "index") in shown and "make room" in shown
+    assert len(open_retriever(small_disk / "index")) == 3, "the old index is whole"  # type: ignore[arg-type]
+
+
+def test_e33_a_full_disk_under_vectors(small_disk: Path, tmp_path: Path, capsys):
+    np = pytest.importorskip("numpy")
+    pytest.importorskip("faiss")
+    corpus = write_lines(tmp_path / "corpus.jsonl", ({"id": str(n), "text": "word"} for n in range(100)))
+    np.save(tmp_path / "vectors.npy", np.ones((100, 4096), dtype="float32"))  # 1.6 MB
+    assert main(["index", str(corpus), "--out", str(small_disk / "i"), "--vectors", str(tmp_path / "vectors.npy")]) == 1
+    assert "make room" in capsys.readouterr().err
+    assert not (small_disk / "i").exists()
+
+
+def test_e33_a_full_disk_under_data_report_and_eval(small_disk: Path, tmp_path: Path, capsys):
+    rows = ({"id": str(n), "question": some_words(n), "golden_answers": ["a"]} for n in range(20_000))
+    questions = write_lines(tmp_path / "questions.jsonl", rows)
+    rollout = transcript("Vel", searches=["Orrin"])
+    credit = [training_row(f"g{n}", 0, rollout, [0.2, 1.0], [0.1, 0.3]) for n in range(2)]
+    dump = write_rows(tmp_path / "1.jsonl", credit)
+    with (small_disk / "fill").open("wb", buffering=0) as fill, contextlib.suppress(OSError):
+        while True:
+            fill.write(b"0" * 4096)
+    for command in (["data", str(questions)], ["report", str(dump)], ["eval", str(dump)]):
+        out = small_disk / "out.html" if command[0] == "report" else small_disk
+        assert main([*command, "--out", str(out)]) == 1
+        shown = capsys.readouterr().err
+        assert "No space left on device" in shown and "make room" in shown
+    assert not (small_disk / "out.html").exists(), "no half page"
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ("zclipp", "names 'zclipp'"),
+        ("json, re", "names ' re'"),  # verl does not strip blanks
+        ("json,", "names ''"),
+        ("broken_module", "SyntaxError"),
+    ],
+)
+def test_e33_a_typo_in_the_external_modules(named: str, says: str, tmp_path: Path, monkeypatch, capsys):
+    (tmp_path / "broken_module.py").write_text("def (\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", named)
+    assert main(["doctor", "--quick"]) == 1
+    shown = capsys.readouterr().out
+    assert says in shown and "PYTHONPATH" in shown and "Traceback" not in shown
+    assert main(["train", "--cpu", "--quiet", "--log", str(tmp_path / "log")]) == 1
+    shown = capsys.readouterr().err
+    assert says in shown and "VERL_USE_EXTERNAL_MODULES" in shown and "PYTHONPATH" in shown
+
+
+def test_e33_a_module_of_the_working_folder_is_found_as_the_trainer_finds_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "e33_own_module.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "e33_own_module")
+    assert main(["doctor", "--quick"]) == 0
+    assert "fail" not in capsys.readouterr().out.splitlines()[0]
+    check_external_modules("e33_own_module", tmp_path)
+    assert str(tmp_path) not in sys.path

@@ -20,12 +20,13 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from verl_mtgrpo.errors import IndexFormatError, RetrievalError
+from verl_mtgrpo.errors import IndexFormatError, MTGRPOError, RetrievalError, StorageError
 from verl_mtgrpo.retrieval.addresses import meant_address
 
 try:
@@ -220,6 +221,21 @@ class Staging:
         for entry in self.out.iterdir():
             if _DATA.fullmatch(entry.name) and entry.name != keep:
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(folder: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn what an engine raises when it cannot write, errors of ``kinds``, into a ``StorageError`` that says so."""
+    try:
+        yield
+    except MTGRPOError:
+        raise
+    except kinds as error:
+        free = shutil.disk_usage(folder).free / 1e6
+        raise StorageError(
+            f"the index could not be written to {folder.parent}: {error}; most often its disk is full ({free:.0f} MB "
+            "are free there now): make room, or give another --out"
+        ) from error
 
 
 def hash_files(folder: Path) -> dict[str, str]:
