@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.report.made import training_row, transcript, write_rows
-from verl_mtgrpo.cli.command import check_external_modules
+from tests.test_recipes import build_wiki18
 from verl_mtgrpo.cli.main import main
 from verl_mtgrpo.errors import ConfigError, IndexFormatError
 from verl_mtgrpo.retrieval import open_retriever
@@ -177,5 +177,113 @@ def test_e33_a_module_of_the_working_folder_is_found_as_the_trainer_finds_it(tmp
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "e33_own_module")
     assert main(["doctor", "--quick"]) == 0
     assert "fail" not in capsys.readouterr().out.splitlines()[0]
+    from verl_mtgrpo.cli.command import check_external_modules
+
     check_external_modules("e33_own_module", tmp_path)
     assert str(tmp_path) not in sys.path
+
+
+# ---- E30: a checkpoint is validated
+
+
+def checkpoint(folder: Path, *files: str) -> Path:
+    """``global_step_4`` with what verl 0.9.1's FSDPCheckpointManager writes (empty here), and ``files``."""
+    actor = folder / "global_step_4" / "actor"
+    for name in ("model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt", "fsdp_config.json", *files):
+        (actor / name).parent.mkdir(parents=True, exist_ok=True)
+        (actor / name).write_text("{}")
+    return actor.parent
+
+
+HF = ("huggingface/config.json", "huggingface/tokenizer.json")
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"])
+def test_e30_a_model_in_the_checkpoint_is_taken(weights: str, tmp_path: Path, capsys):
+    """``checkpoint.save_contents=[model,hf_model]`` writes it there."""
+    saved = checkpoint(tmp_path, *HF, f"huggingface/{weights}")
+    assert main(["eval", "--dry-run", "--checkpoint", str(saved), "--", "data.val_files=t.parquet"]) == 0
+    words = shell_words(capsys.readouterr().out)
+    assert words[-1] == f"actor_rollout_ref.model.path={saved}/actor/huggingface"
+    assert "verl.model_merger" not in words
+
+
+def test_e30_parts_are_merged_by_verl_where_there_is_no_model(tmp_path: Path, capsys):
+    """The command is that of verl's documentation: advance/checkpoint, Convert FSDP ... to HuggingFace format."""
+    saved, out = checkpoint(tmp_path, *HF), tmp_path / "out"
+    options = ["--checkpoint", str(tmp_path / "global_step_4"), "--out", str(out), "--cpu"]
+    assert main(["eval", "--dry-run", *options, "--", "data.val_files=t.parquet"]) == 0
+    merge, validate = capsys.readouterr().out.split("\n", 1)
+    folders = ["--local_dir", f"{saved}/actor", "--target_dir", f"{out}/model-global_step_4"]
+    assert shell_words(merge)[1:] == ["-m", "verl.model_merger", "merge", "--backend", "fsdp", *folders]
+    words = shell_words(validate)
+    assert words[-1] == f"actor_rollout_ref.model.path={out}/model-global_step_4"
+    assert f"trainer.resume_from_path={saved}" in words, "the weights are the checkpoint's, not their bfloat16 copy"
+
+
+@pytest.mark.parametrize("files", [(), HF, (*HF, "huggingface/model.safetensors"), (*HF, "lora_train_meta.json")])
+def test_e30_a_model_that_is_named_is_taken(files: tuple[str, ...], tmp_path: Path, capsys):
+    named = "actor_rollout_ref.model.path=Qwen/Qwen2.5-3B"
+    assert main(["eval", "--dry-run", "--checkpoint", str(checkpoint(tmp_path, *files)), "--", named]) == 0
+    words = shell_words(capsys.readouterr().out)
+    assert [word for word in words if "model.path=" in word] == [named] and "verl.model_merger" not in words
+
+
+@pytest.mark.parametrize(
+    ("files", "says"), [((*HF, "lora_train_meta.json"), "holds adapters"), ((), "neither a model in Hugging Face's")]
+)
+def test_e30_a_checkpoint_without_a_model_says_what_to_name(files: tuple[str, ...], says: str, tmp_path: Path, capsys):
+    assert main(["eval", "--dry-run", "--checkpoint", str(checkpoint(tmp_path, *files))]) == 1
+    shown = capsys.readouterr().err
+    assert says in shown and "actor_rollout_ref.model.path=" in shown
+
+
+@pytest.mark.parametrize("estimator", ["mt_grpo", "turn_rloo", "grpo"])
+def test_e30_a_validation_does_not_compare_rollouts(estimator: str):
+    """verl 0.9.1, trainer_base.py: val_only is read in the validation before training, so both keys are needed."""
+    pytest.importorskip("verl")
+    from omegaconf import OmegaConf
+
+    from verl_mtgrpo.integration.checks.fit import COMPARING
+    from verl_mtgrpo.integration.preflight import check_group_size
+
+    def config(**trainer: bool) -> Any:
+        parts = {"algorithm": {"adv_estimator": estimator}, "actor_rollout_ref": {"rollout": {"n": 1}}}
+        return OmegaConf.create({**parts, "trainer": trainer})
+
+    check_group_size(config(val_only=True, val_before_train=True))
+    for trains in ({}, {"val_only": True, "val_before_train": False}, {"val_before_train": True}):
+        if estimator not in COMPARING:
+            with pytest.raises(ConfigError, match=r"rollout\.n=1"):
+                check_group_size(config(**trains))
+
+
+def test_e30_a_validation_that_fails_is_not_called_a_training(tmp_path: Path, capsys):
+    pytest.importorskip("verl")
+    options = ["--model", str(tmp_path), "--cpu", "--quiet", "--out", str(tmp_path / "out")]
+    assert main(["eval", *options, "--", "trainer.no_such_key=1"]) == 1
+    shown = capsys.readouterr().err
+    assert "validation failed with exit code 1" in shown and "training failed" not in shown
+
+
+# ---- E32: the dry run of recipes/wiki18
+
+
+def test_e32_the_dry_run_leaves_nothing_where_the_real_index_is_looked_for(tmp_path: Path):
+    real = {"CORPUS": str(tmp_path / "wiki.jsonl.gz"), "OUT": str(tmp_path / "bm25"), "DATA": str(tmp_path / "data")}
+    for environment in ({}, real):
+        result = build_wiki18(tmp_path, DRY_RUN="1", **environment)
+        assert result.returncode == 0, result.stderr
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["mtgrpo", "runs"]
+    (index,) = tmp_path.glob("runs/dry_run/wiki18/*/manifest.json")
+    assert json.loads(index.read_text())["source"] == "made-up.jsonl.gz"
+    assert str(index.parent) in result.stdout.splitlines()[-1] and "MTGRPO_INDEX" not in result.stdout
+
+
+def test_e32_a_real_build_does_not_take_what_an_earlier_dry_run_left(tmp_path: Path):
+    left = tmp_path / "data" / "wiki18" / "wiki-18.jsonl.gz"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"made up")
+    result = build_wiki18(tmp_path)
+    assert result.returncode == 1 and "7 bytes" in result.stderr and "remove it" in result.stderr
+    assert "SHA256=" not in result.stderr

@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+from verl_mtgrpo.cli.checkpoint import Merge
 from verl_mtgrpo.cli.command import TrainCommand, run_train_command
 from verl_mtgrpo.cli.failure import failure_report
+from verl_mtgrpo.cli.process import run_child
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.retrieval.addresses import base_url, is_address, meant_address
 
@@ -79,11 +81,15 @@ def index_of(option: str) -> str:
     return os.path.abspath(option)
 
 
-def run_and_show(command: TrainCommand, *, log: Path, quiet: bool) -> int:
-    """Run the trainer, its output on the screen too unless ``quiet``; returns its exit code."""
+def run_and_show(command: TrainCommand | Merge, *, log: Path, quiet: bool) -> int:
+    """Run a program of verl's, its output on the screen too unless ``quiet``; returns its exit code."""
     print(f"\nlog: {log}\n", flush=True)
     echo = _Echo(log)
-    code = run_train_command(command, log=log, on_tick=None if quiet else echo.tick)
+    on_tick = None if quiet else echo.tick
+    if isinstance(command, TrainCommand):
+        code = run_train_command(command, log=log, on_tick=on_tick)
+    else:
+        code = run_child(command.argv(), env=os.environ, log=log, on_tick=on_tick)
     if not quiet:
         echo.tick()
     return code
