@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import shlex
 import subprocess
@@ -287,3 +288,29 @@ def test_e32_a_real_build_does_not_take_what_an_earlier_dry_run_left(tmp_path: P
     result = build_wiki18(tmp_path)
     assert result.returncode == 1 and "7 bytes" in result.stderr and "remove it" in result.stderr
     assert "SHA256=" not in result.stderr
+
+
+# ---- new-user.md, rows of the table of mistakes that are the command line's
+
+
+@pytest.mark.parametrize("command", [["train"], ["eval", "--model", "m"]])
+def test_row_51_a_preset_that_is_not_there(command: list[str], capsys):
+    assert main([*command, "--dry-run", "--preset", "mtgrpo"]) == 1
+    assert "there is no preset 'mtgrpo'; did you mean mt_grpo? choose one of" in capsys.readouterr().err
+    own = "hydra.searchpath=[pkg://verl_mtgrpo.config,file:///mine]"
+    assert main([*command, "--dry-run", "--preset", "my_own", "--", own]) == 0
+
+
+@pytest.mark.parametrize("recipe", ["small_single_gpu", "paper_v1_triviaqa", "paper_v2_search_r1", "megatron"])
+def test_the_method_of_a_recipe_may_be_left_out(recipe: str):
+    def words(*arguments: str) -> list[str]:
+        script = Path(__file__).parents[2] / "recipes" / recipe / "run.sh"
+        environment = {**os.environ, "DRY_RUN": "print"}
+        done = subprocess.run(["bash", str(script), *arguments], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    plain = words()
+    assert words("trainer.total_epochs=1", "+a=b") == [*plain, "trainer.total_epochs=1", "+a=b"]
+    assert words("~trainer.x") == [*plain, "~trainer.x"]
+    assert "+mtgrpo=mt_grpo" in words("mt_grpo", "a=1") and words("mt_grpo", "a=1")[-1] == "a=1"

@@ -86,8 +86,8 @@ def model_of(checkpoint: Path, overrides: Sequence[str], out: Path) -> tuple[Pat
         raise ConfigError(f"--checkpoint {checkpoint} holds adapters (LoRA) of a model that is not in it; {name_it}")
     if not (model / "config.json").is_file() or not any(actor.glob("model_world_size_*_rank_0.pt")):
         raise ConfigError(
-            f"--checkpoint {checkpoint} holds neither a model in Hugging Face's format (actor/huggingface) nor parts of "
-            f"FSDP that can be merged into one; {name_it}"
+            f"--checkpoint {checkpoint} holds neither a model in Hugging Face's format (actor/huggingface) nor parts "
+            f"of FSDP that can be merged into one; {name_it}"
         )
     merge = Merge(actor, out / f"model-{checkpoint.name}")
     return merge.target, merge

@@ -11,7 +11,7 @@ from verl_mtgrpo.cli.checkpoint import MODEL_PATH, find_checkpoint, model_of
 from verl_mtgrpo.cli.command import TrainCommand, hydra_value
 from verl_mtgrpo.cli.failure import TrainingFailed, failure_report
 from verl_mtgrpo.cli.provenance import describe_source
-from verl_mtgrpo.cli.train import index_variable, run_and_show
+from verl_mtgrpo.cli.train import check_preset, index_variable, run_and_show
 from verl_mtgrpo.errors import ConfigError, DataError
 from verl_mtgrpo.report.dump_files import step_files
 
@@ -127,6 +127,7 @@ def _dump_of(target: Path) -> Path:
 
 def _validate(args: argparse.Namespace) -> dict[str, Path]:
     """Have verl validate the checkpoint or the model; where its dump is."""
+    check_preset(args.preset, args.targets)
     folder = args.out.resolve() / "validation"
     checkpoint = find_checkpoint(args.checkpoint) if args.checkpoint else None
     step = int(checkpoint.name.removeprefix("global_step_")) if checkpoint else 0

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 import time
+from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
 from verl_mtgrpo.cli.checkpoint import Merge
@@ -47,6 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Print the command, run it, and give back its exit code."""
     env = index_variable(args.index)
+    check_preset(args.preset, args.overrides)
     command = TrainCommand(preset=args.preset, cpu=args.cpu, overrides=tuple(args.overrides), env=env)
     print(command.shell_text(), flush=True)
     if args.dry_run:
@@ -57,6 +61,16 @@ def run(args: argparse.Namespace) -> int:
         print(f"mtgrpo: error: {failure_report(code, log)}", file=sys.stderr)
     # A signal's number is no exit code; shells report 128 + n.
     return code if code >= 0 else 128 - code
+
+
+def check_preset(preset: str, overrides: Sequence[str]) -> None:
+    """Raise ``ConfigError`` if there is no such config; one of the user's own comes with a search path of their own."""
+    group = resources.files("verl_mtgrpo.config") / "mtgrpo"
+    ours = sorted(file.name.removesuffix(".yaml") for file in group.iterdir() if not file.name.startswith("_"))
+    if preset not in ours and not any("searchpath" in one for one in overrides):
+        close = difflib.get_close_matches(preset, ours, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"there is no preset {preset!r}; {meant}choose one of {', '.join(ours)}")
 
 
 def index_variable(index: str | None) -> dict[str, str]:

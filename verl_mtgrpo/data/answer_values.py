@@ -4,7 +4,8 @@
 * A dictionary: TriviaQA's ``{value, aliases}``, SQuAD's ``{text}`` (one or, as the Hugging Face hub stores it, a list)
   and QED's span ``{start, end, string}``.
 * Any of these written as text: in JSON (PopQA's ``possible_answers``), as Python shows it (a CSV file that pandas wrote
-  of lists), or as numpy shows an array (``['one' 'two']``, ``array(['one'], dtype=object)``). Text is parsed, never executed.
+  of lists), or as numpy shows an array (``['one' 'two']``, ``array(['one'], dtype=object)``). Text is parsed, never
+  executed.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -224,7 +224,7 @@ class Staging:
 
 
 @contextlib.contextmanager
-def writing(folder: Path, *kinds: type[Exception]) -> Iterator[None]:
+def writing(folder: Path, *kinds: type[Exception]) -> Generator[None]:
     """Turn what an engine raises when it cannot write, errors of ``kinds``, into a ``StorageError`` that says so."""
     try:
         yield

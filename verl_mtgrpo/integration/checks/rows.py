@@ -11,7 +11,7 @@ from verl_mtgrpo.integration.checks.findings import Finding
 
 
 def as_table(rows: Sequence[Any]) -> list[Any]:
-    """Rows of a JSON file with the same columns each, None where one has no value, as the data sets library gives them."""
+    """Rows of a JSON file with the same columns each, None where one has no value, as the datasets library has them."""
     if not all(isinstance(row, dict) for row in rows):
         return list(rows)
     columns = dict.fromkeys(name for row in rows for name in row)
