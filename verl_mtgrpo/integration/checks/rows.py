@@ -31,7 +31,8 @@ def shape_problem(rows: Sequence[Mapping[str, Any]], prompt: str, mappings: Sequ
     """
     for number, row in enumerate(rows, start=1):
         if not is_chat(row.get(prompt)):
-            return f"row {number}: {prompt} is no list of messages with role and content"
+            held = _shown(row.get(prompt))
+            return f"row {number}: the column {prompt} holds {held}, which is no list of messages with role and content"
         for name in mappings:
             if row.get(name) is not None and not isinstance(row[name], Mapping):
                 return f"row {number}: {name} is {_shown(row[name])}, expected a mapping"
