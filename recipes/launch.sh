@@ -9,6 +9,14 @@ RECIPES=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 fail() { echo "$(basename "$RECIPE"): $*" >&2; exit 1; }
 
+# is_override WORD: whether it is for Hydra, so that the method before it may be left out.
+is_override() {
+    case $1 in
+        *=* | -* | "~"*) return 0 ;;
+        *) return 1 ;;
+    esac
+}
+
 # one_of VALUE ALLOWED...: stop with a message if VALUE is none of them.
 one_of() {
     local value=$1 allowed

@@ -78,7 +78,7 @@ def test_methods_are_those_of_the_script(script):
     refused = arguments(script, "no_such_method")
     assert refused.returncode == 1
     assert set(refused.stderr.split("expected one of: ")[1].split()) == set(SCRIPTS[script])
-    main = re.search(r"METHOD=\$\{1:-(\w+)\}", (RECIPES / script).read_text())
+    main = re.search(r"^METHOD=(\w+)$", (RECIPES / script).read_text(), re.MULTILINE)
     assert main and main[1] in SCRIPTS[script]
 
 

@@ -8,8 +8,8 @@ set -euo pipefail
 RECIPE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$RECIPE/../launch.sh"
 
-METHOD=${1:-mt_ppo}
-[ $# -eq 0 ] || shift
+METHOD=mt_ppo
+is_override "${1-}" || { METHOD=${1:-$METHOD}; [ $# -eq 0 ] || shift; }
 one_of "$METHOD" mt_ppo ppo_or ppo_mr ppo_merged grpo_or grpo_mr grpo_merged mt_grpo turn_rloo
 
 MODEL=${MODEL:-Qwen/Qwen2.5-7B}

@@ -121,7 +121,7 @@ def test_bad_input(options: list[str], message: str, tmp_path: Path, capsys: pyt
 
 def dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
     fixed = ["--dry-run", "--cpu", "--index", str(tmp_path), "--out", str(tmp_path / "out")]
-    own = ["data.val_files=test.parquet", "trainer.logger=[console,wandb]"]
+    own = ["data.val_files=test.parquet", "trainer.logger=[console,wandb]", "actor_rollout_ref.model.path=base"]
     assert main(["eval", *options, *fixed, "--", *own]) == 0
     return shlex.split(capsys.readouterr().out.replace("\\\n", " "))
 

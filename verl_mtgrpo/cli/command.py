@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from verl_mtgrpo.cli.process import run_child
+from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.integration.checks.plugin import MODULES, MODULES_FIX
 
 # Hydra reads these without quotes; anything else in a value could be its grammar.
 _PLAIN_VALUE = re.compile(r"[\w./:+-]+")
@@ -82,13 +85,47 @@ def run_train_command(
 
     Returns:
         The trainer's exit code, negative if a signal ended it.
+
+    Raises:
+        ConfigError: ``VERL_USE_EXTERNAL_MODULES`` names a module that is not there.
     """
     env = {**os.environ, **command.variables()}
+    check_external_modules(env.get(MODULES, ""), cwd or Path.cwd())
     if not command.cpu:
         return run_child(command.argv(), env=env, log=log, on_tick=on_tick, cwd=cwd)
     with private_ray() as ray_env:
         env.pop("RAY_ADDRESS", None)
         return run_child(command.argv(), env={**env, **ray_env}, log=log, on_tick=on_tick, cwd=cwd)
+
+
+def check_external_modules(named: str, cwd: Path) -> None:
+    """Raise ``ConfigError`` if ``VERL_USE_EXTERNAL_MODULES`` names a module that is not there.
+
+    verl would end with a traceback out of ``import verl``. Nothing is imported here: what fails inside a module that
+    is there is the log's to say.
+
+    Args:
+        named: The value of the variable, names with commas between them.
+        cwd: Where the trainer runs: ``python -m`` finds modules there.
+    """
+    if not named:
+        return
+    sys.path.insert(0, str(cwd))
+    try:
+        missing = [name for name in named.split(",") if not _is_there(name.partition(".")[0])]
+    finally:
+        sys.path.remove(str(cwd))
+    if missing:
+        raise ConfigError(
+            f"the environment variable {MODULES} names {missing[0]!r}, and there is no such module; {MODULES_FIX}"
+        )
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # an empty name
+        return False
 
 
 @contextmanager

@@ -19,9 +19,10 @@ Turn question sets into verl's parquet files: OUT/train.parquet, OUT/val.parquet
 
 A SET is a name, read from the Hugging Face hub:
   {", ".join(KNOWN)}
-or a file: SQuAD's JSON (1.1 and 2.0; unanswerable questions are left out), or .json, .jsonl, .csv, .tsv (all also as
-.gz) or .parquet with a question and its answers, golden_answers or answer a record, as in all the sets above and
-yours; or hf:NAME[:CONFIG[:SPLIT]], any dataset of such records; or a folder by Dataset.save_to_disk.
+or a file: SQuAD's JSON (1.1 and 2.0; unanswerable questions are left out), or .json, .jsonl, .jsonlines, .csv, .tsv
+(all also as .gz) or .parquet with a question and its answers, golden_answers or answer a record, as in all the sets
+above, QED and yours; or rows of verl (prompt, reward_model), whose system message is replaced; or
+hf:NAME[:CONFIG[:SPLIT]], any dataset of such records; or a folder by Dataset.save_to_disk.
 
 A named set trains on its own training split and validates on its test split (the development split where test answers
 are secret); popqa and bamboogle are for validation only. Files are divided: --val-fraction of each goes to validation,
@@ -66,7 +67,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--max-val", type=int, metavar="N", help="keep at most N validation questions")
     parser.add_argument("--seed", type=int, default=0, help="decides who goes where (default: %(default)s)")
     parser.add_argument(
-        "--data-source", metavar="NAME", help="name in verl's metrics (default: the set's or file's name)"
+        "--data-source", metavar="NAME", help="name in verl's metrics (default: the row's, set's or file's)"
     )
     _add_row_options(parser)
     _add_check_options(parser)

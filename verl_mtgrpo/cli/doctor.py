@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from verl_mtgrpo.cli.doctor_processes import registered
+from verl_mtgrpo.cli.train import index_of
 from verl_mtgrpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _command_line(args: argparse.Namespace) -> CommandLine:
     if args.cpu:
         env["VERL_PLATFORM"] = "cpu"
     if args.index:
-        env["MTGRPO_INDEX"] = args.index if "://" in args.index else os.path.abspath(args.index)
+        env["MTGRPO_INDEX"] = index_of(args.index)
     added: list[str] = []
     if args.preset and not typed.names_group:
         added += ["hydra.searchpath=[pkg://verl_mtgrpo.config]", f"+mtgrpo={args.preset}"]
@@ -94,11 +95,12 @@ def _command_line(args: argparse.Namespace) -> CommandLine:
 
 def _look(args: argparse.Namespace, line: CommandLine) -> list[Finding]:
     from verl_mtgrpo.integration.checks.findings import Finding, any_failed
-    from verl_mtgrpo.integration.checks.plugin import entry_point
+    from verl_mtgrpo.integration.checks.plugin import entry_point, external_modules
     from verl_mtgrpo.integration.checks.versions import check_versions
 
     found = [*check_versions()]
     found += entry_point()
+    found += external_modules()
     if any_failed(found):
         return [*found, Finding("config", "skip", "not looked at before this is repaired")]
     if not args.quick:
@@ -142,12 +144,15 @@ def _index_alone(line: CommandLine) -> list[Finding]:
 
 @contextlib.contextmanager
 def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
-    """The variables that the run would get, while it is looked at."""
+    """The variables that the run would get, and Python's path of ``python -m``, while it is looked at."""
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
+    here = os.getcwd()
+    sys.path.insert(0, here)
     try:
         yield
     finally:
+        sys.path.remove(here)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

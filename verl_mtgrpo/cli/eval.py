@@ -7,10 +7,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from verl_mtgrpo.cli.checkpoint import MODEL_PATH, find_checkpoint, model_of
 from verl_mtgrpo.cli.command import TrainCommand, hydra_value
 from verl_mtgrpo.cli.failure import TrainingFailed, failure_report
 from verl_mtgrpo.cli.provenance import describe_source
-from verl_mtgrpo.cli.train import index_variable, run_and_show
+from verl_mtgrpo.cli.train import check_preset, index_variable, run_and_show
 from verl_mtgrpo.errors import ConfigError, DataError
 from verl_mtgrpo.report.dump_files import step_files
 
@@ -30,6 +31,10 @@ What comes after -- goes to verl; the overrides of the training run will do.
 
   mtgrpo eval --checkpoint checkpoints/global_step_500 --index wiki -- data.val_files=test.parquet …
   mtgrpo eval --model Qwen/Qwen2.5-3B-Instruct --index wiki -- data.val_files=test.parquet …
+
+A checkpoint brings its model and tokenizer along. verl loads it into weights in Hugging Face's format: those in the
+checkpoint (checkpoint.save_contents with hf_model), or what actor_rollout_ref.model.path names after --, or else its
+parts are merged into OUT/model-global_step_N first, by verl.model_merger.
 """
 
 
@@ -50,7 +55,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     verl = parser.add_argument_group("with --checkpoint or --model, as in mtgrpo train")
     verl.add_argument("--preset", default="mt_grpo", help="config of the group mtgrpo (default: %(default)s)")
     verl.add_argument("--cpu", action="store_true", help="run on this machine's CPU, with a Ray of its own")
-    verl.add_argument("--index", type=Path, metavar="DIR", help="index of the search tool (else MTGRPO_INDEX)")
+    verl.add_argument("--index", metavar="DIR|URL", help="index of the search tool (else MTGRPO_INDEX)")
     verl.add_argument("--quiet", action="store_true", help="write verl's output to the log only")
     verl.add_argument("--dry-run", action="store_true", help="print verl's command and stop")
     parser.add_argument(
@@ -122,28 +127,35 @@ def _dump_of(target: Path) -> Path:
 
 def _validate(args: argparse.Namespace) -> dict[str, Path]:
     """Have verl validate the checkpoint or the model; where its dump is."""
+    check_preset(args.preset, args.targets)
     folder = args.out.resolve() / "validation"
-    checkpoint = _checkpoint_of(args.checkpoint) if args.checkpoint else None
+    checkpoint = find_checkpoint(args.checkpoint) if args.checkpoint else None
     step = int(checkpoint.name.removeprefix("global_step_")) if checkpoint else 0
+    model, merge = args.model, None
+    if checkpoint:
+        model, merge = model_of(checkpoint, args.targets, args.out.resolve())
     command = TrainCommand(
         preset=args.preset,
         cpu=args.cpu,
-        overrides=validation_overrides(args.targets, folder=folder, checkpoint=checkpoint, model=args.model),
+        overrides=validation_overrides(args.targets, folder=folder, checkpoint=checkpoint, model=model),
         env=index_variable(args.index),
     )
-    print(command.shell_text(), flush=True)
+    for one in (merge, command):
+        if one:
+            print(one.shell_text(), flush=True)
     dump = folder / f"{step}.jsonl"
     if not args.dry_run:
         dump.unlink(missing_ok=True)
         log = args.out / time.strftime("validation-%Y%m%d-%H%M%S.log")
-        code = run_and_show(command, log=log, quiet=args.quiet)
-        if code != 0:
-            raise TrainingFailed(failure_report(code, log))
+        if merge and (code := run_and_show(merge, log=log, quiet=args.quiet)) != 0:
+            raise TrainingFailed(failure_report(code, log, what="merging the checkpoint"))
+        if (code := run_and_show(command, log=log, quiet=args.quiet)) != 0:
+            raise TrainingFailed(failure_report(code, log, what="validation"))
     return {str(checkpoint or args.model): dump}
 
 
 def validation_overrides(
-    overrides: Sequence[str], *, folder: Path, checkpoint: Path | None, model: str | None
+    overrides: Sequence[str], *, folder: Path, checkpoint: Path | None, model: Path | str | None
 ) -> tuple[str, ...]:
     """A user's overrides between defaults that they may change and what makes the run a validation.
 
@@ -151,10 +163,15 @@ def validation_overrides(
         overrides: The user's.
         folder: Where verl writes the dump.
         checkpoint: A folder ``global_step_N``.
-        model: A model instead, that of the user's overrides if None.
+        model: In Hugging Face's format; that of the user's overrides if None.
     """
     # verl's trainer wants training questions, also to validate only; those of the validation will do.
-    defaults = ["data.train_files=${data.val_files}", "trainer.total_training_steps=1"]
+    # Nothing is trained, so there is no micro batch to choose, which verl asks for without this.
+    defaults = [
+        "data.train_files=${data.val_files}",
+        "trainer.total_training_steps=1",
+        "actor_rollout_ref.actor.use_dynamic_bsz=True",
+    ]
     fixed = [
         "trainer.val_only=True",
         "trainer.val_before_train=True",
@@ -171,20 +188,5 @@ def validation_overrides(
         fixed += ["trainer.resume_mode=disable"]
     if model:
         path = Path(model)
-        fixed += [f"actor_rollout_ref.model.path={hydra_value(path.resolve() if path.is_dir() else model)}"]
+        fixed += [f"{MODEL_PATH}={hydra_value(path.resolve() if path.is_dir() else model)}"]
     return (*defaults, *overrides, *fixed)
-
-
-def _checkpoint_of(folder: Path) -> Path:
-    """``global_step_N`` itself, or the last one in a folder of checkpoints."""
-    folder = folder.resolve()
-    latest = folder / "latest_checkpointed_iteration.txt"
-    if latest.is_file():
-        folder = folder / f"global_step_{latest.read_text().strip()}"
-    step = folder.name.removeprefix("global_step_")
-    if step == folder.name or not step.isdigit() or not (folder / "actor").is_dir():
-        raise ConfigError(
-            f"--checkpoint {folder}: no checkpoint of verl, expected a folder global_step_N with the policy in actor/, "
-            "or the folder around such (trainer.default_local_dir); for Hugging Face's format use --model"
-        )
-    return folder

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from verl_mtgrpo.errors import MTGRPOError
+from verl_mtgrpo.integration.checks.plugin import MODULES, MODULES_FIX
 
 # Enough for the final tracebacks of the driver and all workers; logs of long runs are far larger.
 _TAIL_BYTES = 400_000
@@ -36,6 +38,10 @@ _ADVICE = (
         f"give it more memory or ask for less, and {_GO_ON}",
     ),
 )
+_NEARLY_FULL = 100_000
+"""Bytes that are free on a disk where a log can no longer be written."""
+_EXTERNAL = re.compile(r'File ".*verl/__init__\.py", line \d+, in <module>\n\s+import_external_libs\(')
+"""Where verl imports what ``VERL_USE_EXTERNAL_MODULES`` names; whatever fails there ends ``import verl``."""
 _ENDS_MESSAGE = (
     "Traceback (most recent call last)",
     "The above exception was",
@@ -49,20 +55,22 @@ class TrainingFailed(MTGRPOError, RuntimeError):
     """The training process ended with an error; the message has its cause and the path of its log."""
 
 
-def failure_report(code: int, log: Path) -> str:
+def failure_report(code: int, log: Path, *, what: str = "training") -> str:
     """Say in a few lines why a run failed.
 
     Args:
         code: Exit code of the process, negative if a signal ended it.
         log: Its output.
+        what: What the run was to do.
     """
     how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
     if code == -9:
         how += " (the system kills a process like this when memory runs out)"
-    cause = root_error(_tail(log), start=_head(log))
+    tail = _tail(log)
+    cause = root_error(tail, start=_head(log))
     lines = "\n".join(f"  {line}" for line in cause)
-    advice = "".join(f"\n  what to do: {text}" for text in _advice(cause))
-    return f"training {how}; the last thing it said:\n{lines}{advice}\n  full log: {log}"
+    advice = "".join(f"\n  what to do: {text}" for text in _advice(cause, tail, log))
+    return f"{what} {how}; the last thing it said:\n{lines}{advice}\n  full log: {log}"
 
 
 def root_error(text: str, *, start: str = "") -> list[str]:
@@ -87,10 +95,14 @@ def root_error(text: str, *, start: str = "") -> list[str]:
     return last if not ours or ours[0] in last else [*ours, "and at the end:", *last]
 
 
-def _advice(cause: Sequence[str]) -> list[str]:
+def _advice(cause: Sequence[str], tail: str, log: Path) -> list[str]:
     """What to do, for a cause that does not say so itself; errors of this package do."""
     if cause[0].startswith(_OURS):
         return []
+    if _EXTERNAL.search(tail):
+        return [f"the environment variable {MODULES} names a module that cannot be imported: {MODULES_FIX}"]
+    if shutil.disk_usage(log.parent).free < _NEARLY_FULL:
+        return [f"the disk of {log} is full, so the end of the log may be missing: make room, or give another place"]
     return [advice for meant, advice in _ADVICE if meant.search("\n".join(cause))][:1]
 
 

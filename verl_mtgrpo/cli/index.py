@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Build the index that the search tool reads (MTGRPO_INDEX), from one corpus or several; or check one.
 
-A corpus is a .json, .jsonl, .csv, .tsv (all also as .gz) or .parquet file of {id, contents} (Search-R1) or
+A corpus is a .json, .jsonl, .jsonlines, .csv, .tsv (all also as .gz) or .parquet file of {id, contents} (Search-R1) or
 {id, title, text} records, SQuAD's JSON (one passage a paragraph), {title: [sentences]}, or a question set that carries
-passages (NQ-open, HotpotQA, MuSiQue). hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT streams a dataset of the Hugging
-Face hub, or a local folder of data files; a plain folder is one that Dataset.save_to_disk wrote. Passages without an id
-are taken once, however often they occur. Text that is not UTF-8 is refused, with its line.
+passages (NQ-open, HotpotQA, MuSiQue, QED). hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT streams a dataset of the
+Hugging Face hub, or a local folder of data files; a plain folder is one that Dataset.save_to_disk wrote. Passages
+without an id are taken once, however often they occur. Text that is not UTF-8 is refused, with its line.
 
 The index is BM25; with --dense or --vectors it is one of vectors (extra `dense`).
 

@@ -7,6 +7,7 @@ A subcommand module has ``add_parser(subparsers)``, which declares its arguments
 from __future__ import annotations
 
 import argparse
+import errno
 import signal
 import sys
 from collections.abc import Sequence
@@ -54,8 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MTGRPOError, OSError) as error:
         if args.debug:
             raise
-        print(f"mtgrpo: error: {error}", file=sys.stderr)
+        print(f"mtgrpo: error: {error}{_what_to_do(error)}", file=sys.stderr)
         return 1
+
+
+def _what_to_do(error: Exception) -> str:
+    """What to do about an error of the system, whose message does not say it; our own errors do."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "; make room on the disk that is written to (--out), or name a place on another one" if full else ""
 
 
 if __name__ == "__main__":

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 import time
+from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
+from verl_mtgrpo.cli.checkpoint import Merge
 from verl_mtgrpo.cli.command import TrainCommand, run_train_command
 from verl_mtgrpo.cli.failure import failure_report
+from verl_mtgrpo.cli.process import run_child
+from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.retrieval.addresses import base_url, is_address, meant_address
 
 _DESCRIPTION = """\
 Run `python -m verl.trainer.main_ppo` with a preset of this package. The full command is printed first: it
@@ -32,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--preset", default="mt_grpo", help="config of the group mtgrpo (default: %(default)s)")
     parser.add_argument("--cpu", action="store_true", help="run on this machine's CPU, with a Ray of its own")
-    parser.add_argument("--index", type=Path, metavar="DIR", help="index of the search tool (else MTGRPO_INDEX)")
+    parser.add_argument("--index", metavar="DIR|URL", help="index of the search tool (else MTGRPO_INDEX)")
     parser.add_argument("--log", type=Path, metavar="FILE", help="log file (default: runs/train/<time>.log)")
     parser.add_argument("--quiet", action="store_true", help="write the trainer's output to the log only")
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
@@ -43,6 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Print the command, run it, and give back its exit code."""
     env = index_variable(args.index)
+    check_preset(args.preset, args.overrides)
     command = TrainCommand(preset=args.preset, cpu=args.cpu, overrides=tuple(args.overrides), env=env)
     print(command.shell_text(), flush=True)
     if args.dry_run:
@@ -55,19 +63,47 @@ def run(args: argparse.Namespace) -> int:
     return code if code >= 0 else 128 - code
 
 
-def index_variable(index: Path | None) -> dict[str, str]:
+def check_preset(preset: str, overrides: Sequence[str]) -> None:
+    """Raise ``ConfigError`` if there is no such config; one of the user's own comes with a search path of their own."""
+    group = resources.files("verl_mtgrpo.config") / "mtgrpo"
+    ours = sorted(file.name.removesuffix(".yaml") for file in group.iterdir() if not file.name.startswith("_"))
+    if preset not in ours and not any("searchpath" in one for one in overrides):
+        close = difflib.get_close_matches(preset, ours, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"there is no preset {preset!r}; {meant}choose one of {', '.join(ours)}")
+
+
+def index_variable(index: str | None) -> dict[str, str]:
     """The environment variable that names the search tool's index: as given, or as it is set already."""
     if index:
-        return {"MTGRPO_INDEX": str(index.resolve())}
+        return {"MTGRPO_INDEX": index_of(index)}
     # Not needed to run it from here, but the printed command has to be complete.
     return {"MTGRPO_INDEX": os.environ["MTGRPO_INDEX"]} if "MTGRPO_INDEX" in os.environ else {}
 
 
-def run_and_show(command: TrainCommand, *, log: Path, quiet: bool) -> int:
-    """Run the trainer, its output on the screen too unless ``quiet``; returns its exit code."""
+def index_of(option: str) -> str:
+    """What ``--index`` says, as the workers of a run need it: the address of a service, or an absolute path.
+
+    Raises:
+        ConfigError: It is no address of an HTTP service, or one without ``http://``.
+    """
+    if is_address(option):
+        base_url(option)
+        return option
+    if not Path(option).exists() and (address := meant_address(option)):
+        raise ConfigError(f"--index {option} is not a folder; for a search service write --index {address}")
+    return os.path.abspath(option)
+
+
+def run_and_show(command: TrainCommand | Merge, *, log: Path, quiet: bool) -> int:
+    """Run a program of verl's, its output on the screen too unless ``quiet``; returns its exit code."""
     print(f"\nlog: {log}\n", flush=True)
     echo = _Echo(log)
-    code = run_train_command(command, log=log, on_tick=None if quiet else echo.tick)
+    on_tick = None if quiet else echo.tick
+    if isinstance(command, TrainCommand):
+        code = run_train_command(command, log=log, on_tick=on_tick)
+    else:
+        code = run_child(command.argv(), env=os.environ, log=log, on_tick=on_tick)
     if not quiet:
         echo.tick()
     return code

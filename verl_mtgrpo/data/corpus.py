@@ -6,7 +6,8 @@ A record is recognised by its columns, whatever file it comes in:
 * ``{id?, title?, text}``.
 * ``{data: [{title, paragraphs: [{context}]}]}``: SQuAD, one passage a paragraph.
 * ``{title: [sentence, ...], ...}`` as a whole file: HippoRAG's corpora.
-* Question sets that carry passages: ``ctxs`` (NQ-open), ``context`` (HotpotQA), ``paragraphs`` (MuSiQue).
+* Question sets that carry passages: ``ctxs`` (NQ-open), ``context`` (HotpotQA), ``paragraphs`` (MuSiQue),
+  ``paragraph_text`` (QED).
 
 Passages without an id get one made from their content, and are given once however often they occur.
 """
@@ -73,6 +74,8 @@ def _passages_of(where: str, record: Any) -> Iterable[_Unnamed]:
             # The same columns as the Hugging Face hub stores them.
             both = zip(fields["context"]["title"], fields["context"]["sentences"], strict=True)
             return [(None, str(title), _join(sentences)) for title, sentences in both]
+        if "paragraph_text" in fields:
+            return [(None, str(fields.get("title_text") or ""), str(fields["paragraph_text"]))]
         if "paragraphs" in fields:
             return [(None, str(p["title"]), str(p["paragraph_text"])) for p in fields["paragraphs"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:

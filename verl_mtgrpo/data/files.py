@@ -13,8 +13,10 @@ from typing import IO, Any, cast
 
 from verl_mtgrpo.errors import DataError
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
-KNOWN = ".json, .jsonl, .csv, .tsv or .parquet (all but the last also as .gz)"
+LINES = (".jsonl", ".jsonlines")
+"""Both names of a file of one JSON record a line."""
+SUFFIXES = (".json", *LINES, ".csv", ".tsv", ".parquet")
+KNOWN = ".json, .jsonl, .jsonlines, .csv, .tsv or .parquet (all but the last also as .gz)"
 _BOM = b"\xef\xbb\xbf"  # files saved on Windows may start with it
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _TAR = slice(257, 262)  # where a tar archive says "ustar"
@@ -122,7 +124,7 @@ def _json_lines_of_tar(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Any]]
             lines = archive.extractfile(member) if member.isfile() else None
             if lines is None:
                 continue
-            if Path(member.name).suffix != ".jsonl":
+            if Path(member.name).suffix not in LINES:
                 raise DataError(f"{path} is an archive that holds {member.name}, expected .jsonl files; unpack it")
             yield from _records_of_lines(f"{path}, {member.name}", lines)
 

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from verl_mtgrpo.data.answer_values import answers_in
 from verl_mtgrpo.data.corpus import article_title
 from verl_mtgrpo.data.files import describe, read_records, short_name
+from verl_mtgrpo.data.verl_rows import is_verl_row, read_verl_row
 from verl_mtgrpo.errors import ConfigError, DataError
 from verl_mtgrpo.retrieval.types import content_id
 from verl_mtgrpo.rewards.answers import answer_texts
 
-QUESTION_COLUMNS = ("question", "Question")
-ANSWER_COLUMNS = ("answers", "golden_answers", "answer", "possible_answers", "Answer")
+QUESTION_COLUMNS = ("question", "Question", "question_text")
+ANSWER_COLUMNS = ("answers", "golden_answers", "answer", "possible_answers", "Answer", "original_nq_answers")
+SEVERAL = ("answers", "golden_answers", "possible_answers", "original_nq_answers")
+"""Those that hold lists, also where they hold text."""
 ALIAS_COLUMNS = ("answer_aliases", "aliases")
-ID_COLUMNS = ("id", "_id", "qid", "question_id")
+ID_COLUMNS = ("id", "_id", "qid", "question_id", "example_id")
 _UNKNOWN = "<unk>"  # TriviaQA's answer where it keeps the answer secret
 _EXPECTED = (
     "expected a column question and one of answers, golden_answers, answer, possible_answers; or SQuAD's layout "
-    "{data: [{title, paragraphs: [{context, qas}]}]}"
+    "{data: [{title, paragraphs: [{context, qas}]}]}; or rows of verl (prompt, reward_model)"
 )
 
 
@@ -49,35 +52,44 @@ class Question:
 def read_questions(path: Path | str, *, source: str | None = None) -> Iterator[Question]:
     """Stream the answerable questions of one file; see :func:`questions_of`.
 
-    ``source`` names the set; default: the file name without its suffixes.
+    ``source`` names the set; default: the file name without its suffixes, or what rows of verl say.
     """
-    return questions_of(read_records(path), source=source or short_name(path), name=str(path))
+    named = source is not None
+    return questions_of(read_records(path), source=source or short_name(path), name=str(path), named=named)
 
 
-def questions_of(records: Iterable[tuple[str, Any]], *, source: str, name: str) -> Iterator[Question]:
+def questions_of(
+    records: Iterable[tuple[str, Any]], *, source: str, name: str, named: bool = True
+) -> Iterator[Question]:
     """Stream the answerable questions of ``(where, record)`` pairs of one set, whichever layout it has.
 
-    Understood are SQuAD's JSON and records with a question and its answers as the columns above: SQuAD's, NQ-open's,
-    FlashRAG's, HotpotQA's, 2WikiMultihopQA's and MuSiQue's, TriviaQA's ``{value, aliases}``, PopQA's JSON text,
-    Bamboogle's capitals. An answer that is a boolean is yes or no in words (StrategyQA's;
-    :func:`~verl_mtgrpo.rewards.answers.answer_texts`). Questions marked as unanswerable (SQuAD 2.0's
-    ``is_impossible``, MuSiQue's ``answerable``) or without a public answer are left out.
+    Understood are SQuAD's JSON, rows of verl (``verl_rows``) and records with a question and its answers as the columns
+    above: SQuAD's, NQ-open's, FlashRAG's, HotpotQA's, 2WikiMultihopQA's and MuSiQue's, TriviaQA's, PopQA's, Bamboogle's
+    capitals, QED's ``question_text`` and ``original_nq_answers``; answers in any of the forms of ``answer_values``. An
+    answer that is a boolean is yes or no in words (StrategyQA's; :func:`~verl_mtgrpo.rewards.answers.answer_texts`).
+    Questions marked as unanswerable (SQuAD 2.0's ``is_impossible``, MuSiQue's ``answerable``) or without a public
+    answer are left out.
+
+    Every span of a QED answer counts as an answer, as NQ-open has the same questions.
 
     Args:
         records: What to read; ``where`` names a record in error messages.
         source: Name of the set, the questions' ``source``.
         name: What to call the whole in error messages.
+        named: Whether ``source`` stands also for rows of verl that say another ``data_source``.
 
     Raises:
         DataError: A record has not the needed columns, or there is no answerable question.
     """
-    found = False
+    found, read = False, 0
     for where, record in records:
-        for question in _questions_of(where, record, source):
+        read += 1
+        for question in _questions_of(where, record, source, named):
             found = True
             yield question
     if not found:
-        raise DataError(f"{name} holds no answerable question; {_EXPECTED}")
+        secret = " (those of a test set whose answers are secret cannot be used)" if read else ""
+        raise DataError(f"{name} holds no answerable question{secret}; {_EXPECTED}")
 
 
 def in_validation(questions: Sequence[Question], *, val_fraction: float, seed: int) -> list[bool]:
@@ -170,13 +182,15 @@ def _draw(seed: int, key: str) -> bytes:
     return hashlib.blake2b(f"{seed}\n{key}".encode("utf-8", "replace"), digest_size=16).digest()
 
 
-def _questions_of(where: str, record: Any, source: str) -> Iterable[Question]:
+def _questions_of(where: str, record: Any, source: str, named: bool) -> Iterable[Question]:
     if not isinstance(record, dict):
         raise DataError(f"{where} is {describe(record)}; {_EXPECTED}")
     fields = cast("dict[str, Any]", record)
     try:
         if isinstance(fields.get("data"), list):
             return list(_from_squad(fields["data"], source))
+        if is_verl_row(fields) and not any(isinstance(fields.get(name), str) for name in QUESTION_COLUMNS):
+            return [_from_verl(where, fields, source, named)]
         return _from_record(where, fields, source)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, DataError):
@@ -205,31 +219,25 @@ def _from_record(where: str, fields: dict[str, Any], source: str) -> list[Questi
         raise DataError(f"{where} has {describe(fields)}; {_EXPECTED}")
     if str(fields.get("answerable", True)).lower() == "false":
         return []
-    values = _as_list(json.loads(fields[column]) if _is_json(column, fields[column]) else fields[column])
+    values = answers_in(fields[column], several=column in SEVERAL)
+    if column == "possible_answers" and values == [fields[column]]:
+        raise ValueError(f"possible_answers is {fields[column]!r}, not a list")
     for name in ALIAS_COLUMNS:
-        values += _as_list(fields.get(name))
+        values += answers_in(fields.get(name), several=True)
     answers = _distinct(value for value in values if value != _UNKNOWN)
     if not answers:
         return []
     text = asked.strip()
     own = next((fields[name] for name in ID_COLUMNS if fields.get(name) is not None), None)
     id = str(own) if own is not None else content_id(text, *answers)
-    return [Question(id, text, answers, source)]
+    title = fields.get("title_text") if "question_text" in fields else None  # QED's article
+    return [Question(id, text, answers, source, str(title) if title else None)]
 
 
-def _is_json(column: str, value: Any) -> bool:
-    return column == "possible_answers" and isinstance(value, str)  # PopQA: '["one", "other"]'
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    if isinstance(value, dict):
-        fields = cast("dict[str, Any]", value)
-        if "value" in fields:  # TriviaQA: {"value": "...", "aliases": [...], ...}
-            return [fields["value"], *_as_list(fields.get("aliases"))]
-        value = fields["text"]  # the Hugging Face hub's SQuAD: {"text": [...], "answer_start": [...]}
-    return list(cast("Iterable[Any]", value)) if isinstance(value, (list, tuple)) else [value]
+def _from_verl(where: str, fields: dict[str, Any], source: str, named: bool) -> Question:
+    row = read_verl_row(where, fields)
+    id = row.id or content_id(row.question, *row.answers)
+    return Question(id, row.question, _distinct(row.answers), source if named else row.source or source, row.article)
 
 
 def _distinct(values: Iterable[Any]) -> tuple[str, ...]:

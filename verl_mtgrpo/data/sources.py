@@ -31,6 +31,7 @@ class Part:
         origin: Where they come from, for the manifest; no path of this machine but file names.
         name: What to call it in messages.
         records: Opens it: ``(where, record)`` pairs.
+        named: Whether ``source`` is the name of all its questions; rows of verl may else have names of their own.
     """
 
     source: str
@@ -38,6 +39,7 @@ class Part:
     origin: dict[str, Any]
     name: str
     records: Callable[[], Iterator[tuple[str, Any]]]
+    named: bool = True
 
 
 class PartReader:
@@ -49,7 +51,8 @@ class PartReader:
         self._digest = hashlib.sha256()
 
     def __iter__(self) -> Iterator[Question]:
-        for question in questions_of(self.part.records(), source=self.part.source, name=self.part.name):
+        part = self.part
+        for question in questions_of(part.records(), source=part.source, name=part.name, named=part.named):
             self.count += 1
             self._digest.update(json.dumps([question.id, question.question, question.answers]).encode() + b"\n")
             yield question
@@ -110,18 +113,19 @@ def _known_part(name: str, role: Role, edition: str, local: Path | None, data_so
 
 
 def _given_part(text: str, role: Role, data_source: str | None) -> Part:
+    named = data_source is not None
     if text.startswith(PREFIX):
         repo, _, rest = text.removeprefix(PREFIX).partition(":")
         name = repo.rstrip("/").rpartition("/")[2]
         origin = {"dataset": name if Path(repo).exists() else repo, "config_and_split": rest}
-        return Part(data_source or name, role, origin, text, lambda: dataset_records(text, offline=_OFFLINE))
+        return Part(data_source or name, role, origin, text, lambda: dataset_records(text, offline=_OFFLINE), named)
     path = Path(text)
     if is_dataset(path):
-        return Part(data_source or path.name, role, {"folder": path.name}, text, lambda: dataset_records(path))
+        return Part(data_source or path.name, role, {"folder": path.name}, text, lambda: dataset_records(path), named)
     if not path.is_file():
         raise DataError(
             f"{text!r} is neither a known set ({', '.join(KNOWN)}) nor a file or folder that is there nor "
             f"{PREFIX}NAME of the Hugging Face hub"
         )
     origin = {"file": path.name, "sha256": file_sha256(path)}
-    return Part(data_source or short_name(path), role, origin, text, lambda: read_records(path))
+    return Part(data_source or short_name(path), role, origin, text, lambda: read_records(path), named)

@@ -50,10 +50,19 @@ def check_run(config: Any) -> None:
     check_filtering(config)
 
 
+def only_validates(config: Any) -> bool:
+    """Whether the run ends after the validation before its first step: then nothing is compared and nothing learnt.
+
+    verl reads ``trainer.val_only`` in that validation only, so without ``val_before_train`` it trains.
+    """
+    select = OmegaConf.select
+    return bool(select(config, "trainer.val_only") and select(config, "trainer.val_before_train"))
+
+
 def check_group_size(config: Any) -> None:
-    """Raise ``ConfigError`` if the estimator compares rollouts and there is one a prompt."""
+    """Raise ``ConfigError`` if the estimator compares rollouts and there is one a prompt, in a run that trains."""
     estimator, n = config.algorithm.adv_estimator, config.actor_rollout_ref.rollout.n
-    if estimator in ESTIMATORS and compares_rollouts(estimator) and n < 2:
+    if estimator in ESTIMATORS and compares_rollouts(estimator) and n < 2 and not only_validates(config):
         raise ConfigError(
             f"algorithm.adv_estimator={estimator} compares the rollouts of a prompt, but "
             f"actor_rollout_ref.rollout.n={n}; set it to 2 or more (the paper uses 21)"

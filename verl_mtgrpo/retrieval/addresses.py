@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
@@ -33,6 +34,21 @@ def base_url(url: str) -> str:
         raise ConfigError(f"the address of the search service is {url!r}, {example}")
     path = parts.path.rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path[: -len(wire.PATH)] if path.endswith(wire.PATH) else path}"
+
+
+_HOST = r"(?:[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*|\[[0-9A-Fa-f:]+\])"
+_BARE = re.compile(rf"(?:https?:/*)?((?:{_HOST}:\d{{1,5}}|localhost)(?:/.*)?)", re.IGNORECASE)
+
+
+def is_address(spec: str) -> bool:
+    """True if ``spec`` names a service (it has a scheme, as in ``http://``) and not a folder."""
+    return "://" in spec
+
+
+def meant_address(path: str) -> str | None:
+    """The address that was probably meant by a path: ``localhost:8000`` -> ``http://localhost:8000``; else None."""
+    found = _BARE.fullmatch(path)
+    return f"http://{found[1]}" if found else None
 
 
 def is_this_machine(url: str) -> bool:

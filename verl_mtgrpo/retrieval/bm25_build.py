@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from verl_mtgrpo.retrieval.content import Content
+from verl_mtgrpo.retrieval.store import writing
 from verl_mtgrpo.retrieval.types import Passage
 
 if TYPE_CHECKING:
@@ -26,23 +27,28 @@ def engine_version() -> str:
 
 
 def write_index(passages: Iterable[Passage], folder: Path, analyser: str, source: str) -> Content:
-    """Write all passages into ``folder``; ``DataError`` if there are none or two share an id."""
+    """Write all passages into ``folder``; ``DataError`` if there are none or two share an id.
+
+    Raises:
+        StorageError: tantivy, which raises ``ValueError`` for whatever goes wrong, could not write.
+    """
     import tantivy
 
-    index = tantivy.Index(_make_schema(), str(folder))
-    index.register_tokenizer("mtgrpo", make_analyser(analyser))
-    # One thread: passages keep their order, so that equal corpora give equal answers.
-    writer = index.writer(_WRITER_BYTES, 1)
-    content = Content(source)
-    try:
-        for ordinal, passage in enumerate(passages):
-            writer.add_document(_to_document(ordinal, *content.add(passage)))
-        content.refuse_if_empty()
-        writer.commit()
-        writer.wait_merging_threads()
-    finally:
-        del writer  # its threads must be gone before the folder may be removed
-    index.reload()
+    with writing(folder, ValueError):
+        index = tantivy.Index(_make_schema(), str(folder))
+        index.register_tokenizer("mtgrpo", make_analyser(analyser))
+        # One thread: passages keep their order, so that equal corpora give equal answers.
+        writer = index.writer(_WRITER_BYTES, 1)
+        content = Content(source)
+        try:
+            for ordinal, passage in enumerate(passages):
+                writer.add_document(_to_document(ordinal, *content.add(passage)))
+            content.refuse_if_empty()
+            writer.commit()
+            writer.wait_merging_threads()
+        finally:
+            del writer  # its threads must be gone before the folder may be removed
+        index.reload()
     content.refuse_repeated_ids(lambda ordinal: _id_at(index, ordinal))
     return content
 

@@ -11,6 +11,7 @@ from verl_mtgrpo.errors import ConfigError, DataError
 from verl_mtgrpo.retrieval.content import Content, with_progress
 from verl_mtgrpo.retrieval.encoders import SentenceEncoder, check_vectors
 from verl_mtgrpo.retrieval.passage_file import PassageFile, PassageWriter
+from verl_mtgrpo.retrieval.store import writing
 from verl_mtgrpo.retrieval.types import Passage
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def write_dense(
             "exactly these passages, in this order"
         )
     content.refuse_repeated_ids(lambda number: PassageFile(folder / PASSAGES)[number][0])
-    faiss.write_index(index, str(folder / VECTORS))
+    with writing(folder, RuntimeError):  # what faiss raises
+        faiss.write_index(index, str(folder / VECTORS))
     return content, index.d
 
 

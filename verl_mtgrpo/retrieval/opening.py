@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.retrieval.addresses import is_address
 from verl_mtgrpo.retrieval.bm25 import BM25Index
 from verl_mtgrpo.retrieval.client import HTTPRetriever
 from verl_mtgrpo.retrieval.dense import DenseIndex
@@ -39,7 +40,7 @@ def open_retriever(
         raise ConfigError(f"the index is {spec!r}, expected a folder, an http(s) address, or a list of these")
 
     def open_one(part: str) -> Retriever:
-        if part.startswith(("http://", "https://")):
+        if is_address(part):
             return HTTPRetriever(
                 part,
                 patience_s=patience_s,

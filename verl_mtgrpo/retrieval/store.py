@@ -20,12 +20,14 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Generator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from verl_mtgrpo.errors import IndexFormatError, RetrievalError
+from verl_mtgrpo.errors import IndexFormatError, MTGRPOError, RetrievalError, StorageError
+from verl_mtgrpo.retrieval.addresses import meant_address
 
 try:
     import fcntl
@@ -145,10 +147,18 @@ def read_manifest(path: Path, kind: type[M]) -> M:
 def _read_fields(path: Path) -> dict[str, Any]:
     rebuild = REBUILD.format(path=path)
     if not path.exists():
-        raise IndexFormatError(f"there is no index at {path}; {rebuild}")
+        address = meant_address(str(path))
+        to_do = f"for a search service write {address}; for an index folder, {rebuild}" if address else rebuild
+        raise IndexFormatError(f"there is no index at {path}; {to_do}")
+    if path.is_file():
+        folder = path.with_name(path.name.partition(".")[0] + "-index")
+        raise IndexFormatError(
+            f"{path} is a file, and an index is a folder; if the file is a corpus, build an index of it and give that: "
+            f"mtgrpo index {path} --out {folder}"
+        )
     try:
         raw = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise IndexFormatError(f"{path} is no index of verl-mtgrpo: it has no {MANIFEST}; {rebuild}") from None
     except (OSError, ValueError) as error:
         raise IndexFormatError(f"{path / MANIFEST} cannot be read ({error}); {rebuild}") from error
@@ -211,6 +221,21 @@ class Staging:
         for entry in self.out.iterdir():
             if _DATA.fullmatch(entry.name) and entry.name != keep:
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(folder: Path, *kinds: type[Exception]) -> Generator[None]:
+    """Turn what an engine raises when it cannot write, errors of ``kinds``, into a ``StorageError`` that says so."""
+    try:
+        yield
+    except MTGRPOError:
+        raise
+    except kinds as error:
+        free = shutil.disk_usage(folder).free / 1e6
+        raise StorageError(
+            f"the index could not be written to {folder.parent}: {error}; most often its disk is full ({free:.0f} MB "
+            "are free there now): make room, or give another --out"
+        ) from error
 
 
 def hash_files(folder: Path) -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from verl_mtgrpo.data.files import describe
 from verl_mtgrpo.errors import DataError, MTGRPOError
 from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
+from verl_mtgrpo.integration.checks.rows import as_table, question_set, shape_problem
 from verl_mtgrpo.integration.checks.setup import Setup
 from verl_mtgrpo.integration.data_sources import refuse_unscored
 from verl_mtgrpo.integration.parts import check_agent_names
@@ -36,9 +38,10 @@ def data(setup: Setup) -> Iterator[Finding]:
                 total = -1
                 break
             total += count
-            problems += _rows_problems(setup, file, rows)
-            if key == "data.train_files" and not setup.rows:
-                setup.rows = rows
+            wrong = [*_rows_problems(setup, key, file, rows)]
+            problems += wrong
+            if key == "data.train_files" and not setup.rows and not wrong:
+                setup.rows = rows  # other checks read them as verl does
         counts.append(total)
     if not problems:
         problems += _amount(setup, counts[0])
@@ -88,31 +91,43 @@ def _json(path: Path) -> tuple[int, list[dict[str, Any]]]:
 
     if path.suffix not in (".json", ".jsonl"):
         raise DataError(f"verl reads .parquet, .json and .jsonl, and not {path.suffix or 'a file without suffix'}")
-    with path.open(encoding="utf-8") as file:
-        if file.read(1) == "[":
-            file.seek(0)
-            whole = json.load(file)
-            return len(whole), whole[:LOOKED_AT]
+    with path.open(encoding="utf-8-sig") as file:
+        start = file.read(4096).lstrip()
         file.seek(0)
+        if start.startswith("[") or _is_one_document(start):
+            whole = json.load(file)
+            return (len(whole), as_table(whole[:LOOKED_AT])) if isinstance(whole, list) else (1, [whole])
         count, rows = 0, []
         for line in filter(str.strip, file):
             count += 1
             if len(rows) < LOOKED_AT:
                 rows.append(json.loads(line))
-    return count, rows
+    return count, as_table(rows)
 
 
-def _rows_problems(setup: Setup, file: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
+def _is_one_document(start: str) -> bool:
+    """Whether an object goes on behind its first line, as in a file that was written with indentation."""
+    line = start.partition("\n")[0].strip()
+    return line.endswith(("{", "[", ",")) or line == ""
+
+
+def _rows_problems(setup: Setup, key: str, file: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
     """What is wrong with a file's first rows, one thing at most."""
+    if not all(isinstance(row, dict) for row in rows):
+        yield Finding(CHECK, "fail", f"{file} holds no rows but {describe(rows[0])} an entry", WRITE)
+        return
     columns, prompt = set(rows[0]), str(setup.get("data.prompt_key") or "prompt")
     missing = [name for name in (prompt, "data_source", "reward_model") if name not in columns]
+    if prompt in missing and (found := question_set(CHECK, key, file)):
+        yield found
+        return
     if missing:
         message = f"{file} has no column {', '.join(missing)}; it has {', '.join(sorted(columns))}".replace(";", ",")
         yield Finding(CHECK, "fail", message, f"add it, or set data.prompt_key; {WRITE}")
         return
-    if not _is_chat(rows[0][prompt]):
-        message = f"the column {prompt} of {file} is no list of messages with role and content"
-        yield Finding(CHECK, "fail", message, WRITE)
+    own_manager = setup.get("reward.reward_manager.source") not in (None, "register")  # it reads what it likes
+    if odd := shape_problem(rows, prompt, ["extra_info", *([] if own_manager else ["reward_model"])]):
+        yield Finding(CHECK, "fail", f"{file}, {odd}", WRITE)
         return
     try:
         if file.endswith(".parquet"):
@@ -141,10 +156,6 @@ def _sources(file: str, rows: list[dict[str, Any]]) -> set[str]:
 
     table = pq.read_table(Path(file).expanduser(), columns=["data_source"])
     return {str(name) for column in table.columns for name in column.unique().to_pylist()}
-
-
-def _is_chat(prompt: Any) -> bool:
-    return isinstance(prompt, list) and bool(prompt) and all(isinstance(m, Mapping) and "role" in m for m in prompt)
 
 
 def _amount(setup: Setup, rows: int) -> Iterator[Finding]:

@@ -15,7 +15,13 @@ from verl_mtgrpo.integration.kl_in_reward import INSTEAD, kl_noise_of_verls
 from verl_mtgrpo.integration.knobs import is_ours, try_knobs
 from verl_mtgrpo.integration.names import ESTIMATOR, unknown_names
 from verl_mtgrpo.integration.parts import check_parts, uses_turns
-from verl_mtgrpo.integration.preflight import check_estimator, check_filtering, check_group_size, check_rewards
+from verl_mtgrpo.integration.preflight import (
+    check_estimator,
+    check_filtering,
+    check_group_size,
+    check_rewards,
+    only_validates,
+)
 from verl_mtgrpo.integration.resolvers import asset
 from verl_mtgrpo.integration.settings import estimator_settings, trainer_turn_settings, turn_reward_settings
 from verl_mtgrpo.rewards.formats import CUT_FORMATS
@@ -70,7 +76,7 @@ def estimator(setup: Setup) -> Iterator[Finding]:
             if check is check_preset and ESTIMATOR.key in str(error):
                 break  # the others would speak of the group's knobs, which are not this estimator's
     problems += _own_estimator(setup, name) if not problems else []
-    if name in COMPARING and n < 2:
+    if name in COMPARING and n < 2 and not only_validates(setup.config):
         message = f"algorithm.adv_estimator={name} compares the rollouts of a prompt, and {ROLLOUT}.n={n}"
         problems.append(Finding("estimator", "warn", message, f"set {ROLLOUT}.n to 2 or more"))
     noise = kl_noise_of_verls(setup.config)

@@ -1,20 +1,29 @@
-"""Does verl find the plugin? From metadata and the environment; nothing is imported."""
+"""Does verl find the plugin, and what else it is told to import?"""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 
-from verl_mtgrpo.integration.checks.findings import Finding
+from verl_mtgrpo.integration.checks.findings import Finding, one_line
 
 GROUP, TARGET = "verl.plugins", "verl_mtgrpo.plugin"
 POLICY, MODULES = "VERL_USE_EXTERNAL_PLUGINS", "VERL_USE_EXTERNAL_MODULES"
 
+MODULES_FIX = (
+    "correct it (names are parted by commas, without blanks), put the module's folder on PYTHONPATH, or unset the "
+    "variable"
+)
+
 
 def entry_point() -> Iterator[Finding]:
-    """Whether verl's plugin entry point leads to this package, and whether verl looks at entry points at all."""
+    """Whether verl's plugin entry point leads to this package, and whether verl looks at entry points at all.
+
+    From metadata and the environment; nothing is imported.
+    """
     if TARGET in os.environ.get(MODULES, "").split(","):
         yield Finding("plugin", "ok", f"{MODULES} names {TARGET}")
         return
@@ -30,3 +39,19 @@ def entry_point() -> Iterator[Finding]:
         yield Finding("plugin", "fail", message, f"unset {POLICY}{more}")
     else:
         yield Finding("plugin", "ok", f"entry point {GROUP}: {points[0].name} = {TARGET}")
+
+
+def external_modules() -> Iterator[Finding]:
+    """Whether ``VERL_USE_EXTERNAL_MODULES`` names modules that can be imported: ``import verl`` fails with the first
+    that cannot. They are imported, in verl's order."""
+    named = os.environ.get(MODULES)
+    for name in named.split(",") if named else ():
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # the module is the user's: importing it may raise anything
+            message = (
+                f"the environment variable {MODULES} names {name!r}, which cannot be imported: "
+                f"{type(error).__name__}: {one_line(str(error))}"
+            ).replace(";", ",")
+            yield Finding("plugin", "fail", message, MODULES_FIX)
+            return

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from verl_mtgrpo.errors import MTGRPOError
-from verl_mtgrpo.integration.checks import chat, data, fit, lengths, models, services, tools, trial, unused
-from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
+from verl_mtgrpo.integration.checks import chat, data, fit, lengths, models, services, tools, trial, unused, values
+from verl_mtgrpo.integration.checks.findings import Finding, any_failed, from_error, one_line
 from verl_mtgrpo.integration.checks.setup import Setup
 
 
@@ -27,6 +27,7 @@ class Check:
 
 
 CHECKS = (
+    Check("values", values.values),
     Check("parts", fit.parts),
     Check("estimator", fit.estimator),
     Check("rewards", fit.rewards),
@@ -51,7 +52,10 @@ DOCTOR = (*CHECKS[:8], Check("verl", fit.verls_own), *CHECKS[8:])
 
 
 def examine(setup: Setup, checks: Sequence[Check] = CHECKS) -> list[Finding]:
-    """What the checks say. One that fails in a way of its own says so, and does not stop a run."""
+    """What the checks say. One that fails in a way of its own says so, and does not stop a run.
+
+    Where another has failed before, it most likely stumbles over the same, and there is nothing to report.
+    """
     found: list[Finding] = []
     for check in checks:
         try:
@@ -59,8 +63,13 @@ def examine(setup: Setup, checks: Sequence[Check] = CHECKS) -> list[Finding]:
         except MTGRPOError as error:
             found.append(from_error(check.name, error))
         except Exception as error:
-            message = f"could not be checked: {type(error).__name__}: {one_line(str(error))}"
-            found.append(Finding(check.name, "warn", message, "if the run is fine, please report this"))
+            what = f"{type(error).__name__}: {one_line(str(error))}"
+            if any_failed(found):
+                message = f"could not be checked before what has failed is repaired ({what})"
+                found.append(Finding(check.name, "skip", message))
+            else:
+                fix = "if the run is fine, please report this"
+                found.append(Finding(check.name, "warn", f"could not be checked: {what}", fix))
     return found
 
 

@@ -1,0 +1,97 @@
+"""What `mtgrpo eval` takes from a checkpoint of verl beside the weights: the model's and the tokenizer's files.
+
+verl writes ``global_step_N/actor`` (verl 0.9.1, ``utils/checkpoint/fsdp_checkpoint_manager.py``):
+
+* ``model_world_size_W_rank_R.pt``: the weights, a part for each process. verl loads them into a model that it has made
+  before, from weights in Hugging Face's format at ``actor_rollout_ref.model.path``.
+* ``huggingface/``: config and tokenizer; weights too where ``checkpoint.save_contents`` names ``hf_model``.
+
+So without weights in ``huggingface/`` the parts are merged first, by verl's own ``verl.model_merger``.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from verl_mtgrpo.errors import ConfigError
+
+MODEL_PATH = "actor_rollout_ref.model.path"
+_LORA = "lora_train_meta.json"
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Making one model in Hugging Face's format of a checkpoint's parts.
+
+    Attributes:
+        actor: The folder ``actor`` of the checkpoint.
+        target: Where the model is written.
+    """
+
+    actor: Path
+    target: Path
+
+    def argv(self, python: str = sys.executable) -> list[str]:
+        """verl's program and its arguments."""
+        folders = ["--local_dir", str(self.actor), "--target_dir", str(self.target)]
+        return [python, "-m", "verl.model_merger", "merge", "--backend", "fsdp", *folders]
+
+    def shell_text(self) -> str:
+        """The command as a shell takes it."""
+        return shlex.join(self.argv())
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """``global_step_N`` itself, or the last one in a folder of checkpoints.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    folder = folder.resolve()
+    latest = folder / "latest_checkpointed_iteration.txt"
+    if latest.is_file():
+        folder = folder / f"global_step_{latest.read_text().strip()}"
+    step = folder.name.removeprefix("global_step_")
+    if step == folder.name or not step.isdigit() or not (folder / "actor").is_dir():
+        raise ConfigError(
+            f"--checkpoint {folder}: no checkpoint of verl, expected a folder global_step_N with the policy in actor/, "
+            "or the folder around such (trainer.default_local_dir); for Hugging Face's format use --model"
+        )
+    return folder
+
+
+def model_of(checkpoint: Path, overrides: Sequence[str], out: Path) -> tuple[Path | None, Merge | None]:
+    """Where the checkpoint's model is in Hugging Face's format, and what has to be merged for it to be there.
+
+    Args:
+        checkpoint: A folder ``global_step_N``.
+        overrides: The user's; if they name a model, that one is taken.
+        out: Folder for a merged model.
+
+    Raises:
+        ConfigError: No model is named, and none can be made of what the checkpoint holds.
+    """
+    if any(one.lstrip("+").startswith(f"{MODEL_PATH}=") for one in overrides):
+        return None, None
+    actor = checkpoint / "actor"
+    model = actor / "huggingface"
+    if (model / "config.json").is_file() and _has_weights(model):
+        return model, None
+    name_it = f"name the model that its training began with behind the options: -- {MODEL_PATH}=..."
+    if (actor / _LORA).is_file():
+        raise ConfigError(f"--checkpoint {checkpoint} holds adapters (LoRA) of a model that is not in it; {name_it}")
+    if not (model / "config.json").is_file() or not any(actor.glob("model_world_size_*_rank_0.pt")):
+        raise ConfigError(
+            f"--checkpoint {checkpoint} holds neither a model in Hugging Face's format (actor/huggingface) nor parts "
+            f"of FSDP that can be merged into one; {name_it}"
+        )
+    merge = Merge(actor, out / f"model-{checkpoint.name}")
+    return merge.target, merge
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(True for pattern in ("*.safetensors", "pytorch_model*.bin") for _ in folder.glob(pattern))

@@ -1,0 +1,65 @@
+"""Rows that were made for verl already, as its ``examples/data_preprocess`` and ``mtgrpo data`` write them.
+
+    {data_source, prompt: [{role, content}], reward_model: {ground_truth}, extra_info}
+
+The question is ``extra_info.question`` where there is one (GSM8K's rows, and ours), else the prompt's only message of a
+user. The system message is not kept: the new rows get their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+from verl_mtgrpo.errors import DataError
+from verl_mtgrpo.rewards.answers import accepted_answers
+
+_ANSWER = "give every row a string or a list of them as reward_model.ground_truth"
+
+
+class VerlRow(NamedTuple):
+    """What a row says, apart from how it asks."""
+
+    question: str
+    answers: tuple[str, ...]
+    source: str | None
+    id: str | None
+    article: str | None
+
+
+def is_verl_row(fields: dict[str, Any]) -> bool:
+    """Whether a record has verl's columns."""
+    return isinstance(fields.get("prompt"), list) and isinstance(fields.get("reward_model"), dict)
+
+
+def read_verl_row(where: str, fields: dict[str, Any]) -> VerlRow:
+    """Read one row; ``DataError`` if it does not ask one question, or has no answer."""
+    found = fields.get("extra_info")
+    info = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    truth = fields["reward_model"].get("ground_truth")
+    if isinstance(truth, (int, float)) and not isinstance(truth, bool):
+        truth = str(truth)
+    try:
+        answers = accepted_answers(truth)
+    except DataError as error:
+        raise DataError(f"{where}: {str(error).partition(';')[0]}; {_ANSWER}") from error
+    source, id, article = fields.get("data_source"), info.get("id"), info.get("article")
+    return VerlRow(
+        question=_question(where, fields["prompt"], info),
+        answers=answers,
+        source=str(source) if source else None,
+        id=None if id is None else str(id),
+        article=str(article) if article else None,
+    )
+
+
+def _question(where: str, prompt: list[Any], info: dict[str, Any]) -> str:
+    if isinstance(info.get("question"), str) and info["question"].strip():
+        return info["question"].strip()
+    said = [message for message in prompt if message.get("role") != "system"]
+    if len(said) == 1 and said[0].get("role") == "user" and isinstance(said[0].get("content"), str):
+        return said[0]["content"].strip()
+    roles = ", ".join(str(message.get("role")) for message in prompt) or "no message"
+    raise DataError(
+        f"{where} has the prompt {roles}, expected one text of a user, which is the question; or write the question as "
+        "extra_info.question"
+    )
