@@ -248,12 +248,6 @@ SETUPS = [
         check="tools",
     ),
     broken(
-        "prompts of another format",
-        r"prompts explain calls of the format search_r1, and the run reads hermes",
-        "tools",
-        make=lambda run: f"{DATA}{run.questions('r1', format='search_r1')}",
-    ),
-    broken(
         "prompts longer than allowed",
         r"8 of the first 8 prompts have more than 8 tokens",
         "lengths",
@@ -271,16 +265,6 @@ SETUPS = [
         r"the tool class my.tools.Search .* cannot be imported: ModuleNotFoundError",
         "tools",
         make=lambda run: run.tool("own", class_name="my.tools.Search"),
-    ),
-    broken(
-        "tool called otherwise than in the prompts",
-        r"the prompts call search, the run has lookup",
-        "tools",
-        make=lambda run: (
-            run.tool("renamed", called="lookup"),
-            f"{DATA}{run.questions('xml', format='mtgrpo_xml')}",
-            f"{TURNS}.format=mtgrpo_xml",
-        ),
     ),
     broken("k = 0", r"search tool: k is 0, expected at least 1", "tools", make=lambda run: run.tool("k", k=0)),
     broken(

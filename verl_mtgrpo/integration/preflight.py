@@ -155,6 +155,15 @@ def _check_reward_model(config: Any, settings: TurnRewardSettings, own: str | No
             f"reward.custom_reward_function.path={own} is never called without a judge; set reward.turn.preset=judge "
             "or judge_paper, or remove it"
         )
+    # Whatever is given as the reward: verl then scores a batch after sampling, from prompts and responses alone.
+    if not OmegaConf.select(config, "reward.reward_model.enable_resource_pool"):
+        raise ConfigError(
+            "reward.reward_model.enable_resource_pool=False shares the policy's GPUs with the reward model, so verl asks "
+            "it after sampling, without the turns that the reward manager mtgrpo scores; give it GPUs of its own "
+            "(reward.reward_model.enable_resource_pool=True with reward.reward_model.n_gpus_per_node and nnodes), or "
+            "have the judge served outside of the run (reward.reward_model.enable=False and "
+            "reward.turn.judge.base_url=...)"
+        )
 
 
 def check_rewards(config: Any) -> None:

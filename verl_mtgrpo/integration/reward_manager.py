@@ -131,7 +131,8 @@ class TurnRewardManager(RewardManagerBase):
         that an answer in a result is not taken for the model's. A function of the user's own is given the row's own
         ``data_source`` and ground truth, verl's those that it knows (:func:`~.data_sources.as_verl_knows_it`).
         """
-        data_source, ground_truth = row["data_source"], row["reward_model"]["ground_truth"]
+        # "unknown" is verl's word in its metrics for rows without one
+        data_source, ground_truth = row.get("data_source") or "unknown", row["reward_model"]["ground_truth"]
         if not self.own_function:
             data_source, ground_truth = as_verl_knows_it(data_source, ground_truth)
         arguments = {

@@ -10,7 +10,7 @@ from verl_mtgrpo.errors import DataError, MTGRPOError
 from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
 from verl_mtgrpo.integration.checks.setup import Setup
 from verl_mtgrpo.integration.data_sources import refuse_unscored
-from verl_mtgrpo.integration.parts import check_agent_names
+from verl_mtgrpo.integration.parts import VERLS_MANAGERS, check_agent_names
 from verl_mtgrpo.rewards import JUDGES, PRESETS
 from verl_mtgrpo.rewards.answers import accepted_answers
 
@@ -105,10 +105,11 @@ def _json(path: Path) -> tuple[int, list[dict[str, Any]]]:
 def _rows_problems(setup: Setup, file: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
     """What is wrong with a file's first rows, one thing at most."""
     columns, prompt = set(rows[0]), str(setup.get("data.prompt_key") or "prompt")
-    missing = [name for name in (prompt, "data_source", "reward_model") if name not in columns]
+    missing = [name for name in (prompt, *_read_by_rewards(setup)) if name not in columns]
     if missing:
         message = f"{file} has no column {', '.join(missing)}; it has {', '.join(sorted(columns))}".replace(";", ",")
-        yield Finding(CHECK, "fail", message, f"add it, or set data.prompt_key; {WRITE}")
+        more = ", or set data.prompt_key" if prompt in missing else ""
+        yield Finding(CHECK, "fail", message, f"add it{more}; {WRITE}")
         return
     if not _is_chat(rows[0][prompt]):
         message = f"the column {prompt} of {file} is no list of messages with role and content"
@@ -117,7 +118,8 @@ def _rows_problems(setup: Setup, file: str, rows: list[dict[str, Any]]) -> Itera
     try:
         if file.endswith(".parquet"):
             check_agent_names(file)
-        if setup.get("reward.turn.preset") in (None, *PRESETS, *JUDGES):
+        ours = setup.get("reward.reward_manager.name") == "mtgrpo" and "reward_model" in columns
+        if ours and setup.get("reward.turn.preset") in (None, *PRESETS, *JUDGES):
             for row in rows:
                 accepted_answers((row["reward_model"] or {}).get("ground_truth"))
         if _scored_by_verl(setup):
@@ -125,6 +127,18 @@ def _rows_problems(setup: Setup, file: str, rows: list[dict[str, Any]]) -> Itera
     except MTGRPOError as error:
         found = from_error(CHECK, error, f"give every row an answer; {WRITE}")
         yield found if file in found.message else Finding(CHECK, "fail", f"{file}: {found.message}", found.fix)
+
+
+def _read_by_rewards(setup: Setup) -> list[str]:
+    """Columns without which no rollout has a reward; verl itself reports rows without a data_source as "unknown"."""
+    manager = setup.get("reward.reward_manager.name")
+    if setup.get("reward.reward_manager.source") not in (None, "register"):
+        return []  # a class of the user's own, whatever its name
+    if manager in VERLS_MANAGERS:
+        return ["reward_model", "data_source"]
+    if manager != "mtgrpo":
+        return []
+    return ["reward_model", *(["data_source"] if _scored_by_verl(setup) else [])]
 
 
 def _scored_by_verl(setup: Setup) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from verl_mtgrpo.errors import MTGRPOError
-from verl_mtgrpo.integration.checks import chat, data, fit, lengths, services, tools
+from verl_mtgrpo.integration.checks import chat, data, fit, lengths, prompts, services, tools
 from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
 from verl_mtgrpo.integration.checks.setup import Setup
 
@@ -39,6 +39,7 @@ CHECKS = (
     Check("tools", tools.tools, opens=True),
     Check("tokenizer", chat.tokenizer, opens=True),
     Check("chat", chat.chat, opens=True),
+    Check("prompts", prompts.prompts, opens=True),
     Check("index", services.index, opens=True),
     Check("lengths", lengths.lengths, opens=True),
     Check("judge", services.judge, opens=True),
