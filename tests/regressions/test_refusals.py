@@ -1,0 +1,211 @@
+"""Issue 21, D21, D22, D23 and F36: what the start of a run refuses, what it warns of, and what it lets pass.
+
+Each case is a set-up (:class:`~tests.integration.setups.Healthy` with one thing changed), the check that is asked, and
+what it has to say of it. Sources: `review-gpu.md` (by finding), issue 21 (by letter).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("verl")
+
+from tests.integration.setups import DATA, JUDGE, ROLLOUT, TURNS, Healthy
+from tests.training import REPOSITORY
+from verl_mtgrpo.data.policy import CHAT_TEMPLATE
+from verl_mtgrpo.data.rows import SYSTEM_PROMPTS
+from verl_mtgrpo.integration.checks.compose import CommandLine, compose_config
+from verl_mtgrpo.integration.checks.findings import Finding
+from verl_mtgrpo.integration.checks.setup import Setup
+from verl_mtgrpo.integration.checks.startup import CHECKS, examine
+
+QWEN3 = REPOSITORY.parent / "shared" / "data" / "tokenizers" / "qwen3"
+GROUPS = ("hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo", "+mtgrpo_cpu=default")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Healthy:
+    return Healthy(tmp_path_factory.mktemp("setup"))
+
+
+@pytest.fixture(autouse=True)
+def surroundings(run: Healthy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    monkeypatch.setenv("MTGRPO_INDEX", str(run.index))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def look(run: Healthy, *overrides: str, checks: Iterable[str]) -> list[Finding]:
+    """What these checks say of the set-up with these overrides."""
+    config = compose_config(CommandLine((*GROUPS, *run.overrides, *overrides)))
+    asked = [check for check in CHECKS if check.name in set(checks)]
+    return examine(Setup(config), asked)
+
+
+def status(found: list[Finding], check: str) -> str:
+    """The worst that a check says."""
+    order = ("fail", "warn", "skip", "ok")
+    return min((one.status for one in found if one.check == check), key=order.index, default="nothing")
+
+
+def asks(question: str) -> Callable[[dict[str, Any]], Any]:
+    """A change of a row: another question."""
+    return lambda row: row["prompt"][-1].update(content=question)
+
+
+# ---- D21 (review 6): text never refuses
+
+SEES = ("data", "tools", "tokenizer", "prompts")
+JSON_QUESTION = 'Who is older? {"name": "Ann", "born": 1950} or {"name": "Bob", "born": 1960}?'
+SOUND = [
+    ("6", "a question with JSON in it", "search_r1", asks(JSON_QUESTION)),
+    ("6", "a question with JSON in it", "mtgrpo_xml", asks(JSON_QUESTION)),
+    ("6", "a question about a tag of HTML", "hermes", asks("Which HTML element is <search> for?")),
+    ("6", "a question about a POM of Maven", "hermes", asks("What does <tool>gradle</tool> mean in this POM?")),
+    ("6", "a question about a tag of HTML", "mtgrpo_xml", asks("Which HTML element is <search> for?")),
+    ("6", "no data_source", "hermes", lambda row: row.pop("data_source")),
+]
+
+
+@pytest.mark.parametrize(("number", "what", "spoken", "change"), SOUND)
+def test_review_6_sound_rows_are_not_refused_nor_warned_of(number, what, spoken, change, run):
+    file = run.questions("sound", change, format=spoken)
+    found = look(run, f"{DATA}{file}", f"{TURNS}.format={spoken}", checks=SEES)
+    assert [one for one in found if one.status != "ok"] == []
+
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        # verl 0.9.1, utils/reward_score/__init__.py: default_compute_score chooses by data_source, else
+        # NotImplementedError; trainer_base.py:1152 reports rows without one as "unknown".
+        (("reward.turn.outcome=compute_score",), "fail"),
+        (("reward.turn.outcome=compute_score", "reward.custom_reward_function.path=mine.py"), "ok"),
+        (("reward.turn.preset=paper_v2",), "ok"),
+        ((*JUDGE, "+reward.turn.judge.base_url=http://127.0.0.1:1/v1"), "ok"),
+    ],
+)
+def test_review_6_data_source_is_for_verls_own_scorer(overrides, expected, run):
+    file = run.questions("unnamed", lambda row: row.pop("data_source"))
+    found = look(run, f"{DATA}{file}", *overrides, checks=["data"])
+    assert status(found, "data") == expected
+    assert expected == "ok" or "has no column data_source" in found[0].message
+
+
+def test_review_6_a_reward_manager_of_ones_own_reads_what_it_likes(run):
+    file = run.questions("own", lambda row: (row.pop("data_source"), row.pop("reward_model")))
+    own = ("reward.reward_manager.source=importlib", "reward.reward_manager.name=Mine")
+    assert status(look(run, f"{DATA}{file}", *own, checks=["data"]), "data") == "ok"
+
+
+def instructed(text: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda row: row.update(prompt=[{"role": "system", "content": text}, row["prompt"][-1]])
+
+
+def in_one_message(text: str) -> Callable[[dict[str, Any]], Any]:
+    """Search-R1's layout: instructions and question in the user's message."""
+    return lambda row: row.update(prompt=[{"role": "user", "content": f"{text} Question: {row['extra_info']['index']}?"}])
+
+
+OTHER_TOOL = SYSTEM_PROMPTS["mtgrpo_xml"].replace('"search"', '"wiki"')
+TOLD = [
+    # F36: rows that never say how to call, or say it for another format
+    ("F36", "hermes rows in a search_r1 run", "search_r1", instructed(SYSTEM_PROMPTS["hermes"]), r"no <search> in"),
+    ("F36", "no instruction", "mtgrpo_xml", lambda row: row["prompt"].pop(0), r"8 of the first 8 .*no <tool> in"),
+    ("F36", "no instruction", "search_r1", lambda row: row["prompt"].pop(0), r"no <search> in"),
+    ("6", "another format", "hermes", instructed(SYSTEM_PROMPTS["search_r1"]), r"format search_r1, and the run reads h"),
+    ("6", "another format", "search_r1", in_one_message(SYSTEM_PROMPTS["mtgrpo_xml"]), r"format mtgrpo_xml, and the r"),
+    ("6", "another tool", "mtgrpo_xml", instructed(OTHER_TOOL), r"prompts call wiki, the run has search"),
+    # and those that do
+    ("F36", "Search-R1's layout", "search_r1", in_one_message(SYSTEM_PROMPTS["search_r1"]), None),
+    ("F36", "the template shows the tools", "hermes", lambda row: row["prompt"].pop(0), None),
+]
+
+
+@pytest.mark.parametrize(("number", "what", "spoken", "change", "says"), TOLD)
+def test_f36_what_prompts_say_of_calls_is_looked_for_and_refuses_nothing(number, what, spoken, change, says, run):
+    file = run.questions("told", change, format=spoken)
+    found = look(run, f"{DATA}{file}", f"{TURNS}.format={spoken}", checks=SEES)
+    warned = [one for one in found if one.status != "ok"]
+    assert [one.status for one in warned] == (["warn"] if says else [])
+    assert not says or (re.search(says, warned[0].message) and warned[0].fix)
+
+
+IGNORES_TOOLS = CHAT_TEMPLATE.replace("{%- if tools %}", "{%- if false %}")
+OTHER_CALLS = CHAT_TEMPLATE.replace("<tool_call>", "<|python_tag|>").replace("</tool_call>", "")  # as Llama 3.1 has them
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "says"),
+    [
+        (IGNORES_TOOLS, "Answer the question.", "prompts are the same with and without them"),
+        (IGNORES_TOOLS, 'Call by <tool_call>{"name": "search", "arguments": {"query": "x"}}</tool_call>.', None),
+        (OTHER_CALLS, "Answer the question.", "neither it nor the prompt ever says <tool_call>"),
+        (CHAT_TEMPLATE, "Answer the question.", None),
+    ],
+)
+def test_f36_a_chat_template_that_shows_no_tools(template, prompt, says, run):
+    file = run.questions("shown", instructed(prompt))
+    found = look(run, f"{DATA}{file}", run.with_template("shown", template), checks=SEES)
+    warned = [one for one in found if one.status != "ok"]
+    assert [one.status for one in warned] == (["warn"] if says else [])
+    assert not says or (says in warned[0].message and warned[0].fix)
+
+
+@pytest.mark.skipif(not QWEN3.is_dir(), reason=f"{QWEN3} is not there")
+@pytest.mark.parametrize(("shows", "says"), [(True, None), (False, "prompts are the same with and without them")])
+def test_f36_with_the_real_qwen3_template(shows, says, run, tmp_path):
+    """Qwen3's template explains tools as <tool_call>; without that part it is one that ignores them."""
+    folder = shutil.copytree(QWEN3, tmp_path / "qwen3")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    if not shows:
+        settings["chat_template"] = "{%- set tools = none %}" + settings["chat_template"]
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    found = look(run, f"actor_rollout_ref.model.path={folder}", checks=SEES)
+    warned = [one for one in found if one.status != "ok"]
+    assert [one.status for one in warned] == (["warn"] if says else [])
+    assert not says or says in warned[0].message
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(8, "fail"), (3, "warn")])
+def test_d21_rows_that_choose_tools_that_are_not_there(rows, expected, run):
+    """verl 0.9.1, tool_agent_loop.py:156-167: unknown names are left out; only rows that choose are affected."""
+
+    def choose(row: dict[str, Any]) -> None:
+        row["extra_info"]["tool_selection"] = ["calculator"] if row["extra_info"]["index"] < rows else ["search"]
+
+    found = look(run, f"{DATA}{run.questions('choose', choose)}", checks=("data", "tools"))
+    assert status(found, "tools") == expected
+    assert f"{rows} of the first 8 questions would have no tool" in found[-1].message
+
+
+def test_d21_prompts_that_are_left_out_refuse_nothing(run):
+    short = ("data.max_prompt_length=8", "data.filter_overlong_prompts=True")
+    found = look(run, *short, checks=(*SEES, "lengths"))
+    assert status(found, "lengths") == "warn", "rows that were not looked at may be shorter"
+
+
+# ---- review 9: a reward model that shares the policy's GPUs
+
+SERVED = (
+    "reward.turn.preset=judge",
+    "reward.reward_model.enable=True",
+    "reward.custom_reward_function.path=pkg://verl_mtgrpo.rewards.judge",
+    "reward.custom_reward_function.name=scored_by_judge",
+)
+
+
+@pytest.mark.parametrize(("pool", "expected"), [("False", "fail"), ("True", "ok")])
+def test_review_9_a_colocated_reward_model(pool, expected, run):
+    """verl 0.9.1, trainer_base.py:1560: it is asked after sampling, with prompts and responses alone."""
+    found = look(run, *SERVED, f"reward.reward_model.enable_resource_pool={pool}", checks=["rewards"])
+    assert status(found, "rewards") == expected
+    said = str(found[0])
+    assert expected == "ok" or ("enable_resource_pool=True" in said and "reward.turn.judge.base_url" in said)
