@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 import signal
+import sqlite3
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +25,15 @@ import ray
 from omegaconf import OmegaConf
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, RpcError
 
+import verl_mtgrpo
 from verl_mtgrpo.errors import StorageError, WorkerDiedError
 from verl_mtgrpo.integration import workers
+from verl_mtgrpo.integration.search_tool import SearchTool
 from verl_mtgrpo.integration.storage import _explained
 from verl_mtgrpo.integration.workers import RewardWorkers, TurnAgentLoopManager
+from verl_mtgrpo.retrieval import BM25Index, Passage
+
+PACKAGE = Path(verl_mtgrpo.__path__[0])
 
 # ---- review 7: a busy head of Ray ends nothing
 
@@ -216,3 +225,57 @@ def test_review_27_other_errors_pass_as_they_are(error: Callable[[], Exception],
 def test_review_27_a_full_disk_is_told_to_make_room(error: Callable[[], Exception], tmp_path: Path):
     with pytest.raises(StorageError, match="step 10 could not be written .*Make room"), _explained(tmp_path, 10):
         raise error()
+
+
+# ---- review 26: neither the event loop nor verl's threads wait for a search or a cache
+
+
+def busy_default_threads(loop: asyncio.AbstractEventLoop, until: threading.Event) -> None:
+    """All default threads of a loop are at work, as with verl's tokenising."""
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    loop.run_in_executor(None, until.wait)
+
+
+def test_review_26_a_search_waits_for_no_default_thread(tmp_path: Path):
+    index = BM25Index.build([Passage("1", "Tower", "The tower is in Oslo.")], tmp_path, source="made by the test")
+    done = threading.Event()
+
+    async def search() -> list[list[Passage]]:
+        busy_default_threads(asyncio.get_running_loop(), done)
+        try:
+            return await asyncio.wait_for(index.asearch(["tower"], 1), 10)
+        finally:
+            done.set()
+
+    assert asyncio.run(search())[0][0].id == "1"
+
+
+def test_review_26_a_cache_that_another_process_writes_holds_up_nothing(tmp_path: Path):
+    """SQLite waits up to 30 s for another writer; rollouts of the same worker go on meanwhile."""
+    index = BM25Index.build([Passage("1", "Tower", "The tower is in Oslo.")], tmp_path / "i", source="made by the test")
+    tool = SearchTool({"type": "native", "index": str(index.path), "cache": str(tmp_path / "c.db")}, None)
+    done = threading.Event()
+
+    async def ticks() -> tuple[int, Any]:
+        busy_default_threads(asyncio.get_running_loop(), done)
+        searching = asyncio.ensure_future(tool.execute("", {"query": "tower"}))
+        count = 0
+        while not searching.done():
+            await asyncio.sleep(0.02)
+            count += 1
+        done.set()
+        return count, searching.result()[2]
+
+    with sqlite3.connect(tmp_path / "c.db", isolation_level=None, check_same_thread=False) as other:
+        other.execute("BEGIN IMMEDIATE")
+        threading.Timer(1.5, other.execute, ["COMMIT"]).start()
+        start = time.monotonic()
+        count, info = asyncio.run(ticks())
+        assert time.monotonic() - start > 1.0, "the cache was locked meanwhile"
+    assert info["ok"] and [one["id"] for one in info["documents"]] == ["1"]
+    assert count >= 10, "the event loop went on"
+
+
+def test_review_26_all_who_run_on_an_event_loop_ask_caches_in_a_thread():
+    asked = {str(path): re.findall(r"\b_cache\.(\w+)\(", path.read_text()) for path in (PACKAGE).rglob("*.py")}
+    assert {name for names in asked.values() for name in names} == {"aget", "aput"}, asked
