@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -209,3 +210,88 @@ def test_review_9_a_colocated_reward_model(pool, expected, run):
     assert status(found, "rewards") == expected
     said = str(found[0])
     assert expected == "ok" or ("enable_resource_pool=True" in said and "reward.turn.judge.base_url" in said)
+
+
+# ---- D23: CPUs that are held before the first rollout (verl #7656)
+
+UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
+CPUS = "ray_kwargs.ray_init.num_cpus"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "env", "expected", "says"),
+    [
+        # 1 controller + 8 units (verl's default) + 3 of one slot = 12; field.md, R5
+        ((f"{CPUS}=4", f"{UNITS}=8"), {}, "fail", r"Ray has 4 CPUs .* and 12 are held .*num_cpus=12"),
+        ((f"{CPUS}=11", f"{UNITS}=8"), {}, "fail", rf"11 CPUs .* 12 are held .*set {UNITS}=2, or set"),
+        ((f"{CPUS}=12", f"{UNITS}=8"), {}, "ok", "12 of them held"),
+        ((f"{CPUS}=5", f"{UNITS}=1"), {}, "ok", "5 of them held"),
+        ((f"{CPUS}=4", f"{UNITS}=1"), {}, "fail", r"5 are held .*; set ray_kwargs.ray_init.num_cpus=5"),
+        # 8 GPUs: 1 + 8 + 24
+        ((f"{CPUS}=32", f"{UNITS}=8", "trainer.n_gpus_per_node=8"), {}, "fail", "33 are held"),
+        # a judge with 2 GPUs of its own: 1 + 1 + 3 + 6
+        (
+            (
+                *SERVED, "reward.reward_model.enable_resource_pool=True", "reward.reward_model.n_gpus_per_node=2",
+                "reward.reward_model.nnodes=1", f"{CPUS}=10", f"{UNITS}=1",
+            ),
+            {}, "fail", "11 are held",
+        ),
+        # standalone servers: 1 + 1 + 3 + 2
+        (
+            ("trainer.v1.trainer_mode=mtgrpo_separate_async", f"{ROLLOUT}.nnodes=1", f"{ROLLOUT}.n_gpus_per_node=1",
+             f"{CPUS}=6", f"{UNITS}=1"),
+            {}, "fail", "7 are held",
+        ),
+        # another backend has no units: 1 + 3
+        (("transfer_queue.backend.storage_backend=MooncakeStore", f"{CPUS}=4"), {}, "ok", "4 of them held"),
+        # others take part: nothing is certain
+        ((f"{CPUS}=4", f"{UNITS}=8"), {"RAY_ADDRESS": "10.0.0.1:6379"}, "warn", "for this process; the run has others"),
+        # not given: this machine, as Ray counts it
+        ((f"{CPUS}=null", f"{UNITS}=100000"), {}, "fail", "num_cpus is not set: those of this machine"),
+    ],
+)  # fmt: skip
+def test_d23_too_few_cpus_are_said_before_anything_waits(overrides, env, expected, says, run, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # no cluster was started here
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    found = look(run, *overrides, checks=["cpus"])
+    assert [one.status for one in found] == [expected]
+    assert re.search(says, str(found[0])), str(found[0])
+
+
+@pytest.mark.verl
+@pytest.mark.slow
+@pytest.mark.parametrize(("cpus", "starts"), [(6, False), (7, True)])
+def test_d23_the_count_is_rays_and_transfer_queues_own(cpus, starts, run, monkeypatch):
+    """1 + 3 units + 3 of a slot = 7: with 6 the real start hangs, with 7 it does not."""
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    config = compose_config(CommandLine((*GROUPS, *run.overrides, f"{CPUS}={cpus}", f"{UNITS}=3")))
+    assert status(examine(Setup(config), [c for c in CHECKS if c.name == "cpus"]), "cpus") == ("ok" if starts else "fail")
+    monkeypatch.delenv("VERL_PLATFORM")
+
+    @ray.remote
+    class Runner:
+        """What verl's task runner does first."""
+
+        def start(self, queue: Any) -> str:
+            import transfer_queue as tq
+            from verl.single_controller.ray.base import RayResourcePool
+
+            tq.init(queue)
+            RayResourcePool([1], max_colocate_count=3).get_placement_groups()
+            return "started"
+
+    with tempfile.TemporaryDirectory(prefix="mtg", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        ray.init(num_cpus=cpus, num_gpus=1, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
+        try:
+            begun = Runner.remote().start.remote(config.transfer_queue)  # type: ignore[attr-defined]
+            if starts:
+                assert ray.get(begun, timeout=120) == "started"
+            else:
+                with pytest.raises(GetTimeoutError):
+                    ray.get(begun, timeout=45)
+        finally:
+            ray.shutdown()

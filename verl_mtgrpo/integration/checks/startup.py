@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from verl_mtgrpo.errors import MTGRPOError
-from verl_mtgrpo.integration.checks import chat, data, fit, lengths, prompts, services, tools
+from verl_mtgrpo.integration.checks import chat, cpus, data, fit, lengths, prompts, services, tools
 from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
 from verl_mtgrpo.integration.checks.setup import Setup
 
@@ -35,6 +35,7 @@ CHECKS = (
     Check("turns", fit.turns),
     Check("watch", fit.watch),
     Check("engine", fit.engine, opens=True),
+    Check("cpus", cpus.cpus, opens=True),
     Check("reward", fit.reward_function, opens=True),
     Check("data", data.data, opens=True),
     Check("tools", tools.tools, opens=True),
