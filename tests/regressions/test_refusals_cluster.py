@@ -1,4 +1,6 @@
-"""Issue 21, D22, review 8: `recipes/multi_node/submit.sbatch`, with a SLURM and a Ray that only write down what is asked.
+"""Issue 21, D22, review 8 and 18: a cluster of several nodes.
+
+Review 8 is `recipes/multi_node/submit.sbatch`, with a SLURM and a Ray that only write down what is asked.
 
 What `ray status` prints was taken from Ray 2.60 (`ray start --head`, a second node, `ray status`).
 """
@@ -9,11 +11,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+pytest.importorskip("verl")
+
+from tests.integration.setups import fake_package
 from tests.test_recipes import RECIPES
+from verl_mtgrpo.cli import doctor_processes
 
 STATUS = """======== Autoscaler status: 2026-11-26 14:36:09.539018 ========
 Node status
@@ -111,3 +119,42 @@ def test_review_8_questions_are_absolute(given, expected):
     env = {**os.environ, "DATA": given, "DRY_RUN": "print"}
     printed = subprocess.run(script, env=env, capture_output=True, text=True, check=True).stdout
     assert f"data.train_files={expected}/train.parquet" in printed.splitlines()
+
+
+# ---- review 18: what the nodes of a cluster have installed
+
+
+def test_review_18_nodes_without_or_with_another_version_are_said():
+    here = {name: version(name) for name in ("verl-mtgrpo", "verl")}
+    nodes = [
+        {"address": "10.0.0.1", "versions": here},
+        {"address": "10.0.0.2", "versions": {**here, "verl-mtgrpo": None}},
+        {"address": "10.0.0.3", "versions": {**here, "verl": "0.9.0"}},
+        {"address": "10.0.0.4", "error": "GetTimeoutError: no answer"},
+    ]
+    missing, other, silent = doctor_processes.compare_nodes(nodes)
+    assert (missing.status, "node 10.0.0.2 has no verl-mtgrpo" in missing.message) == ("fail", True) and missing.fix
+    assert (other.status, other.message) == ("warn", "node 10.0.0.3 has verl 0.9.0, here it is 0.9.1") and other.fix
+    assert (silent.status, "10.0.0.4 gave no answer" in silent.message) == ("warn", True)
+    (well,) = doctor_processes.compare_nodes(nodes[:1])
+    assert well.status == "ok" and "1 nodes, all with verl-mtgrpo" in well.message
+
+
+@pytest.mark.verl
+@pytest.mark.slow
+def test_review_18_with_a_real_cluster(tmp_path, monkeypatch):
+    """A node whose Ray was started in an environment with another version of this package."""
+    ray = pytest.importorskip("ray")
+    path = os.environ.get("PYTHONPATH", "")
+    other = fake_package(tmp_path, "verl-mtgrpo", "0.0.1")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with tempfile.TemporaryDirectory(prefix="mtg", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("PYTHONPATH", f"{other}:{path}")
+        ray.init(num_cpus=1, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
+        try:
+            monkeypatch.setenv("PYTHONPATH", path)
+            monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+            (found,) = doctor_processes.cluster()
+        finally:
+            ray.shutdown()
+    assert found.status == "warn" and f"has verl-mtgrpo 0.0.1, here it is {version('verl-mtgrpo')}" in found.message
