@@ -12,7 +12,9 @@ import pytest
 
 from verl_mtgrpo.integration.checks.versions import TESTED_VERL
 
-only_tested_version = pytest.mark.skipif(version("verl") != TESTED_VERL, reason=f"the hashes are those of verl {TESTED_VERL}")
+only_tested_version = pytest.mark.skipif(
+    version("verl") != TESTED_VERL, reason=f"the hashes are those of verl {TESTED_VERL}"
+)
 
 
 def source_hash(function: Callable[..., Any]) -> str:

@@ -334,14 +334,6 @@ SETUPS = [
     # ---- the judge
     broken("judge without address", r"preset=judge needs reward.turn.judge.base_url", "rewards", *JUDGE),
     broken(
-        "judge without key",
-        r"judge at https://api.example.com/v1 needs a key, and .* OPENAI_API_KEY is not set",
-        "judge",
-        *JUDGE,
-        "+reward.turn.judge.base_url=https://api.example.com/v1",
-        env={"OPENAI_API_KEY": None},
-    ),
-    broken(
         "dead judge",
         r"the judge m at http://127.0.0.1:\d+ cannot be asked: APIConnectionError",
         "judge",

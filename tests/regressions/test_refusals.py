@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("verl")
 
-from tests.integration.setups import DATA, JUDGE, ROLLOUT, TURNS, Healthy
+from tests.integration.setups import DATA, JUDGE, ROLLOUT, TURNS, Healthy, dead_url
 from tests.training import REPOSITORY
 from verl_mtgrpo.data.policy import CHAT_TEMPLATE
 from verl_mtgrpo.data.rows import SYSTEM_PROMPTS
@@ -81,7 +81,6 @@ def test_review_6_sound_rows_are_not_refused_nor_warned_of(number, what, spoken,
     assert [one for one in found if one.status != "ok"] == []
 
 
-
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -112,7 +111,9 @@ def instructed(text: str) -> Callable[[dict[str, Any]], Any]:
 
 def in_one_message(text: str) -> Callable[[dict[str, Any]], Any]:
     """Search-R1's layout: instructions and question in the user's message."""
-    return lambda row: row.update(prompt=[{"role": "user", "content": f"{text} Question: {row['extra_info']['index']}?"}])
+    return lambda row: row.update(
+        prompt=[{"role": "user", "content": f"{text} Question: {row['extra_info']['index']}?"}]
+    )
 
 
 OTHER_TOOL = SYSTEM_PROMPTS["mtgrpo_xml"].replace('"search"', '"wiki"')
@@ -121,7 +122,13 @@ TOLD = [
     ("F36", "hermes rows in a search_r1 run", "search_r1", instructed(SYSTEM_PROMPTS["hermes"]), r"no <search> in"),
     ("F36", "no instruction", "mtgrpo_xml", lambda row: row["prompt"].pop(0), r"8 of the first 8 .*no <tool> in"),
     ("F36", "no instruction", "search_r1", lambda row: row["prompt"].pop(0), r"no <search> in"),
-    ("6", "another format", "hermes", instructed(SYSTEM_PROMPTS["search_r1"]), r"format search_r1, and the run reads h"),
+    (
+        "6",
+        "another format",
+        "hermes",
+        instructed(SYSTEM_PROMPTS["search_r1"]),
+        r"format search_r1, and the run reads h",
+    ),
     ("6", "another format", "search_r1", in_one_message(SYSTEM_PROMPTS["mtgrpo_xml"]), r"format mtgrpo_xml, and the r"),
     ("6", "another tool", "mtgrpo_xml", instructed(OTHER_TOOL), r"prompts call wiki, the run has search"),
     # and those that do
@@ -140,7 +147,9 @@ def test_f36_what_prompts_say_of_calls_is_looked_for_and_refuses_nothing(number,
 
 
 IGNORES_TOOLS = CHAT_TEMPLATE.replace("{%- if tools %}", "{%- if false %}")
-OTHER_CALLS = CHAT_TEMPLATE.replace("<tool_call>", "<|python_tag|>").replace("</tool_call>", "")  # as Llama 3.1 has them
+OTHER_CALLS = CHAT_TEMPLATE.replace("<tool_call>", "<|python_tag|>").replace(
+    "</tool_call>", ""
+)  # as Llama 3.1 has them
 
 
 @pytest.mark.parametrize(
@@ -191,6 +200,36 @@ def test_d21_prompts_that_are_left_out_refuse_nothing(run):
     short = ("data.max_prompt_length=8", "data.filter_overlong_prompts=True")
     found = look(run, *short, checks=(*SEES, "lengths"))
     assert status(found, "lengths") == "warn", "rows that were not looked at may be shorter"
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_d21_what_only_this_machine_does_not_reach_refuses_nothing(cluster, run, monkeypatch):
+    """On a cluster the judge and the search may be where only workers are."""
+    if cluster:
+        monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    dead = run.tool("dead", index=dead_url(), patience_s=0.5)
+    judge = (*JUDGE, f"+reward.turn.judge.base_url={dead_url()}")
+    found = look(run, dead, *judge, checks=("data", "tools", "index", "judge"))
+    expected = "warn" if cluster else "fail"
+    assert (status(found, "index"), status(found, "judge")) == (expected, expected)
+
+
+def test_d21_a_judge_at_a_public_address_may_need_no_key(run, monkeypatch):
+    """It is asked, and says so itself; a name under .invalid has no address (RFC 6761)."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    judge = (*JUDGE, "+reward.turn.judge.base_url=https://judge.example.invalid/v1")
+    (found,) = look(run, *judge, checks=["judge"])
+    assert (found.status, "cannot be asked: APIConnectionError" in found.message) == ("warn", True)
+
+
+@pytest.mark.parametrize(
+    ("plain", "expected"),
+    [("+mtgrpo_run=tonight", True), ("+mtgrp=mine", True), ("+mt_grpo=gtpo", False), ("+mtgrpo_cpus=default", False)],
+)
+def test_d21_a_key_that_only_looks_like_a_group_is_the_users_own(plain, expected, run):
+    """A lost or misspelt group has one of its configs as value (config/mtgrpo, config/mtgrpo_cpu)."""
+    assert (status(look(run, plain, checks=["parts"]), "parts") == "ok") is expected
 
 
 # ---- review 9: a reward model that shares the policy's GPUs
@@ -269,7 +308,9 @@ def test_d23_the_count_is_rays_and_transfer_queues_own(cpus, starts, run, monkey
     from ray.exceptions import GetTimeoutError
 
     config = compose_config(CommandLine((*GROUPS, *run.overrides, f"{CPUS}={cpus}", f"{UNITS}=3")))
-    assert status(examine(Setup(config), [c for c in CHECKS if c.name == "cpus"]), "cpus") == ("ok" if starts else "fail")
+    assert status(examine(Setup(config), [c for c in CHECKS if c.name == "cpus"]), "cpus") == (
+        "ok" if starts else "fail"
+    )
     monkeypatch.delenv("VERL_PLATFORM")
 
     @ray.remote

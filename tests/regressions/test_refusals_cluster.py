@@ -80,7 +80,11 @@ def submit(tmp_path: Path):
     def run(status: dict[int, int] | None = None, **environment: str) -> tuple[subprocess.CompletedProcess[str], list]:
         for begun, seen in (status or {}).items():
             shutil.copy(log / f"status-{seen}", log / f"status-{begun}")
-        slurm = {"SLURM_SUBMIT_DIR": str(RECIPES.parent), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_PER_TASK": "64"}
+        slurm = {
+            "SLURM_SUBMIT_DIR": str(RECIPES.parent),
+            "SLURM_JOB_NODELIST": "node[1-2]",
+            "SLURM_CPUS_PER_TASK": "64",
+        }
         env = {**os.environ, **slurm, "LOG": str(log), "PYTHON": sys.executable, "DRY_RUN": "print", **environment}
         env["PATH"] = f"{programs}:{env['PATH']}"
         command = ["bash", str(RECIPES / "multi_node" / "submit.sbatch"), "mt_grpo", "trainer.save_freq=7"]
@@ -113,7 +117,9 @@ def test_review_8_a_node_that_does_not_join_is_said(submit):
     assert not [step for step in steps if "run.sh" in step], "no training with too few nodes"
 
 
-@pytest.mark.parametrize(("given", "expected"), [("q", f"{os.getcwd()}/q"), ("/far/q", "/far/q"), ("hdfs://q", "hdfs://q")])
+@pytest.mark.parametrize(
+    ("given", "expected"), [("q", f"{os.getcwd()}/q"), ("/far/q", "/far/q"), ("hdfs://q", "hdfs://q")]
+)
 def test_review_8_questions_are_absolute(given, expected):
     script = ["bash", str(RECIPES / "multi_node" / "run.sh")]
     env = {**os.environ, "DATA": given, "DRY_RUN": "print"}

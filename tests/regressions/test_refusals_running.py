@@ -37,7 +37,9 @@ PACKAGE = Path(verl_mtgrpo.__path__[0])
 
 # ---- review 7: a busy head of Ray ends nothing
 
-BUSY = "There was timeout in getting the list of named actors, probably because the GCS server is dead or under high load"
+BUSY = (
+    "There was timeout in getting the list of named actors, probably because the GCS server is dead or under high load"
+)
 """Ray 2.60's own words (``strings ray/_raylet.so``); the test with a real head below sees that they come as this."""
 SILENCES = [
     pytest.param(lambda: GetTimeoutError(BUSY), id="time-out"),
@@ -50,8 +52,9 @@ def manager(actors: set[str], **more: Any) -> TurnAgentLoopManager:
     """The part of a manager that looks after workers."""
     made = TurnAgentLoopManager.__new__(TurnAgentLoopManager)
     config = OmegaConf.create({"reward": {"reward_model": {"enable": False}}})
-    settings = dict(config=config, actors=actors, names=[], reward_names=[], given={}, sent_again={}, next_look=0.0)
-    vars(made).update({"tries": {}, "head": workers.RayHead(), "patience_s": math.inf, **settings, **more})
+    known = {"config": config, "actors": actors, "names": [], "reward_names": [], "given": {}, "sent_again": {}}
+    state = {"tries": {}, "head": workers.RayHead(), "patience_s": math.inf, "next_look": 0.0}
+    vars(made).update({**known, **state, **more})
     return made
 
 
@@ -140,7 +143,7 @@ def test_review_7_a_rollout_waits_for_the_head_and_not_for_nothing(monkeypatch):
     both = RewardWorkers([_Scorer(dead=True)], patience_s=60.0)
     assert asyncio.run(both.compute_score.remote(0.5)) == {"reward_score": 0.5}  # type: ignore[arg-type]
     answers(monkeypatch, GetTimeoutError(BUSY))
-    with pytest.raises(WorkerDiedError, match="Ray's head has not said for .* which ones are left"):
+    with pytest.raises(WorkerDiedError, match=r"Ray's head has not said for .* which ones are left"):
         asyncio.run(RewardWorkers([_Scorer(dead=True)], patience_s=0.5).compute_score.remote(0.5))  # type: ignore[arg-type]
 
 
@@ -223,7 +226,7 @@ def test_review_27_other_errors_pass_as_they_are(error: Callable[[], Exception],
     ],
 )
 def test_review_27_a_full_disk_is_told_to_make_room(error: Callable[[], Exception], tmp_path: Path):
-    with pytest.raises(StorageError, match="step 10 could not be written .*Make room"), _explained(tmp_path, 10):
+    with pytest.raises(StorageError, match=r"step 10 could not be written .*Make room"), _explained(tmp_path, 10):
         raise error()
 
 

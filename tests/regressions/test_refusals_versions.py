@@ -78,7 +78,9 @@ def test_review_20_the_installed_verl_has_what_is_overridden(any_platform):
 def overridden_by(ours: type, verls: type) -> set[str]:
     """Names that our classes between ``ours`` and ``verls`` define and verl's class has, but for object's own."""
     between = [one for one in ours.__mro__ if one.__module__.startswith("verl_mtgrpo.")]
-    defined = {name for one in between for name, value in vars(one).items() if callable(getattr(value, "__func__", value))}
+    defined = {
+        name for one in between for name, value in vars(one).items() if callable(getattr(value, "__func__", value))
+    }
     return {name for name in defined if name in dir(verls) and getattr(verls, name) is not getattr(object, name, None)}
 
 

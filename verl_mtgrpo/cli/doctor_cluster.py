@@ -4,8 +4,8 @@ Run as a program, in a process of its own, with the cluster's address in RAY_ADD
 
     python -m verl_mtgrpo.cli.doctor_cluster
 
-The last line that it prints is a JSON object: ``nodes``, a list with an ``address`` and the ``versions`` by package, each
-of them null where it is not installed, or ``error`` where the node gave no answer.
+The last line that it prints is a JSON object: ``nodes``, a list with an ``address`` and the ``versions`` by package
+(null where it is not installed), or an ``error`` where the node gave no answer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def _look() -> list[dict[str, Any]]:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         task = ray.remote(num_cpus=0)(versions)
         asked = [
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(PACKAGES)
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                PACKAGES
+            )
             for node in nodes
         ]
         ray.wait(asked, num_returns=len(asked), timeout=LIMIT_S)

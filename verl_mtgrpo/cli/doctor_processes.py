@@ -59,16 +59,22 @@ def cluster() -> list[Finding]:
     with tempfile.TemporaryDirectory(prefix="mtgrpo-doctor-") as folder:
         log = Path(folder) / "log.txt"
         try:
-            code = run_child([sys.executable, "-m", _CLUSTER], env=dict(os.environ), log=log, on_tick=_stops_when_late())
+            code = run_child(
+                [sys.executable, "-m", _CLUSTER], env=dict(os.environ), log=log, on_tick=_stops_when_late()
+            )
         except TimeoutError:
-            return [Finding("cluster", "fail", f"{where} did not answer within {LIMIT_S:g} s", "does it run? ray status")]
+            return [
+                Finding("cluster", "fail", f"{where} did not answer within {LIMIT_S:g} s", "does it run? ray status")
+            ]
         text = log.read_text(encoding="utf-8", errors="replace")
     answer = _answer(text, '{"nodes"')
     if answer is None:
         from verl_mtgrpo.cli.failure import root_error
 
         reason = f"{where} could not be asked (exit code {code}): {' '.join(root_error(text))}"
-        return [Finding("cluster", "fail", reason, "does it run, and has it the Ray and the token of this environment?")]
+        return [
+            Finding("cluster", "fail", reason, "does it run, and has it the Ray and the token of this environment?")
+        ]
     return compare_nodes(answer["nodes"])
 
 

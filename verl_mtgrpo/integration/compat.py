@@ -78,4 +78,3 @@ def check_compatible() -> None:
             f"verl {installed('verl')} is not as verl {TESTED_VERL} was, which this package was made for: "
             f"{', and '.join(missing)}; install verl {TESTED_VERL}, or a verl-mtgrpo that knows this verl"
         )
-

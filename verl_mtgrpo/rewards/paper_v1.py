@@ -11,7 +11,8 @@ tool_rubric.py and triviaqa_rubric.py). With at most one search, the turn reward
 In the paper's own format, ``mtgrpo_xml``, format and tag count are the code's (:func:`~.formats.v1_format_score`,
 :func:`~.formats.v1_tag_score`) and the outcome is at most 1.9. They are about its tags and mean nothing
 elsewhere: in other formats, format is the share of well-formed turns, there is no tag count, and the
-outcome is at most 1.7.
+outcome is at most 1.7. In verl's formats for which there are no rules here (``qwen3_coder``, ``gpt-oss``, …) neither is
+defined, and the outcome is at most 1.5.
 
 More than one search: the paper's code knows none. Execution is paid in every turn, a hit once.
 """
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from verl_mtgrpo.rewards.answers import accepted_answers, f1, is_exact, last_answer, mentions
-from verl_mtgrpo.rewards.formats import MTGRPO_XML, share_well_formed, text_format, v1_format_score, v1_tag_score
+from verl_mtgrpo.rewards.formats import FORMATS, MTGRPO_XML, share_well_formed, v1_format_score, v1_tag_score
 from verl_mtgrpo.rewards.transcript import Transcript, Turn, TurnRewards
 
 EXECUTION, HIT, CONTAINS, EXACT, FORMAT, TAGS = 0.2, 0.5, 0.5, 1.0, 0.2, 0.2
@@ -44,13 +45,13 @@ def paper_v1(transcript: Transcript, ground_truth: Any) -> TurnRewards:
     )
     contains, exact = mentions(answer, accepted), is_exact(answer, accepted)
     texts = [turn.text for turn in transcript.turns]
-    rules = text_format(transcript.format)
+    rules = FORMATS.get(transcript.format)
     own_format = rules is MTGRPO_XML
-    form = v1_format_score(texts) if own_format else share_well_formed(texts, rules)
+    form = v1_format_score(texts) if own_format else share_well_formed(texts, rules) if rules else None
     tags = v1_tag_score(texts) if own_format else None
     return TurnRewards(
         turns=turn_rewards,
-        outcome=CONTAINS * contains + EXACT * exact + FORMAT * form + TAGS * (tags or 0.0),
+        outcome=CONTAINS * contains + EXACT * exact + FORMAT * (form or 0.0) + TAGS * (tags or 0.0),
         components={
             "tool/hit": float(hit_turn is not None),
             "outcome/em": float(exact),

@@ -35,12 +35,14 @@ def cpus(setup: Setup) -> Iterator[Finding]:
         yield Finding(CHECK, "skip", f"how many CPUs Ray has is not known from here; verl holds {need} from its start")
         return
     if there >= need:
-        yield Finding(CHECK, "ok", f"{there} CPUs of Ray, {need} of them held: 1 + {units} TransferQueue, {slots} slots")
+        yield Finding(
+            CHECK, "ok", f"{there} CPUs of Ray, {need} of them held: 1 + {units} TransferQueue, {slots} slots"
+        )
         return
+    of = GIVEN if given is not None else f"{GIVEN} is not set: those of this machine"
     message = (
-        f"Ray has {there} CPUs ({GIVEN}{'' if given is not None else ' is not set: those of this machine'}), and {need} "
-        f"are held from the start (1 by TransferQueue's controller, {units} by its storage units, {slots} by the slots of "
-        "workers): verl would wait for ever without a word"
+        f"Ray has {there} CPUs ({of}), and {need} are held from the start (1 by TransferQueue's controller, {units} by "
+        f"its storage units, {slots} by the slots of workers): verl would wait for ever without a word"
     )
     room = there - 1 - slots
     fewer = f"set {UNITS}={min(room, 2)}, or " if units and room >= 1 else ""

@@ -7,9 +7,9 @@ a run. What is looked for is that the format's own tag occurs, and that the chat
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from verl_mtgrpo.integration.checks.chat import prompt_ids
@@ -72,7 +72,14 @@ def _instructions(setup: Setup, key: str) -> str:
     rows = [row[key] for row in setup.rows]
     others = {_text(message) for row in rows for message in row if message.get("role") != "user"}
     users = {"\n".join(_text(message) for message in row if message.get("role") == "user") for row in rows}
-    return "\n".join([*sorted(others), os.path.commonprefix(list(users)) if len(users) > 1 else ""])
+    return "\n".join([*sorted(others), _common_beginning(users) if len(users) > 1 else ""])
+
+
+def _common_beginning(texts: Collection[str]) -> str:
+    """What all texts begin with: what the first and the last of them in order do."""
+    first, last = min(texts), max(texts)
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(letter for letter, _ in same)
 
 
 def _other_format(setup: Setup, spoken: str, key: str) -> str | None:
