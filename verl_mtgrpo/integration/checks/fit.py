@@ -207,9 +207,7 @@ def engine(setup: Setup) -> Iterator[Finding]:
         yield Finding("engine", "fail", message, "put VERL_PLATFORM=cpu before the command (mtgrpo train --cpu does)")
     elif name == "sglang" and not setup.get(f"{ROLLOUT}.skip_tokenizer_init") and (old := sglang_repeats_prompts()):
         message = f"sglang {old} returns tokens of the prompt as generated ones when it has a tokenizer"
-        fix = (
-            f"pip install 'verl[sglang]' has the version that verl pins ({SGLANG_WITH_TOKENIZER} or newer do), or set "
-        )
+        fix = f"install {SGLANG_WITH_TOKENIZER} or newer (pip install 'verl[sglang]' takes what verl pins), or set "
         fix += f"{ROLLOUT}.skip_tokenizer_init=True (turns are then cut after the engine wrote on)"
         yield setup.absent("engine", message, fix)
     else:
