@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "verl_mtgrpo"
-BASE = {"errors", "version", "cache"}
+BASE = {"errors", "version", "cache", "threads"}
 # folder -> the folders of ours it may import (itself and BASE always)
 MAY_IMPORT = {
     "credit": set(),

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-TESTED = "0.9.1"
-"""The version of verl that the hashes are of."""
-only_tested_version = pytest.mark.skipif(version("verl") != TESTED, reason=f"the hashes are those of verl {TESTED}")
+from verl_mtgrpo.integration.checks.versions import TESTED_VERL
+
+only_tested_version = pytest.mark.skipif(
+    version("verl") != TESTED_VERL, reason=f"the hashes are those of verl {TESTED_VERL}"
+)
 
 
 def source_hash(function: Callable[..., Any]) -> str:

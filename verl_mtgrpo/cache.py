@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.threads import CACHE, apart
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,14 @@ class JsonCache:
             return None if row is None else json.loads(row[0])
         except ValueError:
             return None
+
+    async def aget(self, key: str) -> Any | None:
+        """As :meth:`get`, in a thread: another process may be writing, for which SQLite waits up to 30 s."""
+        return await apart(CACHE, self.get, key)
+
+    async def aput(self, key: str, value: Any) -> None:
+        """As :meth:`put`, in a thread."""
+        await apart(CACHE, self.put, key, value)
 
     def put(self, key: str, value: Any) -> None:
         """Keep a value; a later one replaces it. One that cannot be written, on a full disk, is asked for again."""

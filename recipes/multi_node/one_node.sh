@@ -17,9 +17,5 @@ export MTGRPO_INDEX=http://127.0.0.1:$service
 RAY=$BIN/ray NODE_OPTIONS="--node-ip-address=127.0.0.1 --num-cpus=16 --num-gpus=1 --include-dashboard=false --temp-dir=$RAY_TMPDIR" \
     bash "$HERE/node.sh" head &
 export RAY_ADDRESS=127.0.0.1:$PORT
-for _ in $(seq 60); do
-    "$BIN/ray" status --address="$RAY_ADDRESS" > /dev/null 2>&1 && exec "$@"
-    sleep 2
-done
-echo "one_node.sh: no Ray cluster at $RAY_ADDRESS after two minutes" >&2
-exit 1
+RAY=$BIN/ray bash "$HERE/wait_for_nodes.sh" 1 120
+exec "$@"

@@ -12,7 +12,9 @@ is_override "${1-}" || { METHOD=${1:-$METHOD}; [ $# -eq 0 ] || shift; }
 one_of "$METHOD" mt_grpo mt_ppo
 
 MODEL=${MODEL:-Qwen/Qwen2.5-7B-Instruct}
-DATA=${DATA:-$PWD/data/questions}  # of: mtgrpo data ...; on a disk that all nodes see
+# Relative paths are other ones on other nodes.
+absolute() { case $1 in /* | *://*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
+DATA=$(absolute "${DATA:-data/questions}")  # of: mtgrpo data ...; on a disk that all nodes see
 NODES=${NODES:-2}
 GPUS=${GPUS:-8}                    # of each node
 export RAY_ADDRESS=${RAY_ADDRESS:-auto}  # a cluster that runs already: node.sh
@@ -61,5 +63,6 @@ overrides=(
     'trainer.logger=[console,file]'
     trainer.project_name=mtgrpo_multi_node
     trainer.experiment_name="$METHOD"
+    trainer.default_local_dir="$PWD/checkpoints/\${trainer.project_name}/\${trainer.experiment_name}"
 )
 launch "${overrides[@]}" "$@"

@@ -101,6 +101,18 @@ def test_there_are_enough_of_them():
     assert {case.check for case in SETUPS} >= {"versions", "plugin", "config", "chat", "index", "lengths", "judge"}
 
 
+def test_a_judge_that_wants_a_key(healthy, composed, capsys, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    server = JudgeServer()
+    server.answer = lambda body, n: 401
+    try:
+        code, findings = doctor(capsys, healthy, *JUDGE, f"+reward.turn.judge.base_url={server.url}")
+    finally:
+        server.stop()
+    assert (code, findings[-1]["check"], findings[-1]["status"]) == (1, "judge", "fail")
+    assert "refuses (HTTP 401), the environment variable OPENAI_API_KEY is not set" in findings[-1]["message"]
+
+
 def test_a_judge_that_refuses_the_key(healthy, composed, capsys, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     server = JudgeServer()

@@ -182,7 +182,6 @@ def test_a_rollout_of_another_agent_loop_is_an_error(extra_fields):
         ("+reward.turn.payment=all", r"unknown keys \['payment'\]"),
         ("reward.custom_reward_function.path=mine.py", "mine.py would not be used: .*set reward.turn.outcome"),
         ("reward.turn.outcome=both", "reward.turn.outcome is 'both', expected one of"),
-        ("actor_rollout_ref.rollout.multi_turn.format=gpt-oss", "no rules for turns in the format 'gpt-oss'"),
         ("reward.turn.preset=paper_v7", "reward.turn.preset is 'paper_v7', expected one of"),
         ("algorithm.rollout_correction.rollout_rs='seq_mean_k1,token_k2'", "takes single tokens out of response_mask"),
         ("algorithm.adv_estimator=grpo", r"mt_grpo stands for algorithm.adv_estimator=mt_grpo, but .*=grpo"),
@@ -274,7 +273,7 @@ def router() -> Iterator[tuple[JudgeServer, str]]:
 def test_the_judge_behind_verls_reward_model_router(router):
     judge, address = router
     run = ["reward.reward_model.enable=True", "reward.reward_model.model_path=my/judge", *JUDGED]
-    settings = [*run, "reward.turn.preset=judge"]
+    settings = [*run, "reward.turn.preset=judge", "reward.reward_model.enable_resource_pool=True"]
     assert callable(get_custom_reward_fn(config(*settings))), "verl itself can load what stands in its place"
     scoring = manager(*settings, reward_router_address=address)
     result = score(scoring, {"transcript": TRANSCRIPT.to_dict()})

@@ -7,6 +7,7 @@ each by name and has a default for each, so a command line that forgets one runs
 from __future__ import annotations
 
 from difflib import get_close_matches
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,22 @@ def _check_groups(config: Any) -> None:
 
 
 def _lost_groups(config: Any) -> dict[str, str]:
-    """Keys beside verl's own that were meant to be one of our groups, perhaps misspelt, and which."""
-    plain = [str(key) for key in config if isinstance(OmegaConf.select(config, str(key)), str)]
+    """Keys beside verl's own that were meant to be one of our groups, perhaps misspelt, and which.
+
+    A key that only looks like one is the user's own; a misspelt one has a config of the group as its value.
+    """
+    plain = {str(key): value for key in config if isinstance(value := OmegaConf.select(config, str(key)), str)}
     meant = {key: get_close_matches(key, GROUPS, n=1, cutoff=0.8) for key in plain}
-    return {key: groups[0] for key, groups in meant.items() if groups}
+    return {
+        key: groups[0]
+        for key, groups in meant.items()
+        if groups and (key in GROUPS or plain[key] in _configs_of(groups[0]))
+    }
+
+
+def _configs_of(group: str) -> set[str]:
+    """Names of the configs of a group of ours."""
+    return {file.name.removesuffix(".yaml") for file in (resources.files("verl_mtgrpo.config") / group).iterdir()}
 
 
 def _check_loop_and_manager(config: Any) -> None:

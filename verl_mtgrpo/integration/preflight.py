@@ -17,7 +17,7 @@ from verl_mtgrpo.integration.kl_in_reward import check_kl
 from verl_mtgrpo.integration.knobs import is_ours, try_knobs
 from verl_mtgrpo.integration.parts import check_parts
 from verl_mtgrpo.integration.settings import TurnRewardSettings, estimator_settings, turn_reward_settings
-from verl_mtgrpo.rewards import JUDGES, PRESETS, load_preset
+from verl_mtgrpo.rewards import JUDGES, NEED_RULES, load_preset
 from verl_mtgrpo.rewards.formats import text_format
 from verl_mtgrpo.rewards.judge_client import check_judge_settings
 
@@ -177,6 +177,15 @@ def _check_reward_model(config: Any, settings: TurnRewardSettings, own: str | No
             f"reward.custom_reward_function.path={own} is never called without a judge; set reward.turn.preset=judge "
             "or judge_paper, or remove it"
         )
+    # Whatever is given as the reward: verl then scores a batch after sampling, from prompts and responses alone.
+    if not OmegaConf.select(config, "reward.reward_model.enable_resource_pool"):
+        raise ConfigError(
+            "reward.reward_model.enable_resource_pool=False shares the policy's GPUs with the reward model, so verl "
+            "asks it after sampling, without the turns that the reward manager mtgrpo scores; give it GPUs of its own "
+            "(reward.reward_model.enable_resource_pool=True with reward.reward_model.n_gpus_per_node and nnodes), or "
+            "have the judge served outside of the run (reward.reward_model.enable=False and "
+            "reward.turn.judge.base_url=...)"
+        )
 
 
 def check_rewards(config: Any) -> None:
@@ -205,5 +214,5 @@ def check_rewards(config: Any) -> None:
             f"{settings.preset}; set reward.turn.outcome=compute_score, or leave it at turns"
         )
     spoken = config.actor_rollout_ref.rollout.multi_turn.format
-    if settings.preset in (*PRESETS, "judge_paper"):
+    if settings.preset in NEED_RULES:
         text_format(spoken)

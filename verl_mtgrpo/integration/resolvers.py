@@ -5,6 +5,9 @@
 resolving the config fails before any model is loaded.
 
 ``${mtgrpo_sampler:${trainer.v1.trainer_mode}}`` is the name of the sampler that goes with a trainer mode.
+
+``${mtgrpo_skip_tokenizer:${actor_rollout_ref.rollout.multi_turn.format}}`` says whether the rollout engine can do
+without a tokenizer in a format.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from importlib import resources
 from omegaconf import OmegaConf
 
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.rewards.formats import CUT_FORMATS
 
 
 def asset(name: str) -> str:
@@ -32,5 +36,11 @@ def sampler(trainer_mode: str) -> str:
     return "TurnReplayBuffer" if trainer_mode in ("sync", "mtgrpo_sync") else "TurnReplayBufferAsync"
 
 
+def skip_tokenizer(format: str) -> bool:
+    """Whether the engine has to stop at no closing tag: verl's own formats end with the end of a turn, a token."""
+    return format not in CUT_FORMATS
+
+
 OmegaConf.register_new_resolver("mtgrpo_asset", asset, replace=True)
 OmegaConf.register_new_resolver("mtgrpo_sampler", sampler, replace=True)
+OmegaConf.register_new_resolver("mtgrpo_skip_tokenizer", skip_tokenizer, replace=True)

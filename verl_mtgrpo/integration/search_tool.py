@@ -111,12 +111,12 @@ class SearchTool(BaseTool):
         if self._cache is None:
             return await self._ask(queries)
         keys = {query: JsonCache.key(self._fingerprint, self._settings.k, query) for query in queries}
-        kept = {query: self._cache.get(key) for query, key in keys.items()}
+        kept = {query: await self._cache.aget(key) for query, key in keys.items()}
         found = {query: [Passage(**one) for one in value] for query, value in kept.items() if value is not None}
         missing = [query for query in keys if query not in found]
         results, faults = await self._ask(missing) if missing else ([], ())
         for query, passages in zip(missing, results, strict=True):
-            self._cache.put(keys[query], [asdict(passage) for passage in passages])
+            await self._cache.aput(keys[query], [asdict(passage) for passage in passages])
             found[query] = passages
         return [found[query] for query in queries], faults
 

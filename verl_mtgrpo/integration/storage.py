@@ -6,13 +6,13 @@ step. Here the run stops between two steps, with the metrics of the last one log
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-from ray.exceptions import RayActorError
 
 from verl_mtgrpo.errors import ConfigError, StorageError
 
@@ -20,6 +20,8 @@ TRACKER = "latest_checkpointed_iteration.txt"
 """verl's name of the file that says which checkpoint is the last whole one; it is written after the checkpoint."""
 _FOLDER = "global_step_"
 _MB = 1 << 20
+_SIGNS = ("inline_container", os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+"""Where torch's writer of files and safetensors' raise errors of their own: what those say of a full disk."""
 
 
 class SafeStorage:
@@ -60,7 +62,7 @@ class SafeStorage:
             ) from error
 
     def _save_checkpoint(self) -> None:
-        """verl's; a failure says what is left to go on from."""
+        """verl's; a full disk and other failures to write say what is left to go on from."""
         trainer = self.config.trainer  # type: ignore[attr-defined]
         with _explained(Path(trainer.default_local_dir), self.global_steps):  # type: ignore[attr-defined]
             super()._save_checkpoint()  # type: ignore[misc]
@@ -104,9 +106,9 @@ def _explained(folder: Path, step: int) -> Iterator[None]:
     before = last_checkpoint(folder)
     try:
         yield
-    except RayActorError:  # not the disk
-        raise
     except Exception as error:
+        if not _of_the_disk(error):  # a model that does not fit into memory, a dead worker: said as it is
+            raise
         left = last_checkpoint(folder)
         if left is None and before is not None:  # the file that names it was emptied, or it was removed
             left_text = f"that of step {before} is damaged too"
@@ -119,6 +121,15 @@ def _explained(folder: Path, step: int) -> Iterator[None]:
             f"the checkpoint of step {step} could not be written to {folder / f'{_FOLDER}{step}'}: {reason.strip()}; "
             f"{_free(folder)}; {left_text}. Make room, or name another trainer.default_local_dir, then start again"
         ) from error
+
+
+def _of_the_disk(error: BaseException) -> bool:
+    """Whether a file could not be written. Not all who write files raise ``OSError``; Ray hands errors on as text."""
+    if isinstance(error, TimeoutError | ConnectionError):  # OSErrors too, and about a process or a network
+        return False
+    if isinstance(error, OSError):
+        return True
+    return any(sign in str(error) for sign in _SIGNS)
 
 
 def _free(path: Path) -> str:

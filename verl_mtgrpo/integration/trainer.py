@@ -27,6 +27,7 @@ from verl_mtgrpo.credit import ESTIMATORS, extra_fields
 from verl_mtgrpo.credit.diagnostics import credit_health, credit_metrics, turn_explained_variance
 from verl_mtgrpo.credit.guards import Guards
 from verl_mtgrpo.errors import CreditInputError
+from verl_mtgrpo.integration.compat import check_compatible
 from verl_mtgrpo.integration.dump import credit_rows, join, pick_groups, with_credit
 from verl_mtgrpo.integration.fields import MODES, TOKEN_FIELDS, provide, source_of
 from verl_mtgrpo.integration.left_out import LeftOut
@@ -44,7 +45,8 @@ class _TurnTrainer(SafeStorage):
     stock_mode: ClassVar[str]
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
-        check_estimator(config)  # before any model is loaded
+        check_compatible()  # before any model is loaded
+        check_estimator(config)
         self._turn_settings = trainer_turn_settings(config.trainer)
         self._guards = guards_of(config)
         self._dumped: dict[str, dict[str, Any]] = {}

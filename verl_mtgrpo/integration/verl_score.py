@@ -47,7 +47,8 @@ def score_arguments(row: Mapping[str, Any], solution: str, *, own: bool) -> dict
         solution: The text to be scored.
         own: Whether the function is the user's.
     """
-    data_source, ground_truth = row["data_source"], row["reward_model"]["ground_truth"]
+    # "unknown" is verl's word in its metrics for rows without one.
+    data_source, ground_truth = row.get("data_source") or "unknown", row["reward_model"]["ground_truth"]
     if not own:
         data_source, ground_truth = as_verl_knows_it(data_source, ground_truth)
     known = {

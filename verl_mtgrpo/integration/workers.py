@@ -10,16 +10,20 @@ gone whenever the sampler waits (:class:`~verl_mtgrpo.integration.sampler.TurnRe
 - A reward worker's rollouts are scored by another one, and it is replaced if this process knows how (not with a reward
   model of verl's). A rollout that was being scored when two reward workers died fails, and is counted.
 - A rollout server holds a model on an accelerator and cannot be replaced: the run stops and says so.
+
+A head of Ray's that is too busy to say who is alive ends nothing: it is asked again (:mod:`.ray_head`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +31,14 @@ from uuid import uuid4
 
 import ray
 import transfer_queue as tq
+from omegaconf import OmegaConf
 from ray.exceptions import ActorUnavailableError, RayActorError
 from verl.experimental.reward_loop import RewardLoopWorker
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from verl.utils.tensordict_utils import index_select_tensor_dict
 
 from verl_mtgrpo.errors import WorkerDiedError
+from verl_mtgrpo.integration.ray_head import RayHead
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +47,8 @@ TRIES = 2
 LOOK_EVERY_S = 1.0
 GO_ON = "Start again with the same command: verl goes on from its last checkpoint"
 _SCORERS_BACK_S = 120.0
+_COUNT_EVERY_S = 30.0
+_LOOKING = ThreadPoolExecutor(1, "mtgrpo-look")
 _REWARD_WORKER = "reward_loop_worker_"
 _SERVER = "_server_"
 
@@ -66,7 +74,8 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
     ):
         handles = list(reward_loop_worker_handles or ())
         self.reward_names = [f"{_REWARD_WORKER}{number}" for number in range(len(handles))]  # as verl names them
-        scorers = [RewardWorkers(handles)] if handles else reward_loop_worker_handles
+        self.head, self.patience_s = RayHead(), stall_timeout(config)
+        scorers = [RewardWorkers(handles, self.patience_s)] if handles else reward_loop_worker_handles
         super().__init__(config, llm_client, teacher_client, scorers)
         self.given: dict[str, list[_Given]] = {}
         self.tries: Counter[str] = Counter()
@@ -77,7 +86,11 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
 
     async def _init_agent_loop_workers(self) -> None:
         await super()._init_agent_loop_workers()
-        self.actors = set(ray.util.list_named_actors())
+        while (there := self._named_actors()) is None:
+            if self.head.silent_s > self.patience_s:
+                raise WorkerDiedError(f"Ray's head has not answered for {self.head.silent_s:.0f} s. {GO_ON}")
+            await asyncio.sleep(LOOK_EVERY_S)
+        self.actors = there
         self.names = [
             next(name for name in sorted(self.actors) if name.startswith(f"agent_loop_worker_{number}_"))
             for number in range(len(self.agent_loop_workers))
@@ -115,12 +128,15 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
                 self._replace_rollout_worker(number)
 
     def check_servers(self) -> set[str]:
-        """Names of the actors that died.
+        """Names of the actors that died; empty while Ray's head does not answer.
 
         Raises:
             WorkerDiedError: a rollout server is among them, or the last reward worker, which cannot be replaced.
         """
-        dead = self.actors - set(ray.util.list_named_actors())
+        there = self._named_actors()
+        if there is None:
+            return set()  # nobody knows: the next look may; the sampler's guard ends a wait that is too long
+        dead = self.actors - there
         servers = sorted(name for name in dead if _SERVER in name)
         if servers:
             raise WorkerDiedError(
@@ -133,6 +149,10 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
                 f"without one no rollout is scored. {GO_ON}"
             )
         return dead
+
+    def _named_actors(self) -> set[str] | None:
+        """Names of the actors that are alive; None if Ray's head does not answer."""
+        return self.head.ask(lambda: set(ray.util.list_named_actors()))
 
     def take_asked_again(self) -> int:
         """Number of training questions asked again since the last call."""
@@ -159,18 +179,21 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         self.tries = Counter({uid: count for uid, count in self.tries.items() if uid in there})
 
     def _replace_reward_worker(self, old: str) -> None:
-        self.reward_names.remove(old)
-        self.actors.discard(old)
         what = "no other one can take its place"
         if self._replaces_reward_workers():
             # A name of its own: Ray remembers for a while which actor a name meant.
             number = old.removeprefix(_REWARD_WORKER).partition("_")[0]
             name = f"{_REWARD_WORKER}{number}_{uuid4().hex[:8]}"
-            worker = ray.remote(RewardLoopWorker).options(name=name).remote(self.config, None)
+            made = ray.remote(RewardLoopWorker).options(name=name)
+            worker = self.head.ask(lambda: made.remote(self.config, None))
+            if worker is None:
+                return  # the next look finds it dead again
             self.own_reward_workers.append(worker)
             self.reward_names.append(name)
             self.actors.add(name)
             what = f"{name} takes its place"
+        self.reward_names.remove(old)
+        self.actors.discard(old)
         logger.error(
             "the reward worker %s died (killed, or out of memory: Ray's lines about it are in this log); %s. What it "
             "was scoring is scored by another one: there are %d",
@@ -184,9 +207,12 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
     def _replace_rollout_worker(self, number: int) -> None:
         old, name = self.names[number], f"agent_loop_worker_{number}_{uuid4().hex[:8]}"
         # No node is named: the worker's own may be what died.
-        self.agent_loop_workers[number] = self.agent_loop_workers_class.options(name=name).remote(
-            self.config, self.llm_client, self.teacher_client, self.reward_loop_worker_handles
-        )
+        made = self.agent_loop_workers_class.options(name=name)
+        given = (self.config, self.llm_client, self.teacher_client, self.reward_loop_worker_handles)
+        worker = self.head.ask(lambda: made.remote(*given))
+        if worker is None:
+            return  # the next look finds the old one dead again
+        self.agent_loop_workers[number] = worker
         self.names[number] = name
         self.actors = (self.actors - {old}) | {name}
         again = given_up = 0
@@ -244,11 +270,16 @@ class RewardWorkers:
     """Stands in for verl's reward workers in a rollout worker: what one leaves undone, another one does.
 
     verl picks a worker at random and calls ``worker.compute_score.remote(data)``; it is given a list with this in it.
+
+    Args:
+        handles: verl's reward workers.
+        patience_s: seconds for which Ray's head may not answer before a rollout fails of it.
     """
 
-    def __init__(self, handles: Sequence[Any]):
+    def __init__(self, handles: Sequence[Any], patience_s: float = math.inf):
         self.handles, self.wanted = list(handles), len(handles)
         self.next_count = 0.0
+        self.head, self.patience_s = RayHead(), patience_s
 
     @property
     def compute_score(self) -> RewardWorkers:
@@ -261,7 +292,8 @@ class RewardWorkers:
 
     async def _score(self, data: Any) -> dict[str, Any]:
         if len(self.handles) < self.wanted and time.monotonic() > self.next_count:
-            self.handles = self._alive() or self.handles
+            self.next_count = time.monotonic() + _COUNT_EVERY_S
+            self.handles = await self._alive() or self.handles
         for left in reversed(range(TRIES)):
             try:
                 return await random.choice(self.handles).compute_score.remote(data)
@@ -273,8 +305,15 @@ class RewardWorkers:
 
     async def _wait_for_one(self) -> list[Any]:
         deadline = time.monotonic() + _SCORERS_BACK_S
-        while not (alive := self._alive()):
-            if time.monotonic() > deadline:
+        while not (alive := await self._alive()):
+            if self.head.silent_s > self.patience_s:
+                raise WorkerDiedError(
+                    f"a reward worker died, and Ray's head has not said for {self.head.silent_s:.0f} s which ones are "
+                    f"left. {GO_ON}"
+                )
+            if alive is None:
+                deadline = time.monotonic() + _SCORERS_BACK_S  # begins when somebody knows
+            elif time.monotonic() > deadline:
                 raise WorkerDiedError(
                     f"none of the {self.wanted} reward workers is left and none came back within "
                     f"{_SCORERS_BACK_S:.0f} s. {GO_ON}"
@@ -282,15 +321,27 @@ class RewardWorkers:
             await asyncio.sleep(1.0)
         return alive
 
-    def _alive(self) -> list[Any]:
-        """The workers that Ray knows by now, those among them that took a dead one's place."""
-        self.next_count = time.monotonic() + 30.0
-        alive = []
-        for name in ray.util.list_named_actors():
-            if name.startswith(_REWARD_WORKER):
-                with suppress(ValueError):  # gone since
-                    alive.append(ray.get_actor(name))
-        return alive
+    async def _alive(self) -> list[Any] | None:
+        """The workers that Ray knows by now, those among them that took a dead one's place; None without an answer.
+
+        Asked in a thread of its own: a busy head takes a minute, in which other rollouts go on.
+        """
+        return await asyncio.get_running_loop().run_in_executor(_LOOKING, self.head.ask, _reward_workers_alive)
+
+
+def _reward_workers_alive() -> list[Any]:
+    alive = []
+    for name in ray.util.list_named_actors():
+        if name.startswith(_REWARD_WORKER):
+            with suppress(ValueError):  # gone since
+                alive.append(ray.get_actor(name))
+    return alive
+
+
+def stall_timeout(config: Any) -> float:
+    """Seconds after which a run that waits gives up (``stall_timeout_s`` of our sampler); infinite without."""
+    seconds = OmegaConf.select(config, "trainer.v1.sampler.sampler_kwargs.stall_timeout_s")
+    return math.inf if seconds is None else float(seconds)
 
 
 class _Current:

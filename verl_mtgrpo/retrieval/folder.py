@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from verl_mtgrpo.errors import ConfigError, IndexFormatError, RetrievalError
 from verl_mtgrpo.retrieval.store import REBUILD, M, read_manifest
 from verl_mtgrpo.retrieval.types import Passage
+from verl_mtgrpo.threads import SEARCH, apart
 
 E = TypeVar("E")
 
@@ -62,7 +62,7 @@ class IndexFolder(ABC, Generic[M, E]):
 
     async def asearch(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         """As :meth:`search`, in a thread: the engine releases Python's lock while it searches."""
-        return await asyncio.to_thread(self.search, queries, k)
+        return await apart(SEARCH, self.search, queries, k)
 
     def _engine(self) -> E:
         with self._opening:

@@ -2,7 +2,7 @@
 
 from verl_mtgrpo.rewards.paper_v1 import paper_v1
 from verl_mtgrpo.rewards.paper_v2 import paper_v2
-from verl_mtgrpo.rewards.presets import JUDGES, PRESETS, load_preset, pay
+from verl_mtgrpo.rewards.presets import JUDGES, NEED_RULES, PRESETS, load_preset, pay
 from verl_mtgrpo.rewards.search_r1 import search_r1_em, search_r1_format
 from verl_mtgrpo.rewards.transcript import (
     DROPPED,
@@ -22,6 +22,7 @@ __all__ = [
     "DROPPED",
     "DROPPED_REASON",
     "JUDGES",
+    "NEED_RULES",
     "NO_TOKENS",
     "OUTAGE",
     "PRESETS",

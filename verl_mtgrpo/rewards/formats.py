@@ -90,7 +90,8 @@ def text_format(name: str) -> TextFormat:
     if name not in FORMATS:
         raise ConfigError(
             f"no rules for turns in the format {name!r} (actor_rollout_ref.rollout.multi_turn.format); "
-            f"this reward knows {', '.join(FORMATS)}"
+            f"this reward reads the tags of turns and knows {', '.join(FORMATS)}; take another format, or "
+            "reward.turn.preset=paper_v1, judge or a function of your own, which need no rules"
         )
     return FORMATS[name]
 

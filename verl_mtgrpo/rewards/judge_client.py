@@ -147,7 +147,7 @@ class AskingReward(ABC):
         """The judge's reply to one case: from the cache, at once, or at the second try."""
         messages = prompt_for(rubric, case, reply.form)
         key = JsonCache.key(self.settings.model, messages)
-        if self._cache and (known := self._cache.get(key)) is not None:
+        if self._cache and (known := await self._cache.aget(key)) is not None:
             usage.cached += 1
             return known
         text = await self._say(messages, usage)
@@ -163,7 +163,7 @@ class AskingReward(ABC):
                 f"{text[:200]!r}; expected {reply.form} {reply.again}"
             )
         if self._cache:
-            self._cache.put(key, found)
+            await self._cache.aput(key, found)
         return found
 
     async def _say(self, messages: list[dict[str, str]], usage: Usage) -> str:

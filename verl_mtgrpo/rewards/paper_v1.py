@@ -11,7 +11,8 @@ and triviaqa_rubric.py, verifiers/parsers/xml_parser.py). With at most one searc
 In the paper's own format, ``mtgrpo_xml``, format and tag count are the code's (:func:`~.formats.v1_format_score`,
 :func:`~.formats.v1_tag_score`) and the outcome is at most 1.9. They are about its tags and mean nothing
 elsewhere: in other formats, format is the share of well-formed turns, there is no tag count, and the
-outcome is at most 1.7.
+outcome is at most 1.7. In verl's formats for which there are no rules here (``qwen3_coder``, ``gpt-oss``, …) neither is
+defined, and the outcome is at most 1.5.
 
 The last turn K is paid R^O alone, also where it still searches; the code, too, counts a call only if a message with its
 result follows. So when room is scarce, searching until the response is full pays no better than a wrong answer: both
@@ -44,7 +45,7 @@ from verl_mtgrpo.rewards.answers import (
     mentions,
     searchable_answers,
 )
-from verl_mtgrpo.rewards.formats import MTGRPO_XML, share_well_formed, text_format, v1_format_score, v1_tag_score
+from verl_mtgrpo.rewards.formats import FORMATS, MTGRPO_XML, share_well_formed, v1_format_score, v1_tag_score
 from verl_mtgrpo.rewards.transcript import Transcript, Turn, TurnRewards
 
 EXECUTION, HIT, CONTAINS, EXACT, FORMAT, TAGS = 0.2, 0.5, 0.5, 1.0, 0.2, 0.2
@@ -66,14 +67,14 @@ def paper_v1(transcript: Transcript, ground_truth: Any) -> TurnRewards:
     turn_rewards[-1:] = [0.0] * bool(turn_rewards)  # R^O alone
     contains, exact = mentions(answer, accepted), is_exact(answer, accepted)
     texts = [turn.text for turn in transcript.turns]
-    rules = text_format(transcript.format)
+    rules = FORMATS.get(transcript.format)
     own_format = rules is MTGRPO_XML
     calls = transcript.max_parallel_calls
-    form = v1_format_score(texts) if own_format else share_well_formed(texts, rules, calls)
+    form = v1_format_score(texts) if own_format else share_well_formed(texts, rules, calls) if rules else None
     tags = v1_tag_score(texts) if own_format else None
     return TurnRewards(
         turns=tuple(turn_rewards),
-        outcome=CONTAINS * contains + EXACT * exact + FORMAT * form + TAGS * (tags or 0.0),
+        outcome=CONTAINS * contains + EXACT * exact + FORMAT * (form or 0.0) + TAGS * (tags or 0.0),
         components={
             **hit_components(hit_turn is not None, searchable),
             "outcome/em": float(exact),

@@ -29,6 +29,9 @@ PRESETS: dict[str, RewardFunction] = {
 JUDGES = ("judge", "judge_paper")
 """Presets that ask a language model; :mod:`~verl_mtgrpo.rewards.judge` and :mod:`~verl_mtgrpo.rewards.judge_paper`."""
 
+NEED_RULES = ("paper_v2", "search_r1_em", "search_r1_format", "judge_paper")
+"""Presets that read the tags of turns, so that they need the rules of the format (:data:`~.formats.FORMATS`)."""
+
 
 def load_preset(name: str) -> RewardFunction:
     """The reward function that ``reward.turn.preset`` names.

@@ -12,7 +12,7 @@ from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_lin
 from verl_mtgrpo.integration.checks.rows import as_table, question_set, shape_problem
 from verl_mtgrpo.integration.checks.setup import Setup
 from verl_mtgrpo.integration.data_sources import refuse_unscored
-from verl_mtgrpo.integration.parts import check_agent_names
+from verl_mtgrpo.integration.parts import VERLS_MANAGERS, check_agent_names
 from verl_mtgrpo.rewards import JUDGES, PRESETS
 from verl_mtgrpo.rewards.answers import accepted_answers
 
@@ -117,13 +117,14 @@ def _rows_problems(setup: Setup, key: str, file: str, rows: list[dict[str, Any]]
         yield Finding(CHECK, "fail", f"{file} holds no rows but {describe(rows[0])} an entry", WRITE)
         return
     columns, prompt = set(rows[0]), str(setup.get("data.prompt_key") or "prompt")
-    missing = [name for name in (prompt, "data_source", "reward_model") if name not in columns]
+    missing = [name for name in (prompt, *_read_by_rewards(setup)) if name not in columns]
     if prompt in missing and (found := question_set(CHECK, key, file)):
         yield found
         return
     if missing:
         message = f"{file} has no column {', '.join(missing)}; it has {', '.join(sorted(columns))}".replace(";", ",")
-        yield Finding(CHECK, "fail", message, f"add it, or set data.prompt_key; {WRITE}")
+        more = ", or set data.prompt_key" if prompt in missing else ""
+        yield Finding(CHECK, "fail", message, f"add it{more}; {WRITE}")
         return
     own_manager = setup.get("reward.reward_manager.source") not in (None, "register")  # it reads what it likes
     if odd := shape_problem(rows, prompt, ["extra_info", *([] if own_manager else ["reward_model"])]):
@@ -132,7 +133,8 @@ def _rows_problems(setup: Setup, key: str, file: str, rows: list[dict[str, Any]]
     try:
         if file.endswith(".parquet"):
             check_agent_names(file)
-        if setup.get("reward.turn.preset") in (None, *PRESETS, *JUDGES):
+        ours = setup.get("reward.reward_manager.name") == "mtgrpo" and "reward_model" in columns
+        if ours and setup.get("reward.turn.preset") in (None, *PRESETS, *JUDGES):
             for row in rows:
                 accepted_answers((row["reward_model"] or {}).get("ground_truth"))
         if _scored_by_verl(setup):
@@ -140,6 +142,18 @@ def _rows_problems(setup: Setup, key: str, file: str, rows: list[dict[str, Any]]
     except MTGRPOError as error:
         found = from_error(CHECK, error, f"give every row an answer; {WRITE}")
         yield found if file in found.message else Finding(CHECK, "fail", f"{file}: {found.message}", found.fix)
+
+
+def _read_by_rewards(setup: Setup) -> list[str]:
+    """Columns without which no rollout has a reward; verl itself reports rows without a data_source as "unknown"."""
+    manager = setup.get("reward.reward_manager.name")
+    if setup.get("reward.reward_manager.source") not in (None, "register"):
+        return []  # a class of the user's own, whatever its name
+    if manager in VERLS_MANAGERS:
+        return ["reward_model", "data_source"]
+    if manager != "mtgrpo":
+        return []
+    return ["reward_model", *(["data_source"] if _scored_by_verl(setup) else [])]
 
 
 def _scored_by_verl(setup: Setup) -> bool:

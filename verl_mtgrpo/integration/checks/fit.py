@@ -9,7 +9,14 @@ from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError, MTGRPOError
 from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
 from verl_mtgrpo.integration.checks.setup import MULTI_TURN, ROLLOUT, Setup
-from verl_mtgrpo.integration.checks.versions import missing_engine
+from verl_mtgrpo.integration.checks.versions import (
+    SGLANG_WITH_TOKENIZER,
+    TESTED_VERL,
+    installed,
+    missing_engine,
+    sglang_repeats_prompts,
+)
+from verl_mtgrpo.integration.compat import check_compatible
 from verl_mtgrpo.integration.intent import check_preset, check_signs
 from verl_mtgrpo.integration.kl_in_reward import INSTEAD, kl_noise_of_verls
 from verl_mtgrpo.integration.knobs import is_ours, try_knobs
@@ -31,6 +38,18 @@ COMPARING = ("grpo", "grpo_passk", "rloo", "rloo_vectorized")
 
 SHORT_RESULT = 64
 """Characters below which hardly any tool result says anything."""
+
+
+def compatible(setup: Setup) -> Iterator[Finding]:
+    """Whether the installed verl has what this package overrides; a version that was not tested only warns."""
+    check_compatible()
+    found = installed("verl")
+    if found == TESTED_VERL:
+        yield Finding("compat", "ok", f"verl {found} is the version that verl-mtgrpo is tested with")
+        return
+    message = f"verl {found} has the names that verl-mtgrpo overrides, but the version that it is tested with is "
+    fix = "watch the first steps: turn/count, rollouts_total/* and tool/used have to be there; or install that version"
+    yield Finding("compat", "warn", f"{message}{TESTED_VERL}", fix)
 
 
 def parts(setup: Setup) -> Iterator[Finding]:
@@ -259,5 +278,10 @@ def engine(setup: Setup) -> Iterator[Finding]:
             "the config is for a CPU, but the environment variable VERL_PLATFORM is not cpu, so verl asks for a GPU"
         )
         yield Finding("engine", "fail", message, "put VERL_PLATFORM=cpu before the command (mtgrpo train --cpu does)")
+    elif name == "sglang" and not setup.get(f"{ROLLOUT}.skip_tokenizer_init") and (old := sglang_repeats_prompts()):
+        message = f"sglang {old} returns tokens of the prompt as generated ones when it has a tokenizer"
+        fix = f"install {SGLANG_WITH_TOKENIZER} or newer (pip install 'verl[sglang]' takes what verl pins), or set "
+        fix += f"{ROLLOUT}.skip_tokenizer_init=True (turns are then cut after the engine wrote on)"
+        yield setup.absent("engine", message, fix)
     else:
         yield Finding("engine", "ok", f"{name} on {setup.get('trainer.device')}")

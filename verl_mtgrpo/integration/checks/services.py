@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +14,6 @@ from verl_mtgrpo.integration.checks.setup import MULTI_TURN, Setup, Tool, questi
 from verl_mtgrpo.integration.search_settings import open_index, search_settings
 from verl_mtgrpo.integration.settings import turn_reward_settings
 from verl_mtgrpo.retrieval import HTTPRetriever, Passage
-from verl_mtgrpo.retrieval.addresses import is_this_machine
 from verl_mtgrpo.rewards import JUDGES
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
 
@@ -43,7 +41,8 @@ def index(setup: Setup) -> Iterator[Finding]:
             found = from_error("index", error)
             yield found if spec else setup.absent("index", found.message, without_search(setup) + found.fix)
         except RetrievalError as error:
-            yield from_error("index", error, DEAD)
+            found = from_error("index", error, DEAD)
+            yield setup.absent("index", found.message, found.fix)  # others may reach it
 
 
 def without_search(setup: Setup) -> str:
@@ -89,13 +88,7 @@ def judge(setup: Setup) -> Iterator[Finding]:
         yield Finding("judge", "skip", "the judge is served by verl once the run has started")
         return
     key = os.environ.get(asked.api_key_env, "")
-    if not key and not _may_need_no_key(asked.base_url):
-        where = f"the judge at {_shown(asked.base_url)}"
-        message = f"{where} needs a key, and the environment variable {asked.api_key_env} is not set"
-        fix = f"export {asked.api_key_env}=... (before `ray start`, if Ray runs already), or set judge.api_key_env"
-        yield Finding("judge", "fail", message, fix)
-        return
-    yield _ask(asked, key, settings.preset)
+    yield _ask(setup, asked, key, settings.preset)  # whether it needs a key is for it to say
 
 
 def _shown(url: str) -> str:
@@ -104,16 +97,7 @@ def _shown(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _may_need_no_key(url: str) -> bool:
-    """An address of this machine or of a private network, where servers without keys are usual."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return not ipaddress.ip_address(host).is_global
-    except ValueError:
-        return is_this_machine(url) or "." not in host or not url.startswith("https://")
-
-
-def _ask(asked: JudgeSettings, key: str, preset: str) -> Finding:
+def _ask(setup: Setup, asked: JudgeSettings, key: str, preset: str) -> Finding:
     try:
         import openai
     except ImportError:
@@ -127,9 +111,8 @@ def _ask(asked: JudgeSettings, key: str, preset: str) -> Finding:
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
         state = "is not set" if not key else "is set"
         message = f"{where} refuses (HTTP {error.status_code}); the environment variable {asked.api_key_env} {state}"
-        return Finding(
-            "judge", "fail", message.replace(";", ","), f"export {asked.api_key_env}=<a key that it accepts>"
-        )
+        fix = f"export {asked.api_key_env}=<a key that it accepts> (before `ray start`, if Ray runs already)"
+        return Finding("judge", "fail", message.replace(";", ","), fix)
     except openai.APITimeoutError:
         message = f"{where} did not answer within {limit:g} s"
         return Finding("judge", "warn", message, "is it busy? reward.turn.judge.timeout_s is how long a run waits")
@@ -139,7 +122,7 @@ def _ask(asked: JudgeSettings, key: str, preset: str) -> Finding:
         message = f"{where} cannot be asked: {type(error).__name__}: {one_line(str(error))[:200]}"
         if key:
             message = message.replace(key, "***")
-        return Finding(
-            "judge", "fail", message, "start it, or correct reward.turn.judge.base_url and reward.turn.judge.model"
-        )
+        fix = "start it, or correct reward.turn.judge.base_url and reward.turn.judge.model"
+        unreached = isinstance(error, openai.APIConnectionError)  # not from here; others may reach it
+        return setup.absent("judge", message, fix) if unreached else Finding("judge", "fail", message, fix)
     return Finding("judge", "ok", f"{where} answers")

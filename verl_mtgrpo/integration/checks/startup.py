@@ -6,7 +6,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from verl_mtgrpo.errors import MTGRPOError
-from verl_mtgrpo.integration.checks import chat, data, fit, lengths, models, services, tools, trial, unused, values
+from verl_mtgrpo.integration.checks import (
+    chat,
+    cpus,
+    data,
+    fit,
+    lengths,
+    models,
+    prompts,
+    services,
+    tools,
+    trial,
+    unused,
+    values,
+)
 from verl_mtgrpo.integration.checks.findings import Finding, any_failed, from_error, one_line
 from verl_mtgrpo.integration.checks.setup import Setup
 
@@ -27,6 +40,7 @@ class Check:
 
 
 CHECKS = (
+    Check("compat", fit.compatible),
     Check("values", values.values),
     Check("parts", fit.parts),
     Check("estimator", fit.estimator),
@@ -36,18 +50,21 @@ CHECKS = (
     Check("watch", fit.watch),
     Check("unused", unused.unused),
     Check("engine", fit.engine, opens=True),
+    Check("cpus", cpus.cpus, opens=True),
     Check("data", data.data, opens=True),
     Check("tools", tools.tools, opens=True),
     Check("reward", trial.reward_function, opens=True),
     Check("models", models.models, opens=True),
     Check("tokenizer", chat.tokenizer, opens=True),
     Check("chat", chat.chat, opens=True),
+    Check("prompts", prompts.prompts, opens=True),
     Check("index", services.index, opens=True),
     Check("lengths", lengths.lengths, opens=True),
     Check("judge", services.judge, opens=True),
 )
 """In this order, because some use what others have found."""
-DOCTOR = (*CHECKS[:8], Check("verl", fit.verls_own), *CHECKS[8:])
+_CONFIG = sum(not check.opens for check in CHECKS)
+DOCTOR = (*CHECKS[:_CONFIG], Check("verl", fit.verls_own), *CHECKS[_CONFIG:])
 """For `mtgrpo doctor` also what verl checks itself, right after this, when a run starts."""
 
 

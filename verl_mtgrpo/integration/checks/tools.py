@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -14,10 +13,8 @@ from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_lin
 from verl_mtgrpo.integration.checks.setup import MULTI_TURN, ROLLOUT, Setup, Tool
 from verl_mtgrpo.integration.parts import LOOPS, check_tool_file
 from verl_mtgrpo.integration.search_settings import search_settings
-from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS
 
 CHECK = "tools"
-_CALLED = re.compile(r'"name"\s*:\s*"([\w.-]+)"')
 
 
 def tools(setup: Setup) -> Iterator[Finding]:
@@ -112,40 +109,20 @@ def _functions(setup: Setup) -> list[Tool]:
 
 
 def _names(setup: Setup, names: list[str]) -> Iterator[Finding]:
-    """Whether what prompts and rows call a tool is a tool."""
-    spoken, key = setup.get(f"{MULTI_TURN}.format"), str(setup.get("data.prompt_key") or "prompt")
-    have = f"the run has {', '.join(names)}"
-    rename = "rename the tool (tool_schema.function.name), or "
-    if spoken == "search_r1" and len(names) > 1 and "search" not in names:
+    """Whether what the format and the rows call a tool is a tool."""
+    have, rename = f"the run has {', '.join(names)}", "rename the tool (tool_schema.function.name), or "
+    chosen = [set((row.get("extra_info") or {}).get("tool_selection") or names) for row in setup.rows]
+    left = [one & set(names) for one in chosen] or [set(names)]
+    if setup.get(f"{MULTI_TURN}.format") == "search_r1" and all(len(one) > 1 and "search" not in one for one in left):
         message = f"the format search_r1 calls a tool named search, {have}"
         yield Finding(CHECK, "fail", message, f"{rename}set {MULTI_TURN}.format=mtgrpo_xml or hermes")
-    called: set[str] = set()
-    if spoken in CUT_FORMATS:  # the prompt alone says how tools are called
-        called = {name for row in setup.rows for message in row[key] for name in _called_in(message)}
-    if called and not called & set(names):
-        message = f"the prompts call {', '.join(sorted(called))}, {have}: every call would fail as unknown_tool"
-        yield Finding(CHECK, "fail", message, f"{rename}write its name into the prompts (mtgrpo data --system-prompt)")
-    yield from _explained(setup, str(spoken), key)
-    chosen = {name for row in setup.rows for name in (row.get("extra_info") or {}).get("tool_selection") or []}
-    if chosen and not chosen & set(names):
-        message = f"extra_info.tool_selection names {', '.join(sorted(chosen))}, {have}: rollouts would have no tool"
-        yield Finding(CHECK, "fail", message, f"{rename}correct the rows (mtgrpo data)")
-
-
-def _explained(setup: Setup, spoken: str, key: str) -> Iterator[Finding]:
-    """Whether the prompts explain the format that the run reads."""
-    texts = [str(message.get("content")) for row in setup.rows for message in row[key]]
-    shown = [name for name, rules in FORMATS.items() if any(f"<{rules.call}>" in text for text in texts)]
-    if shown and spoken in FORMATS and spoken not in shown:
-        message = (
-            f"the prompts explain calls of the format {shown[0]}, and the run reads {spoken}: no call would be found"
-        )
-        yield Finding(CHECK, "fail", message, f"set {MULTI_TURN}.format={shown[0]}, or mtgrpo data --format {spoken}")
-
-
-def _called_in(message: Mapping[str, Any]) -> list[str]:
-    content = message.get("content")
-    return _CALLED.findall(content) if isinstance(content, str) else []
+    without = [one for one, tools in zip(chosen, left, strict=False) if not tools]
+    if without:
+        unknown = ", ".join(sorted(set().union(*without)))
+        message = f"extra_info.tool_selection names {unknown}, {have}: {len(without)} of the first {len(chosen)} "
+        message += "questions would have no tool"
+        certain = len(without) == len(chosen)
+        yield Finding(CHECK, "fail" if certain else "warn", message, f"{rename}correct the rows (mtgrpo data)")
 
 
 def _lengths(setup: Setup) -> Iterator[Finding]:

