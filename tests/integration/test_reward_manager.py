@@ -272,8 +272,13 @@ def router() -> Iterator[tuple[JudgeServer, str]]:
 
 def test_the_judge_behind_verls_reward_model_router(router):
     judge, address = router
-    run = ["reward.reward_model.enable=True", "reward.reward_model.model_path=my/judge", *JUDGED]
-    settings = [*run, "reward.turn.preset=judge", "reward.reward_model.enable_resource_pool=True"]
+    run = [
+        "reward.reward_model.enable=True",
+        "reward.reward_model.enable_resource_pool=True",
+        "reward.reward_model.model_path=my/judge",
+        *JUDGED,
+    ]
+    settings = [*run, "reward.turn.preset=judge"]
     assert callable(get_custom_reward_fn(config(*settings))), "verl itself can load what stands in its place"
     scoring = manager(*settings, reward_router_address=address)
     result = score(scoring, {"transcript": TRANSCRIPT.to_dict()})
@@ -286,7 +291,12 @@ def test_the_judge_behind_verls_reward_model_router(router):
 def test_the_papers_judge_behind_verls_reward_model_router(router):
     judge, address = router
     judge.answer = lambda body, n: 500 if n == 1 else '{"scores": [0.3, 1.0]}'
-    run = ["reward.reward_model.enable=True", "reward.reward_model.model_path=my/judge", *JUDGED]
+    run = [
+        "reward.reward_model.enable=True",
+        "reward.reward_model.enable_resource_pool=True",
+        "reward.reward_model.model_path=my/judge",
+        *JUDGED,
+    ]
     scoring = manager(*run, "reward.turn.preset=judge_paper", reward_router_address=address)
     result = score(scoring, {"transcript": TRANSCRIPT.to_dict()})
     assert json.loads(result["reward_extra_info"]["turn_rewards"]) == pytest.approx([0.3, 1.0]), (

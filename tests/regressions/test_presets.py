@@ -253,7 +253,12 @@ def test_b11_the_start_treats_judge_paper_as_a_judge(overrides, said):
 @pytest.mark.parametrize("how", ["turns", "outcome"])
 def test_b11_judge_paper_behind_verls_own_reward_model(how):
     """Complete without an address: verl serves the judge under its path, and the manager asks at verl's router."""
-    served = ("reward.reward_model.enable=True", "reward.reward_model.model_path=my/judge", *STANDING_IN)
+    served = (
+        "reward.reward_model.enable=True",
+        "reward.reward_model.enable_resource_pool=True",
+        "reward.reward_model.model_path=my/judge",
+        *STANDING_IN,
+    )
     named = "reward.custom_reward_function.name=scored_by_judge"
     preset = ("reward.turn.preset=judge_paper", f"reward.turn.pay={how}", "trainer.turn.on_purpose=[reward.turn.pay]")
     asking = manager(*served, named, *preset, reward_router_address="127.0.0.1:9").reward_function
