@@ -22,7 +22,7 @@ _TRAINER = (
     "_write_generations",
     "on_step_begin",
 )
-_SAMPLER = ("__init__", "_clear_groups", "_wait_for_next_poll", "sample")
+_SAMPLER = ("__init__", "_clear_groups", "_dapo_filtered_keys", "_wait_for_next_poll", "sample")
 OVERRIDDEN = {
     f"{_LOOPS}.agent_loop:AgentLoopOutput": ("as_dict",),
     f"{_LOOPS}.tool_agent_loop:ToolAgentLoop": (
