@@ -6,6 +6,7 @@ import importlib.util
 import platform
 import shutil
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -62,8 +63,8 @@ def missing_for_cuda() -> list[str]:
     found = []
     if not (_output("nvidia-smi", "--list-gpus") or Path("/proc/driver/nvidia/version").exists()):
         found.append("an NVIDIA GPU with its driver: `nvidia-smi --list-gpus` shows none here")
-    if importlib.util.find_spec("torch") is None:
-        return [*found, "torch 2.11 or newer with CUDA: not installed for this Python"]
+    if absent := missing_for_anything():
+        return [*found, *absent]
     import torch
 
     if torch.version.cuda is None:
@@ -77,6 +78,27 @@ def missing_for_cuda() -> list[str]:
             "torch.cuda.is_available() is False"
         )
     return found
+
+
+def missing_for_anything() -> list[str]:
+    """torch and numpy, without which nothing of the kit runs, not on a CPU either; what is there is left out."""
+    wanted = {"torch": "torch 2.11 or newer, with CUDA for a GPU", "numpy": "numpy"}
+    absent = [text for name, text in wanted.items() if importlib.util.find_spec(name) is None]
+    return [f"{text}: not installed for {sys.executable}" for text in absent]
+
+
+def say_what_is_missing(device: str) -> bool:
+    """Print what there would have to be; False, and nothing printed, if all that is needed is there."""
+    missing = missing_for_cuda() if device == "cuda" else missing_for_anything()
+    if not missing:
+        return False
+    place = "on one NVIDIA GPU, and there is none to be used here" if device == "cuda" else "with torch"
+    print(f"make test-gpu measures {place}. It needs:")
+    print(*(f"  - {line}" for line in missing), sep="\n")
+    print("  - for the run with verl also the packages of tests/gpu/README.md; for verl's own vLLM server, vllm")
+    if device == "cuda":
+        print("What needs no GPU: make test-gpu DEVICE=cpu (python -m tests.gpu --device cpu)")
+    return True
 
 
 def missing_for_verl() -> str:

@@ -14,7 +14,7 @@ import torch
 _WARNING = "called a synchronizing CUDA operation"
 
 
-class CannotCount(RuntimeError):
+class CannotCount(Exception):
     """This torch does not report synchronisations, so none seen means nothing."""
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.gpu import estimators, machine, verl_runs
+from tests.gpu.arguments import SIZES, parse_sizes
 
 pytestmark = pytest.mark.gpu
 
@@ -24,7 +25,7 @@ def test_estimators_on_the_gpu_are_those_of_the_host_and_wait_once(report: estim
 
 
 def test_time_and_memory_can_be_measured(report: estimators.Report):
-    estimators.check_times(report, "cuda", repeats=5)
+    estimators.check_times(report, "cuda", parse_sizes(SIZES), repeats=5)
     assert report.failed == [] and report.times
 
 

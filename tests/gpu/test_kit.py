@@ -140,15 +140,17 @@ ALLOWED = "torch torchgen functorch numpy typing_extensions sympy mpmath network
 
 ONLY_TORCH = f"""
 import sys
+from importlib.machinery import PathFinder
 allowed = set(sys.stdlib_module_names) | set({ALLOWED!r}.split()) | {{"verl_mtgrpo", "tests"}}
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if (top := name.split(".")[0]) not in allowed and not top.startswith("_sysconfigdata"):
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Refuse())
+class Only(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        top = name.split(".")[0]
+        here = top in allowed or top.startswith("_sysconfigdata")
+        return PathFinder.find_spec(name, path, target) if here else None
+sys.meta_path = [Only if finder is PathFinder else finder for finder in sys.meta_path]
 sys.argv = ["kit", "--device", "cpu", "--repeats", "1", "--sizes", "16x64"]
 from tests.gpu import estimators
-estimators.AGREE_AT = (8, 64)
 estimators.check_agreement.__defaults__ = ((8, 64),)
 sys.exit(estimators.main())
 """
@@ -171,6 +173,16 @@ def test_without_a_gpu_it_says_what_it_needs():
     for part in ("needs:", "NVIDIA GPU with its driver", "tests/gpu/README.md", "make test-gpu DEVICE=cpu"):
         assert part in done.stdout
     assert not done.stderr
+
+
+def test_without_torch_it_says_so(capsys, monkeypatch):
+    find_spec = machine.importlib.util.find_spec
+    hidden = {"torch", "numpy"}
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None if name in hidden else find_spec(name))
+    for device in ("cuda", "cpu"):
+        assert machine.say_what_is_missing(device)
+        printed = capsys.readouterr().out
+        assert "torch 2.11 or newer" in printed and "numpy: not installed" in printed and sys.executable in printed
 
 
 def test_what_torch_lacks_is_told_apart(monkeypatch):
