@@ -42,7 +42,8 @@ def main() -> int:
     def second() -> None:
         server = verl_runs.choose_server(report, args.device, args.server)
         tokenizer = verl_runs.choose_tokenizer(report, args.device, args.tokenizer)
-        verl_runs.run(report, verl_runs.Settings(args.device, server, args.steps, tokenizer, args.timeout))
+        settings = verl_runs.Settings(args.device, server, args.steps, tokenizer, args.timeout, logs=args.out)
+        verl_runs.run(report, settings)
 
     for name, part in zip(PARTS, (first, second), strict=True):
         if name not in args.parts:

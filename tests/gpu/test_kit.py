@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -125,6 +126,21 @@ def test_peak_of_a_call_is_what_it_makes():
     x = torch.ones(1000)
     assert measure.peak_bytes(lambda: x + 1, "cpu") >= 4000
     assert measure.peak_bytes(lambda: (x + 1) + 1, "cpu") >= 8000
+
+
+def test_what_torch_reports_is_counted_and_silence_is_not_taken_for_none(monkeypatch):
+    """There is no GPU to report here: torch's warning is given by hand, in its own words (pytorch/pytorch#120996)."""
+    for name in ("synchronize", "get_sync_debug_mode", "set_sync_debug_mode"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+
+    def waits_twice() -> None:
+        for text in ("called a synchronizing CUDA operation (Triggered internally at x.cpp:147.)", "another", None):
+            warnings.warn(text or "called a synchronizing CUDA operation", stacklevel=1)
+
+    assert measure._reports(waits_twice) == 2
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.tensor(1.0))
+    with pytest.raises(measure.CannotCount, match="does not report"):
+        measure.count_synchronisations(waits_twice)
 
 
 def test_the_copied_formula_is_verls_own():

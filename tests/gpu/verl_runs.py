@@ -31,6 +31,7 @@ class Settings:
         steps: Of each run.
         tokenizer: Folder of a real tokenizer; None: the made one.
         timeout: Seconds after which a run is killed.
+        logs: Folder that gets the whole output of each run; None: a failed run's end is printed, no more.
     """
 
     device: str
@@ -38,6 +39,7 @@ class Settings:
     steps: int
     tokenizer: Path | None
     timeout: float
+    logs: Path | None = None
 
 
 def choose_server(report: Report, device: str, wanted: str | None) -> str:
@@ -96,6 +98,9 @@ def _train(report: Report, kind: str, folder: Path, assets: Path, settings: Sett
     groups = ("+mtgrpo_cpu=default", *(("+mtgrpo=mt_grpo",) if kind == "ours" else ()))
     overrides = [*_shared(assets, settings), *(() if kind == "ours" else _stock())]
     result = train(folder, overrides, groups=groups, env=_environment(assets, settings), timeout=settings.timeout)
+    if settings.logs:
+        settings.logs.mkdir(parents=True, exist_ok=True)
+        (settings.logs / f"verl-{kind}.log").write_text(result.log, encoding="utf-8")
     print(f"  {kind}: {len(result.steps)} steps in {result.seconds:.0f} s, start included")
     if result.returncode or len(result.steps) < settings.steps:
         lines = result.tail(40)
