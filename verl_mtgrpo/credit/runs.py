@@ -49,7 +49,8 @@ def repeat_runs(values_R: Tensor, start_R: Tensor, shape: tuple[int, int]) -> Te
 
 def run_lengths(start_R: Tensor, size: int) -> Tensor:
     """Length of each run, ``(R,)`` int64; they add up to ``size``."""
-    return torch.diff(start_R, append=start_R.new_tensor([size]))
+    # new_full fills on the device; new_tensor would copy from the host, and wait for all that a GPU was given before.
+    return torch.diff(start_R, append=start_R.new_full((1,), size))
 
 
 def _find_on_host(response_mask: Tensor, *scalars: Tensor) -> tuple[Tensor, None, bool, list[int]]:
