@@ -31,7 +31,7 @@ from verl_mtgrpo.integration.agent_loop import (
     turn_spans,
 )
 from verl_mtgrpo.integration.cutting import tokens_to_keep
-from verl_mtgrpo.rewards.formats import FORMATS
+from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS
 
 THINK = "<think>where?</think>"
 SEARCH, ANSWER = f"{THINK}<search>tower of Pim</search>", f"{THINK}<answer>Oslo</answer>"
@@ -197,6 +197,9 @@ def test_with_a_preset_every_engine_that_can_is_asked_to_stop_at_the_tag(engine)
             words = ["hydra.searchpath=[pkg://verl_mtgrpo.config]", *groups, engine_name]
             return compose("ppo_trainer", words).actor_rollout_ref.rollout
 
-    assert knows_stop_strings(rollout("+mtgrpo=mt_grpo"))
+    for spoken in CUT_FORMATS:
+        assert knows_stop_strings(rollout("+mtgrpo=mt_grpo", f"actor_rollout_ref.rollout.multi_turn.format={spoken}"))
+    # Where nothing is cut it stays as verl has it.
+    assert rollout("+mtgrpo=mt_grpo").skip_tokenizer_init is True
     # Without the preset verl starts SGLang without a tokenizer; its vLLM server always has one.
     assert knows_stop_strings(rollout()) == (engine == "vllm")

@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from verl_mtgrpo.integration.checks.findings import Finding, one_line
+from verl_mtgrpo.integration.checks.models import hub_folder
 from verl_mtgrpo.integration.checks.setup import MULTI_TURN, ROLLOUT, Setup, Tool
 from verl_mtgrpo.integration.end_of_turn import EndOfTurn, closing_tags, end_of_turn
 from verl_mtgrpo.integration.parts import LOOPS
@@ -74,13 +75,10 @@ def _locate(setup: Setup, path: str) -> tuple[str, Finding | None]:
     if path.startswith(("/", "~", ".")) or path.count("/") > 1:
         fix = f"give the folder of a Hugging Face model, or a name on the hub, as {MODEL}.path"
         return path, setup.absent("tokenizer", f"{MODEL}.path={path} is not there", fix)
-    try:
-        from huggingface_hub import snapshot_download
-
-        return snapshot_download(path, local_files_only=True), None
-    except Exception:  # not in the cache, or no valid name: verl asks the hub
-        message = f"{path} is no folder here and not in the Hugging Face cache, so its chat template was not tried"
-        return path, Finding("tokenizer", "skip", message, f"hf download {path}, then it is")
+    if cached := hub_folder(path):
+        return cached, None
+    message = f"{path} is no folder here and not in the Hugging Face cache, so its chat template was not tried"
+    return path, Finding("tokenizer", "skip", message, f"hf download {path}, then it is")
 
 
 def _model_type(folder: str) -> str | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError, MTGRPOError
 from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
+from verl_mtgrpo.integration.checks.models import hub_folder, looks_local
 from verl_mtgrpo.integration.checks.setup import MULTI_TURN, ROLLOUT, Setup
 from verl_mtgrpo.integration.checks.versions import (
     SGLANG_WITH_TOKENIZER,
@@ -251,6 +253,12 @@ def verls_own(setup: Setup) -> Iterator[Finding]:
 
     said = io.StringIO()
     config = setup.config
+    critic = str(setup.get("critic.model.path") or "")
+    if need_critic(config) and not Path(critic).is_dir() and not looks_local(critic) and not hub_folder(critic):
+        # transformers would ask the hub for it, for a minute where there is no network
+        message = f"verl's own checks load the config of the critic, and {critic} is not on this machine"
+        yield Finding("verl", "skip", message, f"hf download {critic}, then they are made")
+        return
     try:
         with contextlib.redirect_stdout(said):
             validate_config(config, need_reference_policy(config), need_critic(config))

@@ -36,3 +36,16 @@ def models(setup: Setup) -> Iterator[Finding]:
 def looks_local(path: str) -> bool:
     """Whether a model's path can only be meant as a folder of this machine; a hub's name has one slash at most."""
     return "://" not in path and (path.startswith(("/", "~", ".")) or path.count("/") > 1)
+
+
+def hub_folder(name: str) -> str | None:
+    """The folder of a model of this name in the cache of the Hugging Face hub; None if it is not there.
+
+    Nothing is downloaded.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+
+        return snapshot_download(name, local_files_only=True)
+    except Exception:  # not in the cache, or no valid name
+        return None
