@@ -41,13 +41,6 @@ NAMES = [
     ),
     fails(
         "E26",
-        "row 6",
-        "estimator",
-        r"names zclipp, which cannot be imported: ModuleNotFoundError",
-        env={"VERL_USE_EXTERNAL_MODULES": "zclipp"},
-    ),
-    fails(
-        "E26",
         "row 17",
         "estimator",
         r"loss_mode=turn_gspoo does not exist.*did you mean turn_gspo\?",

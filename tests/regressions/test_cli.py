@@ -167,6 +167,14 @@ def test_e33_a_typo_in_the_external_modules(named: str, says: str, tmp_path: Pat
     assert main(["doctor", "--quick"]) == 1
     shown = capsys.readouterr().out
     assert says in shown and "PYTHONPATH" in shown and "Traceback" not in shown
+    # Row 6 of new-user.md, where verl was imported before the variable was set: names of estimators are looked up then.
+    pytest.importorskip("verl")
+    from omegaconf import OmegaConf
+
+    from verl_mtgrpo.integration.names import ESTIMATOR, unknown_name
+
+    with pytest.raises(ConfigError, match=says):
+        unknown_name(OmegaConf.create({"algorithm": {"adv_estimator": "zclip"}}), ESTIMATOR)
     assert main(["train", "--cpu", "--quiet", "--log", str(tmp_path / "log")]) == 1
     shown = capsys.readouterr().err
     assert says in shown and "VERL_USE_EXTERNAL_MODULES" in shown and "PYTHONPATH" in shown

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from verl_mtgrpo.cli.process import run_child
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.checks.plugin import MODULES, MODULES_FIX
+from verl_mtgrpo.integration.external_modules import MODULES, MODULES_FIX
 
 # Hydra reads these without quotes; anything else in a value could be its grammar.
 _PLAIN_VALUE = re.compile(r"[\w./:+-]+")

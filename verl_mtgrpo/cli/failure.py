@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from verl_mtgrpo.errors import MTGRPOError
-from verl_mtgrpo.integration.checks.plugin import MODULES, MODULES_FIX
+from verl_mtgrpo.integration.external_modules import MODULES, MODULES_FIX
 
 # Enough for the final tracebacks of the driver and all workers; logs of long runs are far larger.
 _TAIL_BYTES = 400_000

@@ -15,11 +15,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from verl_mtgrpo.credit import ESTIMATORS
-from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.integration.external_modules import MODULES, load_external_modules
 from verl_mtgrpo.integration.fields import MODES
 from verl_mtgrpo.integration.settings import did_you_mean
 
-MODULES = "VERL_USE_EXTERNAL_MODULES"
 _ROLLOUT = "actor_rollout_ref.rollout"
 
 
@@ -140,18 +139,6 @@ def unknown_name(config: Any, registry: Registry) -> Unknown | None:
         f"{MODULES} (now: {named})"
     )
     return Unknown(message, fix, certain=not _may_come_later(config, registry))
-
-
-def load_external_modules() -> None:
-    """Import what ``VERL_USE_EXTERNAL_MODULES`` names; verl does when it is imported, perhaps before it was set."""
-    for module in filter(None, map(str.strip, os.environ.get(MODULES, "").split(","))):
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # a module of the user's: importing it may raise anything
-            raise ConfigError(
-                f"the environment variable {MODULES} names {module}, which cannot be imported: "
-                f"{type(error).__name__}: {error}; correct the name, or put its folder on PYTHONPATH"
-            ) from error
 
 
 def _may_come_later(config: Any, registry: Registry) -> bool:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 
-from verl_mtgrpo.integration.checks.findings import Finding, one_line
+from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.integration.checks.findings import Finding, from_error
+from verl_mtgrpo.integration.external_modules import MODULES, load_external_modules
 
 GROUP, TARGET = "verl.plugins", "verl_mtgrpo.plugin"
-POLICY, MODULES = "VERL_USE_EXTERNAL_PLUGINS", "VERL_USE_EXTERNAL_MODULES"
-
-MODULES_FIX = (
-    "correct it (names are parted by commas, without blanks), put the module's folder on PYTHONPATH, or unset the "
-    "variable"
-)
+POLICY = "VERL_USE_EXTERNAL_PLUGINS"
 
 
 def entry_point() -> Iterator[Finding]:
@@ -42,16 +38,8 @@ def entry_point() -> Iterator[Finding]:
 
 
 def external_modules() -> Iterator[Finding]:
-    """Whether ``VERL_USE_EXTERNAL_MODULES`` names modules that can be imported: ``import verl`` fails with the first
-    that cannot. They are imported, in verl's order."""
-    named = os.environ.get(MODULES)
-    for name in named.split(",") if named else ():
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # the module is the user's: importing it may raise anything
-            message = (
-                f"the environment variable {MODULES} names {name!r}, which cannot be imported: "
-                f"{type(error).__name__}: {one_line(str(error))}"
-            ).replace(";", ",")
-            yield Finding("plugin", "fail", message, MODULES_FIX)
-            return
+    """Whether the modules of the user's that ``import verl`` imports are there."""
+    try:
+        load_external_modules()
+    except ConfigError as error:
+        yield from_error("plugin", error)

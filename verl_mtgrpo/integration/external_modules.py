@@ -1,0 +1,31 @@
+"""What ``VERL_USE_EXTERNAL_MODULES`` names: modules of the user's that ``import verl`` imports in every process."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+from verl_mtgrpo.errors import ConfigError
+
+MODULES = "VERL_USE_EXTERNAL_MODULES"
+MODULES_FIX = (
+    "correct it (names are parted by commas, without blanks), put the module's folder on PYTHONPATH, or unset the "
+    "variable"
+)
+
+
+def load_external_modules() -> None:
+    """Import them in verl's order, as it does when it is imported itself, perhaps before the variable was set.
+
+    Raises:
+        ConfigError: One cannot be imported; ``import verl`` ends there too.
+    """
+    named = os.environ.get(MODULES)
+    for name in named.split(",") if named else ():
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # the module is the user's: importing it may raise anything
+            what = f"{type(error).__name__}: {error}".replace(";", ",")
+            raise ConfigError(
+                f"the environment variable {MODULES} names {name!r}, which cannot be imported: {what}; {MODULES_FIX}"
+            ) from error
