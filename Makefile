@@ -16,6 +16,8 @@ OUT ?= runs/demo
 SEED ?= 0
 # What generates in the demo: hf_cpu, the built-in server, or vllm, the real one's CPU build.
 ROLLOUT ?= hf_cpu
+WORKERS ?= auto
+UNIT := not verl and not slow and not recipes and not gpu and not vllm and not browser
 # vLLM wants an environment of its own: it holds back numpy, fastapi and others.
 VENV_VLLM ?= .venv-vllm
 # The version that verl_mtgrpo/cpu/vllm_check.py knows.
@@ -77,8 +79,11 @@ demo-compare: $(INSTALLED) ## MT-GRPO against GRPO-OR and GRPO-MR, 3 seeds; can 
 
 test: test-unit test-verl ## all tests: unit tests, then verl's real trainer
 
-test-unit: $(INSTALLED) ## tests that take seconds
-	$(BIN)/python -m pytest
+# Several processes at once, one thread each: torch's threads of several processes on few cores slow each other down a
+# hundredfold. Tests that measure time have the machine for themselves.
+test-unit: $(INSTALLED) ## tests that take seconds (WORKERS=, as many as the machine has cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "$(UNIT) and not clock"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(UNIT) and clock"
 
 test-verl: $(INSTALLED) ## end-to-end tests with verl's real trainer (minutes)
 	$(BIN)/python -m pytest -m "verl and not slow" --durations=0 --durations-min=5
