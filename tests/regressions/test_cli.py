@@ -173,6 +173,7 @@ def test_e33_a_typo_in_the_external_modules(named: str, says: str, tmp_path: Pat
 
     from verl_mtgrpo.integration.names import ESTIMATOR, unknown_name
 
+    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m` in this folder has it
     with pytest.raises(ConfigError, match=says):
         unknown_name(OmegaConf.create({"algorithm": {"adv_estimator": "zclip"}}), ESTIMATOR)
     assert main(["train", "--cpu", "--quiet", "--log", str(tmp_path / "log")]) == 1
