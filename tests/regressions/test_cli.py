@@ -161,6 +161,7 @@ def test_e33_a_full_disk_under_data_report_and_eval(small_disk: Path, tmp_path: 
     ],
 )
 def test_e33_a_typo_in_the_external_modules(named: str, says: str, tmp_path: Path, monkeypatch, capsys):
+    pytest.importorskip("verl")  # before the variable is set, which would end it
     (tmp_path / "broken_module.py").write_text("def (\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", named)
@@ -168,11 +169,11 @@ def test_e33_a_typo_in_the_external_modules(named: str, says: str, tmp_path: Pat
     shown = capsys.readouterr().out
     assert says in shown and "PYTHONPATH" in shown and "Traceback" not in shown
     # Row 6 of new-user.md, where verl was imported before the variable was set: names of estimators are looked up then.
-    pytest.importorskip("verl")
     from omegaconf import OmegaConf
 
     from verl_mtgrpo.integration.names import ESTIMATOR, unknown_name
 
+    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m` in this folder has it
     with pytest.raises(ConfigError, match=says):
         unknown_name(OmegaConf.create({"algorithm": {"adv_estimator": "zclip"}}), ESTIMATOR)
     assert main(["train", "--cpu", "--quiet", "--log", str(tmp_path / "log")]) == 1
