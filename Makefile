@@ -82,7 +82,7 @@ test: test-unit test-verl ## all tests: unit tests, then verl's real trainer
 # Several processes at once, one thread each: torch's threads of several processes on few cores slow each other down a
 # hundredfold. Tests that measure time have the machine for themselves.
 test-unit: $(INSTALLED) ## tests that take seconds (WORKERS=, as many as the machine has cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "$(UNIT) and not clock"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(UNIT) and not clock"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(UNIT) and clock"
 
 test-verl: $(INSTALLED) ## end-to-end tests with verl's real trainer (minutes)

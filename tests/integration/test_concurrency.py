@@ -43,6 +43,7 @@ def service(tmp_path_factory):
         yield running
 
 
+@pytest.mark.clock
 def test_256_concurrent_rollouts_get_their_own_passages_and_the_event_loop_goes_on(config, service):  # noqa: F811
     settings = config.copy()
     settings.actor_rollout_ref.rollout.prompt_length = 64

@@ -41,6 +41,7 @@ def p99(values: list[float]) -> float:
     return sorted(values)[int(0.99 * len(values))]
 
 
+@pytest.mark.clock
 def test_256_calls_at_once(tmp_path: Path, record_property: Callable[[str, object], None]):
     with serving("serve", build_index(tmp_path / "index", CALLS * ROUNDS)) as service:
         client = HTTPRetriever(service.url)

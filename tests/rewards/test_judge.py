@@ -131,6 +131,7 @@ def test_nonsense_twice_is_an_error_and_no_reward(server: JudgeServer):
         judge(server)
 
 
+@pytest.mark.clock
 def test_the_server_sees_no_more_requests_at_a_time_than_allowed(server: JudgeServer):
     server.answer = lambda body, n: (time.sleep(0.02), '{"score": 0}')[1]
 
