@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-SEARCH, CACHE = "mtgrpo-search", "mtgrpo-cache"
+SEARCH, CACHE, DECODE = "mtgrpo-search", "mtgrpo-cache", "mtgrpo-decode"
 """Kinds of work, by which threads are named."""
-_SIZES: dict[str, int | None] = {SEARCH: None, CACHE: 1}
+_SIZES: dict[str, int | None] = {SEARCH: None, CACHE: 1, DECODE: None}
 """Threads of a kind; None: Python's default, by the number of cores. A cache has one connection, so one thread."""
 _pools: dict[tuple[int, str], ThreadPoolExecutor] = {}
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -57,6 +58,7 @@ from verl_mtgrpo.rewards import (
 from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS
 from verl_mtgrpo.rewards.measures import SERVICE_ERRORS
 from verl_mtgrpo.rewards.transcript import MALFORMED_CALL
+from verl_mtgrpo.threads import DECODE, apart
 
 _RECORD = "_mtgrpo_record"
 
@@ -147,7 +149,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         if not output.response_mask:
             self._stand_in(output, sampling_params)
         spans = turn_spans(output.response_mask)
-        texts = await self.loop.run_in_executor(None, self._decode, output.prompt_ids, output.response_ids, spans)
+        texts = await apart(DECODE, self._decode, output.prompt_ids, output.response_ids, spans)
         turns = tuple(
             Turn(text=opened + text, span=span, tool_calls=tuple(calls), opened=opened)
             for (opened, text), span, calls in zip(texts, spans, record.calls, strict=False)
@@ -192,7 +194,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         """The last turn's calls, also those that verl's parser could not read."""
         if call_marks(self.tool_parser) is None:
             return list(agent_data.tool_calls)
-        text = await self.loop.run_in_executor(None, self.tokenizer.decode, agent_data.response_ids)
+        text = await apart(DECODE, self.tokenizer.decode, agent_data.response_ids)
         tools = [tool.tool_schema for tool in getattr(agent_data, "_active_tools", self.tools).values()]
         return await written_calls(self.tool_parser, text, agent_data.tool_calls, tools)
 
@@ -228,7 +230,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
             # A search that is down is no answer: the rollout fails visibly, the policy is not blamed.
             raise RetrievalError(f"tool {tool_call.name!r} is down: {info['outage']}")
         kind = self._error_kind(tool_call, response.text or "", info, agent_data)
-        text = await self.loop.run_in_executor(None, self.outside, response.text or "")
+        text = await apart(DECODE, self.outside, response.text or "")
         agent_data._mtgrpo_made[id(tool_call)] = ToolCall(  # type: ignore[attr-defined]
             name=tool_call.name,
             arguments=tool_call.arguments,
@@ -329,7 +331,7 @@ class RawContinuationAgentLoop(TurnToolAgentLoop):
         """Append the new messages' text as it is, mask and log-prob 0."""
         new = updated_messages[len(previous_messages) :]
         text = "\n\n" + "\n".join(message["content"] for message in new) + "\n\n"
-        ids = await self.loop.run_in_executor(None, lambda: self.tokenizer.encode(text, add_special_tokens=False))
+        ids = await apart(DECODE, partial(self.tokenizer.encode, text, add_special_tokens=False))
         merged = MergeResult(
             token_ids=[*runtime_token_ids, *ids],
             inserted_token_ids=[],

@@ -11,6 +11,7 @@ from typing import Any
 
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.rewards.formats import ANSWER, TextFormat
+from verl_mtgrpo.threads import DECODE, apart
 
 
 class CuttingServer:
@@ -39,6 +40,8 @@ class CuttingServer:
     ) -> None:
         self._server, self._decode, self._stop, self._end = server, decode, stop, end
         self.closing = (f"</{rules.call}>", f"</{ANSWER}>")
+        # A token gives one character at least, but for a character of several tokens that the tail may begin within.
+        self._tail = max(map(len, self.closing)) + 4
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._server, name)
@@ -53,7 +56,7 @@ class CuttingServer:
             ends = [*(sampling_params.get("stop_token_ids") or []), self._end]
             sampling_params = {**sampling_params, "stop_token_ids": list(dict.fromkeys(ends))}
         output = await self._server.generate(*args, sampling_params=sampling_params, **kwargs)
-        keep = tokens_to_keep(output.token_ids, self.closing, self._decode)
+        keep = await self._tokens_to_keep(output.token_ids)
         if keep == len(output.token_ids):
             return output
         if getattr(output, "routed_experts", None) is not None:
@@ -64,18 +67,30 @@ class CuttingServer:
         log_probs = output.log_probs[:keep] if output.log_probs else output.log_probs
         return output.model_copy(update={"token_ids": output.token_ids[:keep], "log_probs": log_probs})
 
+    async def _tokens_to_keep(self, ids: Sequence[int]) -> int:
+        """As :func:`tokens_to_keep`, without reading a long turn on the event loop, where other rollouts wait.
+
+        An engine that knows stop strings has stopped at the first closing tag, which is then among the last tokens.
+        """
+        tail = ids[-self._tail :]
+        if self._stop and is_closed(tail, self.closing, self._decode):
+            return len(ids) - len(tail) + tokens_to_keep(tail, self.closing, self._decode)
+        return await apart(DECODE, tokens_to_keep, ids, self.closing, self._decode)
+
+
+def is_closed(ids: Sequence[int], closing: Sequence[str], decode: Callable[[Sequence[int]], str]) -> bool:
+    """Whether the text of these tokens holds one of ``closing``."""
+    text = decode(ids)
+    return any(tag in text for tag in closing)
+
 
 def tokens_to_keep(ids: Sequence[int], closing: Sequence[str], decode: Callable[[Sequence[int]], str]) -> int:
     """Fewest leading tokens whose text holds one of ``closing``; all of them if none does."""
 
-    def closed(count: int) -> bool:
-        text = decode(ids[:count])
-        return any(tag in text for tag in closing)
-
-    if not closed(len(ids)):
+    if not is_closed(ids, closing, decode):
         return len(ids)
-    low, high = 1, len(ids)  # closed(high); a longer prefix of a closed one is closed
+    low, high = 1, len(ids)  # the first `high` are closed; a longer prefix of a closed one is closed
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if closed(middle) else (middle + 1, high)
+        low, high = (low, middle) if is_closed(ids[:middle], closing, decode) else (middle + 1, high)
     return low

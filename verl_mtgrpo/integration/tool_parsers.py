@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from verl.experimental.agent_loop.tool_parser import FunctionCall, ToolParser
-from verl.utils.ray_utils import get_event_loop
 
 from verl_mtgrpo.rewards.formats import ANSWER, MTGRPO_XML, SEARCH_R1, TextFormat
+from verl_mtgrpo.threads import DECODE, apart
 
 
 class _TagParser(ToolParser):
@@ -26,7 +26,7 @@ class _TagParser(ToolParser):
         self, responses_ids: list[int], tools: list[Any] | None = None
     ) -> tuple[str, list[FunctionCall]]:
         """The turn's text, and its call if the first thing that it closes is a call."""
-        text = await get_event_loop().run_in_executor(None, self.tokenizer.decode, responses_ids)
+        text = await apart(DECODE, self.tokenizer.decode, responses_ids)
         inside = first_closed(text, self.rules)
         names = [tool.function.name for tool in tools or []]
         return text, [] if inside is None else [self._call(inside, names)]
