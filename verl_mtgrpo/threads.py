@@ -17,8 +17,9 @@ T = TypeVar("T")
 
 SEARCH, CACHE, DECODE = "mtgrpo-search", "mtgrpo-cache", "mtgrpo-decode"
 """Kinds of work, by which threads are named."""
-_SIZES: dict[str, int | None] = {SEARCH: None, CACHE: 1, DECODE: None}
-"""Threads of a kind; None: Python's default, by the number of cores. A cache has one connection, so one thread."""
+_SIZES: dict[str, int | None] = {SEARCH: None, CACHE: 1, DECODE: 1}
+"""Threads of a kind; None: Python's default, by the number of cores. A cache has one connection, so one thread; a
+tokenizer holds the interpreter lock while it decodes, so more threads would only keep the event loop waiting for it."""
 _pools: dict[tuple[int, str], ThreadPoolExecutor] = {}
 
 

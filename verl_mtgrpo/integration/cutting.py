@@ -13,6 +13,9 @@ from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.rewards.formats import ANSWER, TextFormat
 from verl_mtgrpo.threads import DECODE, apart
 
+_WINDOW = 256
+"""Tokens that are decoded at once."""
+
 
 class CuttingServer:
     """verl's LLM client, whose completions end with the first closing tag of a call or an answer.
@@ -40,8 +43,7 @@ class CuttingServer:
     ) -> None:
         self._server, self._decode, self._stop, self._end = server, decode, stop, end
         self.closing = (f"</{rules.call}>", f"</{ANSWER}>")
-        # A token gives one character at least, but for a character of several tokens that the tail may begin within.
-        self._tail = max(map(len, self.closing)) + 4
+        self._tail = _longest(self.closing)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._server, name)
@@ -74,7 +76,7 @@ class CuttingServer:
         """
         tail = ids[-self._tail :]
         if self._stop and is_closed(tail, self.closing, self._decode):
-            return len(ids) - len(tail) + tokens_to_keep(tail, self.closing, self._decode)
+            return len(ids) - len(tail) + _first_closed(tail, self.closing, self._decode)
         return await apart(DECODE, tokens_to_keep, ids, self.closing, self._decode)
 
 
@@ -85,12 +87,27 @@ def is_closed(ids: Sequence[int], closing: Sequence[str], decode: Callable[[Sequ
 
 
 def tokens_to_keep(ids: Sequence[int], closing: Sequence[str], decode: Callable[[Sequence[int]], str]) -> int:
-    """Fewest leading tokens whose text holds one of ``closing``; all of them if none does."""
+    """Fewest leading tokens whose text holds one of ``closing``; all of them if none does.
 
-    if not is_closed(ids, closing, decode):
-        return len(ids)
+    Looks at a few hundred tokens at a time: a tokenizer holds Python's interpreter lock while it decodes, so decoding a
+    turn of 12,000 tokens at once would hold up the event loop from any thread.
+    """
+    overlap = _longest(closing)
+    for start in range(0, max(len(ids), 1), _WINDOW):
+        window = ids[start : start + _WINDOW + overlap]
+        if is_closed(window, closing, decode):
+            return start + _first_closed(window, closing, decode)
+    return len(ids)
+
+
+def _first_closed(ids: Sequence[int], closing: Sequence[str], decode: Callable[[Sequence[int]], str]) -> int:
     low, high = 1, len(ids)  # the first `high` are closed; a longer prefix of a closed one is closed
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if is_closed(ids[:middle], closing, decode) else (middle + 1, high)
     return low
+
+
+def _longest(closing: Sequence[str]) -> int:
+    """How many tokens a closing tag takes at most, with the rest of a character that the first of them may begin in."""
+    return max(map(len, closing)) + 4
