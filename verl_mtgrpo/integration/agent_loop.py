@@ -27,6 +27,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from pydantic import PrivateAttr
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.tool_agent_loop import AgentData, AgentState, ToolAgentLoop
 from verl.experimental.agent_loop.tool_parser import FunctionCall
@@ -44,6 +45,7 @@ from verl_mtgrpo.integration.calls import (
 from verl_mtgrpo.integration.cutting import CuttingServer
 from verl_mtgrpo.integration.end_of_turn import end_of_turn
 from verl_mtgrpo.integration.outside_text import outside_text
+from verl_mtgrpo.integration.transcripts import COLUMN, Destination, destination, pack, to_json
 from verl_mtgrpo.rewards import (
     DROPPED,
     NO_TOKENS,
@@ -75,8 +77,12 @@ class _Record:
 class TurnAgentLoopOutput(AgentLoopOutput):
     """Agent loop output whose rewards lie on the last generated token of each turn."""
 
+    _destination: Destination = PrivateAttr("info")
+
     def as_dict(self) -> dict[str, Any]:
         """As verl's, with ``rm_scores`` written per turn when the reward manager gave turn rewards.
+
+        The transcript has been read by then: it goes where :mod:`.transcripts` says.
 
         Raises:
             TranscriptError: there is not exactly one reward per turn of ``response_mask``.
@@ -85,15 +91,21 @@ class TurnAgentLoopOutput(AgentLoopOutput):
         rewards = info.get(TURN_REWARDS)
         if rewards is None or self.reward_score is None:
             return super().as_dict()
-        score, self.reward_score = self.reward_score, None
+        score, fields = self.reward_score, self.extra_fields
+        # verl copies extra_fields deeply, which costs more for a transcript than all the rest.
+        self.reward_score, self.extra_fields = None, {k: v for k, v in fields.items() if k != TRANSCRIPT}
         try:
             output = super().as_dict()
         finally:
-            self.reward_score = score
+            self.reward_score, self.extra_fields = score, fields
         output.pop("reward_score", None)
         output["rm_scores"] = place_rewards(json.loads(rewards), self.response_mask)
         if info.get(DROPPED):  # no generated token is left: it enters no statistic and no loss
             output["response_mask"] = torch.zeros_like(output["response_mask"])
+        if TRANSCRIPT in fields and self._destination == "column":
+            output[COLUMN] = pack(fields[TRANSCRIPT])
+        elif TRANSCRIPT in fields and self._destination == "info":
+            output["extra_fields"]["reward_extra_info"][TRANSCRIPT] = to_json(fields[TRANSCRIPT])
         return output
 
 
@@ -105,6 +117,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         super().__init__(*args, **kwargs)
         self.tools = {name: with_reward_seen(tool) for name, tool in self.tools.items()}
         self.cut_format = CUT_FORMATS.get(self.tool_parser_name)
+        self.transcripts_go = destination(self.config)
         self.ends = end_of_turn(self.tokenizer, self.apply_chat_template_kwargs, _model_paths(self.config))
         spoken = FORMATS.get(self.tool_parser_name)
         self.outside = outside_text(self.tokenizer, (spoken.result,) if spoken else ())
@@ -169,7 +182,9 @@ class TurnToolAgentLoop(ToolAgentLoop):
         )
         output.extra_fields[TRANSCRIPT] = transcript.to_dict()
         fields = {name: getattr(output, name) for name in output.model_fields_set}
-        return TurnAgentLoopOutput(**fields)
+        made = TurnAgentLoopOutput(**fields)
+        made._destination = self.transcripts_go
+        return made
 
     async def _handle_generating_state(
         self, agent_data: AgentData, sampling_params: dict[str, Any], ignore_termination: bool = False

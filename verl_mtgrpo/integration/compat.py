@@ -19,6 +19,8 @@ _TRAINER = (
     "_dump_generations",
     "_log_rollout_data",
     "_save_checkpoint",
+    "_val_metrics_update",
+    "_validate",
     "_write_generations",
     "on_step_begin",
 )

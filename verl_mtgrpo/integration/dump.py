@@ -21,6 +21,7 @@ from verl_mtgrpo.credit import ESTIMATORS, segment_turns
 from verl_mtgrpo.integration.left_out import LeftOut
 from verl_mtgrpo.integration.queue import rewards_column, rollout_fields, select, token_columns
 from verl_mtgrpo.integration.settings import estimator_settings
+from verl_mtgrpo.integration.transcripts import fetch_transcripts, to_json
 from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON, TRANSCRIPT, TURN_REWARDS
 
 _VERLS_KNOBS = {
@@ -88,8 +89,9 @@ def _trained_rows(batch: KVBatchMeta, config: Any, *, documents: bool) -> dict[s
     tokens, data = token_columns(batch, names, ["extra_fields"])
     turns = turn_columns(tokens[rewards], tokens["advantages"], tokens["response_mask"], tokens.get("values"))
     rows: dict[str, dict[str, Any]] = {}
+    transcripts = fetch_transcripts(batch)
     for row, (key, fields) in enumerate(zip(batch.keys, rollout_fields(data), strict=True)):
-        info = _info(fields, documents=documents)
+        info = _info(fields, transcripts[row], documents=documents)
         if TRANSCRIPT in info:
             info |= {name: json.dumps(values[row]) for name, values in turns.items()}
         rows[key] = {**info, **_estimator(config)}
@@ -102,8 +104,8 @@ def _untrained_rows(
     """Rows that left the batch before advantages were computed: what was paid and measured, and no credit."""
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
     rows: dict[str, dict[str, Any]] = {}
-    for key, fields in zip(batch.keys, rollout_fields(data), strict=True):
-        info = _info(fields, documents=documents)
+    for key, fields, transcript in zip(batch.keys, rollout_fields(data), fetch_transcripts(batch), strict=True):
+        info = _info(fields, transcript, documents=documents)
         if TRANSCRIPT in info:
             nothing = json.dumps([0.0] * len(json.loads(info[TURN_REWARDS])))
             info |= {"turn_credited": nothing, "turn_advantages": nothing}
@@ -113,12 +115,12 @@ def _untrained_rows(
     return rows
 
 
-def _info(fields: Any, *, documents: bool) -> dict[str, Any]:
-    """What the reward manager said of a rollout."""
+def _info(fields: Any, transcript: dict[str, Any] | None, *, documents: bool) -> dict[str, Any]:
+    """What the reward manager said of a rollout, and its transcript."""
     info = dict((fields.get("reward_extra_info") if isinstance(fields, Mapping) else None) or {})
     info.pop("uid", None)  # verl writes the row's name there
-    if TRANSCRIPT in info and not documents:
-        info[TRANSCRIPT] = _without_texts(info[TRANSCRIPT])
+    if transcript is not None:
+        info[TRANSCRIPT] = to_json(transcript if documents else _without_texts(transcript))
     return info
 
 
@@ -176,10 +178,9 @@ def _settings(estimator: str, algorithm: Any) -> dict[str, Any]:
     return {name: OmegaConf.select(algorithm, name) for name in _VERLS_KNOBS.get(estimator, ())}
 
 
-def _without_texts(transcript: str) -> str:
-    data = json.loads(transcript)
-    for turn in data["turns"]:
+def _without_texts(transcript: dict[str, Any]) -> dict[str, Any]:
+    for turn in transcript["turns"]:
         for call in turn["tool_calls"]:
             for document in call["documents"]:
                 document["text"] = ""
-    return json.dumps(data)
+    return transcript

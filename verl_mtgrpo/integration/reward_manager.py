@@ -112,7 +112,6 @@ class TurnRewardManager(RewardManagerBase):
                 TURN_REWARDS: json.dumps(paid),
                 # As text, which verl's group filtering reads as a number and no average of verl's or ours takes.
                 TURN_PATTERN: str(math.nan if reason else turn_pattern(paid)),
-                TRANSCRIPT: json.dumps(transcript.to_dict(), default=str),
             },
         }
 

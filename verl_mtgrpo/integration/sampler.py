@@ -28,6 +28,7 @@ from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, WorkerDiedError
 from verl_mtgrpo.integration.left_out import LeftOut, Sorted, compares, rollout_of, rollouts_in, sort_rows
 from verl_mtgrpo.integration.queue import rollout_fields
+from verl_mtgrpo.integration.transcripts import fetch_transcripts
 from verl_mtgrpo.integration.waiting import StallGuard
 from verl_mtgrpo.integration.workers import current_manager
 from verl_mtgrpo.rewards import DROPPED_REASON
@@ -48,6 +49,8 @@ class _TurnMetrics:
         self._guard = StallGuard((kwargs.get("sampler_kwargs") or {}).get("stall_timeout_s"))
         self._taken_out = 0
         self.left_out = LeftOut()
+        self.validated: dict[str, Any] | None = None
+        """Transcripts of the validation that is going on, by row; None: nobody wants them."""
 
     @property
     def _rollouts_per_prompt(self) -> int:
@@ -66,6 +69,8 @@ class _TurnMetrics:
             lost = f"{batch_size * each} rollouts of step {global_steps}" if partition_id == "train" else "validation"
             raise WorkerDiedError(f"the {lost} ended here and will be asked for again: {error}") from error
         if partition_id == "val":
+            if self.validated is not None:
+                self.validated |= dict(zip(batch.keys, fetch_transcripts(batch), strict=True))
             return batch, metrics
         again = manager.take_asked_again() if manager is not None else 0
         return self._without_lost(batch, metrics, global_steps, batch_size * each, again * each)

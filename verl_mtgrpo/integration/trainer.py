@@ -35,6 +35,9 @@ from verl_mtgrpo.integration.preflight import check_estimator
 from verl_mtgrpo.integration.queue import PAID, padded, rewards_column, rollout_fields, token_columns, without_padding
 from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
 from verl_mtgrpo.integration.storage import SafeStorage
+from verl_mtgrpo.integration.transcripts import fetch_transcripts, to_json
+from verl_mtgrpo.integration.validation import averages, split
+from verl_mtgrpo.rewards import TRANSCRIPT
 
 logger = logging.getLogger(__name__)
 
@@ -86,11 +89,35 @@ class _TurnTrainer(SafeStorage):
         finally:
             self._dumped = {}
 
+    def _validate(self) -> dict[str, float]:
+        """As verl's; if it is written down, the sampler keeps the transcripts, which verl does not fetch."""
+        keep = bool(self.config.trainer.get("validation_data_dir"))  # type: ignore[attr-defined]
+        self.replay_buffer.validated = {} if keep else None  # type: ignore[attr-defined]
+        try:
+            return super()._validate()  # type: ignore[misc]
+        finally:
+            self.replay_buffer.validated = None  # type: ignore[attr-defined]
+
+    def _val_metrics_update(
+        self,
+        data_sources: list,
+        sample_uids: list,
+        reward_extra_infos_dict: dict,
+        sample_turns: list,
+        **others: Any,
+    ) -> dict[str, float]:
+        """As verl's for its core metric; what else rollouts report is averaged (:mod:`.validation`)."""
+        verls, ours = split(reward_extra_infos_dict)
+        named = super()._val_metrics_update(data_sources, sample_uids, verls, sample_turns, **others)  # type: ignore[misc]
+        return {**averages(data_sources, sample_uids, ours), **named}
+
     def _dump_generations(
         self, inputs: list, outputs: list, gts: list, scores: list, reward_extra_infos_dict: dict, dump_path: str
     ) -> None:
-        """As verl's; training rollouts get what :meth:`_log_rollout_data` found of them."""
-        infos = with_credit(reward_extra_infos_dict, self._dumped)
+        """As verl's, with what :meth:`_log_rollout_data` or the sampler found of the rollouts."""
+        validated = getattr(self.replay_buffer, "validated", None) or {}  # type: ignore[attr-defined]
+        rows = self._dumped or {key: {TRANSCRIPT: to_json(one)} if one else {} for key, one in validated.items()}
+        infos = with_credit(reward_extra_infos_dict, rows)
         super()._dump_generations(inputs, outputs, gts, scores, infos, dump_path)
 
 
@@ -127,9 +154,9 @@ def fetch(batch: KVBatchMeta, names: tuple[str, ...]) -> dict[str, Tensor | np.n
     """
     if not names:
         return {}
-    columns = sorted({TOKEN_FIELDS.get(name, "extra_fields") for name in names})
+    columns = sorted({TOKEN_FIELDS.get(name, "extra_fields") for name in names if name != TRANSCRIPT} | {"uid"})
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=columns)
-    missing = [name for name in names if TOKEN_FIELDS.get(name, "extra_fields") not in data]
+    missing = [name for name in names if name != TRANSCRIPT and TOKEN_FIELDS.get(name, "extra_fields") not in data]
     if missing:
         raise CreditInputError(
             f"the estimator asks for {missing[0]}, which this batch does not have; {source_of(missing[0])}"
@@ -170,7 +197,11 @@ def guards_of(config: Any) -> Guards:
 
 def _of_rows(data: Any, batch: KVBatchMeta, name: str) -> np.ndarray:
     found = np.full(len(batch.keys), None, dtype=object)
-    for row, (fields, tag) in enumerate(zip(rollout_fields(data), batch.tags, strict=True)):
+    if name == TRANSCRIPT:
+        rows = [{TRANSCRIPT: transcript} if transcript else None for transcript in fetch_transcripts(batch)]
+    else:
+        rows = rollout_fields(data)
+    for row, (fields, tag) in enumerate(zip(rows, batch.tags, strict=True)):
         # Rows that verl adds to fill a batch carry a copy of another rollout's fields.
         if isinstance(fields, dict) and not tag.get("is_padding", False):
             found[row] = fields[name] if name in fields else (fields.get("reward_extra_info") or {}).get(name)

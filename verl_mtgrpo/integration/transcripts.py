@@ -1,0 +1,100 @@
+"""How transcripts travel from the agent loops to those who read them: once, packed, and only if somebody does.
+
+A transcript holds the text of a rollout and of all passages that it found, ten to a hundred kilobytes. When its reward
+is known it is read by dumps (``trainer.rollout_data_dir``, ``trainer.validation_data_dir``) and by estimators with a
+parameter ``transcript``. Under our trainers it stands in a column of its own, :data:`COLUMN`, which they fetch for the
+rows that they need. verl's own trainers and samplers know of no such column and write only ``reward_extra_info`` into
+their validation dumps, so there it stands in that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import transfer_queue as tq
+from omegaconf import OmegaConf
+from transfer_queue import KVBatchMeta
+
+from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.integration.fields import MODES
+from verl_mtgrpo.rewards import TRANSCRIPT
+
+COLUMN = "mtgrpo_transcript"
+"""TransferQueue's column of packed transcripts, one text per row."""
+
+OUR_SAMPLER = "verl_mtgrpo.integration.sampler"
+"""The module that ``trainer.v1.sampler.custom_sampler.path`` names in all config groups."""
+
+Destination = Literal["column", "info", "nowhere"]
+
+
+def destination(config: Any) -> Destination:
+    """Return where the agent loops of a run put transcripts when rewards are known.
+
+    Args:
+        config: verl's whole config.
+    """
+    sampler = OmegaConf.select(config, "trainer.v1.sampler.custom_sampler.path") or ""
+    if OmegaConf.select(config, "trainer.v1.trainer_mode") not in MODES or not sampler.endswith(OUR_SAMPLER):
+        return "info"
+    estimator = OmegaConf.select(config, "algorithm.adv_estimator")
+    asked = estimator in ESTIMATORS and TRANSCRIPT in extra_fields(estimator)
+    dumps = ("trainer.rollout_data_dir", "trainer.validation_data_dir")
+    return "column" if asked or any(OmegaConf.select(config, key) for key in dumps) else "nowhere"
+
+
+def pack(transcript: Mapping[str, Any]) -> str:
+    """Write a transcript (``Transcript.to_dict()``) as JSON in which no passage stands twice.
+
+    The text of a passage mostly stands in the result that the model read, too; it is written as its place in there.
+    """
+    turns = [
+        {**turn, "tool_calls": [{**call, "documents": _places(call)} for call in turn["tool_calls"]]}
+        for turn in transcript["turns"]
+    ]
+    return to_json({**transcript, "turns": turns})
+
+
+def unpack(text: str) -> dict[str, Any]:
+    """Inverse of :func:`pack`."""
+    transcript = json.loads(text)
+    for turn in transcript["turns"]:
+        for call in turn["tool_calls"]:
+            for document in call["documents"]:
+                if (place := document.pop("in_result", None)) is not None:
+                    document["text"] = call["result"][slice(*place)]
+    return transcript
+
+
+def to_json(transcript: Mapping[str, Any]) -> str:
+    """Write a transcript as compact JSON that every encoder takes, lone surrogates in a model's text included."""
+    text = json.dumps(transcript, ensure_ascii=False, separators=(",", ":"), default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(transcript, separators=(",", ":"), default=str)
+    return text
+
+
+def fetch_transcripts(batch: KVBatchMeta) -> list[dict[str, Any] | None]:
+    """Return the transcript of each row of a batch, None for a row without one."""
+    if not batch.keys:
+        return []
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[COLUMN])
+    if COLUMN not in data:
+        return [None] * len(batch.keys)
+    texts = [getattr(item, "data", item) for item in data[COLUMN]]
+    return [unpack(text) if text else None for text in texts]
+
+
+def _places(call: Mapping[str, Any]) -> list[dict[str, Any]]:
+    documents = []
+    for document in call["documents"]:
+        start = call["result"].find(document["text"]) if document["text"] else -1
+        if start >= 0:
+            others = {key: value for key, value in document.items() if key != "text"}
+            document = {**others, "in_result": [start, start + len(document["text"])]}
+        documents.append(document)
+    return documents
