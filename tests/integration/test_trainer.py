@@ -33,6 +33,10 @@ RELIED_ON = {
     "PPOTrainer._build_replay_buffer": (trainer_base.PPOTrainer._build_replay_buffer, "c6c5bd0783311ea3"),
     # rows in the order of batch.keys, right padded with 0, and one call of the estimator in this thread
     "PPOTrainer._compute_advantage": (trainer_base.PPOTrainer._compute_advantage, "2a4a2aa4a475b228"),
+    # samples each validation batch by the replay buffer, clears it, and dumps at the end, rows named in "uid"
+    "PPOTrainer._validate": (trainer_base.PPOTrainer._validate, "f1d58a70e91d7883"),
+    # statistics of what it is given, named val-core or val-aux, and the number of turns
+    "PPOTrainer._val_metrics_update": (trainer_base.PPOTrainer._val_metrics_update, "8cecd418b5011bfc"),
     # decodes the rows of batch.keys, sorts them by these names, and names each in "uid"
     "PPOTrainer._log_rollout_data": (trainer_base.PPOTrainer._log_rollout_data, "c1fa53a46df397cb"),
     # writes every column of reward_extra_infos_dict that has a value for each row

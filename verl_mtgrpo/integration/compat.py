@@ -26,7 +26,7 @@ _TRAINER = (
 )
 _SAMPLER = ("__init__", "_clear_groups", "_dapo_filtered_keys", "_wait_for_next_poll", "sample")
 OVERRIDDEN = {
-    f"{_LOOPS}.agent_loop:AgentLoopOutput": ("as_dict",),
+    f"{_LOOPS}.agent_loop:AgentLoopOutput": ("as_dict", "model_post_init"),
     f"{_LOOPS}.tool_agent_loop:ToolAgentLoop": (
         "__init__",
         "_call_tool",
