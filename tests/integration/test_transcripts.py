@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.integration.test_trainer import config
 from verl_mtgrpo.integration.agent_loop import TurnAgentLoopOutput
-from verl_mtgrpo.integration.transcripts import COLUMN, destination, pack, to_json, unpack
+from verl_mtgrpo.integration.transcripts import COLUMN, destination, pack, text_of_messages, to_json, unpack
 from verl_mtgrpo.rewards import Document, ToolCall, Transcript, Turn
 
 DUMP = "trainer.rollout_data_dir=/tmp/none"
@@ -101,3 +101,18 @@ def test_a_rollout_takes_little_more_than_its_text(turns):
     packed, plain = len(pack(whole.to_dict()).encode()), len(json.dumps(whole.to_dict()).encode())
     print(f"\n{turns} turns: {text} bytes of text, {packed} packed, {plain} as it was (and that twice)")
     assert packed < 1.3 * text
+
+
+def test_images_stay_out():
+    image = {"type": "image", "image": object()}
+    messages = [
+        {"role": "system", "content": "See."},
+        {
+            "role": "user",
+            "content": [image, {"type": "text", "text": "What?"}, {"type": "image_url", "image_url": "data:"}],
+        },
+    ]
+    assert text_of_messages(messages) == (
+        {"role": "system", "content": "See."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}, {"type": "image_url"}]},
+    )

@@ -45,7 +45,7 @@ from verl_mtgrpo.integration.calls import (
 from verl_mtgrpo.integration.cutting import CuttingServer
 from verl_mtgrpo.integration.end_of_turn import end_of_turn
 from verl_mtgrpo.integration.outside_text import outside_text
-from verl_mtgrpo.integration.transcripts import COLUMN, Destination, destination, pack, to_json
+from verl_mtgrpo.integration.transcripts import COLUMN, Destination, destination, pack, text_of_messages, to_json
 from verl_mtgrpo.rewards import (
     DROPPED,
     NO_TOKENS,
@@ -175,7 +175,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         transcript = Transcript(
             turns=turns,
             end_reason=record.end_reason,
-            prompt=tuple(dict(message) for message in kwargs["raw_prompt"]),
+            prompt=text_of_messages(kwargs["raw_prompt"]),
             max_turns=self.max_assistant_turns or 0,
             format=self.tool_parser_name,
             max_parallel_calls=self.max_parallel_calls,
@@ -345,7 +345,13 @@ class RawContinuationAgentLoop(TurnToolAgentLoop):
     ) -> Any:
         """Append the new messages' text as it is, mask and log-prob 0."""
         new = updated_messages[len(previous_messages) :]
-        text = "\n\n" + "\n".join(message["content"] for message in new) + "\n\n"
+        texts = [message["content"] for message in new]
+        if not all(isinstance(text, str) for text in texts):
+            raise ConfigError(
+                "mtgrpo_raw_agent continues in plain text, but a tool gave an image or something else that is no text; "
+                "set actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent"
+            )
+        text = "\n\n" + "\n".join(texts) + "\n\n"
         ids = await apart(DECODE, partial(self.tokenizer.encode, text, add_special_tokens=False))
         merged = MergeResult(
             token_ids=[*runtime_token_ids, *ids],

@@ -10,7 +10,7 @@ their validation dumps, so there it stands in that.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import transfer_queue as tq
@@ -43,6 +43,28 @@ def destination(config: Any) -> Destination:
     asked = estimator in ESTIMATORS and TRANSCRIPT in extra_fields(estimator)
     dumps = ("trainer.rollout_data_dir", "trainer.validation_data_dir")
     return "column" if asked or any(OmegaConf.select(config, key) for key in dumps) else "nowhere"
+
+
+def text_of_messages(messages: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Return chat messages without images, videos and sound, of which only the kind is kept.
+
+    verl takes care not to store them with a rollout, and a copy in each transcript would be megabytes.
+    """
+    return tuple({**message, "content": _text_of(message.get("content"))} for message in messages)
+
+
+def _text_of(content: Any) -> Any:
+    if not isinstance(content, list | tuple):
+        return content
+    kept: list[Any] = []
+    for part in content:
+        if isinstance(part, str):
+            kept.append(part)
+        elif isinstance(part, Mapping) and part.get("type") == "text":
+            kept.append({"type": "text", "text": str(part.get("text", ""))})
+        else:
+            kept.append({"type": str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__})
+    return kept
 
 
 def pack(transcript: Mapping[str, Any]) -> str:
