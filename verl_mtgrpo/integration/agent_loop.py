@@ -35,22 +35,25 @@ from verl.utils.tokenizer.continuous_token import MergeResult
 from verl_mtgrpo.errors import ConfigError, NoTokensError, RetrievalError, TranscriptError
 from verl_mtgrpo.integration.calls import (
     call_marks,
+    documents_of,
+    faults_of,
     forget_reward,
+    latency_of,
+    make_readable,
     not_carried_out,
     tool_reward,
     with_reward_seen,
     written_calls,
 )
-from verl_mtgrpo.integration.cutting import CuttingServer
+from verl_mtgrpo.integration.cutting import CuttingServer, cut_text
 from verl_mtgrpo.integration.end_of_turn import end_of_turn
-from verl_mtgrpo.integration.outside_text import outside_text
+from verl_mtgrpo.integration.outside_text import outside_text, readable
 from verl_mtgrpo.rewards import (
     DROPPED,
     NO_TOKENS,
     OUTAGE,
     TRANSCRIPT,
     TURN_REWARDS,
-    Document,
     ToolCall,
     Transcript,
     Turn,
@@ -219,6 +222,11 @@ class TurnToolAgentLoop(ToolAgentLoop):
             record.end_reason = "response_length"
         return state
 
+    def _build_assistant_message(self, content: str, agent_data: AgentData) -> dict[str, Any]:
+        for call in agent_data.tool_calls:
+            make_readable(call)
+        return super()._build_assistant_message(content, agent_data)
+
     async def _call_tool(
         self, tool_call: FunctionCall, tools_kwargs: dict[str, Any], agent_data: AgentData
     ) -> tuple[Any, float, dict]:
@@ -229,8 +237,9 @@ class TurnToolAgentLoop(ToolAgentLoop):
         if info.get("outage") and info.get("on_outage") == "raise":
             # A search that is down is no answer: the rollout fails visibly, the policy is not blamed.
             raise RetrievalError(f"tool {tool_call.name!r} is down: {info['outage']}")
-        kind = self._error_kind(tool_call, response.text or "", info, agent_data)
-        text = await apart(DECODE, self.outside, response.text or "")
+        said = readable(response.text or "")
+        kind = self._error_kind(tool_call, said, info, agent_data)
+        text = await apart(DECODE, self.outside, said)
         agent_data._mtgrpo_made[id(tool_call)] = ToolCall(  # type: ignore[attr-defined]
             name=tool_call.name,
             arguments=tool_call.arguments,
@@ -238,12 +247,12 @@ class TurnToolAgentLoop(ToolAgentLoop):
             ok=bool(info.get("ok", kind is None)),
             error_kind=kind,
             error=str(info.get("outage") or ""),
-            documents=tuple(Document(**document) for document in info.get("documents", ())),
-            latency_s=float(info.get("latency_s", time.perf_counter() - start)),
+            documents=documents_of(info),
+            latency_s=latency_of(info, time.perf_counter() - start),
             repeat=bool(info.get("repeat")),
-            faults=tuple(info.get("faults", ())),
+            faults=faults_of(info),
             reward=tool_reward(tool_call.name, reward),
-            defused=text != (response.text or ""),
+            defused=text != said,
         )
         if self.cut_format:  # the model reads results in the tags of its format; the transcript keeps the bare text
             text = f"<{self.cut_format.result}>{text}</{self.cut_format.result}>"
@@ -278,7 +287,8 @@ class TurnToolAgentLoop(ToolAgentLoop):
         decode, texts = self.tokenizer.decode, []
         for start, end in spans:
             opened = self.ends.opened_in([*prompt_ids, *response_ids[:start]], self.tokenizer)
-            texts.append((opened, decode(self.ends.trimmed(response_ids[start:end]))))
+            text = decode(self.ends.trimmed(response_ids[start:end]))
+            texts.append((opened, cut_text(text, self.cut_format) if self.cut_format else text))
         return texts
 
     def _stand_in(self, output: AgentLoopOutput, sampling_params: dict[str, Any]) -> None:

@@ -89,8 +89,8 @@ def contains(text: str | None, accepted: str | Sequence[str]) -> bool:
     """True if a normalised accepted answer occurs in the normalised text: as a substring, a short one as a whole word.
 
     Substring (Search-R1's ``subem``) and not words, because scripts without spaces have none: so "art" occurs in
-    "party". A short answer of ASCII letters and digits has to be a word of its own: "7" occurs in "Apollo 7" and in
-    "a 7-year-old", and not in "1978" or "7.5". For hits in search results give :func:`searchable_answers`.
+    "party". A short answer has to be a word of its own where its script puts spaces between words: "7" occurs in
+    "Apollo 7" and in "a 7-year-old", and not in "1978" or "7.5"; "Ås" not in "Fåsen". For hits in search results give :func:`searchable_answers`.
     """
     # Normal form joins what punctuation parts ("7-year-old") and parts what it joins ("U.S."): a word in either counts.
     readings = normalize(text or ""), _fold(text or "")
@@ -183,8 +183,15 @@ def _occurs(answer: str, form: str, text: str, *more: str) -> bool:
         more: The text in other forms, in which a word may stand too.
     """
     normal = normalize(answer)
-    short = len(normal) < _SHORT and form.isascii() and any(map(str.isalnum, form))
+    short = len(normal) < _SHORT and any(map(str.isalnum, form))
     if form not in text or not (short or normal in _YES_OR_NO):
         return form in text
-    word = re.compile(rf"(?<![{_LETTER}])(?<!\d[.,]){re.escape(form)}(?![{_LETTER}])(?![.,]\d)")
+    before = "" if _is_spaceless(form[0]) else rf"(?<![{_LETTER}])(?<!\d[.,])"
+    behind = "" if _is_spaceless(form[-1]) else rf"(?![{_LETTER}])(?![.,]\d)"
+    word = re.compile(f"{before}{re.escape(form)}{behind}")
     return any(word.search(_RANK.sub("", reading)) for reading in (text, *more))
+
+
+def _is_spaceless(character: str) -> bool:
+    """True for a letter of a script that puts no spaces between words."""
+    return character.isalnum() and not re.match(f"[{_LETTER}]", character)
