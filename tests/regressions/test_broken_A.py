@@ -4,17 +4,22 @@
 |---|---|---|---|---|
 | A2 | `</answer>.`, whose `>.` is one token | paper_v2 -1.0 | 1.0, as for `</answer>!` | Search-R1, generation.py |
 | A1 | gpt-oss in a cut format | stops at `<\\|end\\|>`, behind the thought | `<\\|return\\|>` | its generation config |
-| A6 | a call whose JSON has 5000 brackets or digits, or `\\ud83d` | the group is lost | a failed call | verl's `_call_tool` |
+| A6 | a call with 5000 brackets or digits, or `\\ud83d` | the group is lost | a failed call | verl's `_call_tool` |
 | A7 | a tool's own use of `documents`, `latency_s` | the group is lost | a call like others | README |
-| F35 | a result with half a surrogate pair | the group is lost | `?`, as our own search gives it | retrieval/content.py |
+| F35 | a result with half a surrogate pair | the group is lost | `?`, as of our search | retrieval/content.py |
 | B11 | a judge whose reason speaks of `</think>` | no score | the score | by hand |
+| B11 | a judge's server that sends no completion with status 200 | AttributeError | `JudgeError` | by hand |
+| B12 | `{"target": [["Oslo", "Christiania"]]}`, a missing one as NaN | `"['Oslo', …"`, `"nan"` | both; none | by hand |
 | B12 | gold "Ås" in "Fåsen", "7月" in "17月" | a hit | none | issue 21: shorter than 3 characters |
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("verl")
@@ -22,6 +27,7 @@ pytest.importorskip("verl")
 from verl.tools.function_tool import FUNCTION_TOOL_REGISTRY, function_tool
 
 from tests.integration.test_agent_loop import config, transcript_of  # noqa: F401  a fixture
+from tests.judge_server import JudgeServer
 from tests.regressions.test_tokens import (
     CHAT,
     END,
@@ -37,8 +43,11 @@ from tests.regressions.test_tokens import (
     result,
     roll,
 )
-from verl_mtgrpo.rewards.answers import contains
-from verl_mtgrpo.rewards.judge import read_score
+from verl_mtgrpo.errors import DataError, DropRollout
+from verl_mtgrpo.rewards import Transcript, Turn
+from verl_mtgrpo.rewards.answers import accepted_answers, contains
+from verl_mtgrpo.rewards.judge import Judge, read_score
+from verl_mtgrpo.rewards.judge_client import JudgeSettings
 from verl_mtgrpo.rewards.judge_paper import read_scores
 from verl_mtgrpo.rewards.paper_v2 import paper_v2
 from verl_mtgrpo.rewards.search_r1 import search_r1_format
@@ -167,6 +176,57 @@ def test_what_is_still_no_score():
     assert read_score("</think>" * 200_000, (-1.0, 1.0)) is None  # in linear time
 
 
+COMPLETION = '{"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [%s]%s}'
+MESSAGE = '{"index": 0, "message": {"role": "assistant", "content": %s}}'
+
+
+def asked(kind: str, body: str) -> Any:
+    """What a judge says of a rollout that only answers, over a server that sends this."""
+    server = JudgeServer()
+
+    def reply(handler: Any, _: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", kind)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body.encode())
+
+    server.reply = reply  # type: ignore[method-assign]
+    transcript = Transcript((Turn("<answer>Oslo</answer>", (0, 1)),), "answered")
+    try:
+        settings = JudgeSettings(base_url=server.url, model="m", retries=0, on_error="drop")
+        return asyncio.run(Judge(settings)(transcript, ["Oslo"]))
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "says"),
+    [
+        ("text/html", "<html>Sign in</html>", "sent '<html>Sign in"),
+        ("application/json", "[]", "expected a chat completion"),
+        ("application/json", "null", "expected a chat completion"),
+        ("application/json", "{oops", "JSONDecodeError"),
+        ("application/json", COMPLETION % ('{"index": 0, "message": null}', ""), "expected a chat completion"),
+        (
+            "application/json",
+            COMPLETION % (MESSAGE % '[{"type": "text", "text": "1"}]', ""),
+            "expected a chat completion",
+        ),
+        ("application/json", COMPLETION % (MESSAGE % r'"\ud83d"', ""), "gave no score in two tries"),
+    ],
+)
+def test_a_server_that_sends_no_completion_is_a_judge_that_failed(kind, body, says):
+    """With ``on_error=drop`` that costs one rollout; any other error costs the group."""
+    with pytest.raises(DropRollout, match=says):
+        asked(kind, body)
+
+
+def test_a_completion_that_counts_no_tokens_is_one():
+    body = COMPLETION % (MESSAGE % r'"{\"score\": 1}"', ', "usage": {}')
+    assert asked("application/json", body).outcome == 1.0
+
+
 # ---- B12: short answers in other scripts
 
 
@@ -186,3 +246,25 @@ def test_what_is_still_no_score():
 )
 def test_a_short_answer_is_a_whole_word_in_every_script_with_words(text, gold, found):
     assert contains(text, gold) is found
+
+
+# ---- ground truths of rows that `mtgrpo data` did not write
+
+
+@pytest.mark.parametrize(
+    ("truth", "accepted"),
+    [
+        ({"target": [["Oslo", "Christiania"], ["Kristiania"]]}, ("Oslo", "Christiania", "Kristiania")),
+        (np.array([["Oslo", "Christiania"]], dtype=object), ("Oslo", "Christiania")),
+        ({"target": [math.nan, "Oslo"]}, ("Oslo",)),
+        ([7, True], ("7", "yes", "true")),
+    ],
+)
+def test_answers_in_lists_of_lists_are_answers(truth, accepted):
+    assert accepted_answers(truth) == accepted
+
+
+@pytest.mark.parametrize("truth", [b"Oslo", {"target": {"Oslo": 1}}, [{"text": "Oslo"}], [math.nan], 7, [[]]])
+def test_what_is_no_answer_is_refused(truth):
+    with pytest.raises(DataError, match=r"expected \{'target'"):
+        accepted_answers(truth)

@@ -177,14 +177,36 @@ class AskingReward(ABC):
                     messages=messages,  # type: ignore[arg-type]
                     temperature=0.0,
                 )
-        except OpenAIError as error:
+        except (OpenAIError, ValueError) as error:  # ValueError: the body of the response is no JSON
             raise JudgeError(
                 f"the judge {self.settings.model} at {self.settings.base_url} failed after "
                 f"{self.settings.retries + 1} tries: {type(error).__name__}: {error}; is the server up, and "
                 f"{self.settings.api_key_env} set?"
             ) from error
-        usage.tokens += reply.usage.total_tokens if reply.usage else 0
-        return (reply.choices[0].message.content if reply.choices else None) or ""
+        content, tokens = _read_completion(reply)
+        if content is None:
+            raise JudgeError(
+                f"the judge {self.settings.model} at {self.settings.base_url} sent {str(reply)[:200]!r}, expected a "
+                "chat completion; is this the address of an OpenAI-compatible server, with its /v1?"
+            )
+        usage.tokens += tokens
+        return content
+
+
+def _read_completion(reply: Any) -> tuple[str | None, int]:
+    """Text and tokens of a completion; the text is None if it is none.
+
+    The client hands on whatever came with status 200: the page of a proxy as a string, or ``null``.
+    """
+    try:
+        content = reply.choices[0].message.content if reply.choices else ""
+        tokens = getattr(reply.usage, "total_tokens", None) or 0
+    except AttributeError:
+        return None, 0
+    if content is not None and not isinstance(content, str):
+        return None, 0
+    # Half surrogate pairs cannot be sent back when the judge is asked again.
+    return (content or "").encode("utf-8", "replace").decode("utf-8"), tokens
 
 
 def prompt_for(rubric: str, case: Mapping[str, Any], form: str) -> list[dict[str, str]]:
