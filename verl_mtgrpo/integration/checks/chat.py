@@ -52,6 +52,9 @@ def tokenizer(setup: Setup) -> Iterator[Finding]:
     if template:
         loaded.chat_template = template
     check_tokenizer(loaded)
+    if problem := _lost_spaces(loaded, path):
+        yield problem
+        return
     setup.tokenizer, kind = loaded, _model_type(where)
     try:
         arguments = setup.get("data.apply_chat_template_kwargs") or {}
@@ -63,6 +66,22 @@ def tokenizer(setup: Setup) -> Iterator[Finding]:
         return
     template_of = "custom chat template" if template else "chat template of the model"
     yield Finding("tokenizer", "ok", f"{path}: {len(loaded)} tokens, {template_of}, model type {kind}")
+
+
+def _lost_spaces(loaded: Any, path: str) -> Finding | None:
+    """A warning if spaces do not survive the tokenizer.
+
+    transformers 5 does that to byte-level tokenizers whose ``tokenizer_class`` is LlamaTokenizerFast, such as those of
+    DeepSeek-V3 and R1 with their distilled models (huggingface/transformers #45488, #48206), without a word.
+    """
+    read = loaded.decode(loaded.encode(QUESTION, add_special_tokens=False))
+    if read != QUESTION.replace(" ", ""):
+        return None
+    message = f"{path}: the tokenizer loses spaces, as {type(loaded).__name__}: {QUESTION!r} comes back as {read!r}"
+    fix = 'copy its files, set "tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json, and give the '
+    return Finding(
+        "tokenizer", "warn", message, f"{fix}folder as {MODEL}.tokenizer_path, also to what serves the model"
+    )
 
 
 def _locate(setup: Setup, path: str) -> tuple[str, Finding | None]:
