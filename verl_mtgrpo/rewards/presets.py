@@ -68,7 +68,7 @@ def _load_module(where: str, name: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
-    except Exception as error:  # a file of the user's: running it may raise anything
+    except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
         raise ConfigError(
             f"reward.turn.preset is {name!r}, but {where} cannot be loaded: {described(error, where)}; correct it"
         ) from error
