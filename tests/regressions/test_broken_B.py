@@ -5,9 +5,12 @@ Each row is a command line behind a healthy one: what the checks said before, wh
 
 from __future__ import annotations
 
+import json
 import re
 
+import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("verl")
 
@@ -15,8 +18,14 @@ from hydra import compose, initialize_config_module
 
 from tests.integration.setups import ROLLOUT, TURNS, fake_package
 from tests.integration.test_broken_setups import healthy, surroundings  # noqa: F401  fixtures
+from tests.integration.test_reward_manager import TRANSCRIPT
 from verl_mtgrpo.integration.checks.setup import Setup
 from verl_mtgrpo.integration.checks.startup import CHECKS, DOCTOR, examine
+from verl_mtgrpo.integration.reward_manager import metrics
+from verl_mtgrpo.integration.sampler import rollout_metrics
+from verl_mtgrpo.integration.verl_score import read_score
+from verl_mtgrpo.rewards import TurnRewards
+from verl_mtgrpo.rewards.presets import check_numbers, pay
 
 GROUP = ("hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo")
 ENGINE = f"{ROLLOUT}.name=vllm"
@@ -109,7 +118,7 @@ def test_a_tool_schema_that_verl_refuses_is_no_fault_of_ours(healthy):  # noqa: 
 def test_a_file_that_ends_the_program_is_a_failure_with_its_name(key, healthy):  # noqa: F811
     # as argparse at the top of a file does
     file = healthy.file(f"exits_{key[-4:]}.py", "raise SystemExit(2)")
-    told = [one for one in found(healthy, ENGINE, f"{key}={file}{':f' if 'preset' in key else ''}")]
+    told = found(healthy, ENGINE, f"{key}={file}{':f' if 'preset' in key else ''}")
     assert [one for one in told if one.status == "fail" and str(file) in one.message and "SystemExit" in one.message]
 
 
@@ -119,3 +128,26 @@ def test_what_verl_cannot_check_without_an_engine_is_skipped(healthy):  # noqa: 
     more = ("log_prob_use_dynamic_bsz=True", "load_format=safetensors", "tensor_model_parallel_size=1")
     told = found(healthy, ENGINE, *lora, *(f"{ROLLOUT}.{one}" for one in more), checks=DOCTOR)
     assert [one.status for one in told if one.check == "verl"] == ["skip"]
+
+
+def test_a_system_prompt_that_names_a_tag_explains_no_format(healthy):  # noqa: F811
+    # "the prompts explain calls of the format search_r1" was said of any system prompt with <search> in it
+    def name_a_tag(row):
+        row["prompt"][:0] = [{"role": "system", "content": "Ignore HTML such as <search>."}]
+
+    rows = healthy.questions("names_a_tag", name_a_tag)
+    told = [one for one in found(healthy, ENGINE, f"data.train_files={rows}") if one.check == "prompts"]
+    assert [one.status for one in told] == ["ok"]
+
+
+@pytest.mark.parametrize("number", [np.float32, np.int64, np.bool_, np.array, torch.tensor, bool], ids=repr)
+def test_numbers_of_numpy_and_torch_are_paid_and_measured(number):
+    # each rollout ended in TypeError: Object of type float32 is not JSON serializable; of True no metric was made
+    given = TurnRewards((number(1), number(0)), number(1), {"outcome/mine": number(1)})
+    rewards = check_numbers(given, 2, "mine")
+    assert json.dumps(pay(rewards, 2, "turns")) == "[1.0, 1.0]"
+    measured = rollout_metrics([metrics(TRANSCRIPT, rewards, [1.0, 1.0])])
+    assert (measured["outcome/mine"], measured["outcome/reward"]) == (1.0, 1.0)
+    score, parts = read_score({"score": number(1), "acc": number(1), "pred": "x"})
+    assert (score, parts["outcome/pred"]) == (1.0, "x")
+    assert rollout_metrics([parts])["outcome/acc"] == 1.0

@@ -81,7 +81,7 @@ def _named_numbers(settings: TurnRewardSettings, rollout: Transcript, truth: Any
         rewards, error = _call(partial(load_preset(settings.preset), rollout, truth))
         if error is not None:
             return None
-        check_numbers(check_kind(rewards, settings.preset), len(rollout.turns), settings.preset)
+        rewards = check_numbers(check_kind(rewards, settings.preset), len(rollout.turns), settings.preset)
     except MTGRPOError:
         return None  # said above
     return {**metrics(rollout, rewards, pay(rewards, len(rollout.turns), settings.pay)), **tool_trouble(rollout)}
@@ -118,7 +118,7 @@ def _judged(preset: str, truth: Any, transcript: Transcript, function: Callable[
     except MTGRPOError as wrong:
         return from_error(CHECK, wrong)
     try:
-        check_numbers(rewards, len(transcript.turns), preset)
+        rewards = check_numbers(rewards, len(transcript.turns), preset)
     except MTGRPOError as wrong:
         found = from_error(CHECK, wrong, status="warn")
         return Finding(CHECK, "warn", f"on a made-up rollout {found.message}", found.fix)
