@@ -49,6 +49,12 @@ def tokenizer(setup: Setup) -> Iterator[Finding]:
         yield Finding("tokenizer", "fail", message, f"give the folder of a Hugging Face model as {MODEL}.path")
         return
     template = setup.get(f"{MODEL}.custom_chat_template")
+    if template and "{{" not in template and "{%" not in template:  # the path of a file, most likely
+        key = f"{MODEL}.custom_chat_template"
+        message = f"{key} is {one_line(template)[:100]!r}, which is no Jinja template: verl takes its text, not a path"
+        fix = f"""export CHAT_TEMPLATE="$(cat FILE)" and set '{key}=${{oc.env:CHAT_TEMPLATE}}'"""
+        yield Finding("tokenizer", "fail", message, fix)
+        return
     if template:
         loaded.chat_template = template
     check_tokenizer(loaded)

@@ -85,7 +85,8 @@ def _common_beginning(texts: Collection[str]) -> str:
 def _other_format(setup: Setup, spoken: str, key: str) -> str | None:
     """The format whose calls the instructions explain, if it is another one."""
     said = _instructions(setup, key)
-    explained = [name for name, rules in FORMATS.items() if f"<{rules.call}>" in said]
+    # Whoever explains a call shows where it ends; a tag alone may be one of HTML.
+    explained = [name for name, rules in FORMATS.items() if f"<{rules.call}>" in said and f"</{rules.call}>" in said]
     return explained[0] if explained and spoken not in explained else None
 
 

@@ -74,7 +74,7 @@ def _native_tool(entry: Any, path: str) -> Tool:
     module, _, attribute = name.rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the module is the user's: importing it may raise anything
+    except (Exception, SystemExit) as error:  # the module is the user's: importing it may raise anything
         raise _NotHere(
             f"the tool class {name} of {path} cannot be imported: {type(error).__name__}: {one_line(str(error))}; "
             "correct class_name, or install its package where training runs"
@@ -86,8 +86,23 @@ def _native_tool(entry: Any, path: str) -> Tool:
     if searches:
         settings, _ = search_settings(config)
         schema = schema or default_schema(settings.max_queries).model_dump(exclude_none=True)
-    called = schema["function"]["name"] if schema else attribute
+    called = _validated(schema, path)["function"]["name"] if schema else attribute
     return Tool(called, schema, config, searches)
+
+
+def _validated(schema: Any, path: str) -> Any:
+    """A tool's schema, as verl demands it."""
+    from pydantic import ValidationError
+    from verl.tools.schemas import OpenAIFunctionToolSchema
+
+    try:
+        OpenAIFunctionToolSchema.model_validate(schema)
+    except ValidationError as error:
+        wrong = ", ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+        raise ConfigError(
+            f"{path}: verl refuses a tool_schema ({wrong}); write it as the packaged search_tool.yaml does"
+        ) from error
+    return schema
 
 
 def _functions(setup: Setup) -> list[Tool]:
@@ -99,7 +114,7 @@ def _functions(setup: Setup) -> list[Tool]:
         return []
     try:
         functions = load_function_tools_from_path(resolve_config_path(path))
-    except Exception as error:  # a file of the user's: running it may raise anything
+    except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
         raise _NotHere(
             f"{MULTI_TURN}.function_tool_path={path} cannot be loaded: {type(error).__name__}: {one_line(str(error))}; "
             "correct the path or the file"

@@ -13,7 +13,7 @@ from verl.trainer.ppo.core_algos import AdvantageEstimator
 from verl_mtgrpo.credit import ESTIMATORS, extra_fields
 from verl_mtgrpo.integration.checks.findings import Finding
 from verl_mtgrpo.integration.checks.setup import MULTI_TURN, ROLLOUT, Setup
-from verl_mtgrpo.integration.parts import LOOPS
+from verl_mtgrpo.integration.parts import LOOPS, pays_turns
 from verl_mtgrpo.integration.settings import turn_reward_settings
 from verl_mtgrpo.rewards.pattern import TURN_PATTERN
 
@@ -65,7 +65,7 @@ def _filter_metric(setup: Setup) -> Iterator[tuple[str, str]]:
     if not setup.get("algorithm.filter_groups.enable") or setup.get("algorithm.filter_groups.metric") != "reward":
         return
     name = setup.get("algorithm.adv_estimator")
-    if not _managed(setup) or not (name in ESTIMATORS or name == "gae"):
+    if not pays_turns(setup.config) or not (name in ESTIMATORS or name == "gae"):
         return  # verl's others compare totals themselves
     if turn_reward_settings(setup.get("reward")).pay != "turns":
         return  # all of it is paid at the end: equal totals are equal rewards
@@ -86,7 +86,7 @@ def _filter_batches(setup: Setup) -> Iterator[tuple[str, str]]:
 
 def _reward_settings(setup: Setup) -> Iterator[tuple[str, str]]:
     """What verl's reward managers read and ours does not."""
-    if not _managed(setup):
+    if not pays_turns(setup.config):
         return
     given = dict(setup.get("reward.reward_kwargs") or setup.get("reward_model.reward_kwargs") or {})
     overlong = given.pop("overlong_buffer_cfg", None)
@@ -148,11 +148,3 @@ def _clip(setup: Setup) -> Iterator[tuple[str, str]]:
             "only where these two are null)"
         )
         yield message, fix
-
-
-def _managed(setup: Setup) -> bool:
-    """Whether our reward manager pays."""
-    return setup.get("reward.reward_manager.name") == "mtgrpo" and setup.get("reward.reward_manager.source") in (
-        None,
-        "register",
-    )
