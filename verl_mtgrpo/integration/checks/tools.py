@@ -44,7 +44,8 @@ def _no_tool(setup: Setup) -> Finding:
     if functions:
         fix = "put @function_tool (of verl.tools.function_tool) above each function that is a tool"
         return Finding(CHECK, "fail", f"{functions} declares no tool", fix)
-    return Finding(CHECK, "fail", f"{listed} declares no tool", "list at least one, as the packaged search_tool.yaml does")
+    fix = "list at least one, as the packaged search_tool.yaml does"
+    return Finding(CHECK, "fail", f"{listed} declares no tool", fix)
 
 
 class _NotHere(ConfigError):
