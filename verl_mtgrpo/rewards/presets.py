@@ -97,7 +97,8 @@ def check_kind(rewards: Any, name: str) -> TurnRewards:
     if not isinstance(rewards, TurnRewards):
         raise TranscriptError(
             f"the reward function {name} returned {type(rewards).__name__}, expected "
-            "verl_mtgrpo.rewards.TurnRewards (a reward for each turn, the outcome, named components)"
+            "verl_mtgrpo.rewards.TurnRewards; return TurnRewards(turns=(one reward per turn), outcome=..., "
+            "components={...})"
         )
     if taken := own_metrics(rewards.components):
         raise TranscriptError(
@@ -151,7 +152,8 @@ def plain_number(value: Any) -> Any:
 def _check_count(given: int, turns: int, name: str) -> None:
     if given != turns:
         raise TranscriptError(
-            f"the reward function {name} gave {given} turn rewards for {turns} turns; expected one per turn"
+            f"the reward function {name} gave {given} turn rewards for {turns} turns; give one per turn, the last "
+            "turn included: len(turns) == len(transcript.turns)"
         )
 
 

@@ -125,6 +125,9 @@ def chat(setup: Setup) -> Iterator[Finding]:
     if spoken not in FORMATS:
         yield Finding("chat", "skip", f"two turns were not tried: how a call of {spoken} looks is not known here")
         return
+    if loop == RAW and spoken not in CUT_FORMATS:
+        yield Finding("chat", "skip", f"two turns were not tried: {RAW} cannot read {spoken} (see the check turns)")
+        return
     from jinja2 import TemplateError
 
     try:

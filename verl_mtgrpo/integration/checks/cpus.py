@@ -46,7 +46,9 @@ def cpus(setup: Setup) -> Iterator[Finding]:
     )
     room = there - 1 - slots
     fewer = f"set {UNITS}={min(room, 2)}, or " if units and room >= 1 else ""
-    yield setup.absent(CHECK, message, f"{fewer}set {GIVEN}={need} or more (tickets for processes, not cores)")
+    yield setup.absent(
+        CHECK, message, f"{fewer}set {GIVEN}={need} or more (Ray only counts; more than there are cores is fine)"
+    )
 
 
 def storage_units(setup: Setup) -> int:

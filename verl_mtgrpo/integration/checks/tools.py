@@ -30,10 +30,22 @@ def tools(setup: Setup) -> Iterator[Finding]:
         return
     names = [tool.name for tool in setup.tools]
     if not names:
-        where = setup.get(f"{MULTI_TURN}.tool_config_path") or setup.get(f"{MULTI_TURN}.function_tool_path")
-        raise ConfigError(f"{where} declares no tool; list at least one, as the packaged search_tool.yaml does")
+        yield _no_tool(setup)
+        return
     problems = [*_names(setup, names), *_lengths(setup)]
     yield from problems or [Finding(CHECK, "ok", ", ".join(_described(tool) for tool in setup.tools))]
+
+
+def _no_tool(setup: Setup) -> Finding:
+    """A file of tools has none in it; that no file is named at all is said by the check of the parts."""
+    listed, functions = setup.get(f"{MULTI_TURN}.tool_config_path"), setup.get(f"{MULTI_TURN}.function_tool_path")
+    if not listed and not functions:
+        return Finding(CHECK, "skip", "no file of tools is named")
+    if functions:
+        fix = "put @function_tool (of verl.tools.function_tool) above each function that is a tool"
+        return Finding(CHECK, "fail", f"{functions} declares no tool", fix)
+    fix = "list at least one, as the packaged search_tool.yaml does"
+    return Finding(CHECK, "fail", f"{listed} declares no tool", fix)
 
 
 class _NotHere(ConfigError):
