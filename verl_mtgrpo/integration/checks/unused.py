@@ -87,7 +87,7 @@ def _filter_metric(setup: Setup) -> Iterator[tuple[str, str]]:
 
 def _unknown_metric(setup: Setup, metric: str) -> Iterator[tuple[str, str]]:
     """A packaged reward names all its parts with a slash; verl stops at the first group that has not the metric."""
-    if metric == TURN_PATTERN or "/" in metric or not _managed(setup):
+    if metric == TURN_PATTERN or "/" in metric or not pays_turns(setup.config):
         return
     settings = turn_reward_settings(setup.get("reward"))
     if ":" in settings.preset or settings.outcome == "compute_score":
