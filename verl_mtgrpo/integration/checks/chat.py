@@ -103,7 +103,7 @@ def _locate(setup: Setup, path: str) -> tuple[str, Finding | None]:
     if cached := hub_folder(path):
         return cached, None
     message = f"{path} is no folder here and not in the Hugging Face cache, so its chat template was not tried"
-    return path, Finding("tokenizer", "skip", message, f"hf download {path}, then it is")
+    return path, Finding("tokenizer", "skip", message, f"run `hf download {path}` first")
 
 
 def _model_type(folder: str) -> str | None:

@@ -257,7 +257,7 @@ def verls_own(setup: Setup) -> Iterator[Finding]:
     if need_critic(config) and not Path(critic).is_dir() and not looks_local(critic) and not hub_folder(critic):
         # transformers would ask the hub for it, for a minute where there is no network
         message = f"verl's own checks load the config of the critic, and {critic} is not on this machine"
-        yield Finding("verl", "skip", message, f"hf download {critic}, then they are made")
+        yield Finding("verl", "skip", message, f"run `hf download {critic}` first")
         return
     try:
         with contextlib.redirect_stdout(said):
