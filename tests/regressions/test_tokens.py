@@ -212,7 +212,7 @@ def test_two_calls_in_a_turn(config, tokenizer, tools, format, cls):  # noqa: F8
         # `>` and the newline are one token, which stays whole: the cut never divides what the model wrote.
         pieces = pieces_of(tokenizer, cls, format, ["Pim"])
         pieces[0] = (pieces[0][0] + "\n", 1)
-        texts, queries = [call(format, "Pim") + "\n", answer(format)], ["Pim"]
+        texts, queries = [call(format, "Pim"), answer(format)], ["Pim"]
     ends = assert_tokens(output, tokenizer, pieces)
     transcript = transcript_of(output)
     assert [turn.text for turn in transcript.turns] == texts
@@ -314,7 +314,7 @@ ENDS = [
     ),
     ("<|start_header_id|> <|end_header_id|> <|eot_id|>", "</s>", None, HEADERS, "<|eot_id|>", "<|eot_id|>"),
     ("<bos> <start_of_turn> <end_of_turn>", "<eos>", None, GEMMA, "<end_of_turn>", "<end_of_turn>"),
-    ("<|start|> <|message|> <|end|>", "<|return|>", None, HARMONY, "<|end|>", "<|end|>"),
+    ("<|start|> <|message|> <|end|>", "<|return|>", None, HARMONY, "<|end|>", "<|return|>"),
     ("<|user|> <|assistant|> <|end|>", "<|endoftext|>", None, PHI, "<|end|>", "<|end|>"),
     ("<|user|> <|assistant|> <|observation|>", "<|endoftext|>", "<|user|>", GLM, "", "<|user|>"),
     ("", "</s>", None, ALPACA, "", None),

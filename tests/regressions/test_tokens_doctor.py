@@ -5,11 +5,13 @@
 | F38 | raw loop or hermes, whatever the tokenizer's end token | nothing about end tokens | review-gpu.md 1 |
 | F38 | a base model in a cut format, Qwen's template | nothing: its turns end as the template says | issue 21, A1 |
 | F38 | raw loop, template that fails | advice that is not the raw loop | issue 21, F38 |
+| A1 | a tokenizer that loses spaces | a warning with the way out | huggingface/transformers #45488 |
 | A3 | a template that opens thoughts | the reciter goes on behind the tag; said where no format holds it | issue 21 |
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -75,3 +77,18 @@ def test_the_advice_is_not_what_has_just_failed(healthy, capsys):  # noqa: F811
     assert "mtgrpo_raw_agent" not in chat["fix"]
     chat = said_of_chat(healthy, capsys, folder, "search_r1")
     assert re.search(r"without chat roles: .*default_agent_loop=mtgrpo_raw_agent", chat["fix"])
+
+
+@needs_qwen3
+@pytest.mark.parametrize(("kind", "status"), [("LlamaTokenizerFast", "warn"), ("PreTrainedTokenizerFast", "ok")])
+def test_a_tokenizer_that_loses_spaces(healthy, capsys, tmp_path, kind, status):  # noqa: F811
+    """As the folders of DeepSeek-R1's distilled Qwen models have it (huggingface/transformers #45488)."""
+    for file in QWEN3.iterdir():
+        shutil.copyfile(file, tmp_path / file.name)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": kind}))
+    rows = f"{DATA}{healthy.questions('hermes', format='hermes')}"
+    _, findings = doctor(capsys, healthy, f"actor_rollout_ref.model.path={tmp_path}", f"{TURNS}.format=hermes", rows)
+    (found,) = [one for one in findings if one["check"] == "tokenizer"]
+    assert found["status"] == status, found
+    assert ("loses spaces" in found["message"]) == (status == "warn")

@@ -215,6 +215,9 @@ def _from_squad(articles: list[Any], source: str) -> Iterator[Question]:
 def _from_record(where: str, fields: dict[str, Any], source: str) -> list[Question]:
     column = next((name for name in ANSWER_COLUMNS if fields.get(name) is not None), None)
     asked = next((fields[name] for name in QUESTION_COLUMNS if isinstance(fields.get(name), str)), None)
+    empty = [name for name in (*QUESTION_COLUMNS, *ANSWER_COLUMNS) if name in fields and fields[name] is None]
+    if (column is None or asked is None) and empty:
+        raise DataError(f"{where} has no value (null) in {', '.join(empty)}; {_EXPECTED}")
     if column is None or asked is None:
         raise DataError(f"{where} has {describe(fields)}; {_EXPECTED}")
     if str(fields.get("answerable", True)).lower() == "false":

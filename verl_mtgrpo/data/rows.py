@@ -107,7 +107,10 @@ def write_parquet(rows: Iterable[dict[str, Any]], path: Path | str) -> int:
         raise DataError(f"there are no rows to write to {path}")
     table = pa.Table.from_pylist(first)
     count = len(first)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DataError(f"{path.parent} is a file, or below one; give a folder for the results") from error
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with pq.ParquetWriter(draft, table.schema) as writer:

@@ -23,11 +23,8 @@ import json
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby
 from typing import Any
 
-import torch
-from pydantic import PrivateAttr
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.tool_agent_loop import AgentData, AgentState, ToolAgentLoop
 from verl.experimental.agent_loop.tool_parser import FunctionCall
@@ -36,23 +33,25 @@ from verl.utils.tokenizer.continuous_token import MergeResult
 from verl_mtgrpo.errors import ConfigError, NoTokensError, RetrievalError, TranscriptError
 from verl_mtgrpo.integration.calls import (
     call_marks,
+    documents_of,
+    faults_of,
     forget_reward,
+    latency_of,
+    make_readable,
     not_carried_out,
     tool_reward,
     with_reward_seen,
     written_calls,
 )
-from verl_mtgrpo.integration.cutting import CuttingServer
+from verl_mtgrpo.integration.cutting import CuttingServer, cut_text
 from verl_mtgrpo.integration.end_of_turn import end_of_turn
-from verl_mtgrpo.integration.outside_text import outside_text
-from verl_mtgrpo.integration.transcripts import COLUMN, Destination, destination, pack, text_of_messages, to_json
+from verl_mtgrpo.integration.loop_output import TurnAgentLoopOutput, turn_spans
+from verl_mtgrpo.integration.outside_text import outside_text, readable
+from verl_mtgrpo.integration.transcripts import destination, text_of_messages
 from verl_mtgrpo.rewards import (
-    DROPPED,
     NO_TOKENS,
     OUTAGE,
     TRANSCRIPT,
-    TURN_REWARDS,
-    Document,
     ToolCall,
     Transcript,
     Turn,
@@ -72,41 +71,6 @@ class _Record:
     calls: list[list[ToolCall]] = field(default_factory=list)
     written: list[FunctionCall | ToolCall] = field(default_factory=list)  # in the last turn, as it stands there
     end_reason: str = "answered"
-
-
-class TurnAgentLoopOutput(AgentLoopOutput):
-    """Agent loop output whose rewards lie on the last generated token of each turn."""
-
-    _destination: Destination = PrivateAttr("info")
-
-    def as_dict(self) -> dict[str, Any]:
-        """As verl's, with ``rm_scores`` written per turn when the reward manager gave turn rewards.
-
-        The transcript has been read by then: it goes where :mod:`.transcripts` says.
-
-        Raises:
-            TranscriptError: there is not exactly one reward per turn of ``response_mask``.
-        """
-        info = self.extra_fields.get("reward_extra_info") or {}
-        rewards = info.get(TURN_REWARDS)
-        if rewards is None or self.reward_score is None:
-            return super().as_dict()
-        score, fields = self.reward_score, self.extra_fields
-        # verl copies extra_fields deeply, which costs more for a transcript than all the rest.
-        self.reward_score, self.extra_fields = None, {k: v for k, v in fields.items() if k != TRANSCRIPT}
-        try:
-            output = super().as_dict()
-        finally:
-            self.reward_score, self.extra_fields = score, fields
-        output.pop("reward_score", None)
-        output["rm_scores"] = place_rewards(json.loads(rewards), self.response_mask)
-        if info.get(DROPPED):  # no generated token is left: it enters no statistic and no loss
-            output["response_mask"] = torch.zeros_like(output["response_mask"])
-        if TRANSCRIPT in fields and self._destination == "column":
-            output[COLUMN] = pack(fields[TRANSCRIPT])
-        elif TRANSCRIPT in fields and self._destination == "info":
-            output["extra_fields"]["reward_extra_info"][TRANSCRIPT] = to_json(fields[TRANSCRIPT])
-        return output
 
 
 @register("mtgrpo_tool_agent")
@@ -234,6 +198,11 @@ class TurnToolAgentLoop(ToolAgentLoop):
             record.end_reason = "response_length"
         return state
 
+    def _build_assistant_message(self, content: str, agent_data: AgentData) -> dict[str, Any]:
+        for call in agent_data.tool_calls:
+            make_readable(call)
+        return super()._build_assistant_message(content, agent_data)
+
     async def _call_tool(
         self, tool_call: FunctionCall, tools_kwargs: dict[str, Any], agent_data: AgentData
     ) -> tuple[Any, float, dict]:
@@ -244,8 +213,9 @@ class TurnToolAgentLoop(ToolAgentLoop):
         if info.get("outage") and info.get("on_outage") == "raise":
             # A search that is down is no answer: the rollout fails visibly, the policy is not blamed.
             raise RetrievalError(f"tool {tool_call.name!r} is down: {info['outage']}")
-        kind = self._error_kind(tool_call, response.text or "", info, agent_data)
-        text = await apart(DECODE, self.outside, response.text or "")
+        said = readable(response.text or "")
+        kind = self._error_kind(tool_call, said, info, agent_data)
+        text = await apart(DECODE, self.outside, said)
         agent_data._mtgrpo_made[id(tool_call)] = ToolCall(  # type: ignore[attr-defined]
             name=tool_call.name,
             arguments=tool_call.arguments,
@@ -253,12 +223,12 @@ class TurnToolAgentLoop(ToolAgentLoop):
             ok=bool(info.get("ok", kind is None)),
             error_kind=kind,
             error=str(info.get("outage") or ""),
-            documents=tuple(Document(**document) for document in info.get("documents", ())),
-            latency_s=float(info.get("latency_s", time.perf_counter() - start)),
+            documents=documents_of(info),
+            latency_s=latency_of(info, time.perf_counter() - start),
             repeat=bool(info.get("repeat")),
-            faults=tuple(info.get("faults", ())),
+            faults=faults_of(info),
             reward=tool_reward(tool_call.name, reward),
-            defused=text != (response.text or ""),
+            defused=text != said,
         )
         if self.cut_format:  # the model reads results in the tags of its format; the transcript keeps the bare text
             text = f"<{self.cut_format.result}>{text}</{self.cut_format.result}>"
@@ -293,7 +263,8 @@ class TurnToolAgentLoop(ToolAgentLoop):
         decode, texts = self.tokenizer.decode, []
         for start, end in spans:
             opened = self.ends.opened_in([*prompt_ids, *response_ids[:start]], self.tokenizer)
-            texts.append((opened, decode(self.ends.trimmed(response_ids[start:end]))))
+            text = decode(self.ends.trimmed(response_ids[start:end]))
+            texts.append((opened, cut_text(text, self.cut_format) if self.cut_format else text))
         return texts
 
     def _stand_in(self, output: AgentLoopOutput, sampling_params: dict[str, Any]) -> None:
@@ -374,28 +345,3 @@ def knows_stop_strings(rollout_config: Any) -> bool:
     if rollout_config.name in ("vllm", "hf_cpu"):
         return True
     return rollout_config.name == "sglang" and not rollout_config.skip_tokenizer_init
-
-
-def turn_spans(response_mask: list[int]) -> list[tuple[int, int]]:
-    """Half-open token ranges of the runs of 1 in one rollout's mask."""
-    spans, position = [], 0
-    for value, run in groupby(response_mask):
-        length = sum(1 for _ in run)
-        if value:
-            spans.append((position, position + length))
-        position += length
-    return spans
-
-
-def place_rewards(rewards: list[float], response_mask: list[int]) -> torch.Tensor:
-    """``rm_scores`` of one rollout, ``(T,)`` float32: each turn's reward on its last token, 0 elsewhere."""
-    spans = turn_spans(response_mask)
-    if len(spans) != len(rewards):
-        raise TranscriptError(
-            f"got {len(rewards)} turn rewards for {len(spans)} turns in response_mask; the reward manager must "
-            "give one reward per turn of the transcript"
-        )
-    scores = torch.zeros(len(response_mask), dtype=torch.float32)
-    for (_, end), reward in zip(spans, rewards, strict=True):
-        scores[end - 1] = reward
-    return scores

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from copy import copy
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 from verl.tools.function_tool import FunctionTool
 
 from verl_mtgrpo.errors import ToolError
-from verl_mtgrpo.rewards import ToolCall
+from verl_mtgrpo.integration.outside_text import readable
+from verl_mtgrpo.rewards import Document, ToolCall
 from verl_mtgrpo.rewards.measures import BAD_ARGUMENTS, NOT_CARRIED_OUT
 
 if TYPE_CHECKING:  # importing verl's agent loops loads ours, which import this module
     from verl.experimental.agent_loop.tool_parser import FunctionCall, ToolParser
 
 _VERLS_PARSERS = "verl.experimental.agent_loop.tool_parser"
+_SPARE_DEPTH = 100  # verl reads the arguments deeper in the stack than they are read here
 _END_OF_THOUGHT = "</think>"
 _NAME = re.compile(r'"name"\s*:\s*"([^"\n]+)"|<function=([^>\s]+)|<invoke name="([^"\n]+)"|^\s*call:(\w+)')
 _UNKNOWN = object()
@@ -93,6 +96,25 @@ class _Text:
         return text
 
 
+# ---- calls as verl's loop can read them
+
+
+def make_readable(call: FunctionCall) -> None:
+    """Change a call, in place, that verl's loop would end the rollout over, and with it the whole group.
+
+    verl answers arguments that are no JSON with a message to the model, but catches ``JSONDecodeError`` alone: not the
+    ``RecursionError`` of a thousand brackets, nor the ``ValueError`` of a number with 5000 digits. Those are cut off,
+    so that they are no JSON. Half surrogate pairs, which no tokenizer takes, become ``?``.
+    """
+    call.name, call.arguments = readable(call.name), readable(call.arguments)
+    try:
+        json.loads("[" * _SPARE_DEPTH + call.arguments + "]" * _SPARE_DEPTH)
+    except json.JSONDecodeError:
+        return
+    except (RecursionError, ValueError):
+        call.arguments = f"{call.arguments[:200]}…"
+
+
 # ---- what a tool says its call was worth
 
 
@@ -146,3 +168,30 @@ def tool_reward(name: str, reward: Any) -> float:
         f"the tool {name!r} gave {shown} ({kind}) as the reward of its call, the second value that it returns; "
         "expected a finite number, or None for no reward; have the tool return such a number there"
     )
+
+
+# ---- what a tool says of its call beside that
+
+
+def documents_of(info: Mapping[str, Any]) -> tuple[Document, ...]:
+    """The passages that a tool's third value lists as our search tool does; none if they have another form.
+
+    A tool of a user's own may have a use of its own for the name.
+    """
+    listed = info.get("documents")
+    try:
+        return tuple(Document(**document) for document in listed or ())
+    except TypeError:
+        return ()
+
+
+def faults_of(info: Mapping[str, Any]) -> tuple[str, ...]:
+    """Kinds of tries that failed, if a tool lists them as our search tool does."""
+    listed = info.get("faults")
+    return tuple(map(str, listed)) if isinstance(listed, list | tuple) else ()
+
+
+def latency_of(info: Mapping[str, Any], measured: float) -> float:
+    """Seconds that the call took, from the tool if it says so in a number."""
+    said = info.get("latency_s")
+    return float(said) if isinstance(said, int | float) and math.isfinite(said) else measured

@@ -22,7 +22,7 @@ class CuttingServer:
 
     Engines that know stop strings stop there; in every case what they give is cut right after the token that
     completes the tag, ids and log-probabilities alike. Tokens are never split: if the tag ends inside a token,
-    that token stays whole.
+    that token stays whole, and what it says behind the tag is no part of the turn's text (:func:`cut_text`).
 
     Args:
         server: verl's client.
@@ -42,7 +42,7 @@ class CuttingServer:
         end: int | None = None,
     ) -> None:
         self._server, self._decode, self._stop, self._end = server, decode, stop, end
-        self.closing = (f"</{rules.call}>", f"</{ANSWER}>")
+        self.closing = closing_tags(rules)
         self._tail = _longest(self.closing)
 
     def __getattr__(self, name: str) -> Any:
@@ -84,6 +84,23 @@ def is_closed(ids: Sequence[int], closing: Sequence[str], decode: Callable[[Sequ
     """Whether the text of these tokens holds one of ``closing``."""
     text = decode(ids)
     return any(tag in text for tag in closing)
+
+
+def closing_tags(rules: TextFormat) -> tuple[str, str]:
+    """The tags that end a turn."""
+    return f"</{rules.call}>", f"</{ANSWER}>"
+
+
+def cut_text(text: str, rules: TextFormat) -> str:
+    """A turn's text up to and with its first closing tag.
+
+    The last token may say more: ``>.`` is one token of Qwen3's, so ``</answer>.`` cannot be cut between the two. It
+    would be a malformed turn for no fault of the model's: behind ``</answer>!``, which are two, nothing is left. An
+    engine with stop strings cuts its text the same way, and so does Search-R1 (PeterGriffinJin/Search-R1 @a14dc3a,
+    search_r1/llm_agent/generation.py, ``_postprocess_responses``).
+    """
+    ends = [at + len(tag) for tag in closing_tags(rules) if (at := text.find(tag)) >= 0]
+    return text[: min(ends)] if ends else text
 
 
 def tokens_to_keep(ids: Sequence[int], closing: Sequence[str], decode: Callable[[Sequence[int]], str]) -> int:

@@ -122,13 +122,18 @@ def _around_a_turn(tokenizer: Any, template_kwargs: dict[str, Any]) -> tuple[str
 def _closing(tokenizer: Any, known: set[int], last: str, behind: str) -> tuple[str, int | None]:
     """What closes a turn, and the token at which it ends, from what stands behind an assistant message.
 
+    The two are not always the same token: gpt-oss's template closes messages of the past with ``<|end|>``, which the
+    model also writes behind its thoughts and goes on; the last message ends with ``<|return|>``, where it stops.
+
     Something may follow that closes nothing: the header of the next message, as in GLM's templates, which end no turn
     (the model stops at that header). Behind the last message of a chat there is no such header.
     """
     first = tokenizer.encode(behind.lstrip(), add_special_tokens=False)[:1]
     if first and first[0] in tokenizer.added_tokens_decoder:
         if last.strip() or first[0] == tokenizer.eos_token_id:
-            return str(tokenizer.added_tokens_decoder[first[0]].content), first[0]
+            ended = tokenizer.encode(last.lstrip(), add_special_tokens=False)[:1]
+            stop = ended[0] if ended and ended[0] in known else first[0]
+            return str(tokenizer.added_tokens_decoder[first[0]].content), stop
         return "", first[0] if first[0] in known else None
     shared = takewhile(lambda pair: pair[0] == pair[1], zip(last, behind, strict=False))
     return "".join(one for one, _ in shared).strip(), None

@@ -24,7 +24,7 @@ def load_external_modules() -> None:
     for name in named.split(",") if named else ():
         try:
             importlib.import_module(name)
-        except Exception as error:  # the module is the user's: importing it may raise anything
+        except (Exception, SystemExit) as error:  # the module is the user's: importing it may raise anything
             what = f"{type(error).__name__}: {error}".replace(";", ",")
             raise ConfigError(
                 f"the environment variable {MODULES} names {name!r}, which cannot be imported: {what}; {MODULES_FIX}"

@@ -20,7 +20,13 @@ from verl.trainer.ppo.core_algos import AdvantageEstimator
 from verl_mtgrpo.credit import ESTIMATORS, extra_fields
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.knobs import is_ours
-from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
+from verl_mtgrpo.integration.parts import pays_turns
+from verl_mtgrpo.integration.settings import (
+    PAY,
+    TurnRewardSettings,
+    trainer_turn_settings,
+    turn_reward_settings,
+)
 
 _GROUPS = files("verl_mtgrpo.config") / "mtgrpo"
 _SAME = {"grpo_vectorized": "grpo"}
@@ -98,8 +104,9 @@ def _differences(config: Any, group: DictConfig, name: str) -> Iterator[Override
     if leftover and _SAME.get(estimator, estimator) != wanted:  # the user's own is none
         why = f"it would train {estimator} with the rewards and settings of {name}"
         yield Override(_ESTIMATOR, wanted, estimator, why)
-    pay = OmegaConf.select(config, _PAY)
-    if pay != _value(group, _PAY):
+    pay = OmegaConf.select(config, _PAY) or TurnRewardSettings.pay  # its default, where the node was taken away
+    # A value that does not exist is refused where it is read.
+    if pays_turns(config) and pay in PAY and pay != _value(group, _PAY):
         yield Override(_PAY, _value(group, _PAY), pay, f"what is paid would not be what {name} learns from")
     critic, has = _value(group, _CRITIC), OmegaConf.select(config, _CRITIC)
     needs = "values" in extra_fields(str(estimator)) if estimator in ESTIMATORS else critic

@@ -131,7 +131,7 @@ def unknown_name(config: Any, registry: Registry) -> Unknown | None:
         return None
     named = os.environ.get(MODULES) or "not set"
     message = (
-        f"{registry.key}={name} does not exist: neither verl nor a loaded plugin has a {registry.what} of this name"
+        f"{registry.key}={name} does not exist: neither verl nor a loaded plugin knows this {registry.what}"
         f"{did_you_mean(name, known)}"
     )
     fix = (

@@ -44,6 +44,12 @@ def uses_turns(config: Any) -> bool:
     )
 
 
+def pays_turns(config: Any) -> bool:
+    """True if our reward manager pays, and not one of verl's or a class of the user's own."""
+    source = OmegaConf.select(config, "reward.reward_manager.source")
+    return OmegaConf.select(config, _MANAGER) == "mtgrpo" and source in (None, "register")
+
+
 def check_parts(config: Any) -> None:
     """Raise ``ConfigError`` if a part that the others need is not there.
 

@@ -126,7 +126,7 @@ class TurnRewardManager(RewardManagerBase):
         if inspect.isawaitable(rewards):
             rewards = await rewards
         rewards = check_kind(rewards, self.settings.preset)
-        check_numbers(rewards, len(transcript.turns), self.settings.preset)
+        rewards = check_numbers(rewards, len(transcript.turns), self.settings.preset)
         if self.settings.outcome == "compute_score":
             return with_score(rewards, *await self._verls_score(transcript, item))
         return rewards

@@ -56,7 +56,7 @@ def _failures(config: Any) -> list[str]:
             logger.warning("%s: %s", finding.check, finding)
     failed = [finding for finding in found if finding.status == "fail"]
     opening = {check.name for check in CHECKS if check.opens}
-    hint = " (what only other machines see is left out with trainer.turn.preflight=config)"
+    hint = " (if only other machines can see this, leave such checks out with trainer.turn.preflight=config)"
     return [f"{finding}{hint if finding.check in opening else ''}" for finding in failed]
 
 

@@ -17,6 +17,7 @@ from verl_mtgrpo.errors import TranscriptError
 from verl_mtgrpo.integration.data_sources import as_verl_knows_it
 from verl_mtgrpo.rewards import Transcript, TurnRewards
 from verl_mtgrpo.rewards.measures import own_metrics
+from verl_mtgrpo.rewards.presets import plain_number
 
 
 def model_text(transcript: Transcript) -> str:
@@ -91,7 +92,7 @@ def read_score(result: Any) -> tuple[float, dict[str, Any]]:
             f"the reward function of verl's that gives the outcome returned {score}, expected a finite number; raise "
             "verl_mtgrpo.errors.DropRollout for a rollout that cannot be scored"
         )
-    named = {f"outcome/{name}": value for name, value in parts.items()}
+    named = {f"outcome/{name}": plain_number(value) for name, value in parts.items()}
     taken = own_metrics(named)
     return score, {
         f"outcome/compute_score/{name.removeprefix('outcome/')}" if name in taken else name: value

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from verl_mtgrpo.errors import DataError
@@ -89,8 +89,9 @@ def contains(text: str | None, accepted: str | Sequence[str]) -> bool:
     """True if a normalised accepted answer occurs in the normalised text: as a substring, a short one as a whole word.
 
     Substring (Search-R1's ``subem``) and not words, because scripts without spaces have none: so "art" occurs in
-    "party". A short answer of ASCII letters and digits has to be a word of its own: "7" occurs in "Apollo 7" and in
-    "a 7-year-old", and not in "1978" or "7.5". For hits in search results give :func:`searchable_answers`.
+    "party". A short answer has to be a word of its own where its script puts spaces between words: "7" occurs in
+    "Apollo 7" and in "a 7-year-old", and not in "1978" or "7.5"; "Ås" does not occur in "Fåsen". For hits in search
+    results give :func:`searchable_answers`.
     """
     # Normal form joins what punctuation parts ("7-year-old") and parts what it joins ("U.S."): a word in either counts.
     readings = normalize(text or ""), _fold(text or "")
@@ -130,7 +131,8 @@ def _f1(words: Sequence[str], gold: Sequence[str]) -> float:
 def accepted_answers(ground_truth: Any) -> tuple[str, ...]:
     """The accepted answers in a verl row's ``reward_model.ground_truth``.
 
-    Takes ``{"target": [...]}`` (Search-R1's layout), a list of answers, or one answer; see :func:`answer_texts`.
+    Takes ``{"target": [...]}`` (Search-R1's layout), a list of answers, nested or not, or one answer; see
+    :func:`answer_texts`.
 
     Raises:
         DataError: it is none of these, or holds no answer.
@@ -139,7 +141,7 @@ def accepted_answers(ground_truth: Any) -> tuple[str, ...]:
     if isinstance(found, str) or _is_boolean(found):
         found = [found]
     try:
-        answers = tuple(text for one in found for text in answer_texts(one))  # type: ignore[union-attr]
+        answers = tuple(text for one in _flat(found) for text in answer_texts(one))
     except TypeError:
         answers = ()
     if not any(_fold(one) for one in answers):
@@ -150,13 +152,24 @@ def accepted_answers(ground_truth: Any) -> tuple[str, ...]:
     return answers
 
 
+def _flat(found: Any) -> Iterator[Any]:
+    """The single values in a list of answers; ``TypeError`` if it is none, or holds something that is no answer."""
+    if isinstance(found, Mapping | bytes):
+        raise TypeError
+    for one in found:
+        if isinstance(one, str) or not hasattr(one, "__iter__"):
+            yield one
+        else:
+            yield from _flat(one)
+
+
 def answer_texts(value: Any) -> tuple[str, ...]:
-    """An answer as a question set has it, in words: none for None, two for a boolean, else its text.
+    """An answer as a question set has it, in words: none for None and NaN, two for a boolean, else its text.
 
     True accepts "yes" and "true", False "no" and "false" (StrategyQA's and BoolQ's answers). A set that means the
     words, such as the title "True", has to hold strings, which stay as they are.
     """
-    if value is None:
+    if value is None or value != value:  # NaN, as pandas has it for a missing value
         return ()
     return _YES_NO[bool(value)] if _is_boolean(value) else (str(value),)
 
@@ -183,8 +196,15 @@ def _occurs(answer: str, form: str, text: str, *more: str) -> bool:
         more: The text in other forms, in which a word may stand too.
     """
     normal = normalize(answer)
-    short = len(normal) < _SHORT and form.isascii() and any(map(str.isalnum, form))
+    short = len(normal) < _SHORT and any(map(str.isalnum, form))
     if form not in text or not (short or normal in _YES_OR_NO):
         return form in text
-    word = re.compile(rf"(?<![{_LETTER}])(?<!\d[.,]){re.escape(form)}(?![{_LETTER}])(?![.,]\d)")
+    before = "" if _is_spaceless(form[0]) else rf"(?<![{_LETTER}])(?<!\d[.,])"
+    behind = "" if _is_spaceless(form[-1]) else rf"(?![{_LETTER}])(?![.,]\d)"
+    word = re.compile(f"{before}{re.escape(form)}{behind}")
     return any(word.search(_RANK.sub("", reading)) for reading in (text, *more))
+
+
+def _is_spaceless(character: str) -> bool:
+    """True for a letter of a script that puts no spaces between words."""
+    return character.isalnum() and not re.match(f"[{_LETTER}]", character)

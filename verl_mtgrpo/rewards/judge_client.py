@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
 import os
 import re
 from abc import ABC, abstractmethod
@@ -35,6 +34,7 @@ _CONTROL = re.compile(
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|IMG)\])"
 )
 """Where control tokens of chat models begin, in JSON of ASCII characters (U+FF5C is the bar of DeepSeek's)."""
+_MOST_THOUGHTS = 100  # a reply that says no more than ``</think>`` must not take quadratic time
 
 
 @dataclass(frozen=True)
@@ -177,14 +177,36 @@ class AskingReward(ABC):
                     messages=messages,  # type: ignore[arg-type]
                     temperature=0.0,
                 )
-        except OpenAIError as error:
+        except (OpenAIError, ValueError) as error:  # ValueError: the body of the response is no JSON
             raise JudgeError(
                 f"the judge {self.settings.model} at {self.settings.base_url} failed after "
                 f"{self.settings.retries + 1} tries: {type(error).__name__}: {error}; is the server up, and "
                 f"{self.settings.api_key_env} set?"
             ) from error
-        usage.tokens += reply.usage.total_tokens if reply.usage else 0
-        return (reply.choices[0].message.content if reply.choices else None) or ""
+        content, tokens = _read_completion(reply)
+        if content is None:
+            raise JudgeError(
+                f"the judge {self.settings.model} at {self.settings.base_url} sent {str(reply)[:200]!r}, expected a "
+                "chat completion; is this the address of an OpenAI-compatible server, with its /v1?"
+            )
+        usage.tokens += tokens
+        return content
+
+
+def _read_completion(reply: Any) -> tuple[str | None, int]:
+    """Text and tokens of a completion; the text is None if it is none.
+
+    The client hands on whatever came with status 200: the page of a proxy as a string, or ``null``.
+    """
+    try:
+        content = reply.choices[0].message.content if reply.choices else ""
+        tokens = getattr(reply.usage, "total_tokens", None) or 0
+    except AttributeError:
+        return None, 0
+    if content is not None and not isinstance(content, str):
+        return None, 0
+    # Half surrogate pairs cannot be sent back when the judge is asked again.
+    return (content or "").encode("utf-8", "replace").decode("utf-8"), tokens
 
 
 def prompt_for(rubric: str, case: Mapping[str, Any], form: str) -> list[dict[str, str]]:
@@ -211,22 +233,27 @@ def quoted(case: Mapping[str, Any]) -> str:
 def read_object(text: str) -> dict[str, Any]:
     """The one JSON object that a reply consists of; empty if it is anything else.
 
-    Text around it is tolerated as far as models add it: a Markdown fence, or thoughts before ``</think>``.
+    Text around it is tolerated as far as models add it: a Markdown fence, or thoughts before ``</think>``. The object
+    itself may speak of that tag: a judge of formats gives a missing one as its reason.
     """
-    text = text.rpartition("</think>")[2].strip()
-    text = text.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    ends = [0, *(found.end() for found in re.finditer("</think>", text))]
+    for start in ends[:_MOST_THOUGHTS]:
+        rest = text[start:].strip()
+        rest = rest.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+        try:
+            found = json.loads(rest)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 def number_in(value: Any, span: tuple[float, float]) -> float | None:
     """A JSON value as a number, if it is a finite one inside ``span``; else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if span[0] <= value <= span[1] else None
+    return float(value) if span[0] <= value <= span[1] else None  # NaN is in none, and an int may be too big for float
 
 
 def question_of(transcript: Transcript) -> str:

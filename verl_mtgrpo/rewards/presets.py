@@ -68,7 +68,7 @@ def _load_module(where: str, name: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
-    except Exception as error:  # a file of the user's: running it may raise anything
+    except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
         raise ConfigError(
             f"reward.turn.preset is {name!r}, but {where} cannot be loaded: {described(error, where)}; correct it"
         ) from error
@@ -97,7 +97,8 @@ def check_kind(rewards: Any, name: str) -> TurnRewards:
     if not isinstance(rewards, TurnRewards):
         raise TranscriptError(
             f"the reward function {name} returned {type(rewards).__name__}, expected "
-            "verl_mtgrpo.rewards.TurnRewards (a reward for each turn, the outcome, named components)"
+            "verl_mtgrpo.rewards.TurnRewards; return TurnRewards(turns=(one reward per turn), outcome=..., "
+            "components={...})"
         )
     if taken := own_metrics(rewards.components):
         raise TranscriptError(
@@ -108,13 +109,16 @@ def check_kind(rewards: Any, name: str) -> TurnRewards:
     return rewards
 
 
-def check_numbers(rewards: TurnRewards, turns: int, name: str) -> None:
-    """Raise ``TranscriptError`` unless there is one finite number per turn, and one for the outcome.
+def check_numbers(rewards: TurnRewards, turns: int, name: str) -> TurnRewards:
+    """The rewards as Python's own numbers, components too: those of numpy and torch cannot be written as JSON.
 
     Args:
         rewards: What the reward function has returned.
         turns: K, number of turns of the rollout.
         name: What to call the function in messages.
+
+    Raises:
+        TranscriptError: there is not one finite number per turn, and one for the outcome.
     """
     try:
         paid = [float(one) for one in rewards.turns]
@@ -130,12 +134,26 @@ def check_numbers(rewards: TurnRewards, turns: int, name: str) -> None:
             f"the reward function {name} gave turns={tuple(paid)} and outcome={outcome}, expected finite numbers; "
             "raise verl_mtgrpo.errors.DropRollout for a rollout that cannot be scored"
         )
+    components = {name: plain_number(value) for name, value in rewards.components.items()}
+    return TurnRewards(tuple(paid), outcome, components)
+
+
+def plain_number(value: Any) -> Any:
+    """A number of numpy or torch, or a truth value, as a float; anything else as it is."""
+    if isinstance(value, bool | float):
+        return float(value)
+    item = getattr(value, "item", None)
+    try:
+        return plain_number(item()) if callable(item) else value
+    except (TypeError, ValueError, RuntimeError):  # an array of several
+        return value
 
 
 def _check_count(given: int, turns: int, name: str) -> None:
     if given != turns:
         raise TranscriptError(
-            f"the reward function {name} gave {given} turn rewards for {turns} turns; expected one per turn"
+            f"the reward function {name} gave {given} turn rewards for {turns} turns; give one per turn, the last "
+            "turn included: len(turns) == len(transcript.turns)"
         )
 
 

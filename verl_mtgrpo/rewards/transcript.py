@@ -85,7 +85,7 @@ class Turn:
 
     Attributes:
         text: The whole turn: what the chat template opened of it, then what the model generated, decoded. End tokens
-            behind it are left out.
+            behind it are left out, and in formats that cut turns what the last token says behind the closing tag.
         span: Half-open token range ``[start, end)`` of this turn in the response, observations counted.
             ``response_mask`` is 1 exactly inside the spans.
         tool_calls: Calls that the model wrote, in order, whatever came of them: carried out, refused, beyond

@@ -49,9 +49,18 @@ def tokenizer(setup: Setup) -> Iterator[Finding]:
         yield Finding("tokenizer", "fail", message, f"give the folder of a Hugging Face model as {MODEL}.path")
         return
     template = setup.get(f"{MODEL}.custom_chat_template")
+    if template and "{{" not in template and "{%" not in template:  # the path of a file, most likely
+        key = f"{MODEL}.custom_chat_template"
+        message = f"{key} is {one_line(template)[:100]!r}, which is no Jinja template: verl takes its text, not a path"
+        fix = f"""export CHAT_TEMPLATE="$(cat FILE)" and set '{key}=${{oc.env:CHAT_TEMPLATE}}'"""
+        yield Finding("tokenizer", "fail", message, fix)
+        return
     if template:
         loaded.chat_template = template
     check_tokenizer(loaded)
+    if problem := _lost_spaces(loaded, path):
+        yield problem
+        return
     setup.tokenizer, kind = loaded, _model_type(where)
     try:
         arguments = setup.get("data.apply_chat_template_kwargs") or {}
@@ -63,6 +72,22 @@ def tokenizer(setup: Setup) -> Iterator[Finding]:
         return
     template_of = "custom chat template" if template else "chat template of the model"
     yield Finding("tokenizer", "ok", f"{path}: {len(loaded)} tokens, {template_of}, model type {kind}")
+
+
+def _lost_spaces(loaded: Any, path: str) -> Finding | None:
+    """A warning if spaces do not survive the tokenizer.
+
+    transformers 5 does that to byte-level tokenizers whose ``tokenizer_class`` is LlamaTokenizerFast, such as those of
+    DeepSeek-V3 and R1 with their distilled models (huggingface/transformers #45488, #48206), without a word.
+    """
+    read = loaded.decode(loaded.encode(QUESTION, add_special_tokens=False))
+    if read != QUESTION.replace(" ", ""):
+        return None
+    message = f"{path}: the tokenizer loses spaces, as {type(loaded).__name__}: {QUESTION!r} comes back as {read!r}"
+    fix = 'copy its files, set "tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json, and give the '
+    return Finding(
+        "tokenizer", "warn", message, f"{fix}folder as {MODEL}.tokenizer_path, also to what serves the model"
+    )
 
 
 def _locate(setup: Setup, path: str) -> tuple[str, Finding | None]:
@@ -78,7 +103,7 @@ def _locate(setup: Setup, path: str) -> tuple[str, Finding | None]:
     if cached := hub_folder(path):
         return cached, None
     message = f"{path} is no folder here and not in the Hugging Face cache, so its chat template was not tried"
-    return path, Finding("tokenizer", "skip", message, f"hf download {path}, then it is")
+    return path, Finding("tokenizer", "skip", message, f"run `hf download {path}` first")
 
 
 def _model_type(folder: str) -> str | None:
@@ -99,6 +124,9 @@ def chat(setup: Setup) -> Iterator[Finding]:
         return
     if spoken not in FORMATS:
         yield Finding("chat", "skip", f"two turns were not tried: how a call of {spoken} looks is not known here")
+        return
+    if loop == RAW and spoken not in CUT_FORMATS:
+        yield Finding("chat", "skip", f"two turns were not tried: {RAW} cannot read {spoken} (see the check turns)")
         return
     from jinja2 import TemplateError
 
@@ -261,7 +289,7 @@ def _thought(spoken: str) -> str:
 
 
 def _spans(mask: Sequence[int]) -> list[tuple[int, int]]:
-    from verl_mtgrpo.integration.agent_loop import turn_spans
+    from verl_mtgrpo.integration.loop_output import turn_spans
 
     return turn_spans(list(mask))
 

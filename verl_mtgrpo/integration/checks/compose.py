@@ -114,13 +114,17 @@ def _initialised(path: str | None) -> Any:
 
 def _explained(error: Exception) -> str:
     """Hydra's message in one line, and what to do."""
+    from verl_mtgrpo.integration.parts import GROUPS
+
     message = str(error)
     unknown, options = _UNKNOWN_KEY.search(message), message.partition("Available options")
     if unknown:
         key = unknown["key"]
+        if key in GROUPS:
+            return f"{key} is a config group that is not part of verl's config yet; add it with a plus: +{key}=NAME"
         close = difflib.get_close_matches(key, _known_keys(), n=3, cutoff=0.8)
-        meant = f"did you mean {' or '.join(close)}? " if close else ""
-        return f"verl has no setting {key}; {meant}(a key of your own is added by +{key}=...)"
+        meant = f"did you mean {' or '.join(close)}?" if close else "correct the name"
+        return f"verl has no setting {key}; {meant} (to add a key of your own, write +{key}=...)"
     if options[1]:
         _, _, listed = options[2].partition(":")
         names = [name for name in listed.split("Config search path")[0].split() if not name.startswith("_")]

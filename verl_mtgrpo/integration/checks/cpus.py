@@ -42,11 +42,13 @@ def cpus(setup: Setup) -> Iterator[Finding]:
     of = GIVEN if given is not None else f"{GIVEN} is not set: those of this machine"
     message = (
         f"Ray has {there} CPUs ({of}), and {need} are held from the start (1 by TransferQueue's controller, {units} by "
-        f"its storage units, {slots} by the slots of workers): verl would wait for ever without a word"
+        f"its storage units, {slots} by the slots of workers): verl would wait forever and print nothing"
     )
     room = there - 1 - slots
     fewer = f"set {UNITS}={min(room, 2)}, or " if units and room >= 1 else ""
-    yield setup.absent(CHECK, message, f"{fewer}set {GIVEN}={need} or more (tickets for processes, not cores)")
+    yield setup.absent(
+        CHECK, message, f"{fewer}set {GIVEN}={need} or more (Ray only counts; more than there are cores is fine)"
+    )
 
 
 def storage_units(setup: Setup) -> int:

@@ -257,7 +257,7 @@ def verls_own(setup: Setup) -> Iterator[Finding]:
     if need_critic(config) and not Path(critic).is_dir() and not looks_local(critic) and not hub_folder(critic):
         # transformers would ask the hub for it, for a minute where there is no network
         message = f"verl's own checks load the config of the critic, and {critic} is not on this machine"
-        yield Finding("verl", "skip", message, f"hf download {critic}, then they are made")
+        yield Finding("verl", "skip", message, f"run `hf download {critic}` first")
         return
     try:
         with contextlib.redirect_stdout(said):
@@ -266,6 +266,9 @@ def verls_own(setup: Setup) -> Iterator[Finding]:
         cause = error.__cause__ or error
         if isinstance(cause, OSError):  # of transformers: the critic's model has to be there for this
             yield Finding("verl", "skip", f"verl's own checks need the model's files: {one_line(str(cause))[:120]}")
+            return
+        if isinstance(cause, ImportError):  # of the engine, which another node may have; the check engine says more
+            yield Finding("verl", "skip", f"verl's own checks cannot be made here: {one_line(str(cause))[:120]}")
             return
         message = f"verl refuses the config: {one_line(str(cause) or repr(cause))}".replace(";", ",")
         yield Finding("verl", "fail", message, "change what it names")
@@ -276,6 +279,10 @@ def verls_own(setup: Setup) -> Iterator[Finding]:
 def engine(setup: Setup) -> Iterator[Finding]:
     """Whether what generates can be there."""
     name = setup.get(f"{ROLLOUT}.name")
+    if not name:  # verl's config says ???
+        fix = f"set {ROLLOUT}.name=vllm or sglang (on a CPU take the group +mtgrpo_cpu=default, or --cpu)"
+        yield Finding("engine", "fail", f"{ROLLOUT}.name is not set, and verl has no default for it", fix)
+        return
     problem = missing_engine(name)
     if problem:
         yield problem if not setup.elsewhere else setup.absent("engine", problem.message, problem.fix)

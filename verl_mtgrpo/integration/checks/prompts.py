@@ -27,7 +27,7 @@ def prompts(setup: Setup) -> Iterator[Finding]:
     """What the first training questions tell the model about calls."""
     spoken, loop = str(setup.get(f"{MULTI_TURN}.format")), setup.get(f"{ROLLOUT}.agent.default_agent_loop")
     if not setup.rows or not setup.tools or loop not in LOOPS:
-        yield Finding(CHECK, "skip", "there are no questions or no tools to look at")
+        yield Finding(CHECK, "skip", "needs the questions and the tools, and one of them could not be read")
         return
     if setup.builder is None and spoken not in CUT_FORMATS:
         yield Finding(CHECK, "skip", "what the chat template makes of the tools was not seen without the tokenizer")
@@ -85,7 +85,8 @@ def _common_beginning(texts: Collection[str]) -> str:
 def _other_format(setup: Setup, spoken: str, key: str) -> str | None:
     """The format whose calls the instructions explain, if it is another one."""
     said = _instructions(setup, key)
-    explained = [name for name, rules in FORMATS.items() if f"<{rules.call}>" in said]
+    # Whoever explains a call shows where it ends; a tag alone may be one of HTML.
+    explained = [name for name, rules in FORMATS.items() if f"<{rules.call}>" in said and f"</{rules.call}>" in said]
     return explained[0] if explained and spoken not in explained else None
 
 

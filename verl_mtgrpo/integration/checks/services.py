@@ -67,7 +67,7 @@ def _search(setup: Setup, tool: Tool, spec: Any) -> Finding:
         opened.close()
     setup.found += [(tool, passages) for passages in hits]
     holds = "a search service" if count is None else f"{count} passages"
-    asked = f", hits for {sum(map(bool, hits))} of the first {len(hits)} questions" if hits else ", it answers"
+    asked = f", results for {sum(map(bool, hits))} of the first {len(hits)} questions" if hits else ", it answers"
     if hits and not any(hits):
         message = f"{spec}: {holds}, and nothing is found for any of the first {len(hits)} questions"
         return Finding("index", "warn", message, "is this the corpus of these questions? mtgrpo data --index says more")

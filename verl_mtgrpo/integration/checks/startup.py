@@ -78,7 +78,9 @@ def examine(setup: Setup, checks: Sequence[Check] = CHECKS) -> list[Finding]:
         try:
             found += check.look(setup)
         except MTGRPOError as error:
-            found.append(from_error(check.name, error))
+            failed = from_error(check.name, error)
+            # Several checks read the same settings; the last one is the one that they belong to.
+            found = [*(one for one in found if one.message != failed.message), failed]
         except Exception as error:
             what = f"{type(error).__name__}: {one_line(str(error))}"
             if any_failed(found):

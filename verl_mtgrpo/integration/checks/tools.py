@@ -30,10 +30,22 @@ def tools(setup: Setup) -> Iterator[Finding]:
         return
     names = [tool.name for tool in setup.tools]
     if not names:
-        where = setup.get(f"{MULTI_TURN}.tool_config_path") or setup.get(f"{MULTI_TURN}.function_tool_path")
-        raise ConfigError(f"{where} declares no tool; list at least one, as the packaged search_tool.yaml does")
+        yield _no_tool(setup)
+        return
     problems = [*_names(setup, names), *_lengths(setup)]
     yield from problems or [Finding(CHECK, "ok", ", ".join(_described(tool) for tool in setup.tools))]
+
+
+def _no_tool(setup: Setup) -> Finding:
+    """A file of tools has none in it; that no file is named at all is said by the check of the parts."""
+    listed, functions = setup.get(f"{MULTI_TURN}.tool_config_path"), setup.get(f"{MULTI_TURN}.function_tool_path")
+    if not listed and not functions:
+        return Finding(CHECK, "skip", "no file of tools is named")
+    if functions:
+        fix = "put @function_tool (of verl.tools.function_tool) above each function that is a tool"
+        return Finding(CHECK, "fail", f"{functions} declares no tool", fix)
+    fix = "list at least one, as the packaged search_tool.yaml does"
+    return Finding(CHECK, "fail", f"{listed} declares no tool", fix)
 
 
 class _NotHere(ConfigError):
@@ -74,7 +86,7 @@ def _native_tool(entry: Any, path: str) -> Tool:
     module, _, attribute = name.rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the module is the user's: importing it may raise anything
+    except (Exception, SystemExit) as error:  # the module is the user's: importing it may raise anything
         raise _NotHere(
             f"the tool class {name} of {path} cannot be imported: {type(error).__name__}: {one_line(str(error))}; "
             "correct class_name, or install its package where training runs"
@@ -86,8 +98,23 @@ def _native_tool(entry: Any, path: str) -> Tool:
     if searches:
         settings, _ = search_settings(config)
         schema = schema or default_schema(settings.max_queries).model_dump(exclude_none=True)
-    called = schema["function"]["name"] if schema else attribute
+    called = _validated(schema, path)["function"]["name"] if schema else attribute
     return Tool(called, schema, config, searches)
+
+
+def _validated(schema: Any, path: str) -> Any:
+    """A tool's schema, as verl demands it."""
+    from pydantic import ValidationError
+    from verl.tools.schemas import OpenAIFunctionToolSchema
+
+    try:
+        OpenAIFunctionToolSchema.model_validate(schema)
+    except ValidationError as error:
+        wrong = ", ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+        raise ConfigError(
+            f"{path}: verl refuses a tool_schema ({wrong}); write it as the packaged search_tool.yaml does"
+        ) from error
+    return schema
 
 
 def _functions(setup: Setup) -> list[Tool]:
@@ -99,7 +126,7 @@ def _functions(setup: Setup) -> list[Tool]:
         return []
     try:
         functions = load_function_tools_from_path(resolve_config_path(path))
-    except Exception as error:  # a file of the user's: running it may raise anything
+    except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
         raise _NotHere(
             f"{MULTI_TURN}.function_tool_path={path} cannot be loaded: {type(error).__name__}: {one_line(str(error))}; "
             "correct the path or the file"

@@ -11,6 +11,7 @@ import inspect
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,12 +19,14 @@ from verl_mtgrpo.errors import DropRollout, MTGRPOError
 from verl_mtgrpo.integration.checks.findings import Finding, from_error, one_line
 from verl_mtgrpo.integration.checks.setup import MULTI_TURN, Setup, Tool
 from verl_mtgrpo.integration.data_sources import is_scored_by_verl
-from verl_mtgrpo.integration.settings import turn_reward_settings
+from verl_mtgrpo.integration.settings import TurnRewardSettings, did_you_mean, turn_reward_settings
 from verl_mtgrpo.integration.verl_score import model_text, read_score, score_arguments
-from verl_mtgrpo.rewards import Document, ToolCall, Transcript, Turn, load_preset
+from verl_mtgrpo.rewards import JUDGES, PRESETS, Document, ToolCall, Transcript, Turn, load_preset
 from verl_mtgrpo.rewards.answers import accepted_answers
 from verl_mtgrpo.rewards.formats import FORMATS, HERMES, TextFormat
-from verl_mtgrpo.rewards.presets import check_kind, check_numbers, described
+from verl_mtgrpo.rewards.measures import tool_trouble
+from verl_mtgrpo.rewards.pattern import TURN_PATTERN
+from verl_mtgrpo.rewards.presets import check_kind, check_numbers, described, pay
 
 CHECK = "reward"
 LIMIT_S = 20.0
@@ -44,6 +47,44 @@ def reward_function(setup: Setup) -> Iterator[Finding]:
         yield from _own_preset(setup, settings.preset)
     if settings.outcome == "compute_score" and not setup.get("reward.reward_model.enable"):
         yield from _compute_score(setup)
+    yield from _filter_metric(setup, settings)
+
+
+def _filter_metric(setup: Setup, settings: TurnRewardSettings) -> Iterator[Finding]:
+    """Is the number by which verl filters groups in what every rollout is given? verl stops in step 1 if it is not."""
+    metric = str(setup.get("algorithm.filter_groups.metric"))
+    if not setup.get("algorithm.filter_groups.enable") or metric in ("None", "reward", TURN_PATTERN):
+        return
+    scored_elsewhere = settings.preset in JUDGES or settings.outcome == "compute_score"  # with numbers of their own
+    if scored_elsewhere or not setup.rows or _no_truth(setup):
+        return
+    truth = setup.rows[0]["reward_model"]["ground_truth"]
+    rollout = made_up(setup, truth)
+    infos = [_named_numbers(settings, one, truth) for one in (rollout, replace(rollout, turns=rollout.turns[1:]))]
+    known = [info for info in infos if info is not None]
+    lacking = [info for info in known if info.get(metric) is None]
+    if not lacking:
+        return
+    names = sorted(name for name in known[0] if all(info.get(name) is not None for info in known))
+    never = len(lacking) == len(known) == len(infos)
+    which = "the rewards give no number of this name" if never else "not every rollout has it, such as one of one turn"
+    message = f"algorithm.filter_groups.metric={metric}: {which}, and verl ends the run when it is missing"
+    fix = f"set it to {TURN_PATTERN}, reward or one of {', '.join(names)}{did_you_mean(metric, names)}"
+    yield Finding(CHECK, "fail" if never and settings.preset in PRESETS else "warn", message, fix)
+
+
+def _named_numbers(settings: TurnRewardSettings, rollout: Transcript, truth: Any) -> Mapping[str, Any] | None:
+    """What ``reward_extra_info`` of a rollout would hold; None if its reward function does not say."""
+    from verl_mtgrpo.integration.reward_manager import metrics
+
+    try:
+        rewards, error = _call(partial(load_preset(settings.preset), rollout, truth))
+        if error is not None:
+            return None
+        rewards = check_numbers(check_kind(rewards, settings.preset), len(rollout.turns), settings.preset)
+    except MTGRPOError:
+        return None  # said above
+    return {**metrics(rollout, rewards, pay(rewards, len(rollout.turns), settings.pay)), **tool_trouble(rollout)}
 
 
 def _own_preset(setup: Setup, preset: str) -> Iterator[Finding]:
@@ -77,7 +118,7 @@ def _judged(preset: str, truth: Any, transcript: Transcript, function: Callable[
     except MTGRPOError as wrong:
         return from_error(CHECK, wrong)
     try:
-        check_numbers(rewards, len(transcript.turns), preset)
+        rewards = check_numbers(rewards, len(transcript.turns), preset)
     except MTGRPOError as wrong:
         found = from_error(CHECK, wrong, status="warn")
         return Finding(CHECK, "warn", f"on a made-up rollout {found.message}", found.fix)
@@ -94,7 +135,7 @@ def _compute_score(setup: Setup) -> Iterator[Finding]:
     path, name = setup.get(f"{SCORE}.path"), f"{setup.get(f'{SCORE}.path')}:{setup.get(f'{SCORE}.name')}"
     try:
         function = get_custom_reward_fn(setup.config)
-    except Exception as error:  # a file of the user's: running it may raise anything
+    except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
         reason = described(error.__cause__ or error, str(path))
         message = f"{SCORE}.path={path} cannot be loaded: {one_line(reason)}"
         yield setup.absent(CHECK, message.replace(";", ","), f"correct {SCORE}.path and {SCORE}.name")

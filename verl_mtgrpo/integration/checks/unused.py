@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from verl.trainer.ppo.core_algos import AdvantageEstimator
 
 from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.checks.findings import Finding
 from verl_mtgrpo.integration.checks.setup import MULTI_TURN, ROLLOUT, Setup
-from verl_mtgrpo.integration.parts import LOOPS
-from verl_mtgrpo.integration.settings import turn_reward_settings
+from verl_mtgrpo.integration.parts import LOOPS, pays_turns
+from verl_mtgrpo.integration.settings import did_you_mean, turn_reward_settings
 from verl_mtgrpo.rewards.pattern import TURN_PATTERN
 
 READS = {"gamma": ("gae", "reinforce_plus_plus"), "lam": ("gae",)}
@@ -26,6 +27,10 @@ unless turns are a few tokens long. GSPO's paper (arXiv 2507.18071) clips at 3e-
 
 def unused(setup: Setup) -> Iterator[Finding]:
     """All of them; nothing if there is none."""
+    try:
+        turn_reward_settings(setup.get("reward"))
+    except ConfigError:
+        return  # said by the check of the rewards
     for look in (_discounts, _pf_ppo, _filter_metric, _filter_batches, _reward_settings, _data_source, _loop, _clip):
         for message, fix in look(setup):
             yield Finding("unused", "warn", message, fix)
@@ -61,11 +66,15 @@ def _pf_ppo(setup: Setup) -> Iterator[tuple[str, str]]:
 
 
 def _filter_metric(setup: Setup) -> Iterator[tuple[str, str]]:
-    """verl's filtering by totals, where turns are paid and told apart."""
-    if not setup.get("algorithm.filter_groups.enable") or setup.get("algorithm.filter_groups.metric") != "reward":
+    """verl's filtering by totals, where turns are paid and told apart; or by a metric that no rollout will have."""
+    metric = setup.get("algorithm.filter_groups.metric")
+    if not setup.get("algorithm.filter_groups.enable") or not metric:
+        return
+    if metric != "reward":
+        yield from _unknown_metric(setup, str(metric))
         return
     name = setup.get("algorithm.adv_estimator")
-    if not _managed(setup) or not (name in ESTIMATORS or name == "gae"):
+    if not pays_turns(setup.config) or not (name in ESTIMATORS or name == "gae"):
         return  # verl's others compare totals themselves
     if turn_reward_settings(setup.get("reward")).pay != "turns":
         return  # all of it is paid at the end: equal totals are equal rewards
@@ -74,6 +83,21 @@ def _filter_metric(setup: Setup) -> Iterator[tuple[str, str]]:
         f"differ, as in (0.7, 0.5) and (0.2, 1.0): {name} would learn from them"
     )
     yield message, f"set algorithm.filter_groups.metric={TURN_PATTERN}"
+
+
+def _unknown_metric(setup: Setup, metric: str) -> Iterator[tuple[str, str]]:
+    """A packaged reward names all its parts with a slash; verl stops at the first group that has not the metric."""
+    if metric == TURN_PATTERN or "/" in metric or not pays_turns(setup.config):
+        return
+    settings = turn_reward_settings(setup.get("reward"))
+    if ":" in settings.preset or settings.outcome == "compute_score":
+        return  # a function of the user's may give anything
+    message = (
+        f"algorithm.filter_groups.metric={metric}: the preset {settings.preset} gives no number of this name, and verl "
+        "stops at the first finished group"
+    )
+    meant = did_you_mean(metric, (TURN_PATTERN, "reward"))
+    yield message, f"set it to {TURN_PATTERN}, reward (the total) or a part such as outcome/em{meant}"
 
 
 def _filter_batches(setup: Setup) -> Iterator[tuple[str, str]]:
@@ -86,7 +110,7 @@ def _filter_batches(setup: Setup) -> Iterator[tuple[str, str]]:
 
 def _reward_settings(setup: Setup) -> Iterator[tuple[str, str]]:
     """What verl's reward managers read and ours does not."""
-    if not _managed(setup):
+    if not pays_turns(setup.config):
         return
     given = dict(setup.get("reward.reward_kwargs") or setup.get("reward_model.reward_kwargs") or {})
     overlong = given.pop("overlong_buffer_cfg", None)
@@ -148,11 +172,3 @@ def _clip(setup: Setup) -> Iterator[tuple[str, str]]:
             "only where these two are null)"
         )
         yield message, fix
-
-
-def _managed(setup: Setup) -> bool:
-    """Whether our reward manager pays."""
-    return setup.get("reward.reward_manager.name") == "mtgrpo" and setup.get("reward.reward_manager.source") in (
-        None,
-        "register",
-    )

@@ -1,0 +1,81 @@
+"""What a stranger typed and was told, where the advice was wrong, said twice or missing.
+
+Each row: what was typed, the only check that should complain, and what it has to say. Found by a new user of
+2026-11-26 who had the README alone.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+pytest.importorskip("verl")
+
+from tests.integration.setups import TURNS
+from tests.integration.test_broken_setups import doctor, healthy, surroundings  # noqa: F401  fixtures
+from verl_mtgrpo.cli.main import main
+from verl_mtgrpo.data.questions import read_questions
+from verl_mtgrpo.errors import ConfigError, DataError
+from verl_mtgrpo.integration.checks.compose import compose_config, parse
+
+FILTER = "algorithm.filter_groups.enable=True"
+METRIC = "algorithm.filter_groups.metric"
+
+
+@pytest.mark.parametrize(
+    ("status", "check", "says", "change"),
+    [
+        ("warn", "unused", r"gives no number of this name.*did you mean turn_pattern", (f"{METRIC}=turn_patern",)),
+        # verl's DAPO recipes have it; no preset of ours gives "acc"
+        ("warn", "unused", r"metric=acc: the preset paper_v1 gives no number", (f"{METRIC}=acc",)),
+        ("ok", "", "", (f"{METRIC}=outcome/em",)),
+        ("ok", "", "", (f"{METRIC}=turn_pattern",)),
+        ("fail", "rewards", r"reward.turn.pay is 'turn'.*did you mean turns", ("reward.turn.pay=turn",)),
+        (
+            "fail",
+            "turns",
+            r"mtgrpo_raw_agent needs a format with closing tags",
+            ("actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_raw_agent",),
+        ),
+        ("fail", "parts", r"the agent has no tool", (f"{TURNS}.tool_config_path=null",)),
+    ],
+)
+def test_one_mistake_is_said_once(status, check, says, change, healthy, capsys):  # noqa: F811
+    more = (FILTER,) if change[0].startswith(METRIC) else ()
+    _, findings = doctor(capsys, healthy, *more, *change)
+    told = [one for one in findings if one["status"] in ("fail", "warn")]
+    if status == "ok":
+        assert not told
+        return
+    same = {one["message"] for one in told}
+    assert len(same) == len(told) == 1, told
+    assert (told[0]["status"], told[0]["check"] in (check, "estimator")) == (status, True), told
+    assert re.search(says, f"{told[0]['message']}; {told[0]['fix']}")
+
+
+def test_a_function_that_is_no_tool_yet(healthy, capsys):  # noqa: F811
+    file = healthy.file("plain.py", "def look(query: str) -> str:\n    return query\n")
+    _, findings = doctor(capsys, healthy, f"{TURNS}.function_tool_path={file}", f"{TURNS}.tool_config_path=null")
+    (told,) = [one for one in findings if one["status"] == "fail"]
+    assert told["message"].endswith("plain.py declares no tool")
+    assert told["fix"].startswith("put @function_tool")
+
+
+def test_a_group_without_its_plus():
+    with pytest.raises(ConfigError, match=r"mtgrpo is a config group .*add it with a plus: \+mtgrpo=NAME"):
+        compose_config(parse(["mtgrpo=mt_grpo"]))
+
+
+def test_a_question_without_a_value(tmp_path):
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"question": "a?", "answers": null}\n')
+    with pytest.raises(DataError, match=r"line 1 has no value \(null\) in answers"):
+        list(read_questions(file))
+
+
+def test_a_file_where_a_folder_is_expected(tmp_path, capsys):
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"question": "a?", "answers": ["b"]}\n' * 2)
+    assert main(["data", str(file), "--out", str(file)]) == 1
+    assert "q.jsonl is a file, or below one; give a folder" in capsys.readouterr().err
