@@ -80,14 +80,15 @@ class Writer:
     def script(self, *, turns: int, tokens: int, passages: int, spoken: str) -> Script:
         """One rollout of about so many tokens."""
         said, size = [], len(PROMPT[0]["content"])
-        each = tokens // turns
+        thoughts = int(0.4 * tokens / turns)
+        found = (tokens - turns * thoughts) // max(1, turns - 1)
         for turn in range(turns):
-            thought = f"<think>{self.text(max(1, int(0.4 * each)))}</think>"
+            thought = f"<think>{self.text(thoughts)}</think>"
             if turn == turns - 1:
                 text = f"{thought}<answer>{self.rng.choice(('Oslo', 'Rome'))}</answer>"
             else:
                 query = f"tower {len(self.search.found)}"
-                self.search.found[query] = self._passages(passages, int(0.6 * each))
+                self.search.found[query] = self._passages(passages, found)
                 text = thought + CALLS[spoken].format(query=query)
                 size += len(self.search.text(query).encode())
             size += len(text.encode())
@@ -98,7 +99,7 @@ class Writer:
 
     def _passages(self, count: int, tokens: int) -> list[dict[str, Any]]:
         place = self.rng.choice(("Oslo", "Bergen"))
-        texts = [f"{self.text(max(1, tokens // count - 12))} {place}." for _ in range(count)]
+        texts = [f"{self.text(max(1, tokens // count - 14))} {place}." for _ in range(count)]
         return [{"id": f"p{n}", "title": "Tower", "text": text, "score": 1.5} for n, text in enumerate(texts)]
 
 
