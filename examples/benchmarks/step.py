@@ -202,7 +202,7 @@ class Side:
             self.note(sample_s=statistics.median(spent))
             batch = sample[0]
             assert len(batch.keys) == groups * GROUP, f"{len(batch.keys)} rollouts came back"
-            look = repeat(lambda: tq.kv_list())
+            look = repeat(tq.kv_list)
             self.note(look_s=look, look_share=look / (look + self._interval(buffer)))
             self._credit(batch)
         self._validate(batch)
@@ -220,8 +220,12 @@ class Side:
             tq.kv_batch_put(keys=some, partition_id="train", fields=fields)
 
     def _interval(self, buffer: Any) -> float:
-        adapted = getattr(buffer, "pause", None)  # where the package has it
-        return adapted(self.found["look_s"]) if callable(adapted) else buffer.poll_interval
+        """Seconds between two looks at as many rollouts."""
+        from verl_mtgrpo.integration import sampler
+
+        adapt = getattr(sampler, "poll_interval", None)  # versions before adapt nothing
+        keys = self.args.rollouts * (GROUP + 1) // GROUP
+        return adapt(keys, buffer.poll_interval) if self.ours and adapt else buffer.poll_interval
 
     def _sampler(self) -> Any:
         from omegaconf import OmegaConf
@@ -425,7 +429,12 @@ def table(args: argparse.Namespace, sides: dict[str, dict[str, float]]) -> str:
     stock, ours = sides["stock"], sides["ours"]
     titles = dict(TITLES)
     if args.late:
-        for name, what in (("p50_ms", "p50, ms"), ("p99_ms", "p99, ms"), ("max_ms", "longest, ms"), ("processor_s", "")):
+        for name, what in (
+            ("p50_ms", "p50, ms"),
+            ("p99_ms", "p99, ms"),
+            ("max_ms", "longest, ms"),
+            ("processor_s", ""),
+        ):
             titles[f"late_{name}"] = f"event loop late, {what}" if what else "… processor time of that run, s"
     lines = [
         f"{args.rollouts} rollouts, K = {args.turns}, {ours['response_tokens']:.0f} tokens and {ours['text_kb']:.0f} kB of "
@@ -466,10 +475,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for side in ("stock", "ours"):
             file = Path(folder) / f"{side}.json"
-            given = [word for name in ("rollouts turns tokens passages questions samples late wait").split()
-                     for word in (f"--{name}", str(getattr(args, name)))]
-            subprocess.run([sys.executable, __file__, *given, "--side", side, "--json", str(file)],
-                           check=True, stdout=subprocess.DEVNULL)
+            given = [
+                word
+                for name in ("rollouts turns tokens passages questions samples late wait").split()
+                for word in (f"--{name}", str(getattr(args, name)))
+            ]
+            subprocess.run(
+                [sys.executable, __file__, *given, "--side", side, "--json", str(file)],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
             sides[side] = json.loads(file.read_text())
     print(table(args, sides))
     if args.json:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
+import time
 
 import pytest
 
 pytest.importorskip("verl")
 
+from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopManager, AgentLoopWorker
 from verl.experimental.reward_loop import RewardLoopManager
 from verl.trainer.ppo.v1 import agent_loop_tq, replay_buffer
@@ -17,7 +19,7 @@ from tests.integration.test_trainer import config
 from tests.verl_source import only_tested_version, source_hash
 from verl_mtgrpo.errors import ConfigError, EmptyBatchError, StalledError
 from verl_mtgrpo.integration.left_out import Sorted, sort_rows
-from verl_mtgrpo.integration.sampler import count_rollouts, refuse_failed_batch
+from verl_mtgrpo.integration.sampler import TurnReplayBuffer, count_rollouts, poll_interval, refuse_failed_batch
 from verl_mtgrpo.integration.waiting import StallGuard
 from verl_mtgrpo.rewards import DROPPED
 
@@ -123,6 +125,38 @@ def test_a_batch_of_which_nothing_came_back_is_named():
     with pytest.raises(EmptyBatchError, match="step 3: all rollouts of the batch failed"):
         refuse_failed_batch(RuntimeError(said), 3)
     refuse_failed_batch(RuntimeError("something else"), 3)
+
+
+@pytest.mark.parametrize(
+    ("keys", "least", "expected"),
+    [
+        (136, 0.2, 0.2),  # the demo
+        (2000, 0.2, 0.2),
+        (8704, 0.2, 0.8704),  # 512 questions of 16 rollouts: a look takes 57 ms (review-gpu.md 22), 7 % of the time
+        (60_000, 0.2, 2.0),  # verl's own interval is enough for anyone
+        (60_000, 5.0, 5.0),  # who asks for more gets it
+        (0, 0.01, 0.01),
+    ],
+)
+def test_a_large_batch_is_looked_at_less_often(keys: int, least: float, expected: float):
+    assert poll_interval(keys, least) == pytest.approx(expected)
+
+
+def test_the_sampler_counts_the_keys_at_each_look():
+    buffer = TurnReplayBuffer(
+        trainer_mode="sync",
+        trainer_config=OmegaConf.create({}),
+        max_off_policy_threshold=1,
+        max_off_policy_strategy="drop",
+        sampler_kwargs=OmegaConf.create({"poll_interval": 0.01}),
+    )
+    intervals = []
+    for rollouts in (0, 1000, 0):
+        buffer.partitions["train"] = {f"q{n // 8}_{n % 8}_0": {} for n in range(rollouts)}
+        buffer.prompt_global_steps["train"] = {f"q{n}": 1 for n in range(rollouts // 8)}
+        buffer._wait_for_next_poll("train", time.time())
+        intervals.append(buffer.poll_interval)
+    assert intervals == pytest.approx([0.01, 0.1125, 0.01]), "1,000 rollouts of 125 questions are 1,125 keys"
 
 
 RELIED_ON = {
