@@ -6,8 +6,8 @@
 
 Rollouts with made-up text go through the real pieces: agent loop, reward manager, post-processing, Ray and
 TransferQueue, sampler, estimator, metrics and guards, dump, validation. Each side (verl's own: ``tool_agent``,
-``naive``, ``ReplayBuffer``, ``PPOTrainerSync`` with ``grpo``) has a process, a Ray and a queue of its own, one after the
-other. Only the models are missing. A number is the median of three where the piece can be repeated.
+``naive``, ``ReplayBuffer``, ``PPOTrainerSync`` with ``grpo``) has a process, a Ray and a queue of its own, one after
+the other. Only the models are missing. A number is the median of three where the piece can be repeated.
 """
 
 from __future__ import annotations
@@ -15,34 +15,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import functools
-import gc
 import json
 import logging
 import os
-import pickle
-import random
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import step_rollouts as rollouts
-import torch
+from step_side import DUMPED, GROUP, Side
 
 from verl_mtgrpo.cli.provenance import describe_machine, describe_source
 
-GROUP, POOL, AT_ONCE, REWARDED = 8, 32, 64, 256
-"""Rollouts of a question, different rollouts, rollouts that a worker puts at once, rollouts that are scored."""
-DUMPED = 16
-"""Groups that are dumped by default."""
-PATIENCE = 60.0
-"""Validation that would take longer (seconds) is measured on fewer questions and scaled up."""
+SIZES = ("rollouts", "turns", "tokens", "passages", "questions", "samples", "late", "wait")
 TITLES = {
     "loop_ms": "agent loop without the model, ms a rollout",
     "reward_ms": "reward manager, ms a rollout (one core)",
@@ -64,317 +52,12 @@ TITLES = {
     "other_x": "… multiple of the rollout's text",
     "no_dump_kb": "… where nothing is written down, kB",
     "to_reward_kb": "to the reward worker a rollout, kB",
+    "late_p50_ms": "event loop late, p50, ms",
+    "late_p99_ms": "event loop late, p99, ms",
+    "late_max_ms": "event loop late, longest, ms",
+    "late_processor_s": "… processor time of that run, s",
     "peak_mb": "peak memory of the driver above its start, MB",
 }
-
-
-class Side:
-    """verl's pieces or ours, on the same rollouts."""
-
-    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
-        self.args, self.ours, self.folder = args, args.side == "ours", folder
-        self.found: dict[str, float] = {}
-        more = [f"trainer.rollout_data_dir={folder}"]
-        self.config = rollouts.configure(
-            *more, *([] if self.ours else ["algorithm.adv_estimator=grpo"]), **self._sizes()
-        )
-        self.tokenizer = rollouts.load_tokenizer()
-        self.search = rollouts.Search()
-        writer = rollouts.Writer(self.tokenizer, self.search)
-        script = {"turns": args.turns, "tokens": args.tokens, "passages": args.passages, "spoken": "hermes"}
-        self.scripts = [writer.script(**script) for _ in range(POOL)]
-
-    def _sizes(self) -> dict[str, Any]:
-        return {"ours": self.ours, "turns": self.args.turns, "tokens": self.args.tokens}
-
-    def note(self, **numbers: float) -> None:
-        """Keep numbers and show them."""
-        self.found |= numbers
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        print(f"[{time.strftime('%X')}] {self.args.side}: {shown}", file=sys.stderr, flush=True)
-
-    async def work(self) -> None:
-        """What the agent loop workers and reward workers do."""
-        from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
-
-        from verl_mtgrpo.integration.agent_loop import TurnToolAgentLoop
-
-        kind = TurnToolAgentLoop if self.ours else ToolAgentLoop
-        spent, self.pool = [], []
-        for script in self.scripts:
-            start = time.perf_counter()
-            server = rollouts.Server(script)
-            self.pool.append(await rollouts.run_loop(kind, self.config, self.tokenizer, self.search, server))
-            spent.append(time.perf_counter() - start)
-        self.note(loop_ms=1e3 * statistics.median(spent))
-        await self._score()
-        self._count_bytes()
-        start = time.perf_counter()
-        for first in range(0, self.args.rollouts, AT_ONCE):
-            numbers = range(first, min(first + AT_ONCE, self.args.rollouts))
-            outputs = [self._copy(self.picked[n]) for n in numbers]
-            puts = [
-                self.worker._agent_loop_postprocess(output, False, **self._row(n))
-                for n, output in zip(numbers, outputs, strict=True)
-            ]
-            await asyncio.gather(*puts)
-        self.note(post_ms=1e3 * (time.perf_counter() - start) / self.args.rollouts)
-
-    async def _score(self) -> None:
-        from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
-        from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
-        from verl.utils.reward_score import default_compute_score
-
-        kind, score = ("mtgrpo", None) if self.ours else ("naive", default_compute_score)
-        manager = get_reward_manager_cls(kind)(self.config, self.tokenizer, compute_score=score)
-        self.worker = object.__new__(AgentLoopWorkerTQ.__ray_metadata__.modified_class)
-        self.worker.processor, self.worker.distillation_enabled = None, False
-        reward_worker = RewardWorker(manager)
-        self.worker.reward_loop_worker_handles = [reward_worker]
-        self.scored: list[dict[str, Any]] = []
-        with contextlib.redirect_stdout(None):  # verl's scores print now and then
-            for n in range(max(POOL, min(REWARDED, self.args.rollouts))):
-                output = self._copy(n % POOL)
-                await self.worker._compute_score([output], kwargs=self._row(n))
-                self.scored.append({"score": output.reward_score, **output.extra_fields})
-        each = statistics.median(reward_worker.spent)
-        self.note(reward_ms=1e3 * each, rewards_per_s=1 / each, to_reward_kb=reward_worker.bytes / 1e3)
-        rng = random.Random(1)
-        self.picked = [rng.randrange(POOL) for _ in range(self.args.rollouts)]
-        self.worker.reward_loop_worker_handles = [Scored(self.scored, self.picked)]
-
-    def _copy(self, number: int) -> Any:
-        """The rollout as the loop gives it, once more."""
-        output = self.pool[number].model_copy()
-        output.extra_fields = dict(output.extra_fields)
-        return output
-
-    def _row(self, number: int) -> dict[str, Any]:
-        """The columns of the data set and what verl adds."""
-        return {
-            "uid": f"q{number // GROUP}",
-            "session_id": number % GROUP,
-            "global_steps": 1,
-            "index": number,
-            "raw_prompt": rollouts.PROMPT,
-            "data_source": "searchR1_nq",
-            "reward_model": {"style": "rule", "ground_truth": {"target": ["Oslo"]}},
-            "extra_info": {"index": number, "split": "train"},
-        }
-
-    def _count_bytes(self) -> None:
-        """Bytes of a rollout's fields, tensors and the others, as they go through the queue."""
-        tensors, others, silent = [], [], []
-        for number in range(POOL):
-            output = self._copy(number)
-            output.reward_score = self.scored[number]["score"]
-            output.extra_fields["reward_extra_info"] = dict(self.scored[number]["reward_extra_info"])
-            fields = output.as_dict()
-            tensors.append(sum(value.nbytes for value in fields.values() if torch.is_tensor(value)))
-            others.append(_size_of_others(fields))
-            if getattr(output, "_destination", None):
-                output._destination = "nowhere"
-                silent.append(_size_of_others(output.as_dict()))
-        text = statistics.mean(script.text_bytes for script in self.scripts)
-        other = statistics.mean(others)
-        self.note(tensor_kb=statistics.mean(tensors) / 1e3, other_kb=other / 1e3, other_x=other / text)
-        self.note(no_dump_kb=statistics.mean(silent or others) / 1e3)
-        self.found |= {"text_kb": text / 1e3, "response_tokens": statistics.mean(map(_tokens, self.pool))}
-
-    def drive(self) -> None:
-        """What the driver does in a step and in a validation."""
-        import transfer_queue as tq
-
-        groups = self.args.rollouts // GROUP
-        self._old_log_probs()
-        buffer = self._sampler()
-        tags = [{"is_prompt": True, "status": "finished", "global_steps": 1}] * groups
-        gc.collect()
-        with peak_memory(self):
-            sample = None
-            spent = []
-            for _ in range(3):
-                tq.kv_batch_put(keys=[f"q{n}" for n in range(groups)], partition_id="train", tags=tags)
-                start = time.perf_counter()
-                sample = buffer.sample(1, "train", groups)
-                spent.append(time.perf_counter() - start)
-            assert sample is not None
-            self.note(sample_s=statistics.median(spent))
-            batch = sample[0]
-            assert len(batch.keys) == groups * GROUP, f"{len(batch.keys)} rollouts came back"
-            look = repeat(tq.kv_list)
-            self.note(look_s=look, look_share=look / (look + self._interval(buffer)))
-            self._credit(batch)
-        self._validate(batch)
-
-    def _old_log_probs(self) -> None:
-        """What the actor's workers put before advantages are computed."""
-        import transfer_queue as tq
-        from tensordict import TensorDict
-
-        keys = [f"q{n // GROUP}_{n % GROUP}_0" for n in range(self.args.rollouts)]
-        for first in range(0, len(keys), 4 * AT_ONCE):
-            some = keys[first : first + 4 * AT_ONCE]
-            data = tq.kv_batch_get(keys=some, partition_id="train", select_fields=["rollout_log_probs"])
-            fields = TensorDict({"old_log_probs": data["rollout_log_probs"]}, batch_size=len(some))
-            tq.kv_batch_put(keys=some, partition_id="train", fields=fields)
-
-    def _interval(self, buffer: Any) -> float:
-        """Seconds between two looks at as many rollouts."""
-        from verl_mtgrpo.integration import sampler
-
-        adapt = getattr(sampler, "poll_interval", None)  # versions before adapt nothing
-        keys = self.args.rollouts * (GROUP + 1) // GROUP
-        return adapt(keys, buffer.poll_interval) if self.ours and adapt else buffer.poll_interval
-
-    def _sampler(self) -> Any:
-        from omegaconf import OmegaConf
-        from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
-
-        from verl_mtgrpo.integration.sampler import TurnReplayBuffer
-
-        settings = self.config.trainer.v1.sampler.sampler_kwargs
-        return (TurnReplayBuffer if self.ours else ReplayBuffer)(
-            trainer_mode="sync",
-            trainer_config=OmegaConf.create({}),
-            max_off_policy_threshold=1,
-            max_off_policy_strategy="drop",
-            sampler_kwargs=settings if self.ours else OmegaConf.create({}),
-        )
-
-    def _trainer(self, buffer: Any = None) -> Any:
-        from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
-
-        from verl_mtgrpo.integration.settings import trainer_turn_settings
-        from verl_mtgrpo.integration.trainer import TurnTrainerSync, guards_of
-
-        trainer = object.__new__(TurnTrainerSync if self.ours else PPOTrainerSync)
-        trainer.config, trainer.global_steps, trainer.tokenizer = self.config, 1, self.tokenizer
-        trainer.replay_buffer = buffer
-        trainer._init_dump_executor()
-        if self.ours:
-            trainer._guards, trainer._dumped = guards_of(self.config), {}
-            trainer._turn_settings = trainer_turn_settings(self.config.trainer)
-        return trainer
-
-    def _credit(self, batch: Any) -> None:
-        from verl_mtgrpo.integration.queue import rewards_column
-        from verl_mtgrpo.integration.trainer import measure
-
-        trainer = self._trainer()
-        self.note(advantage_s=repeat(lambda: trainer._compute_advantage(batch, {})))
-        if self.ours:
-            self.note(measure_s=repeat(lambda: measure(batch, rewards_column(self.config))))
-        few = pick(batch, DUMPED * GROUP)
-
-        def dump(rows: Any) -> None:
-            trainer._log_rollout_data(rows, {}, str(self.folder))
-            for future in trainer._dump_futures:
-                future.result()
-
-        self.note(dump_s=repeat(lambda: dump(few)))
-        self.note(dump_default_s=repeat(lambda: dump(batch), times=1))
-        without = self.found["sample_s"] + self.found["advantage_s"]
-        self.note(driver_no_dump_s=without, driver_s=without + self.found["dump_default_s"])
-
-    def _validate(self, batch: Any) -> None:
-        import transfer_queue as tq
-
-        columns = ["uid", "rm_scores", "num_turns", "reward_model", "data_source", "extra_fields"]
-        fetch = functools.partial(tq.kv_batch_get, keys=batch.keys, partition_id="train", select_fields=columns)
-        self.note(fetch_s=repeat(fetch))
-        trainer, samples = self._trainer(), self.args.samples
-        few = min(5, self.args.questions)
-        projected = self._metrics_of_validation(trainer, few, samples) * self.args.questions / few
-        whole = self.args.questions if projected < PATIENCE else max(few, int(self.args.questions * 30 / projected))
-        self.found["validation_questions"] = whole
-        spent = self._metrics_of_validation(trainer, whole, samples)
-        self.note(validation_s=spent * self.args.questions / whole)
-
-    def _metrics_of_validation(self, trainer: Any, questions: int, samples: int) -> float:
-        rng = random.Random(2)
-        numbers = [rng.randrange(POOL) for _ in range(questions * samples)]
-        infos: dict[str, list] = {"reward": [self.scored[n]["score"] for n in numbers]}
-        if self.ours:  # as verl collects them: None where a rollout has no such name
-            reported = [self.scored[n]["reward_extra_info"] for n in numbers]
-            names = dict.fromkeys(name for one in reported for name in one)
-            infos |= {name: [one.get(name) for one in reported] for name in names}
-        uids = [f"q{n // samples}" for n in range(len(numbers))]
-        start = time.perf_counter()
-        trainer._val_metrics_update(["searchR1_nq"] * len(uids), uids, infos, [2 * self.args.turns] * len(uids))
-        return time.perf_counter() - start
-
-
-class RewardWorker:
-    """Stands where Ray's handle of a reward worker stands: what it is asked is pickled, then scored, and timed."""
-
-    def __init__(self, manager: Any) -> None:
-        self.manager, self.spent, self.bytes, self.compute_score = manager, list[float](), 0.0, self
-
-    async def remote(self, data: Any) -> dict[str, Any]:
-        """Score one rollout."""
-        start = time.perf_counter()
-        sent = pickle.dumps(data, protocol=5)
-        result = await self.manager.run_single(pickle.loads(sent))
-        self.spent.append(time.perf_counter() - start)
-        self.bytes += (len(sent) - self.bytes) / len(self.spent)
-        return result
-
-
-class Scored:
-    """Stands there too, and knows the scores already."""
-
-    def __init__(self, scored: list[dict[str, Any]], picked: list[int]) -> None:
-        self.scored, self.picked, self.compute_score = scored, picked, self
-
-    async def remote(self, data: Any) -> dict[str, Any]:
-        """The score of a rollout that was scored before."""
-        known = self.scored[self.picked[int(data.non_tensor_batch["index"][0])]]
-        return {"reward_score": known["score"], "reward_extra_info": dict(known["reward_extra_info"])}
-
-
-def _size_of_others(fields: dict[str, Any]) -> int:
-    return sum(len(pickle.dumps(value, protocol=5)) for value in fields.values() if not torch.is_tensor(value))
-
-
-def _tokens(output: Any) -> int:
-    return len(output.response_ids)
-
-
-def repeat(function: Callable[[], Any], times: int = 3) -> float:
-    """Median of the seconds that some calls take."""
-    spent = []
-    for _ in range(times):
-        start = time.perf_counter()
-        function()
-        spent.append(time.perf_counter() - start)
-    return statistics.median(spent)
-
-
-def pick(batch: Any, count: int) -> Any:
-    """The first rows of a batch by name, whole groups."""
-    from transfer_queue import KVBatchMeta
-
-    order = np.argsort([int(key[1:].split("_")[0]) for key in batch.keys], kind="stable")[:count]
-    keys, tags = [batch.keys[row] for row in order], [batch.tags[row] for row in order]
-    return KVBatchMeta(partition_id=batch.partition_id, keys=keys, tags=tags)
-
-
-@contextlib.contextmanager
-def peak_memory(side: Side) -> Iterator[None]:
-    """Note how far the memory of this process goes up meanwhile; Linux only."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        yield
-        return
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = _kilobytes(status, "VmRSS")
-    yield
-    side.note(peak_mb=(_kilobytes(status, "VmHWM") - before) / 1e3)
-
-
-def _kilobytes(status: Path, name: str) -> int:
-    return int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith(name)))
 
 
 @contextlib.contextmanager
@@ -427,24 +110,18 @@ def lateness(args: argparse.Namespace, side: Side) -> dict[str, float]:
 def table(args: argparse.Namespace, sides: dict[str, dict[str, float]]) -> str:
     """Both sides as Markdown."""
     stock, ours = sides["stock"], sides["ours"]
-    titles = dict(TITLES)
-    if args.late:
-        for name, what in (
-            ("p50_ms", "p50, ms"),
-            ("p99_ms", "p99, ms"),
-            ("max_ms", "longest, ms"),
-            ("processor_s", ""),
-        ):
-            titles[f"late_{name}"] = f"event loop late, {what}" if what else "… processor time of that run, s"
     lines = [
-        f"{args.rollouts} rollouts, K = {args.turns}, {ours['response_tokens']:.0f} tokens and {ours['text_kb']:.0f} kB of "
-        f"text each, {args.passages} passages a call; validation of {args.questions} questions, n = {args.samples}",
+        f"{args.rollouts} rollouts, K = {args.turns}, {ours['response_tokens']:.0f} tokens and "
+        f"{ours['text_kb']:.0f} kB of text each, {args.passages} passages a call; "
+        f"validation: {args.questions} questions, n = {args.samples}",
         f"{describe_source()}; {describe_machine()['machine']}; load {os.getloadavg()[0]:.1f}",
         "",
         "| | verl | ours | ratio |",
         "|---|---|---|---|",
     ]
-    for name, title in titles.items():
+    for name, title in TITLES.items():
+        if name not in ours and name not in stock:
+            continue
         left, right = stock.get(name), ours.get(name)
         ratio = f"{right / left:.2f}" if left and right is not None else ""
         shown = ["" if value is None else f"{value:.3g}" for value in (left, right)]
@@ -475,16 +152,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for side in ("stock", "ours"):
             file = Path(folder) / f"{side}.json"
-            given = [
-                word
-                for name in ("rollouts turns tokens passages questions samples late wait").split()
-                for word in (f"--{name}", str(getattr(args, name)))
-            ]
-            subprocess.run(
-                [sys.executable, __file__, *given, "--side", side, "--json", str(file)],
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
+            given = [word for name in SIZES for word in (f"--{name}", str(getattr(args, name)))]
+            command = [sys.executable, __file__, *given, "--side", side, "--json", str(file)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             sides[side] = json.loads(file.read_text())
     print(table(args, sides))
     if args.json:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.credit.batches import random_batch
-from verl_mtgrpo.credit.diagnostics import credit_metrics, turn_explained_variance
+from verl_mtgrpo.credit import runs, turns
+from verl_mtgrpo.credit.diagnostics import credit_health, credit_metrics, measure_credit, turn_explained_variance
 from verl_mtgrpo.errors import CreditInputError
 
 
@@ -90,3 +91,29 @@ def test_explained_variance_by_hand():
     assert turn_explained_variance(targets, targets, mask) == 1.0
     assert turn_explained_variance(values, torch.ones(2, 4), mask) is None
     assert turn_explained_variance(values[:1, :3], targets[:1, :3], mask[:1, :3]) is None
+
+
+def test_bad_and_misplaced_advantages_by_hand():
+    nan, inf = float("nan"), float("inf")
+    mask = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0]])
+    advantages = torch.tensor([[nan, inf, nan, 1.0], [-2.0, -inf, 3e38, 0.0]])
+    health = credit_health(torch.zeros(2, 4), advantages, mask, ["a", "b"])
+    assert health["guard/bad_advantage_tokens"] == 3.0, "nan, inf and -inf at generated tokens, 3e38 is a number"
+    assert health["guard/masked_advantage_tokens"] == 2.0, "nan and -2 at others"
+
+
+@pytest.mark.parametrize("critic", [False, True])
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_all_of_it_at_once_is_what_each_part_says(critic: bool, kl: float, monkeypatch: pytest.MonkeyPatch):
+    batch = random_batch(3)
+    paid, mask, index = batch.rewards, batch.mask, batch.index
+    noise = torch.randn(paid.shape, generator=torch.Generator().manual_seed(3))
+    seen = paid - kl * noise if kl else paid
+    more = {"values": noise, "returns": noise + paid} if critic else {}
+    expected = {**credit_metrics(seen, noise, mask, index, paid=paid), **credit_health(paid, noise, mask, index)}
+    if critic:
+        expected["critic/turn_explained_variance"] = turn_explained_variance(noise, noise + paid, mask)
+    found: list[torch.Tensor] = []
+    monkeypatch.setattr(turns, "find_runs", lambda *given: (found.append(given[0]), runs.find_runs(*given))[1])
+    assert measure_credit(seen, noise, mask, index, paid=paid, **more) == pytest.approx(expected)
+    assert len(found) == 1, "turns are found once"

@@ -8,8 +8,45 @@ import torch
 from torch import Tensor
 
 from verl_mtgrpo.credit.batch import Index, TurnBatch, read_batch
-from verl_mtgrpo.credit.turns import segment_turns
+from verl_mtgrpo.credit.turns import Turns, segment_turns
 from verl_mtgrpo.errors import CreditInputError
+
+
+def measure_credit(
+    token_level_rewards: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    index: Index,
+    *,
+    paid: Tensor,
+    values: Tensor | None = None,
+    returns: Tensor | None = None,
+) -> dict[str, float]:
+    """Everything that is measured of a training batch: turns and groups are found once.
+
+    Args:
+        token_level_rewards: As for :func:`credit_metrics`.
+        advantages: As for :func:`credit_metrics`.
+        response_mask: As for :func:`credit_metrics`.
+        index: As for :func:`credit_metrics`.
+        paid: As for :func:`credit_health`.
+        values: ``(B, T)``, a critic's; None: there is no critic.
+        returns: ``(B, T)``, its targets.
+
+    Returns:
+        What :func:`credit_metrics` and :func:`credit_health` find, and with a critic
+        :func:`turn_explained_variance` as ``critic/turn_explained_variance``.
+
+    Raises:
+        CreditInputError: what :func:`credit_metrics` refuses.
+    """
+    batch = _read(token_level_rewards, advantages, response_mask, index)
+    pay = batch if paid is token_level_rewards else _paid(batch, paid)
+    named = {**_where_it_went(batch, pay, advantages), **_health(pay, advantages, response_mask)}
+    if values is not None and returns is not None:
+        explained = _explained(batch.turns, values, returns)
+        named |= {} if explained is None else {"critic/turn_explained_variance": explained}
+    return named
 
 
 def credit_metrics(
@@ -39,13 +76,11 @@ def credit_metrics(
     Raises:
         CreditInputError: shapes differ, or what :func:`~.batch.read_batch` refuses.
     """
-    if advantages.shape != token_level_rewards.shape:
-        raise CreditInputError(
-            f"advantages has shape {tuple(advantages.shape)}, token_level_rewards {tuple(token_level_rewards.shape)}; "
-            "expected the same for both"
-        )
-    batch = read_batch(token_level_rewards, response_mask, index)
-    pay = batch if paid is None else replace(batch, reward_BK=batch.turns.sum_rewards(paid))
+    batch = _read(token_level_rewards, advantages, response_mask, index)
+    return _where_it_went(batch, batch if paid is None else _paid(batch, paid), advantages)
+
+
+def _where_it_went(batch: TurnBatch, pay: TurnBatch, advantages: Tensor) -> dict[str, float]:
     alive_BK = batch.turns.alive_BK
     advantage_BK = batch.turns.sum_rewards(advantages) / batch.turns.tokens_BK.clamp(min=1)
     count_K = alive_BK.sum(0)
@@ -88,7 +123,10 @@ def credit_health(paid: Tensor, advantages: Tensor, response_mask: Tensor, index
     Raises:
         CreditInputError: what :func:`~.batch.read_batch` refuses.
     """
-    batch = read_batch(paid, response_mask, index)
+    return _health(read_batch(paid, response_mask, index), advantages, response_mask)
+
+
+def _health(batch: TurnBatch, advantages: Tensor, response_mask: Tensor) -> dict[str, float]:
     rollouts = batch.nonempty_B1.sum().clamp(min=1)
     rewarded = (batch.intermediate_BK != 0).any(dim=1).sum() / rollouts
     # What a rollout has not, it has not earned; the number of turns tells the two apart.
@@ -96,8 +134,9 @@ def credit_health(paid: Tensor, advantages: Tensor, response_mask: Tensor, index
     equal_GX, several_G1 = _all_equal(batch, earned_BX, batch.nonempty_B1)
     equal = equal_GX.all(dim=1).sum() / several_G1.sum()
     generated = response_mask != 0
-    bad = (~torch.isfinite(advantages) & generated).sum()
-    masked = ((advantages != 0) & ~generated).sum()
+    finite = (advantages > -torch.inf).logical_and_(advantages < torch.inf)  # False for NaN
+    bad = torch.count_nonzero(finite < generated)  # which is: not finite, and generated
+    masked = torch.count_nonzero((advantages != 0) > generated)
     names = ("turn_rewarded", "zero_variance_groups", "bad_advantage_tokens", "masked_advantage_tokens")
     values = torch.stack([one.double() for one in (rewarded, equal, bad, masked)]).tolist()  # one trip to the host
     return {f"guard/{name}": value for name, value in zip(names, values, strict=True) if value == value}
@@ -115,11 +154,28 @@ def turn_explained_variance(values: Tensor, returns: Tensor, response_mask: Tens
         returns: ``(B, T)``, its targets.
         response_mask: ``(B, T)``, 1 at generated tokens.
     """
-    turns = segment_turns(response_mask)
+    return _explained(segment_turns(response_mask), values, returns)
+
+
+def _explained(turns: Turns, values: Tensor, returns: Tensor) -> float | None:
     target, value = (turns.at_first(tokens.detach())[turns.alive_BK].double() for tokens in (returns, values))
     if len(target) < 2 or float(target.var()) == 0.0:
         return None
     return 1.0 - float((target - value).var() / target.var())
+
+
+def _read(token_level_rewards: Tensor, advantages: Tensor, response_mask: Tensor, index: Index) -> TurnBatch:
+    if advantages.shape != token_level_rewards.shape:
+        raise CreditInputError(
+            f"advantages has shape {tuple(advantages.shape)}, token_level_rewards {tuple(token_level_rewards.shape)}; "
+            "expected the same for both"
+        )
+    return read_batch(token_level_rewards, response_mask, index)
+
+
+def _paid(batch: TurnBatch, paid: Tensor) -> TurnBatch:
+    """The batch with what was paid in place of what the estimator saw."""
+    return replace(batch, reward_BK=batch.turns.sum_rewards(paid))
 
 
 def zero_variance_share(batch: TurnBatch, values_BK: Tensor, valid_BK: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from verl_mtgrpo.credit import ESTIMATORS, extra_fields
-from verl_mtgrpo.credit.diagnostics import credit_health, credit_metrics, turn_explained_variance
+from verl_mtgrpo.credit.diagnostics import measure_credit
 from verl_mtgrpo.credit.guards import Guards
 from verl_mtgrpo.errors import CreditInputError
 from verl_mtgrpo.integration.compat import check_compatible
@@ -174,15 +174,19 @@ def measure(batch: KVBatchMeta, rewards: str) -> dict[str, float]:
         batch: a training batch whose advantages verl has computed.
         rewards: verl's name of the rewards that the estimator saw.
     """
-    names = list({rewards, PAID, "advantages", "returns", "values", "response_mask"})
+    names = list({rewards, PAID, "advantages", "values", "response_mask"})
     tokens, data = token_columns(batch, names, ["uid"])
-    mask, paid = tokens["response_mask"], tokens[PAID]
-    credit = tokens["advantages"], mask, [getattr(uid, "data", uid) for uid in data["uid"]]
-    named = {**credit_metrics(tokens[rewards], *credit, paid=paid), **credit_health(paid, *credit)}
-    explained = None
-    if "values" in tokens:
-        explained = turn_explained_variance(tokens["values"], tokens["returns"], mask)
-    return named if explained is None else {**named, "critic/turn_explained_variance": explained}
+    if "values" in tokens:  # without a critic returns say nothing more than advantages
+        tokens |= token_columns(batch, ["returns"])[0]
+    return measure_credit(
+        tokens[rewards],
+        tokens["advantages"],
+        tokens["response_mask"],
+        [getattr(uid, "data", uid) for uid in data["uid"]],
+        paid=tokens[PAID],
+        values=tokens.get("values"),
+        returns=tokens.get("returns"),
+    )
 
 
 def guards_of(config: Any) -> Guards:
