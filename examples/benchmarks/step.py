@@ -7,7 +7,7 @@
 Rollouts with made-up text go through the real pieces: agent loop, reward manager, post-processing, Ray and
 TransferQueue, sampler, estimator, metrics and guards, dump, validation. Each side (verl's own: ``tool_agent``,
 ``naive``, ``ReplayBuffer``, ``PPOTrainerSync`` with ``grpo``) has a process, a Ray and a queue of its own, one after
-the other. Only the models are missing. A number is the median of three where the piece can be repeated.
+the other. Only the models are missing. Numbers of the driver are the best of three.
 """
 
 from __future__ import annotations
