@@ -38,7 +38,7 @@ from verl_mtgrpo.integration.left_out import Sorted, compares, sort_rows
 from verl_mtgrpo.integration.preflight import check_estimator
 from verl_mtgrpo.integration.queue import token_columns, without_padding
 from verl_mtgrpo.integration.sampler import TurnReplayBuffer, TurnReplayBufferAsync
-from verl_mtgrpo.integration.trainer import TurnTrainerSync, guards_of
+from verl_mtgrpo.integration.trainer import TurnTrainerSync, guards_of, measure
 
 LOST = None
 """A rollout that was dropped, among the turn rewards of others."""
@@ -169,8 +169,12 @@ def run_with(estimator: str) -> Any:
 def advantages(batch: Any, estimator: str) -> dict[str, list[float]]:
     """Let verl's trainer compute advantages, and read the one of each turn by row."""
     trainer = object.__new__(TurnTrainerSync)
-    trainer.config = run_with(estimator)
-    super(type(trainer).__mro__[1], trainer)._compute_advantage(batch, {})
+    trainer.config, trainer.global_steps = run_with(estimator), 1
+    trainer._guards = guards_of(trainer.config)
+    metrics: dict[str, float] = {}
+    trainer._compute_advantage(batch, metrics)
+    again = measure(batch, "rm_scores")
+    assert again == pytest.approx({name: metrics[name] for name in again}, abs=1e-6), "what was kept is in the queue"
     tokens, _ = token_columns(batch, ["advantages", "response_mask"])
     return {
         key: values[mask.bool()][::2].tolist()
@@ -368,4 +372,6 @@ def test_guards_of_a_real_step_see_what_was_paid(queue: None):
     assert metrics["turn/1/advantage_std"] > 0, "the KL is in the advantages"
     assert [metrics[f"turn/{k}/zero_variance"] for k in (1, 2)] == [1.0, 1.0]
     assert metrics["guard/zero_variance"] == metrics["guard/turn_rewards"] == 1.0
+    again = measure(batch, "token_level_rewards")
+    assert again == pytest.approx({name: metrics[name] for name in again}), "as from the queue"
     tq.kv_clear(keys=batch.keys, partition_id="train")

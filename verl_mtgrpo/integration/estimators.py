@@ -16,7 +16,7 @@ from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
 from verl_mtgrpo.credit import ESTIMATORS, compares_rollouts, extra_fields, segment_turns
 from verl_mtgrpo.credit.registry import Estimator, follow_estimators
 from verl_mtgrpo.errors import ConfigError, CreditInputError
-from verl_mtgrpo.integration.fields import take
+from verl_mtgrpo.integration.fields import take, tell
 from verl_mtgrpo.integration.settings import estimator_settings
 
 logger = logging.getLogger(__name__)
@@ -44,10 +44,17 @@ def _register(name: str, function: Estimator) -> None:
             raise CreditInputError(f"{name} got no group labels (index); expected verl's uid, one per rollout")
         settings = estimator_settings(name, config)
         fields = take(name, extra_fields(name))
-        result = ESTIMATORS[name](token_level_rewards, response_mask, index, **fields, **settings)
+        advantages, returns = ESTIMATORS[name](token_level_rewards, response_mask, index, **fields, **settings)
+        tell(
+            token_level_rewards=token_level_rewards,
+            response_mask=response_mask,
+            index=index,
+            advantages=advantages,
+            returns=returns,
+        )
         if not getattr(config, "use_kl_in_reward", False):  # with a KL in it every turn seems to be paid something
             _warn_if_pointless(name, token_level_rewards, response_mask, index)
-        return result
+        return advantages, returns
 
     estimator.__name__ = estimator.__qualname__ = name
     estimator.__doc__ = f"""``algorithm.adv_estimator={name}``: see :func:`{function.__module__}.{name}`.

@@ -40,28 +40,36 @@ _SOURCE = {
 }
 
 
-class _Provided:
-    """The fields of one call."""
+class Provided:
+    """The fields of one call, and what the estimator saw and returned.
+
+    Attributes:
+        fields: By name, what the estimator may take.
+        taken: Whether it did.
+        credit: ``token_level_rewards``, ``response_mask``, ``index``, ``advantages`` and ``returns`` of the call; None
+            if no estimator of ours was called.
+    """
 
     def __init__(self, fields: Mapping[str, Any]):
         self.fields = fields
         self.taken = False
+        self.credit: dict[str, Any] | None = None
 
 
-_provided: ContextVar[_Provided | None] = ContextVar("mtgrpo_fields", default=None)
+_provided: ContextVar[Provided | None] = ContextVar("mtgrpo_fields", default=None)
 
 
 @contextmanager
-def provide(fields: Mapping[str, Any]) -> Iterator[None]:
-    """Let the estimator that is called inside take these fields.
+def provide(fields: Mapping[str, Any]) -> Iterator[Provided]:
+    """Let the estimator that is called inside take these fields, and say what it made of the batch.
 
     Raises:
         CompatibilityError: nothing was taken, so this verl did not call the estimator where it was expected to.
     """
-    provided = _Provided(fields)
+    provided = Provided(fields)
     token = _provided.set(provided)
     try:
-        yield
+        yield provided
     finally:
         _provided.reset(token)
     if fields and not provided.taken:
@@ -80,6 +88,12 @@ def take(estimator: str, names: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(needs_our_trainer(estimator, names, "this one"))
     provided.taken = True
     return {name: provided.fields[name] for name in names}
+
+
+def tell(**credit: Any) -> None:
+    """Keep what an estimator saw and returned for the trainer, which would have to fetch it from the queue again."""
+    if (provided := _provided.get()) is not None:
+        provided.credit = credit
 
 
 def needs_our_trainer(estimator: str, names: Sequence[str], mode: str) -> str:

@@ -29,7 +29,7 @@ from verl_mtgrpo.credit.guards import Guards
 from verl_mtgrpo.errors import CreditInputError
 from verl_mtgrpo.integration.compat import check_compatible
 from verl_mtgrpo.integration.dump import credit_rows, join, pick_groups, with_credit
-from verl_mtgrpo.integration.fields import MODES, TOKEN_FIELDS, provide, source_of
+from verl_mtgrpo.integration.fields import MODES, TOKEN_FIELDS, Provided, provide, source_of
 from verl_mtgrpo.integration.left_out import LeftOut
 from verl_mtgrpo.integration.preflight import check_estimator
 from verl_mtgrpo.integration.queue import PAID, padded, rewards_column, rollout_fields, token_columns, without_padding
@@ -68,9 +68,9 @@ class _TurnTrainer(SafeStorage):
         """As verl's, with the estimator's further fields at hand; then the credit is measured and guarded."""
         estimator = str(self.config.algorithm.adv_estimator)  # type: ignore[attr-defined]
         names = extra_fields(estimator) if estimator in ESTIMATORS else ()
-        with provide(fetch(batch, names)):
+        with provide(fetch(batch, names)) as provided:
             batch = super()._compute_advantage(batch, metrics)  # type: ignore[misc]
-        metrics.update(measure(batch, rewards_column(self.config)))  # type: ignore[attr-defined]
+        metrics.update(measure(batch, rewards_column(self.config), provided))  # type: ignore[attr-defined]
         fired, messages = self._guards.look(metrics)
         metrics.update(fired)
         for message in messages:
@@ -167,26 +167,26 @@ def fetch(batch: KVBatchMeta, names: tuple[str, ...]) -> dict[str, Tensor | np.n
     }
 
 
-def measure(batch: KVBatchMeta, rewards: str) -> dict[str, float]:
+def measure(batch: KVBatchMeta, rewards: str, provided: Provided | None = None) -> dict[str, float]:
     """Where the credit of a batch went, by turn: metrics of this step (:mod:`verl_mtgrpo.credit.diagnostics`).
 
     Args:
         batch: a training batch whose advantages verl has computed.
         rewards: verl's name of the rewards that the estimator saw.
+        provided: of the call that computed them. What is known from it is not fetched again.
     """
-    names = list({rewards, PAID, "advantages", "values", "response_mask"})
-    tokens, data = token_columns(batch, names, ["uid"])
-    if "values" in tokens:  # without a critic returns say nothing more than advantages
-        tokens |= token_columns(batch, ["returns"])[0]
-    return measure_credit(
-        tokens[rewards],
-        tokens["advantages"],
-        tokens["response_mask"],
-        [getattr(uid, "data", uid) for uid in data["uid"]],
-        paid=tokens[PAID],
-        values=tokens.get("values"),
-        returns=tokens.get("returns"),
-    )
+    if provided is not None and provided.credit is not None:
+        tokens = {**provided.credit, "values": provided.fields.get("values")}
+        seen, index = tokens["token_level_rewards"], tokens["index"]
+        paid = seen if rewards == PAID else token_columns(batch, [PAID])[0][PAID]
+    else:
+        names = list({rewards, PAID, "advantages", "values", "response_mask"})
+        tokens, data = token_columns(batch, names, ["uid"])
+        if "values" in tokens:  # without a critic returns say nothing more than advantages
+            tokens |= token_columns(batch, ["returns"])[0]
+        seen, paid, index = tokens[rewards], tokens[PAID], [getattr(uid, "data", uid) for uid in data["uid"]]
+    critic = {"values": tokens["values"], "returns": tokens["returns"]} if tokens.get("values") is not None else {}
+    return measure_credit(seen, tokens["advantages"], tokens["response_mask"], index, paid=paid, **critic)
 
 
 def guards_of(config: Any) -> Guards:
