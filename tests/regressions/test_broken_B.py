@@ -140,7 +140,9 @@ def test_a_system_prompt_that_names_a_tag_explains_no_format(healthy):  # noqa: 
     assert [one.status for one in told] == ["ok"]
 
 
-@pytest.mark.parametrize("number", [np.float32, np.int64, np.bool_, np.array, torch.tensor, bool], ids=repr)
+@pytest.mark.parametrize(
+    "number", [np.float32, np.int64, np.bool_, np.array, torch.tensor, bool], ids=repr, ids=lambda kind: kind.__name__
+)
 def test_numbers_of_numpy_and_torch_are_paid_and_measured(number):
     # each rollout ended in TypeError: Object of type float32 is not JSON serializable; of True no metric was made
     given = TurnRewards((number(1), number(0)), number(1), {"outcome/mine": number(1)})
