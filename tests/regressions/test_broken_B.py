@@ -141,7 +141,7 @@ def test_a_system_prompt_that_names_a_tag_explains_no_format(healthy):  # noqa: 
 
 
 @pytest.mark.parametrize(
-    "number", [np.float32, np.int64, np.bool_, np.array, torch.tensor, bool], ids=repr, ids=lambda kind: kind.__name__
+    "number", [np.float32, np.int64, np.bool_, np.array, torch.tensor, bool], ids=lambda kind: kind.__name__
 )
 def test_numbers_of_numpy_and_torch_are_paid_and_measured(number):
     # each rollout ended in TypeError: Object of type float32 is not JSON serializable; of True no metric was made
