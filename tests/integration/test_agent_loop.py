@@ -24,8 +24,8 @@ from verl.workers.rollout.replica import TokenOutput
 from verl_mtgrpo.data.policy import build_tokenizer, search_call
 from verl_mtgrpo.data.rows import make_row
 from verl_mtgrpo.errors import TranscriptError
-from verl_mtgrpo.integration.agent_loop import TurnToolAgentLoop
-from verl_mtgrpo.integration.loop_output import TurnAgentLoopOutput, place_rewards, turn_spans
+from verl_mtgrpo.integration.agent_loop import TurnAgentLoopOutput, TurnToolAgentLoop
+from verl_mtgrpo.integration.turn_spans import place_rewards, turn_spans
 from verl_mtgrpo.rewards import Transcript
 
 PROMPT = [{"role": "user", "content": "Where is the tower of Pim?"}]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.integration.test_trainer import config
-from verl_mtgrpo.integration.loop_output import TurnAgentLoopOutput
+from verl_mtgrpo.integration.agent_loop import TurnAgentLoopOutput
 from verl_mtgrpo.integration.transcripts import COLUMN, destination, pack, text_of_messages, to_json, unpack
 from verl_mtgrpo.rewards import Document, ToolCall, Transcript, Turn
 

@@ -26,9 +26,9 @@ METRIC = "algorithm.filter_groups.metric"
 @pytest.mark.parametrize(
     ("status", "check", "says", "change"),
     [
-        ("warn", "unused", r"gives no number of this name.*did you mean turn_pattern", (f"{METRIC}=turn_patern",)),
+        ("fail", "reward", r"metric=turn_patern.*turn_pattern", (f"{METRIC}=turn_patern",)),
         # verl's DAPO recipes have it; no preset of ours gives "acc"
-        ("warn", "unused", r"metric=acc: the preset paper_v1 gives no number", (f"{METRIC}=acc",)),
+        ("fail", "reward", r"metric=acc", (f"{METRIC}=acc",)),
         ("ok", "", "", (f"{METRIC}=outcome/em",)),
         ("ok", "", "", (f"{METRIC}=turn_pattern",)),
         ("fail", "rewards", r"reward.turn.pay is 'turn'.*did you mean turns", ("reward.turn.pay=turn",)),

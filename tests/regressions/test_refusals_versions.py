@@ -51,7 +51,7 @@ def test_d21_only_a_version_that_cannot_work_fails(package, expected, says, tmp_
 # ---- review 20: a name of verl's that is gone is an error with a sentence
 
 OURS = {
-    "loop_output:TurnAgentLoopOutput", "agent_loop:TurnToolAgentLoop", "tool_parsers:_TagParser",
+    "agent_loop:TurnAgentLoopOutput", "agent_loop:TurnToolAgentLoop", "tool_parsers:_TagParser",
     "reward_manager:TurnRewardManager", "search_tool:SearchTool", "workers:TurnAgentLoopManager",
     "sampler:TurnReplayBuffer", "sampler:TurnReplayBufferAsync", "trainer:TurnTrainerSync",
     "trainer:TurnTrainerColocateAsync", "trainer:TurnTrainerSeparateAsync",

@@ -207,6 +207,7 @@ def test_a_fault_that_lasts_gives_its_own_error(
     assert client.counts["failed_calls"] == 1
 
 
+@pytest.mark.clock
 def test_nobody_listens():
     url = f"http://127.0.0.1:{free_port()}"
     start = time.monotonic()

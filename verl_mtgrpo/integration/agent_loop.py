@@ -25,6 +25,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
+from pydantic import PrivateAttr
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.tool_agent_loop import AgentData, AgentState, ToolAgentLoop
 from verl.experimental.agent_loop.tool_parser import FunctionCall
@@ -45,13 +47,15 @@ from verl_mtgrpo.integration.calls import (
 )
 from verl_mtgrpo.integration.cutting import CuttingServer, cut_text
 from verl_mtgrpo.integration.end_of_turn import end_of_turn
-from verl_mtgrpo.integration.loop_output import TurnAgentLoopOutput, turn_spans
 from verl_mtgrpo.integration.outside_text import outside_text, readable
-from verl_mtgrpo.integration.transcripts import destination, text_of_messages
+from verl_mtgrpo.integration.transcripts import COLUMN, Destination, destination, pack, text_of_messages, to_json
+from verl_mtgrpo.integration.turn_spans import place_rewards, turn_spans
 from verl_mtgrpo.rewards import (
+    DROPPED,
     NO_TOKENS,
     OUTAGE,
     TRANSCRIPT,
+    TURN_REWARDS,
     ToolCall,
     Transcript,
     Turn,
@@ -71,6 +75,41 @@ class _Record:
     calls: list[list[ToolCall]] = field(default_factory=list)
     written: list[FunctionCall | ToolCall] = field(default_factory=list)  # in the last turn, as it stands there
     end_reason: str = "answered"
+
+
+class TurnAgentLoopOutput(AgentLoopOutput):
+    """Agent loop output whose rewards lie on the last generated token of each turn."""
+
+    _destination: Destination = PrivateAttr("info")
+
+    def as_dict(self) -> dict[str, Any]:
+        """As verl's, with ``rm_scores`` written per turn when the reward manager gave turn rewards.
+
+        The transcript has been read by then: it goes where :mod:`.transcripts` says.
+
+        Raises:
+            TranscriptError: there is not exactly one reward per turn of ``response_mask``.
+        """
+        info = self.extra_fields.get("reward_extra_info") or {}
+        rewards = info.get(TURN_REWARDS)
+        if rewards is None or self.reward_score is None:
+            return super().as_dict()
+        score, fields = self.reward_score, self.extra_fields
+        # verl copies extra_fields deeply, which costs more for a transcript than all the rest.
+        self.reward_score, self.extra_fields = None, {k: v for k, v in fields.items() if k != TRANSCRIPT}
+        try:
+            output = super().as_dict()
+        finally:
+            self.reward_score, self.extra_fields = score, fields
+        output.pop("reward_score", None)
+        output["rm_scores"] = place_rewards(json.loads(rewards), self.response_mask)
+        if info.get(DROPPED):  # no generated token is left: it enters no statistic and no loss
+            output["response_mask"] = torch.zeros_like(output["response_mask"])
+        if TRANSCRIPT in fields and self._destination == "column":
+            output[COLUMN] = pack(fields[TRANSCRIPT])
+        elif TRANSCRIPT in fields and self._destination == "info":
+            output["extra_fields"]["reward_extra_info"][TRANSCRIPT] = to_json(fields[TRANSCRIPT])
+        return output
 
 
 @register("mtgrpo_tool_agent")

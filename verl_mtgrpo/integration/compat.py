@@ -29,6 +29,7 @@ OVERRIDDEN = {
     f"{_LOOPS}.agent_loop:AgentLoopOutput": ("as_dict", "model_post_init"),
     f"{_LOOPS}.tool_agent_loop:ToolAgentLoop": (
         "__init__",
+        "_build_assistant_message",
         "_call_tool",
         "_handle_generating_state",
         "_handle_processing_tools_state",

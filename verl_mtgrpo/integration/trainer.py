@@ -115,7 +115,7 @@ class _TurnTrainer(SafeStorage):
         self, inputs: list, outputs: list, gts: list, scores: list, reward_extra_infos_dict: dict, dump_path: str
     ) -> None:
         """As verl's, with what :meth:`_log_rollout_data` or the sampler found of the rollouts."""
-        validated = getattr(self.replay_buffer, "validated", None) or {}  # type: ignore[attr-defined]
+        validated = getattr(getattr(self, "replay_buffer", None), "validated", None) or {}  # type: ignore[attr-defined]
         rows = self._dumped or {key: {TRANSCRIPT: to_json(one)} if one else {} for key, one in validated.items()}
         infos = with_credit(reward_extra_infos_dict, rows)
         super()._dump_generations(inputs, outputs, gts, scores, infos, dump_path)

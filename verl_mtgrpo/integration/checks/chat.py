@@ -289,7 +289,7 @@ def _thought(spoken: str) -> str:
 
 
 def _spans(mask: Sequence[int]) -> list[tuple[int, int]]:
-    from verl_mtgrpo.integration.loop_output import turn_spans
+    from verl_mtgrpo.integration.turn_spans import turn_spans
 
     return turn_spans(list(mask))
 

@@ -15,7 +15,7 @@ from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.checks.findings import Finding
 from verl_mtgrpo.integration.checks.setup import MULTI_TURN, ROLLOUT, Setup
 from verl_mtgrpo.integration.parts import LOOPS, pays_turns
-from verl_mtgrpo.integration.settings import did_you_mean, turn_reward_settings
+from verl_mtgrpo.integration.settings import turn_reward_settings
 from verl_mtgrpo.rewards.pattern import TURN_PATTERN
 
 READS = {"gamma": ("gae", "reinforce_plus_plus"), "lam": ("gae",)}
@@ -66,12 +66,8 @@ def _pf_ppo(setup: Setup) -> Iterator[tuple[str, str]]:
 
 
 def _filter_metric(setup: Setup) -> Iterator[tuple[str, str]]:
-    """verl's filtering by totals, where turns are paid and told apart; or by a metric that no rollout will have."""
-    metric = setup.get("algorithm.filter_groups.metric")
-    if not setup.get("algorithm.filter_groups.enable") or not metric:
-        return
-    if metric != "reward":
-        yield from _unknown_metric(setup, str(metric))
+    """verl's filtering by totals, where turns are paid and told apart."""
+    if not setup.get("algorithm.filter_groups.enable") or setup.get("algorithm.filter_groups.metric") != "reward":
         return
     name = setup.get("algorithm.adv_estimator")
     if not pays_turns(setup.config) or not (name in ESTIMATORS or name == "gae"):
@@ -83,21 +79,6 @@ def _filter_metric(setup: Setup) -> Iterator[tuple[str, str]]:
         f"differ, as in (0.7, 0.5) and (0.2, 1.0): {name} would learn from them"
     )
     yield message, f"set algorithm.filter_groups.metric={TURN_PATTERN}"
-
-
-def _unknown_metric(setup: Setup, metric: str) -> Iterator[tuple[str, str]]:
-    """A packaged reward names all its parts with a slash; verl stops at the first group that has not the metric."""
-    if metric == TURN_PATTERN or "/" in metric or not pays_turns(setup.config):
-        return
-    settings = turn_reward_settings(setup.get("reward"))
-    if ":" in settings.preset or settings.outcome == "compute_score":
-        return  # a function of the user's may give anything
-    message = (
-        f"algorithm.filter_groups.metric={metric}: the preset {settings.preset} gives no number of this name, and verl "
-        "stops at the first finished group"
-    )
-    meant = did_you_mean(metric, (TURN_PATTERN, "reward"))
-    yield message, f"set it to {TURN_PATTERN}, reward (the total) or a part such as outcome/em{meant}"
 
 
 def _filter_batches(setup: Setup) -> Iterator[tuple[str, str]]:
