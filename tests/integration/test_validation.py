@@ -81,17 +81,19 @@ def test_the_trainer_hands_verl_its_own_names_only():
 
 
 @pytest.mark.clock
-def test_validation_with_several_samples_takes_as_long_as_one_score_does(record_property):
-    sources, uids, infos = rollouts(60, 8, 24)
+def test_validation_with_several_samples_takes_as_long_as_one_score_does():
+    """The shortest of three each, by turns: what else the machine does takes nothing off a shortest time."""
+    sources, uids, infos = rollouts(24, 8, 24)
     trainer = object.__new__(TurnTrainerSync)
     trainer.config = config(preset="mt_grpo")
-    start = time.perf_counter()
-    process_validation_metrics(sources, uids, {"reward": infos["reward"]})
-    one = time.perf_counter() - start
-    start = time.perf_counter()
-    trainer._val_metrics_update(sources, uids, infos, [2.0] * len(uids), expected_acc_counts=None)
-    whole = time.perf_counter() - start
-    print(
-        f"\n60 questions x 8 samples: {one:.2f} s for one score, {whole:.2f} s for 24 names ({whole / one:.2f} times)"
-    )
-    assert whole < 1.2 * one
+    one, whole = [], []
+    for _ in range(3):
+        start = time.perf_counter()
+        process_validation_metrics(sources, uids, {"reward": infos["reward"]})
+        one.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        trainer._val_metrics_update(sources, uids, infos, [2.0] * len(uids), expected_acc_counts=None)
+        whole.append(time.perf_counter() - start)
+    ratio = min(whole) / min(one)
+    print(f"\n24 questions x 8 samples: {min(one):.2f} s for one score, {min(whole):.2f} s for 24 names ({ratio:.2f})")
+    assert ratio < 1.2
