@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,13 +17,13 @@ pytest.importorskip("verl")
 import numpy as np
 import ray
 import transfer_queue as tq
-from omegaconf import OmegaConf
 from ray.exceptions import ActorDiedError, RayActorError
 from verl.utils import tensordict_utils as tu
 from verl.utils.ray_utils import auto_await
 
 from tests.integration.ray_workers import Broken, Scorer, Worker
 from tests.integration.test_trainer import config
+from tests.queues import own_queue
 from verl_mtgrpo.errors import WorkerDiedError
 from verl_mtgrpo.integration import workers
 from verl_mtgrpo.integration.workers import RewardWorkers, TurnAgentLoopManager
@@ -35,20 +34,8 @@ pytestmark = [pytest.mark.verl, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """A Ray and a TransferQueue of this module's own."""
-    before = os.environ.pop("RAY_ADDRESS", None)
-    with tempfile.TemporaryDirectory(prefix="mtg", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        ray.init(num_cpus=16, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
-        try:
-            queue = config(preset="mt_grpo").transfer_queue
-            OmegaConf.set_struct(queue, False)
-            queue.enable = True
-            tq.init(queue)
-            yield
-            tq.close()
-        finally:
-            ray.shutdown()
-            if before is not None:
-                os.environ["RAY_ADDRESS"] = before
+    with own_queue():
+        yield
 
 
 class Manager(TurnAgentLoopManager):

@@ -10,8 +10,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +27,7 @@ from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from tests.integration.test_trainer import config
+from tests.queues import own_queue
 from verl_mtgrpo.credit import ESTIMATORS, divides_by_group_std, extra_fields
 from verl_mtgrpo.credit.diagnostics import credit_metrics
 from verl_mtgrpo.errors import ConfigError
@@ -94,22 +93,8 @@ def test_who_compares_rollouts():
 @pytest.fixture(scope="module")
 def queue() -> Iterator[None]:
     """A Ray and a TransferQueue of this module's own."""
-    import ray
-
-    before = os.environ.pop("RAY_ADDRESS", None)
-    with tempfile.TemporaryDirectory(prefix="mtg", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        ray.init(num_cpus=16, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
-        try:
-            settings = config(preset="mt_grpo").transfer_queue
-            OmegaConf.set_struct(settings, False)
-            settings.enable = True
-            tq.init(settings)
-            yield
-            tq.close()
-        finally:
-            ray.shutdown()
-            if before is not None:
-                os.environ["RAY_ADDRESS"] = before
+    with own_queue():
+        yield
 
 
 def row(uid: str, rewards: list[float] | None) -> dict[str, Any]:

@@ -1,0 +1,33 @@
+"""A real Ray and a real TransferQueue for tests."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import transfer_queue as tq
+from omegaconf import OmegaConf
+
+from tests.integration.test_trainer import config
+
+
+@contextmanager
+def own_queue() -> Iterator[None]:
+    """Start a Ray and a TransferQueue of one's own, and end both."""
+    before = os.environ.pop("RAY_ADDRESS", None)
+    with tempfile.TemporaryDirectory(prefix="mtg", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        ray.init(num_cpus=16, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
+        try:
+            queue = config(preset="mt_grpo").transfer_queue
+            OmegaConf.set_struct(queue, False)
+            queue.enable = True
+            tq.init(queue)
+            yield
+            tq.close()
+        finally:
+            ray.shutdown()
+            if before is not None:
+                os.environ["RAY_ADDRESS"] = before
