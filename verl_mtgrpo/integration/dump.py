@@ -65,7 +65,9 @@ def credit_rows(
     trained = select(batch, [row for row, key in enumerate(batch.keys) if key not in dropped | alone])
     others = select(batch, [row for row, key in enumerate(batch.keys) if key in dropped | alone])
     rows = _trained_rows(trained, config, documents=documents) if trained.keys else {}
-    return rows | (_untrained_rows(others, config, alone=alone, documents=documents) if others.keys else {})
+    rows |= _untrained_rows(others, alone=alone, documents=documents) if others.keys else {}
+    estimator = _estimator(config)
+    return {key: {**row, **estimator} for key, row in rows.items()}
 
 
 def keys_of(batches: Sequence[KVBatchMeta]) -> set[str]:
@@ -94,13 +96,11 @@ def _trained_rows(batch: KVBatchMeta, config: Any, *, documents: bool) -> dict[s
         info = _info(fields, transcripts[row], documents=documents)
         if TRANSCRIPT in info:
             info |= {name: json.dumps(values[row]) for name, values in turns.items()}
-        rows[key] = {**info, **_estimator(config)}
+        rows[key] = info
     return rows
 
 
-def _untrained_rows(
-    batch: KVBatchMeta, config: Any, *, alone: Collection[str], documents: bool
-) -> dict[str, dict[str, Any]]:
+def _untrained_rows(batch: KVBatchMeta, *, alone: Collection[str], documents: bool) -> dict[str, dict[str, Any]]:
     """Rows that left the batch before advantages were computed: what was paid and measured, and no credit."""
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
     rows: dict[str, dict[str, Any]] = {}
@@ -111,7 +111,7 @@ def _untrained_rows(
             info |= {"turn_credited": nothing, "turn_advantages": nothing}
         if key in alone:
             info |= {DROPPED: 1.0, DROPPED_REASON: NO_COMPANY}
-        rows[key] = {**info, **_estimator(config)}
+        rows[key] = info
     return rows
 
 
