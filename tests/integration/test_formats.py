@@ -27,10 +27,10 @@ from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.agent_loop import (
     RawContinuationAgentLoop,
     TurnToolAgentLoop,
-    knows_stop_strings,
     turn_spans,
 )
 from verl_mtgrpo.integration.cutting import tokens_to_keep
+from verl_mtgrpo.integration.loop_setup import knows_stop_strings
 from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS
 
 THINK = "<think>where?</think>"

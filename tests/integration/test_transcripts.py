@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from string import ascii_letters
 
 import pytest
 
@@ -21,13 +23,18 @@ DUMP = "trainer.rollout_data_dir=/tmp/none"
 PASSAGE = "The tower of Oslo stands by the harbour. " * 12
 
 
-def transcript(turns: int = 4, passages: int = 3) -> Transcript:
-    documents = tuple(Document(f"p{n}", f"Tower {n}", f"{n}: {PASSAGE}", 1.5) for n in range(passages))
-    result = "\n".join(f"Doc {n} (Title: {one.title}) {one.text}" for n, one in enumerate(documents, 1))
-    call = ToolCall("search", '{"query": "tower"}', result=result, documents=documents)
-    searching = [
-        Turn(f"<think>{PASSAGE}</think><search>tower</search>", (9 * k, 9 * k + 4), (call,)) for k in range(turns - 1)
-    ]
+def transcript(turns: int = 4, passages: int = 3, words: random.Random | None = None) -> Transcript:
+    """A rollout; with ``words`` every passage and thought is other words, of letters that nothing can compress well."""
+
+    def passage() -> str:
+        return " ".join("".join(words.choices(ascii_letters, k=5)) for _ in range(12)) if words else PASSAGE
+
+    searching = []
+    for k in range(turns - 1):
+        documents = tuple(Document(f"p{n}", f"Tower {n}", f"{n}: {passage()}", 1.5) for n in range(passages))
+        result = "\n".join(f"Doc {n} (Title: {one.title}) {one.text}" for n, one in enumerate(documents, 1))
+        call = ToolCall("search", '{"query": "tower"}', result=result, documents=documents)
+        searching.append(Turn(f"<think>{passage()}</think><search>tower</search>", (9 * k, 9 * k + 4), (call,)))
     return Transcript(
         (*searching, Turn("<answer>Oslo</answer>", (99, 102))), "answered", ({"role": "user", "content": "Where?"},)
     )
@@ -88,19 +95,17 @@ def test_packing_loses_nothing(texts, result, said):
     documents = tuple(Document(str(n), "t", text) for n, text in enumerate(texts))
     call = ToolCall("search", "{}", result=result + "".join(texts), documents=documents)
     whole = Transcript((Turn(said, (0, 2), (call,)),), "answered").to_dict()
-    packed = pack(whole)
-    packed.encode()  # every encoder takes it
-    assert json.loads(json.dumps(unpack(packed))) == json.loads(json.dumps(whole))
+    assert json.loads(json.dumps(unpack(pack(whole)))) == json.loads(json.dumps(whole))
     to_json(whole).encode()
 
 
 @pytest.mark.parametrize("turns", [4, 16])
-def test_a_rollout_takes_little_more_than_its_text(turns):
-    whole = transcript(turns)
+def test_a_rollout_takes_no_more_than_its_text(turns):
+    whole = transcript(turns, words=random.Random(0))
     text = sum(len(turn.text) + sum(len(call.result) for call in turn.tool_calls) for turn in whole.turns)
-    packed, plain = len(pack(whole.to_dict()).encode()), len(json.dumps(whole.to_dict()).encode())
+    packed, plain = len(pack(whole.to_dict())), len(json.dumps(whole.to_dict()).encode())
     print(f"\n{turns} turns: {text} bytes of text, {packed} packed, {plain} as it was (and that twice)")
-    assert packed < 1.3 * text
+    assert packed < text
 
 
 def test_images_stay_out():

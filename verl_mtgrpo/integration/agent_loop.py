@@ -46,9 +46,9 @@ from verl_mtgrpo.integration.calls import (
     written_calls,
 )
 from verl_mtgrpo.integration.cutting import CuttingServer, cut_text
-from verl_mtgrpo.integration.end_of_turn import end_of_turn
-from verl_mtgrpo.integration.outside_text import outside_text, readable
-from verl_mtgrpo.integration.transcripts import COLUMN, Destination, destination, pack, text_of_messages, to_json
+from verl_mtgrpo.integration.loop_setup import loop_setup
+from verl_mtgrpo.integration.outside_text import readable
+from verl_mtgrpo.integration.transcripts import COLUMN, Destination, pack, text_of_messages, to_json
 from verl_mtgrpo.integration.turn_spans import place_rewards, turn_spans
 from verl_mtgrpo.rewards import (
     DROPPED,
@@ -60,7 +60,7 @@ from verl_mtgrpo.rewards import (
     Transcript,
     Turn,
 )
-from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS
+from verl_mtgrpo.rewards.formats import CUT_FORMATS
 from verl_mtgrpo.rewards.measures import SERVICE_ERRORS
 from verl_mtgrpo.rewards.transcript import MALFORMED_CALL
 from verl_mtgrpo.threads import DECODE, apart
@@ -119,17 +119,15 @@ class TurnToolAgentLoop(ToolAgentLoop):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.tools = {name: with_reward_seen(tool) for name, tool in self.tools.items()}
-        self.cut_format = CUT_FORMATS.get(self.tool_parser_name)
-        self.transcripts_go = destination(self.config)
-        self.ends = end_of_turn(self.tokenizer, self.apply_chat_template_kwargs, _model_paths(self.config))
-        spoken = FORMATS.get(self.tool_parser_name)
-        self.outside = outside_text(self.tokenizer, (spoken.result,) if spoken else ())
+        setup = loop_setup(self.config, self.data_config, self.tokenizer)
+        self.cut_format, self.ends, self.outside = setup.cut_format, setup.ends, setup.outside
+        self.transcripts_go = setup.transcripts_go
         if self.cut_format:
             self.server_manager = CuttingServer(
                 self.server_manager,
                 self.cut_format,
                 self.tokenizer.decode,
-                stop=knows_stop_strings(self.rollout_config),
+                stop=setup.stop,
                 end=self.ends.token,
             )
 
@@ -371,16 +369,3 @@ class RawContinuationAgentLoop(TurnToolAgentLoop):
             kind="context",
         )
         return merged, *self.continuous_token_builder.align_response_metadata(merged, response_mask, response_logprobs)
-
-
-def _model_paths(config: Any) -> tuple[str, ...]:
-    """Where the model's generation config may be."""
-    model = config.actor_rollout_ref.get("model") or {}
-    return tuple(str(model[key]) for key in ("hf_config_path", "path") if model.get(key))
-
-
-def knows_stop_strings(rollout_config: Any) -> bool:
-    """True if the rollout engine can stop at a string: it needs a tokenizer for that."""
-    if rollout_config.name in ("vllm", "hf_cpu"):
-        return True
-    return rollout_config.name == "sglang" and not rollout_config.skip_tokenizer_init

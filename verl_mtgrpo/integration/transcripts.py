@@ -10,6 +10,7 @@ their validation dumps, so there it stands in that.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from verl_mtgrpo.integration.fields import MODES
 from verl_mtgrpo.rewards import TRANSCRIPT
 
 COLUMN = "mtgrpo_transcript"
-"""TransferQueue's column of packed transcripts, one text per row."""
+"""TransferQueue's column of packed transcripts (bytes), one per row."""
 
 OUR_SAMPLER = "verl_mtgrpo.integration.sampler"
 """The module that ``trainer.v1.sampler.custom_sampler.path`` names in all config groups."""
@@ -67,27 +68,18 @@ def _text_of(content: Any) -> Any:
     return kept
 
 
-def pack(transcript: Mapping[str, Any]) -> str:
-    """Write a transcript (``Transcript.to_dict()``) as JSON in which no passage stands twice.
+def pack(transcript: Mapping[str, Any]) -> bytes:
+    """Write a transcript (``Transcript.to_dict()``) as compressed JSON.
 
-    The text of a passage mostly stands in the result that the model read, too; it is written as its place in there.
+    A passage stands twice in a transcript, in what the search returned and in the result that the model read, and
+    every call and passage names its fields. Compression at its fastest takes all of that away.
     """
-    turns = [
-        {**turn, "tool_calls": [{**call, "documents": _places(call)} for call in turn["tool_calls"]]}
-        for turn in transcript["turns"]
-    ]
-    return to_json({**transcript, "turns": turns})
+    return zlib.compress(to_json(transcript).encode(), 1)
 
 
-def unpack(text: str) -> dict[str, Any]:
+def unpack(packed: bytes) -> dict[str, Any]:
     """Inverse of :func:`pack`."""
-    transcript = json.loads(text)
-    for turn in transcript["turns"]:
-        for call in turn["tool_calls"]:
-            for document in call["documents"]:
-                if (place := document.pop("in_result", None)) is not None:
-                    document["text"] = call["result"][slice(*place)]
-    return transcript
+    return json.loads(zlib.decompress(packed))
 
 
 def to_json(transcript: Mapping[str, Any]) -> str:
@@ -107,16 +99,5 @@ def fetch_transcripts(batch: KVBatchMeta) -> list[dict[str, Any] | None]:
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[COLUMN])
     if COLUMN not in data:
         return [None] * len(batch.keys)
-    texts = [getattr(item, "data", item) for item in data[COLUMN]]
-    return [unpack(text) if text else None for text in texts]
-
-
-def _places(call: Mapping[str, Any]) -> list[dict[str, Any]]:
-    documents = []
-    for document in call["documents"]:
-        start = call["result"].find(document["text"]) if document["text"] else -1
-        if start >= 0:
-            others = {key: value for key, value in document.items() if key != "text"}
-            document = {**others, "in_result": [start, start + len(document["text"])]}
-        documents.append(document)
-    return documents
+    packed = [getattr(item, "data", item) for item in data[COLUMN]]
+    return [unpack(one) if one else None for one in packed]
