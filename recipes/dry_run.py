@@ -3,7 +3,7 @@
     python recipes/dry_run.py NAME OVERRIDE...        (called by recipes/launch.sh)
 
 The overrides of the recipe come first and as they are; what a CPU and a tiny policy need is appended, and every value
-that is changed is printed. The policy speaks the recipe's text format and searches a real index (verl_mtgrpo.data.toy,
+that is changed is printed. The policy speaks the recipe's text format and searches a real index (verl_mtgrpo.demo.toy,
 made once in runs/dry_run). Environment: DRY_RUN_OUT (folder, default runs/dry_run), LAUNCHER (a program that runs the
 trainer as its arguments, as multi_node's one_node.sh).
 """
@@ -26,7 +26,7 @@ MEGATRON = ("model_engine=megatron", "--config-name=ppo_megatron_trainer")
 
 def main(arguments: Sequence[str]) -> int:
     """Run one recipe; 0 if both steps were logged."""
-    from verl_mtgrpo.cli.failure import failure_report
+    from verl_mtgrpo.launch.failure import failure_report
 
     name, *overrides = arguments
     out = Path(os.environ.get("DRY_RUN_OUT", "runs/dry_run")).resolve()
@@ -84,7 +84,7 @@ def text_format(overrides: Sequence[str]) -> str:
 
 def make_assets(out: Path, overrides: Sequence[str]) -> Path:
     """A policy that speaks the recipe's format, an index, questions; made once."""
-    from verl_mtgrpo.data.toy import SPEECHES, make_toy
+    from verl_mtgrpo.demo.toy import SPEECHES, make_toy
 
     speech = SPEECHES[text_format(overrides)]
     return make_toy(out / f"toy-{speech.format}", speech, questions=STEPS * ROLLOUTS)
@@ -149,7 +149,7 @@ def written(overrides: Sequence[str]) -> dict[str, str]:
 
 def as_overrides(values: dict[str, Any]) -> list[str]:
     """The text that Hydra reads."""
-    from verl_mtgrpo.cli.command import hydra_value
+    from verl_mtgrpo.launch.command import hydra_value
 
     return [f"{key}={hydra_value(value)}" for key, value in values.items()]
 
@@ -169,8 +169,8 @@ def report(name: str, overrides: Sequence[str], dropped: Sequence[str], changes:
 
 def train(command: Sequence[str], index: Path, metrics: Path, log: Path) -> int:
     """Run the trainer to its end; nothing it started is left afterwards."""
-    from verl_mtgrpo.cli.command import private_ray
-    from verl_mtgrpo.cli.process import run_child
+    from verl_mtgrpo.launch.command import private_ray
+    from verl_mtgrpo.launch.process import run_child
 
     environment = {
         **{key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "DRY_RUN")},

@@ -11,7 +11,7 @@ import ray
 import transfer_queue as tq
 from omegaconf import OmegaConf
 
-from tests.integration.test_trainer import config
+from tests.integration.trainer.test_trainer import config
 
 
 @contextmanager

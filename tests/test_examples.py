@@ -89,7 +89,7 @@ def test_the_tool_answers_whatever_a_model_writes(calculator, expression: Any):
 
 
 def test_what_the_tool_pays_reaches_the_turn_through_verls_agent_loop(calculator):
-    from tests.integration import test_agent_loop as loops
+    from tests.integration.rollout import test_agent_loop as loops
 
     config = loops.config.__wrapped__()
     call = '<tool_call>{"name": "calculate", "arguments": {"expression": "(3 + 4) * 2"}}</tool_call>'

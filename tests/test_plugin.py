@@ -40,11 +40,11 @@ def test_import_verl_alone_registers_our_names():
     """
     result = python(code)
     assert result.stdout.split() == [
-        "verl_mtgrpo.integration.estimators",
-        "verl_mtgrpo.integration.agent_loop.TurnToolAgentLoop",
+        "verl_mtgrpo.integration.advantage.estimators",
+        "verl_mtgrpo.integration.rollout.agent_loop.TurnToolAgentLoop",
         "TurnRewardManager",
         "True",
-        "verl_mtgrpo.integration.policy_losses",
+        "verl_mtgrpo.integration.advantage.policy_losses",
         "TurnTrainerSync",
         "TurnTrainerColocateAsync",
         "TurnTrainerSeparateAsync",
@@ -77,7 +77,9 @@ def test_the_plugin_itself_is_light():
     # importlib.resources and its like: small standard library modules
     assert not {name.split(".")[0] for name in heavy} - set(sys.stdlib_module_names), heavy
     assert "verl_mtgrpo.plugin" in added
-    assert not {"verl_mtgrpo.credit", "verl_mtgrpo.retrieval.bm25", "verl_mtgrpo.integration.agent_loop"} & added
+    assert (
+        not {"verl_mtgrpo.credit", "verl_mtgrpo.retrieval.bm25", "verl_mtgrpo.integration.rollout.agent_loop"} & added
+    )
 
 
 @pytest.mark.slow
@@ -110,7 +112,7 @@ def test_a_part_that_cannot_be_registered_is_reported_and_stops_the_import(tmp_p
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['verl_mtgrpo.credit'] = None\n")
     result = python("import verl.trainer.ppo.core_algos", PYTHONPATH=str(tmp_path))
     assert result.returncode != 0
-    assert "verl_mtgrpo could not load verl_mtgrpo.integration.estimators" in result.stderr
+    assert "verl_mtgrpo could not load verl_mtgrpo.integration.advantage.estimators" in result.stderr
 
 
 PURE = ["verl_mtgrpo", "verl_mtgrpo.credit", "verl_mtgrpo.rewards", "verl_mtgrpo.retrieval", "verl_mtgrpo.data"]
@@ -130,4 +132,4 @@ def test_pure_parts_import_without_their_hosts(module):
 
 
 def test_the_test_above_can_fail():
-    assert "verl" in hosts_loaded_by("verl_mtgrpo.integration.estimators").split()
+    assert "verl" in hosts_loaded_by("verl_mtgrpo.integration.advantage.estimators").split()

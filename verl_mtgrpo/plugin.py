@@ -21,15 +21,15 @@ logger = logging.getLogger("verl_mtgrpo.plugin")
 
 # (module that holds a registry, our module that registers with it on import)
 HOOKS = (
-    ("verl.trainer.ppo.core_algos", "verl_mtgrpo.integration.estimators"),
-    ("verl.trainer.ppo.core_algos", "verl_mtgrpo.integration.policy_losses"),
-    ("verl.experimental.agent_loop.tool_parser", "verl_mtgrpo.integration.tool_parsers"),
-    ("verl.experimental.agent_loop.tool_agent_loop", "verl_mtgrpo.integration.agent_loop"),
+    ("verl.trainer.ppo.core_algos", "verl_mtgrpo.integration.advantage.estimators"),
+    ("verl.trainer.ppo.core_algos", "verl_mtgrpo.integration.advantage.policy_losses"),
+    ("verl.experimental.agent_loop.tool_parser", "verl_mtgrpo.integration.rollout.tool_parsers"),
+    ("verl.experimental.agent_loop.tool_agent_loop", "verl_mtgrpo.integration.rollout.agent_loop"),
     ("verl.experimental.reward_loop.reward_manager", "verl_mtgrpo.integration.reward_manager"),
-    ("verl.trainer.ppo.v1", "verl_mtgrpo.integration.trainer"),
-    ("omegaconf", "verl_mtgrpo.integration.resolvers"),
-    ("hydra", "verl_mtgrpo.integration.search_path"),
-    ("hydra", "verl_mtgrpo.integration.start_check"),
+    ("verl.trainer.ppo.v1", "verl_mtgrpo.integration.trainer.trainer"),
+    ("omegaconf", "verl_mtgrpo.integration.hydra.resolvers"),
+    ("hydra", "verl_mtgrpo.integration.hydra.search_path"),
+    ("hydra", "verl_mtgrpo.doctor.start_check"),
 )
 
 _REGISTERED = False

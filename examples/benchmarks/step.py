@@ -28,7 +28,7 @@ from typing import Any
 import step_rollouts as rollouts
 from step_side import DUMPED, GROUP, Side
 
-from verl_mtgrpo.cli.provenance import describe_machine, describe_source
+from verl_mtgrpo.launch.provenance import describe_machine, describe_source
 
 SIZES = ("rollouts", "turns", "tokens", "passages", "questions", "samples", "late", "wait")
 TITLES = {
@@ -97,7 +97,7 @@ def lateness(args: argparse.Namespace, side: Side) -> dict[str, float]:
     """256 rollouts of 12,000 tokens in one worker: verl's loop in the format it knows, ours in ``search_r1``."""
     from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
 
-    from verl_mtgrpo.integration.agent_loop import TurnToolAgentLoop
+    from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
 
     kind, spoken = (TurnToolAgentLoop, "search_r1") if side.ours else (ToolAgentLoop, "hermes")
     sizes = {"rollouts": args.late, "tokens": 12000, "turns": 4, "wait": args.wait}

@@ -125,7 +125,7 @@ def load_tokenizer() -> Any:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(QWEN3)
-    from verl_mtgrpo.data.policy import build_tokenizer
+    from verl_mtgrpo.demo.policy import build_tokenizer
 
     return build_tokenizer(["ka lo mi tor en sha ri bel ud ost Tower Doc Title think answer"], [])
 

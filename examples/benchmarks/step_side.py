@@ -58,7 +58,7 @@ class Side:
         """What the agent loop workers and reward workers do."""
         from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
 
-        from verl_mtgrpo.integration.agent_loop import TurnToolAgentLoop
+        from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
 
         kind = TurnToolAgentLoop if self.ours else ToolAgentLoop
         spent, self.pool = [], []
@@ -182,7 +182,7 @@ class Side:
 
     def _interval(self, buffer: Any) -> float:
         """Seconds between two looks at as many rollouts."""
-        from verl_mtgrpo.integration import sampler
+        from verl_mtgrpo.integration.trainer.trainer import sampler
 
         adapt = getattr(sampler, "poll_interval", None)  # versions before adapt nothing
         keys = self.args.rollouts * (GROUP + 1) // GROUP
@@ -192,7 +192,7 @@ class Side:
         from omegaconf import OmegaConf
         from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
-        from verl_mtgrpo.integration.sampler import TurnReplayBuffer
+        from verl_mtgrpo.integration.trainer.sampler import TurnReplayBuffer
 
         settings = self.config.trainer.v1.sampler.sampler_kwargs
         return (TurnReplayBuffer if self.ours else ReplayBuffer)(
@@ -207,7 +207,7 @@ class Side:
         from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
         from verl_mtgrpo.integration.settings import trainer_turn_settings
-        from verl_mtgrpo.integration.trainer import TurnTrainerSync, guards_of
+        from verl_mtgrpo.integration.trainer.trainer import TurnTrainerSync, guards_of
 
         trainer = object.__new__(TurnTrainerSync if self.ours else PPOTrainerSync)
         trainer.config, trainer.global_steps, trainer.tokenizer = self.config, 1, self.tokenizer
@@ -219,7 +219,7 @@ class Side:
         return trainer
 
     def _credit(self, batch: Any) -> None:
-        from verl_mtgrpo.integration import trainer as ours
+        from verl_mtgrpo.integration.trainer.trainer import trainer as ours
 
         trainer, spent, measure = self._trainer(), list[float](), ours.measure
 

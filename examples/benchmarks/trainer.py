@@ -19,17 +19,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-from verl_mtgrpo.cli.command import run_train_command
 from verl_mtgrpo.cli.demo import plan_run, prepare_assets
-from verl_mtgrpo.cli.demo_settings import DemoSettings
-from verl_mtgrpo.cli.failure import failure_report
-from verl_mtgrpo.cli.provenance import describe_machine, describe_source
+from verl_mtgrpo.demo.training import DemoSettings
+from verl_mtgrpo.launch.command import run_train_command
+from verl_mtgrpo.launch.failure import failure_report
+from verl_mtgrpo.launch.provenance import describe_machine, describe_source
 
 ALTERNATE = """
 import time
 import wrapt
 
-@wrapt.when_imported("verl_mtgrpo.integration.trainer")
+@wrapt.when_imported("verl_mtgrpo.integration.trainer.trainer")
 def alternate(module):
     ours, stock = module.TurnTrainerSync._compute_advantage, module.PPOTrainerSync._compute_advantage
 

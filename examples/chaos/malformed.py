@@ -12,7 +12,7 @@ import os
 import random
 from typing import Any
 
-from verl_mtgrpo.integration.agent_loop import TurnToolAgentLoop
+from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
 
 CALL = '<tool_call>\n{"name": "search", "arguments": %s}\n</tool_call>'
 TEXTS = {

@@ -23,12 +23,12 @@ import yaml
 from accounts import COUNTS, Start, check, read_start
 from faults import Faults, SearchService
 
-from verl_mtgrpo.cli.command import TrainCommand, hydra_value, run_train_command
-from verl_mtgrpo.cli.failure import failure_report
-from verl_mtgrpo.cli.progress import ProgressLine
-from verl_mtgrpo.cli.provenance import describe_machine, describe_source
-from verl_mtgrpo.data.toy import HERMES, make_toy
-from verl_mtgrpo.integration.resolvers import asset
+from verl_mtgrpo.demo.toy import HERMES, make_toy
+from verl_mtgrpo.integration.hydra.resolvers import asset
+from verl_mtgrpo.launch.command import TrainCommand, hydra_value, run_train_command
+from verl_mtgrpo.launch.failure import failure_report
+from verl_mtgrpo.launch.progress import ProgressLine
+from verl_mtgrpo.launch.provenance import describe_machine, describe_source
 
 HERE = Path(__file__).parent
 STEPS, QUESTIONS, ROLLOUTS, SAVE_EVERY = 60, 4, 8, 5

@@ -16,11 +16,11 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from verl_mtgrpo.data.policy import build_model, build_tokenizer, save_policy, search_call
-from verl_mtgrpo.data.warmup import SampleMaker, torch_threads, warm_up
-from verl_mtgrpo.data.warmup_demos import RENAME_NONE, Demonstration, Habits
-from verl_mtgrpo.data.warmup_settings import WarmupSettings
-from verl_mtgrpo.data.world import World
+from verl_mtgrpo.demo.policy import build_model, build_tokenizer, save_policy, search_call
+from verl_mtgrpo.demo.warmup import SampleMaker, torch_threads, warm_up
+from verl_mtgrpo.demo.warmup_demos import RENAME_NONE, Demonstration, Habits
+from verl_mtgrpo.demo.warmup_settings import WarmupSettings
+from verl_mtgrpo.demo.world import World
 from verl_mtgrpo.retrieval import BM25Index, render_passages
 from verl_mtgrpo.rewards.answers import accepted_answers, mentions
 

@@ -24,10 +24,10 @@ from pathlib import Path
 import psutil
 
 from verl_mtgrpo.cli.demo import plan_run, prepare_assets
-from verl_mtgrpo.cli.demo_settings import DemoSettings
-from verl_mtgrpo.cli.progress import MetricsTail
-from verl_mtgrpo.cli.provenance import describe_machine, describe_source
-from verl_mtgrpo.cli.runs import RunPlan, RunResult, checkpoint_step, finished_result, train_to_end
+from verl_mtgrpo.demo.runs import RunPlan, RunResult, checkpoint_step, finished_result, train_to_end
+from verl_mtgrpo.demo.training import DemoSettings
+from verl_mtgrpo.launch.progress import MetricsTail
+from verl_mtgrpo.launch.provenance import describe_machine, describe_source
 from verl_mtgrpo.report.tables import markdown_table
 
 KILLS = 3

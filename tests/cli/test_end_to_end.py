@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.assets import SomeAssets
+from tests.demo.runs import SomeAssets
 from tests.tiny_model import save_model
 from tests.training import processes_that_mention
-from verl_mtgrpo.cli.demo_settings import DemoSettings
-from verl_mtgrpo.cli.runs import RunPlan, checkpoint_step, train_to_end
 from verl_mtgrpo.data.rows import make_row, write_parquet
+from verl_mtgrpo.demo.runs import RunPlan, checkpoint_step, train_to_end
+from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.report.rollouts import credit_rollouts, read_dump
 from verl_mtgrpo.retrieval.bm25 import BM25Index
 from verl_mtgrpo.retrieval.types import Passage
@@ -32,7 +32,7 @@ _SETTINGS = dataclasses.replace(
 
 _CHILD = """
 import pickle, sys
-from verl_mtgrpo.cli.runs import train_to_end
+from verl_mtgrpo.demo.runs import train_to_end
 train_to_end(pickle.load(open(sys.argv[1], "rb")), label="run")
 """
 

@@ -10,7 +10,7 @@ import pytest
 from verl_mtgrpo.cli.main import main
 
 TASK = """
-from verl_mtgrpo.credit.lab import Action, Process
+from verl_mtgrpo.lab import Action, Process
 
 COIN = Process(
     "coin",
@@ -51,7 +51,7 @@ def test_a_task_of_ones_own(task: Path, tmp_path: Path, capsys: pytest.CaptureFi
     [
         (["--sizes", "1"], "at least 2"),
         (["--process", "nowhere.py:X"], "expected FILE.py:NAME with an existing file"),
-        (["--process", "{task}:NUMBER"], "NUMBER is 3, expected a verl_mtgrpo.credit.lab.Process"),
+        (["--process", "{task}:NUMBER"], "NUMBER is 3, expected a verl_mtgrpo.lab.Process"),
         (["--process", "{task}:COIN", "--estimator", "mt_gpro"], "'mt_gpro' is unknown; known are 'mt_grpo'"),
     ],
 )

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from verl_mtgrpo.cli.command import TrainCommand, hydra_value
 from verl_mtgrpo.cli.main import main
+from verl_mtgrpo.launch.command import TrainCommand, hydra_value
 
 
 @pytest.mark.parametrize(

@@ -163,8 +163,8 @@ def test_settings_of_a_gpu_run_are_refused(key: str, value: str) -> None:
 @pytest.mark.slow
 def test_a_run_without_vllm_ends_with_what_to_install(no_vllm: None, tmp_path: Path) -> None:
     from tests.integration.test_training import make_assets, run
-    from verl_mtgrpo.cli.failure import root_error
-    from verl_mtgrpo.data.toy import HERMES
+    from verl_mtgrpo.demo.toy import HERMES
+    from verl_mtgrpo.launch.failure import root_error
 
     result = run(make_assets(tmp_path / "assets", HERMES), tmp_path / "run", cpu="vllm")
     assert result.returncode != 0

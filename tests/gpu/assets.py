@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from tests.gpu.machine import REPOSITORY
-from verl_mtgrpo.data.toy import HERMES, TOOLS, TwoHabits, make_toy
+from verl_mtgrpo.demo.toy import HERMES, TOOLS, TwoHabits, make_toy
 
 QUESTIONS = 8
 REAL_TOKENIZER = REPOSITORY.parent / "shared" / "data" / "tokenizers" / "qwen3"
@@ -37,9 +37,9 @@ def _train_policy(folder: Path, tokenizer_folder: Path, device: str, steps: int)
     import torch
     from transformers import AutoTokenizer
 
-    from verl_mtgrpo.data.policy import build_model, save_policy
-    from verl_mtgrpo.data.warmup import SampleMaker
-    from verl_mtgrpo.data.world import World
+    from verl_mtgrpo.demo.policy import build_model, save_policy
+    from verl_mtgrpo.demo.warmup import SampleMaker
+    from verl_mtgrpo.demo.world import World
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     model = build_model(tokenizer, seed=0).to(device)

@@ -14,13 +14,13 @@ import pytest
 
 pytest.importorskip("verl")
 
-from tests.integration.test_agent_loop import (  # noqa: F401  (the fixtures among them are used by name)
+from tests.integration.rollout.test_agent_loop import (  # noqa: F401  (the fixtures among them are used by name)
     config,
     run,
     tokenizer,
     transcript_of,
 )
-from tests.integration.test_outages import index, search_tool  # noqa: F401
+from tests.integration.rollout.test_outages import index, search_tool  # noqa: F401
 from verl_mtgrpo.rewards import load_preset
 
 CHAOS = Path(__file__).parents[2] / "examples" / "chaos"

@@ -12,12 +12,12 @@ pytest.importorskip("verl")
 
 from tests.integration.test_training import QUESTIONS, run
 from tests.training import REPOSITORY
-from verl_mtgrpo.data.policy import build_model, build_tokenizer, save_policy
 from verl_mtgrpo.data.rows import make_row, write_parquet
-from verl_mtgrpo.data.warmup import SampleMaker, torch_threads, warm_up
-from verl_mtgrpo.data.warmup_demos import RENAME_NONE, Demonstration, Habits
-from verl_mtgrpo.data.warmup_settings import WarmupSettings
-from verl_mtgrpo.data.world import World
+from verl_mtgrpo.demo.policy import build_model, build_tokenizer, save_policy
+from verl_mtgrpo.demo.warmup import SampleMaker, torch_threads, warm_up
+from verl_mtgrpo.demo.warmup_demos import RENAME_NONE, Demonstration, Habits
+from verl_mtgrpo.demo.warmup_settings import WarmupSettings
+from verl_mtgrpo.demo.world import World
 from verl_mtgrpo.report.rollouts import read_dump
 from verl_mtgrpo.rewards import load_preset
 

@@ -16,8 +16,8 @@ from verl.trainer.ppo.utils import need_critic
 
 import verl_mtgrpo.config
 from verl_mtgrpo.credit import ESTIMATORS, extra_fields
-from verl_mtgrpo.integration.checks.setup import Setup
-from verl_mtgrpo.integration.checks.startup import checks_of, examine
+from verl_mtgrpo.doctor.setup import Setup
+from verl_mtgrpo.doctor.startup import checks_of, examine
 from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.integration.settings import estimator_settings
 

@@ -21,11 +21,11 @@ from verl.experimental.reward_loop.router.naive_router import NaiveRouter
 from verl.trainer.ppo.reward import get_custom_reward_fn
 
 from tests.judge_server import JudgeServer
-from verl_mtgrpo.data.policy import build_tokenizer
+from verl_mtgrpo.demo.policy import build_tokenizer
 from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, TranscriptError
-from verl_mtgrpo.integration.left_out import Sorted
 from verl_mtgrpo.integration.preflight import check_run
-from verl_mtgrpo.integration.sampler import _with_settings, refuse_empty_batch, rollout_metrics
+from verl_mtgrpo.integration.trainer.left_out import Sorted
+from verl_mtgrpo.integration.trainer.sampler import _with_settings, refuse_empty_batch, rollout_metrics
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
 
 JUDGED = [
@@ -327,7 +327,7 @@ def test_latency_has_percentiles():
 
 
 def test_a_rollout_in_several_outputs_is_refused_by_estimators_that_would_take_them_for_rollouts():
-    from verl_mtgrpo.integration.sampler import refuse_several_outputs
+    from verl_mtgrpo.integration.trainer.sampler import refuse_several_outputs
 
     whole = ["a_0_0", "a_1_0", "b_0_0", "b_1_0"]
     for estimator in ("mt_grpo", "turn_gae"):

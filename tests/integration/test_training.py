@@ -13,8 +13,8 @@ pytest.importorskip("verl")
 from tests import oracles
 from tests.training import TrainingRun, train
 from verl_mtgrpo.credit import mt_grpo
-from verl_mtgrpo.data.toy import SEARCH_R1, XML, Speech, make_toy
-from verl_mtgrpo.integration.dump import NO_COMPANY
+from verl_mtgrpo.demo.toy import SEARCH_R1, XML, Speech, make_toy
+from verl_mtgrpo.integration.trainer.dump import NO_COMPANY
 from verl_mtgrpo.report.catalog import read_catalog
 from verl_mtgrpo.report.dump_files import dump_files
 from verl_mtgrpo.report.why import explain_group

@@ -18,7 +18,7 @@ from tests.integration.test_training import QUESTIONS, ROLLOUTS, run
 from tests.integration.test_training_outages import Steps, tool_yaml
 from tests.retrieval.services import serving
 from tests.training import TrainingRun
-from verl_mtgrpo.cli.failure import failure_report
+from verl_mtgrpo.launch.failure import failure_report
 
 pytestmark = [pytest.mark.verl, pytest.mark.slow]
 

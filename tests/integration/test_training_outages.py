@@ -17,7 +17,7 @@ pytest.importorskip("verl")
 
 from tests.integration.test_training import run
 from tests.retrieval.services import FAULTY, free_port, serving
-from verl_mtgrpo.integration.resolvers import asset
+from verl_mtgrpo.integration.hydra.resolvers import asset
 
 
 def tool_yaml(folder: Path, **changes: Any) -> str:

@@ -17,10 +17,10 @@ pytest.importorskip("verl")
 import verl.experimental.agent_loop  # noqa: F401  (first: our part of it is imported from there)
 
 from tests.integration.test_training import QUESTIONS, ROLLOUTS, make_assets, run, run_format
-from verl_mtgrpo.cli.failure import root_error
 from verl_mtgrpo.cpu.vllm_check import check_installation
-from verl_mtgrpo.data.toy import QUESTION, SEARCH_R1
-from verl_mtgrpo.integration.cutting import CuttingServer
+from verl_mtgrpo.demo.toy import QUESTION, SEARCH_R1
+from verl_mtgrpo.integration.rollout.cutting import CuttingServer
+from verl_mtgrpo.launch.failure import root_error
 from verl_mtgrpo.rewards.formats import CUT_FORMATS
 
 pytestmark = pytest.mark.vllm

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.integration.setups import TURNS
+from tests.doctor.setups import TURNS
 from tests.regressions.start_setups import ESTIMATOR, LOSS, MODE, fails, is_sound, own_tool, warns
 
 NAMES = [

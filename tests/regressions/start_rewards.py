@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.integration.setups import TURNS
+from tests.doctor.setups import TURNS
 from tests.regressions.start_setups import SCORE, fails, is_sound, own_tool, reward, rows, score, warns
 
 SHORT = f"{TURNS}.max_tool_response_length=400"  # fits into the 160 tokens of the healthy set-up

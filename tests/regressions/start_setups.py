@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.integration.setups import DATA, TURNS, Healthy
+from tests.doctor.setups import DATA, TURNS, Healthy
 
 ESTIMATOR, LOSS = "algorithm.adv_estimator", "actor_rollout_ref.actor.policy_loss.loss_mode"
 MODE, FUNCTIONS = "trainer.v1.trainer_mode", f"{TURNS}.function_tool_path"

@@ -26,7 +26,7 @@ pytest.importorskip("verl")
 
 from verl.tools.function_tool import FUNCTION_TOOL_REGISTRY, function_tool
 
-from tests.integration.test_agent_loop import config, transcript_of  # noqa: F401  a fixture
+from tests.integration.rollout.test_agent_loop import config, transcript_of  # noqa: F401  a fixture
 from tests.judge_server import JudgeServer
 from tests.regressions.test_tokens import (
     CHAT,

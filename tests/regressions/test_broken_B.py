@@ -16,13 +16,13 @@ pytest.importorskip("verl")
 
 from hydra import compose, initialize_config_module
 
-from tests.integration.setups import ROLLOUT, TURNS, fake_package
-from tests.integration.test_broken_setups import healthy, surroundings  # noqa: F401  fixtures
+from tests.doctor.setups import ROLLOUT, TURNS, fake_package
+from tests.doctor.test_broken_setups import healthy, surroundings  # noqa: F401  fixtures
 from tests.integration.test_reward_manager import TRANSCRIPT
-from verl_mtgrpo.integration.checks.setup import Setup
-from verl_mtgrpo.integration.checks.startup import CHECKS, DOCTOR, examine
+from verl_mtgrpo.doctor.setup import Setup
+from verl_mtgrpo.doctor.startup import CHECKS, DOCTOR, examine
 from verl_mtgrpo.integration.reward_manager import metrics
-from verl_mtgrpo.integration.sampler import rollout_metrics
+from verl_mtgrpo.integration.trainer.sampler import rollout_metrics
 from verl_mtgrpo.integration.verl_score import read_score
 from verl_mtgrpo.rewards import TurnRewards
 from verl_mtgrpo.rewards.presets import check_numbers, pay
@@ -99,7 +99,7 @@ def test_broken_set_ups_are_told(name, change, check, status, says, healthy):  #
 
 
 def test_a_template_from_the_environment_is_the_way_that_the_message_names(healthy, monkeypatch):  # noqa: F811
-    from verl_mtgrpo.data.policy import CHAT_TEMPLATE
+    from verl_mtgrpo.demo.policy import CHAT_TEMPLATE
 
     monkeypatch.setenv("CHAT_TEMPLATE", CHAT_TEMPLATE)
     change = "actor_rollout_ref.model.custom_chat_template=${oc.env:CHAT_TEMPLATE}"

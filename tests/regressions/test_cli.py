@@ -171,7 +171,7 @@ def test_e33_a_typo_in_the_external_modules(named: str, says: str, tmp_path: Pat
     # Row 6 of new-user.md, where verl was imported before the variable was set: names of estimators are looked up then.
     from omegaconf import OmegaConf
 
-    from verl_mtgrpo.integration.names import ESTIMATOR, unknown_name
+    from verl_mtgrpo.doctor.registries import ESTIMATOR, unknown_name
 
     monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m` in this folder has it
     with pytest.raises(ConfigError, match=says):
@@ -187,7 +187,7 @@ def test_e33_a_module_of_the_working_folder_is_found_as_the_trainer_finds_it(tmp
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "e33_own_module")
     assert main(["doctor", "--quick"]) == 0
     assert "fail" not in capsys.readouterr().out.splitlines()[0]
-    from verl_mtgrpo.cli.command import check_external_modules
+    from verl_mtgrpo.launch.command import check_external_modules
 
     check_external_modules("e33_own_module", tmp_path)
     assert str(tmp_path) not in sys.path
@@ -254,7 +254,7 @@ def test_e30_a_validation_does_not_compare_rollouts(estimator: str):
     pytest.importorskip("verl")
     from omegaconf import OmegaConf
 
-    from verl_mtgrpo.integration.checks.fit import COMPARING
+    from verl_mtgrpo.doctor.fit import COMPARING
     from verl_mtgrpo.integration.preflight import check_group_size
 
     def config(**trainer: bool) -> Any:

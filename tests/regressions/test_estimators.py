@@ -34,17 +34,17 @@ from verl.utils.skip import rollout_skip
 
 from tests.credit.batches import estimate, multi_turn_batch
 from tests.integration.test_reward_manager import TRANSCRIPT, manager, score
-from tests.integration.test_trainer import config
+from tests.integration.trainer.test_trainer import config
 from verl_mtgrpo.credit import ESTIMATORS, bilevel_gae, extra_fields, turn_gae
-from verl_mtgrpo.credit.diagnostics import credit_health
-from verl_mtgrpo.credit.explain import explain
-from verl_mtgrpo.credit.lab import PROCESSES, measure
+from verl_mtgrpo.doctor import startup
+from verl_mtgrpo.doctor.setup import Setup
+from verl_mtgrpo.doctor.unused import unused
 from verl_mtgrpo.errors import CreditInputError
-from verl_mtgrpo.integration.checks import startup
-from verl_mtgrpo.integration.checks.setup import Setup
-from verl_mtgrpo.integration.checks.unused import unused
-from verl_mtgrpo.integration.sampler import TurnReplayBuffer, TurnReplayBufferAsync, rollout_metrics
+from verl_mtgrpo.integration.trainer.sampler import TurnReplayBuffer, TurnReplayBufferAsync, rollout_metrics
+from verl_mtgrpo.lab import PROCESSES, measure
+from verl_mtgrpo.report.explain import explain
 from verl_mtgrpo.rewards.pattern import TURN_PATTERN, turn_pattern
+from verl_mtgrpo.watch.diagnostics import credit_health
 
 # ---- 17: groups that are taken out because all earned the same
 

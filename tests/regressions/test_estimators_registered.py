@@ -44,7 +44,7 @@ class MyLoop(AgentLoopBase):
 """
 OUR_LOOP = """
 from verl.experimental.agent_loop.agent_loop import register
-from verl_mtgrpo.integration.agent_loop import TurnToolAgentLoop
+from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
 
 @register("my_loop")
 class MyLoop(TurnToolAgentLoop):

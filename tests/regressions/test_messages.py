@@ -12,12 +12,12 @@ import pytest
 
 pytest.importorskip("verl")
 
-from tests.integration.setups import TURNS
-from tests.integration.test_broken_setups import doctor, healthy, surroundings  # noqa: F401  fixtures
+from tests.doctor.setups import TURNS
+from tests.doctor.test_broken_setups import doctor, healthy, surroundings  # noqa: F401  fixtures
 from verl_mtgrpo.cli.main import main
 from verl_mtgrpo.data.questions import read_questions
+from verl_mtgrpo.doctor.compose import compose_config, parse
 from verl_mtgrpo.errors import ConfigError, DataError
-from verl_mtgrpo.integration.checks.compose import compose_config, parse
 
 FILTER = "algorithm.filter_groups.enable=True"
 METRIC = "algorithm.filter_groups.metric"

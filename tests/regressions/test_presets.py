@@ -28,11 +28,11 @@ from verl.utils.reward_score import default_compute_score
 
 from verl_mtgrpo.credit import mt_grpo
 from verl_mtgrpo.data.known import KNOWN
-from verl_mtgrpo.data.policy import build_tokenizer
 from verl_mtgrpo.data.rows import make_row, write_parquet
+from verl_mtgrpo.demo.policy import build_tokenizer
+from verl_mtgrpo.doctor.data import data
+from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.checks.data import data
-from verl_mtgrpo.integration.checks.setup import Setup
 from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.report.published import PUBLISHED
 from verl_mtgrpo.rewards import PRESETS, ToolCall, Transcript, Turn, TurnRewards, pay, search_r1_em, search_r1_format

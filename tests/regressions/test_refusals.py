@@ -1,6 +1,6 @@
 """Issue 21, D21, D22, D23 and F36: what the start of a run refuses, what it warns of, and what it lets pass.
 
-Each case is a set-up (:class:`~tests.integration.setups.Healthy` with one thing changed), the check that is asked, and
+Each case is a set-up (:class:`~tests.doctor.setups.Healthy` with one thing changed), the check that is asked, and
 what it has to say of it. Sources: `review-gpu.md` (by finding), issue 21 (by letter).
 """
 
@@ -17,14 +17,14 @@ import pytest
 
 pytest.importorskip("verl")
 
-from tests.integration.setups import DATA, JUDGE, ROLLOUT, TURNS, Healthy, dead_url
+from tests.doctor.setups import DATA, JUDGE, ROLLOUT, TURNS, Healthy, dead_url
 from tests.training import REPOSITORY
-from verl_mtgrpo.data.policy import CHAT_TEMPLATE
 from verl_mtgrpo.data.rows import SYSTEM_PROMPTS
-from verl_mtgrpo.integration.checks.compose import CommandLine, compose_config
-from verl_mtgrpo.integration.checks.findings import Finding
-from verl_mtgrpo.integration.checks.setup import Setup
-from verl_mtgrpo.integration.checks.startup import CHECKS, examine
+from verl_mtgrpo.demo.policy import CHAT_TEMPLATE
+from verl_mtgrpo.doctor.compose import CommandLine, compose_config
+from verl_mtgrpo.doctor.findings import Finding
+from verl_mtgrpo.doctor.setup import Setup
+from verl_mtgrpo.doctor.startup import CHECKS, examine
 
 QWEN3 = REPOSITORY.parent / "shared" / "data" / "tokenizers" / "qwen3"
 GROUPS = ("hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo", "+mtgrpo_cpu=default")

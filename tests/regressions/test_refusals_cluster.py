@@ -19,9 +19,9 @@ import pytest
 
 pytest.importorskip("verl")
 
-from tests.integration.setups import fake_package
+from tests.doctor.setups import fake_package
 from tests.test_recipes import RECIPES
-from verl_mtgrpo.cli import doctor_processes
+from verl_mtgrpo.doctor import processes as doctor_processes
 
 STATUS = """======== Autoscaler status: 2026-11-26 14:36:09.539018 ========
 Node status

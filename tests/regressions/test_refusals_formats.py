@@ -8,7 +8,7 @@ pytest.importorskip("verl")
 
 from verl.experimental.agent_loop.tool_parser import ToolParser
 
-from tests.integration.setups import TURNS, Healthy
+from tests.doctor.setups import TURNS, Healthy
 from tests.regressions.test_refusals import look, run, status, surroundings  # noqa: F401  fixtures
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, paper_v1
 from verl_mtgrpo.rewards.formats import FORMATS

@@ -27,10 +27,10 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, RpcErro
 
 import verl_mtgrpo
 from verl_mtgrpo.errors import StorageError, WorkerDiedError
-from verl_mtgrpo.integration import workers
-from verl_mtgrpo.integration.search_tool import SearchTool
-from verl_mtgrpo.integration.storage import _explained
-from verl_mtgrpo.integration.workers import RewardWorkers, TurnAgentLoopManager
+from verl_mtgrpo.integration.rollout import workers
+from verl_mtgrpo.integration.rollout.search_tool import SearchTool
+from verl_mtgrpo.integration.rollout.workers import RewardWorkers, TurnAgentLoopManager
+from verl_mtgrpo.integration.trainer.storage import _explained
 from verl_mtgrpo.retrieval import BM25Index, Passage
 
 PACKAGE = Path(verl_mtgrpo.__path__[0])

@@ -12,12 +12,12 @@ pytest.importorskip("verl")
 
 from packaging.requirements import Requirement
 
-from tests.integration.setups import ROLLOUT, TURNS, Healthy, fake_package
+from tests.doctor.setups import ROLLOUT, TURNS, Healthy, fake_package
 from tests.regressions.test_refusals import look, run, status, surroundings  # noqa: F401  fixtures
 from tests.training import REPOSITORY
+from verl_mtgrpo.doctor import fit, versions
 from verl_mtgrpo.errors import CompatibilityError
 from verl_mtgrpo.integration import compat
-from verl_mtgrpo.integration.checks import fit, versions
 
 # ---- review 19: pip never puts another verl over the one that is there
 
@@ -110,7 +110,7 @@ def test_review_20_a_renamed_method_ends_the_start(renamed, run):  # noqa: F811
     assert "replay_buffer.ReplayBuffer has no _wait_for_next_poll, which a class of verl_mtgrpo" in found[0].message
     assert "install verl 0.9.1" in found[0].fix
     with pytest.raises(CompatibilityError, match="_wait_for_next_poll"):
-        resolved("verl_mtgrpo.integration.trainer:TurnTrainerSync")(None)  # also where the checks are off
+        resolved("verl_mtgrpo.integration.trainer.trainer:TurnTrainerSync")(None)  # also where the checks are off
 
 
 def test_review_20_a_package_that_is_not_on_this_machine_is_no_renaming(monkeypatch):
@@ -136,7 +136,7 @@ def test_review_24_only_cut_formats_give_the_engine_a_tokenizer(spoken, expected
     from omegaconf import OmegaConf
 
     from tests.regressions.test_refusals import GROUPS
-    from verl_mtgrpo.integration.checks.compose import CommandLine, compose_config
+    from verl_mtgrpo.doctor.compose import CommandLine, compose_config
 
     config = compose_config(CommandLine((*GROUPS, *run.overrides, f"{TURNS}.format={spoken}")))
     OmegaConf.resolve(config)  # as verl does before it makes workers

@@ -20,7 +20,7 @@ from verl.tools.base_tool import BaseTool
 from verl.tools.function_tool import FUNCTION_TOOL_REGISTRY, function_tool
 from verl.tools.schemas import OpenAIFunctionToolSchema, ToolResponse
 
-from tests.integration.test_agent_loop import (  # noqa: F401 (fixtures)
+from tests.integration.rollout.test_agent_loop import (  # noqa: F401 (fixtures)
     BAD_JSON,
     GOOD,
     UNKNOWN,
@@ -32,8 +32,8 @@ from tests.integration.test_agent_loop import (  # noqa: F401 (fixtures)
     transcript_of,
 )
 from verl_mtgrpo.errors import MTGRPOError, ToolError
-from verl_mtgrpo.integration.agent_loop import TurnToolAgentLoop
-from verl_mtgrpo.integration.calls import written_calls
+from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
+from verl_mtgrpo.integration.rollout.calls import written_calls
 from verl_mtgrpo.rewards import paper_v1, paper_v2
 from verl_mtgrpo.rewards.measures import tool_trouble
 
@@ -241,4 +241,4 @@ def test_a7_one_tools_reward_is_not_anothers(config, tokenizer):  # noqa: F811
 
 
 def test_the_module_can_be_imported_first():
-    subprocess.run([sys.executable, "-c", "import verl_mtgrpo.integration.calls"], check=True)
+    subprocess.run([sys.executable, "-c", "import verl_mtgrpo.integration.rollout.calls"], check=True)

@@ -23,19 +23,19 @@ from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.registry import get_reward_manager_cls
 from verl.trainer.ppo import core_algos
 
-from tests.integration.test_broken_setups import composed, doctor, healthy, surroundings  # noqa: F401  fixtures
+from tests.doctor.test_broken_setups import composed, doctor, healthy, surroundings  # noqa: F401  fixtures
 from tests.integration.test_reward_manager import TRANSCRIPT, config
 from tests.regressions.start_names import NAMES
 from tests.regressions.start_rewards import REWARDS
 from tests.regressions.start_setups import ESTIMATOR
 from verl_mtgrpo.credit import ESTIMATORS, mt_grpo, mt_grpo_v1
-from verl_mtgrpo.data.policy import build_tokenizer
+from verl_mtgrpo.demo.policy import build_tokenizer
+from verl_mtgrpo.doctor.start_check import StartCheck
 from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, TranscriptError
 from verl_mtgrpo.integration.intent import check_preset, group_names, packaged
 from verl_mtgrpo.integration.reward_manager import metrics
-from verl_mtgrpo.integration.sampler import refuse_failed_batch
 from verl_mtgrpo.integration.settings import TrainerTurnSettings, trainer_turn_settings
-from verl_mtgrpo.integration.start_check import StartCheck
+from verl_mtgrpo.integration.trainer.sampler import refuse_failed_batch
 from verl_mtgrpo.rewards import TurnRewards
 from verl_mtgrpo.rewards.measures import own_metrics, tool_trouble, tool_use
 from verl_mtgrpo.rewards.presets import load_preset

@@ -26,18 +26,18 @@ from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_kl_controller
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-from tests.integration.test_trainer import config
+from tests.integration.trainer.test_trainer import config
 from tests.queues import own_queue
 from verl_mtgrpo.credit import ESTIMATORS, divides_by_group_std, extra_fields
-from verl_mtgrpo.credit.diagnostics import credit_metrics
+from verl_mtgrpo.doctor import fit
+from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.checks import fit
-from verl_mtgrpo.integration.checks.setup import Setup
-from verl_mtgrpo.integration.left_out import Sorted, compares, sort_rows
 from verl_mtgrpo.integration.preflight import check_estimator
-from verl_mtgrpo.integration.queue import token_columns, without_padding
-from verl_mtgrpo.integration.sampler import TurnReplayBuffer, TurnReplayBufferAsync
-from verl_mtgrpo.integration.trainer import TurnTrainerSync, guards_of, measure
+from verl_mtgrpo.integration.trainer.left_out import Sorted, compares, sort_rows
+from verl_mtgrpo.integration.trainer.queue import token_columns, without_padding
+from verl_mtgrpo.integration.trainer.sampler import TurnReplayBuffer, TurnReplayBufferAsync
+from verl_mtgrpo.integration.trainer.trainer import TurnTrainerSync, guards_of, measure
+from verl_mtgrpo.watch.diagnostics import credit_metrics
 
 LOST = None
 """A rollout that was dropped, among the turn rewards of others."""

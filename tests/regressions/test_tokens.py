@@ -30,9 +30,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from verl.tools.function_tool import FUNCTION_TOOL_REGISTRY, function_tool
 from verl.workers.rollout.replica import TokenOutput
 
-from tests.integration.test_agent_loop import PROMPT, config, run, scored, transcript_of  # noqa: F401  a fixture
-from verl_mtgrpo.data.policy import build_tokenizer
-from verl_mtgrpo.integration.agent_loop import RawContinuationAgentLoop, TurnToolAgentLoop
+from tests.integration.rollout.test_agent_loop import PROMPT, config, run, scored, transcript_of  # noqa: F401  a fixture
+from verl_mtgrpo.demo.policy import build_tokenizer
+from verl_mtgrpo.integration.rollout.agent_loop import RawContinuationAgentLoop, TurnToolAgentLoop
 from verl_mtgrpo.rewards import Transcript
 from verl_mtgrpo.rewards.measures import tool_trouble
 from verl_mtgrpo.rewards.paper_v2 import paper_v2
@@ -325,7 +325,7 @@ ENDS = [
 @pytest.mark.parametrize(("special", "eos", "listed", "template", "closing", "stop"), ENDS)
 def test_the_end_of_a_turn_is_the_templates(tmp_path, special, eos, listed, template, closing, stop):
     """1. For templates of seven families, as their model cards have them, shortened."""
-    from verl_mtgrpo.integration.end_of_turn import end_of_turn
+    from verl_mtgrpo.integration.rollout.end_of_turn import end_of_turn
 
     tokenizer = special_tokenizer(special, eos, template)
     number = tokenizer.convert_tokens_to_ids
@@ -407,7 +407,7 @@ def test_a_thought_that_the_template_also_closes_is_nobodys(config, tools):  # n
     ],
 )  # fmt: skip
 def test_what_is_open_at_the_end_of_the_prompt(template, opened):
-    from verl_mtgrpo.integration.end_of_turn import end_of_turn
+    from verl_mtgrpo.integration.rollout.end_of_turn import end_of_turn
 
     assert end_of_turn(special_tokenizer("", "</s>", template)).opened == opened
 
@@ -501,7 +501,7 @@ def test_stock_verl_has_the_hole(config, tokenizer, tools):  # noqa: F811
 @needs_qwen3
 @pytest.mark.parametrize("seed", range(20))
 def test_no_text_holds_a_control_token(seed):
-    from verl_mtgrpo.integration.outside_text import outside_text
+    from verl_mtgrpo.integration.rollout.outside_text import outside_text
 
     tokenizer, rng = qwen3("instruct"), random.Random(seed)
     words = [str(token.content) for token in tokenizer.added_tokens_decoder.values()]
@@ -517,7 +517,7 @@ def test_no_text_holds_a_control_token(seed):
 
 def test_a_token_that_is_found_in_changed_text_only():
     """A tokenizer that reads small letters finds `<think>` in `<THINK>`; words that a vocabulary adds stay words."""
-    from verl_mtgrpo.integration.outside_text import outside_text
+    from verl_mtgrpo.integration.rollout.outside_text import outside_text
 
     inner = build_tokenizer(["oslo"], ["Bergen"]).backend_tokenizer
     inner.normalizer = normalizers.Lowercase()

@@ -21,8 +21,8 @@ import pytest
 
 pytest.importorskip("verl")
 
-from tests.integration.setups import DATA, ROLLOUT, TURNS, Healthy
-from tests.integration.test_broken_setups import doctor, healthy  # noqa: F401  a fixture
+from tests.doctor.setups import DATA, ROLLOUT, TURNS, Healthy
+from tests.doctor.test_broken_setups import doctor, healthy  # noqa: F401  a fixture
 from tests.regressions.test_tokens import QWEN3, needs_qwen3, qwen3
 
 RAW = f"{ROLLOUT}.agent.default_agent_loop=mtgrpo_raw_agent"
@@ -65,7 +65,7 @@ def test_sound_set_ups_are_found_sound(healthy, capsys, models, variant, format,
 
 
 def test_the_advice_is_not_what_has_just_failed(healthy, capsys):  # noqa: F811
-    from verl_mtgrpo.data.policy import CHAT_TEMPLATE
+    from verl_mtgrpo.demo.policy import CHAT_TEMPLATE
 
     template = CHAT_TEMPLATE.replace(
         "<|im_start|>{{ message.role }}",

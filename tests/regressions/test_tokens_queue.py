@@ -18,11 +18,11 @@ from verl import DataProto
 from verl.utils.debug.metrics import calculate_debug_metrics
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-from tests.integration.test_agent_loop import config, scored  # noqa: F401  a fixture
+from tests.integration.rollout.test_agent_loop import config, scored  # noqa: F401  a fixture
 from tests.regressions.test_statistics import queue  # noqa: F401  a fixture
 from tests.regressions.test_tokens import CHAT, roll
-from verl_mtgrpo.data.policy import build_tokenizer
-from verl_mtgrpo.integration.queue import padded
+from verl_mtgrpo.demo.policy import build_tokenizer
+from verl_mtgrpo.integration.trainer.queue import padded
 
 COLUMNS = ["prompts", "responses", "response_mask", "rollout_log_probs", "rm_scores"]
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.browser
 
 README = [[0.7, 1.0], [0.2, 0.0], [0.5]]
 ADVANTAGES = [[2.1094, 1.0], [-1.2774, -1.0], [-0.8321]]
-"""The example at the top of the README, worked out in tests/credit/test_explain.py."""
+"""The example at the top of the README, worked out in tests/report/test_explain.py."""
 
 
 @pytest.fixture(scope="module")

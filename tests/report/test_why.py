@@ -1,4 +1,4 @@
-"""The working in words; the numbers are those of tests/credit/test_explain.py."""
+"""The working in words; the numbers are those of tests/report/test_explain.py."""
 
 from __future__ import annotations
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from verl_mtgrpo.cli.demo import plan_run, prepare_assets, settings_from
-from verl_mtgrpo.cli.demo_settings import DemoSettings
-from verl_mtgrpo.cli.progress import format_duration
-from verl_mtgrpo.cli.provenance import describe_machine
-from verl_mtgrpo.cli.runs import RunPlan, RunResult, train_to_end
+from verl_mtgrpo.demo.runs import RunPlan, RunResult, train_to_end
+from verl_mtgrpo.demo.training import DemoSettings
+from verl_mtgrpo.launch.progress import format_duration
+from verl_mtgrpo.launch.provenance import describe_machine
 
 METHODS: Mapping[str, str] = {
     "grpo_or": "GRPO-OR",

@@ -9,13 +9,13 @@ import shutil
 import time
 from pathlib import Path
 
-from verl_mtgrpo.cli.demo_settings import DemoSettings
-from verl_mtgrpo.cli.progress import format_duration
 from verl_mtgrpo.cli.report import print_credit, write_report
-from verl_mtgrpo.cli.runs import Assets, RunPlan, RunResult, train_to_end
 from verl_mtgrpo.cpu import ROLLOUT_NAME, VLLM
 from verl_mtgrpo.cpu.vllm_check import check_installation
+from verl_mtgrpo.demo.runs import Assets, RunPlan, RunResult, train_to_end
+from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.launch.progress import format_duration
 
 _PRESET = "mt_grpo"
 _SHOWN_ROLLOUTS = 3
@@ -87,7 +87,7 @@ def prepare_assets(out: Path, *, seed: int) -> Assets:
     # threads that sleep, on cores that do other things as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    from verl_mtgrpo.data.demo import prepare_demo
+    from verl_mtgrpo.demo.assets import prepare_demo
 
     started = time.monotonic()
     assets = prepare_demo(out / f"assets-seed{seed}", seed=seed, progress=True)

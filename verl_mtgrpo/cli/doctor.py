@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from verl_mtgrpo.cli.doctor_processes import registered
 from verl_mtgrpo.cli.train import index_of
+from verl_mtgrpo.doctor.processes import registered
 from verl_mtgrpo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from verl_mtgrpo.integration.checks.compose import CommandLine
-    from verl_mtgrpo.integration.checks.findings import Finding
+    from verl_mtgrpo.doctor.compose import CommandLine
+    from verl_mtgrpo.doctor.findings import Finding
 
 SERVICE_S = 5.0
 """Longest time in seconds that a search service may take to answer here."""
@@ -60,7 +60,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Look, print what was found, and say by the exit code whether anything failed."""
-    from verl_mtgrpo.integration.checks.findings import any_failed, as_dicts, as_text, from_error
+    from verl_mtgrpo.doctor.findings import any_failed, as_dicts, as_text, from_error
 
     try:
         line = _command_line(args)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _command_line(args: argparse.Namespace) -> CommandLine:
     """What is to be looked at: what was typed, with what the options add as `mtgrpo train` does."""
-    from verl_mtgrpo.integration.checks.compose import parse
+    from verl_mtgrpo.doctor.compose import parse
 
     typed = parse(args.overrides)
     env = dict(typed.env)
@@ -94,9 +94,9 @@ def _command_line(args: argparse.Namespace) -> CommandLine:
 
 
 def _look(args: argparse.Namespace, line: CommandLine) -> list[Finding]:
-    from verl_mtgrpo.integration.checks.findings import Finding, any_failed
-    from verl_mtgrpo.integration.checks.plugin import entry_point, external_modules
-    from verl_mtgrpo.integration.checks.versions import check_versions
+    from verl_mtgrpo.doctor.findings import Finding, any_failed
+    from verl_mtgrpo.doctor.plugin import entry_point, external_modules
+    from verl_mtgrpo.doctor.versions import check_versions
 
     found = [*check_versions()]
     found += entry_point()
@@ -113,10 +113,10 @@ def _look(args: argparse.Namespace, line: CommandLine) -> list[Finding]:
 
 
 def _look_at_config(line: CommandLine) -> list[Finding]:
-    from verl_mtgrpo.integration.checks.compose import compose_config
-    from verl_mtgrpo.integration.checks.findings import Finding, from_error
-    from verl_mtgrpo.integration.checks.setup import Setup
-    from verl_mtgrpo.integration.checks.startup import DOCTOR, examine
+    from verl_mtgrpo.doctor.compose import compose_config
+    from verl_mtgrpo.doctor.findings import Finding, from_error
+    from verl_mtgrpo.doctor.setup import Setup
+    from verl_mtgrpo.doctor.startup import DOCTOR, examine
 
     try:
         config = compose_config(line)
@@ -130,10 +130,10 @@ def _index_alone(line: CommandLine) -> list[Finding]:
     """The index that the environment or --index names, as the packaged search tool would open it."""
     from omegaconf import OmegaConf
 
-    from verl_mtgrpo.integration.checks.findings import Finding
-    from verl_mtgrpo.integration.checks.services import index
-    from verl_mtgrpo.integration.checks.setup import Setup, Tool
-    from verl_mtgrpo.integration.checks.startup import Check, examine
+    from verl_mtgrpo.doctor.findings import Finding
+    from verl_mtgrpo.doctor.services import index
+    from verl_mtgrpo.doctor.setup import Setup, Tool
+    from verl_mtgrpo.doctor.startup import Check, examine
 
     spec = os.environ.get("MTGRPO_INDEX")
     if not spec:

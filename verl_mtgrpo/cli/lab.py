@@ -10,19 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verl_mtgrpo.cli.provenance import describe_machine, describe_source
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.launch.provenance import describe_machine, describe_source
 
 if TYPE_CHECKING:
-    from verl_mtgrpo.credit.lab import Process
-    from verl_mtgrpo.credit.lab.measure import Credit
+    from verl_mtgrpo.lab import Process
+    from verl_mtgrpo.lab.measure import Credit
 
 _DESCRIPTION = """\
 Sample groups of rollouts from small multi-turn tasks, compute advantages with every estimator of this package
 (and verl's own grpo, rloo and gae where verl is installed), and compare the gradients they give with the exact
 policy gradient: bias with its 99 % interval, direction, variance, for several group sizes.
 
-A task of your own is a verl_mtgrpo.credit.lab.Process in a Python file, about 20 lines:
+A task of your own is a verl_mtgrpo.lab.Process in a Python file, about 20 lines:
 
   mtgrpo lab --process my_task.py:MY_TASK
 """
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print the summary, write tables and plot."""
     from tqdm import tqdm
 
-    from verl_mtgrpo.credit.lab import PROCESSES, measure
+    from verl_mtgrpo.lab import PROCESSES, measure
 
     if not importlib.util.find_spec("matplotlib"):
         raise ConfigError("mtgrpo lab draws with matplotlib, which is not installed: pip install matplotlib")
@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(args: argparse.Namespace, processes: Sequence[Process], results: dict[str, Any]) -> None:
+    from verl_mtgrpo.lab.tables import as_csv, full_tables, lab_figure, summary_tables
     from verl_mtgrpo.report.curves import save_figure
-    from verl_mtgrpo.report.lab import as_csv, full_tables, lab_figure, summary_tables
 
     summary = summary_tables(results, size=8 if 8 in args.sizes else args.sizes[-1])
     about = "\n".join(f"- **{process.name}**: {process.about}" for process in processes)
@@ -93,7 +93,7 @@ def _write(args: argparse.Namespace, processes: Sequence[Process], results: dict
 def chosen_estimators(names: Sequence[str] | None) -> dict[str, Credit]:
     """Those with these names, or all: this package's with the settings that matter, and verl's if it is installed."""
     from verl_mtgrpo.credit import ESTIMATORS, extra_fields
-    from verl_mtgrpo.credit.lab import Rollouts
+    from verl_mtgrpo.lab import Rollouts
 
     def credit(rollouts: Rollouts, *, name: str, **settings: Any) -> Any:
         # What a critic would estimate is known here: the exact values.
@@ -111,7 +111,7 @@ def chosen_estimators(names: Sequence[str] | None) -> dict[str, Credit]:
             label = ", ".join([name, *critic, *(f"{value}" for value in settings.values())])
             estimators[label] = partial(credit, name=name, **settings)
     if importlib.util.find_spec("verl") and (not names or set(names) - set(estimators)):
-        from verl_mtgrpo.integration.lab import verl_estimators
+        from verl_mtgrpo.lab.verl_estimators import verl_estimators
 
         estimators |= verl_estimators()
     unknown = sorted(set(names or ()) - set(estimators))
@@ -122,12 +122,12 @@ def chosen_estimators(names: Sequence[str] | None) -> dict[str, Credit]:
 
 def load_process(spec: str) -> Process:
     """The :class:`Process` that ``file.py:NAME`` names."""
-    from verl_mtgrpo.credit.lab import Process
+    from verl_mtgrpo.lab import Process
 
     path, _, name = spec.rpartition(":")
     if not path or not Path(path).is_file():
         raise ConfigError(f"--process {spec}: expected FILE.py:NAME with an existing file, like my_task.py:MY_TASK")
     found = runpy.run_path(path).get(name)
     if not isinstance(found, Process):
-        raise ConfigError(f"--process {spec}: {name} is {found!r}, expected a verl_mtgrpo.credit.lab.Process")
+        raise ConfigError(f"--process {spec}: {name} is {found!r}, expected a verl_mtgrpo.lab.Process")
     return found

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verl_mtgrpo.cli.provenance import describe_source
 from verl_mtgrpo.errors import ConfigError, DataError
+from verl_mtgrpo.launch.provenance import describe_source
 
 if TYPE_CHECKING:
     from verl_mtgrpo.report.catalog import Catalog

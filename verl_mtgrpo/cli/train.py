@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from verl_mtgrpo.cli.checkpoint import Merge
-from verl_mtgrpo.cli.command import TrainCommand, run_train_command
-from verl_mtgrpo.cli.failure import failure_report
-from verl_mtgrpo.cli.process import run_child
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.launch.checkpoint import Merge
+from verl_mtgrpo.launch.command import TrainCommand, run_train_command
+from verl_mtgrpo.launch.failure import failure_report
+from verl_mtgrpo.launch.process import run_child
 from verl_mtgrpo.retrieval.addresses import base_url, is_address, meant_address
 
 _DESCRIPTION = """\

@@ -19,7 +19,7 @@ from verl.trainer.ppo.core_algos import AdvantageEstimator
 
 from verl_mtgrpo.credit import ESTIMATORS, extra_fields
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.knobs import is_ours
+from verl_mtgrpo.integration.advantage.knobs import is_ours
 from verl_mtgrpo.integration.parts import pays_turns
 from verl_mtgrpo.integration.settings import (
     PAY,

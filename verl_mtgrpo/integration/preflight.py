@@ -11,10 +11,10 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 
 from verl_mtgrpo.credit import ESTIMATORS, compares_rollouts, extra_fields
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.fields import MODES, needs_our_trainer, source_of
+from verl_mtgrpo.integration.advantage.fields import MODES, needs_our_trainer, source_of
+from verl_mtgrpo.integration.advantage.kl_in_reward import check_kl
+from verl_mtgrpo.integration.advantage.knobs import is_ours, try_knobs
 from verl_mtgrpo.integration.intent import check_preset, check_signs, overridden
-from verl_mtgrpo.integration.kl_in_reward import check_kl
-from verl_mtgrpo.integration.knobs import is_ours, try_knobs
 from verl_mtgrpo.integration.parts import check_parts
 from verl_mtgrpo.integration.settings import TurnRewardSettings, estimator_settings, turn_reward_settings
 from verl_mtgrpo.rewards import JUDGES, NEED_RULES, load_preset
@@ -80,7 +80,7 @@ def check_filtering(config: Any) -> None:
             "turn_pattern (what each turn was paid), reward (the total), or a name that the reward gives for every "
             "rollout, such as outcome/em"
         )
-    if filtering and sampler.endswith("verl_mtgrpo.integration.sampler") and told is None:
+    if filtering and sampler.endswith("verl_mtgrpo.integration.trainer.sampler") and told is None:
         raise ConfigError(
             "algorithm.filter_groups does nothing here: verl tells custom samplers nothing of it; take the config "
             "group +mtgrpo=..., or set under trainer.v1.sampler.sampler_kwargs: "

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from verl_mtgrpo.credit import ESTIMATORS
-from verl_mtgrpo.credit.guards import GuardSettings
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
+from verl_mtgrpo.watch.guards import GuardSettings
 
 T = TypeVar("T")
 

@@ -21,8 +21,8 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from verl_mtgrpo.credit.explain import Term
 from verl_mtgrpo.report.catalog import Catalog, Entry, Group
+from verl_mtgrpo.report.explain import Term
 from verl_mtgrpo.report.metrics import RunMetrics
 from verl_mtgrpo.report.overview import curves, histograms, turn_rows
 from verl_mtgrpo.report.rollouts import DumpedRollout

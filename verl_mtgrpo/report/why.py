@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from verl_mtgrpo.credit.explain import Term, explain
+from verl_mtgrpo.report.explain import Term, explain
 from verl_mtgrpo.report.rollouts import DumpedRollout
 
 IN_WORDS: Mapping[str, str] = {

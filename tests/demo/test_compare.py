@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from verl_mtgrpo.cli.compare import write_comparison
+from verl_mtgrpo.demo.runs import RunResult
+from verl_mtgrpo.demo.training import DemoSettings
+from verl_mtgrpo.launch.provenance import describe_machine, describe_source
+from verl_mtgrpo.report.metrics import RunMetrics
+from verl_mtgrpo.version import __version__
+
+
+def _run(start: float, end: float) -> RunResult:
+    metrics = RunMetrics(
+        train={"tool/used": {1: start, 2: end}, "actor/lr": {1: 1e-3, 2: 1e-3}},
+        validation={"tool/used": {0: start, 2: end}, "outcome/em": {0: 0.25, 2: 0.5}},
+    )
+    return RunResult(metrics, 90.0, 1, "0.1, commit abc", reused=False)
+
+
+def test_table_plot_and_data_say_the_same(tmp_path: Path) -> None:
+    results = {
+        "grpo_or": {0: _run(0.3, 0.2), 1: _run(0.3, 0.4)},
+        "mt_grpo": {0: _run(0.3, 0.96), 1: _run(0.3, 1.0)},
+    }
+    write_comparison(tmp_path, results, settings=DemoSettings())
+    table = (tmp_path / "comparison.md").read_text()
+    assert "| before training | 0.300 (0.300 to 0.300) | – | 0.250 (0.250 to 0.250) | – |" in table
+    assert "| GRPO-OR | 0.300 (0.200 to 0.400) |" in table
+    assert "| MT-GRPO | 0.980 (0.960 to 1.000) |" in table
+    assert "- seeds: 0, 1" in table and "- source: 0.1, commit abc" in table and "prompts 16" in table
+    data = json.loads((tmp_path / "comparison.json").read_text())
+    assert [(run["preset"], run["seed"]) for run in data["runs"]] == [
+        ("grpo_or", 0), ("grpo_or", 1), ("mt_grpo", 0), ("mt_grpo", 1)
+    ]  # fmt: skip
+    assert data["runs"][3]["validation"]["tool/used"] == {"0": 0.3, "2": 1.0}
+    assert (tmp_path / "comparison.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_value_that_a_run_lacks_does_not_shift_its_row(tmp_path: Path) -> None:
+    write_comparison(tmp_path, {"mt_grpo": {0: _run(0.3, 0.9)}}, settings=DemoSettings())
+    (row,) = [line for line in (tmp_path / "comparison.md").read_text().splitlines() if "seed 0" in line]
+    assert row == "| MT-GRPO, seed 0 | 0.900 | – | 0.500 | – | 1:30 |"
+
+
+def test_provenance_names_version_and_packages() -> None:
+    assert describe_source().startswith(__version__)
+    machine = describe_machine()
+    assert "cores" in machine["machine"] and "torch" in machine["packages"]

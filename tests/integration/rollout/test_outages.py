@@ -1,0 +1,331 @@
+"""A search that is down, from the tool to the metrics; and what the search tool remembers of a rollout."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import pickle
+import shutil
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("verl")
+
+from verl.tools.function_tool import FUNCTION_TOOL_REGISTRY, function_tool
+from verl.tools.schemas import ToolResponse
+
+from tests.integration.rollout.test_agent_loop import (  # noqa: F401  (the fixtures among them are used by name)
+    GOOD,
+    config,
+    final_answer,
+    run,
+    tokenizer,
+    transcript_of,
+)
+from tests.retrieval.services import FAULTY, build_index, serving
+from verl_mtgrpo.errors import ConfigError, DropRollout, RetrievalBusy, RetrievalError
+from verl_mtgrpo.integration.reward_manager import refuse_unfinished
+from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
+from verl_mtgrpo.integration.rollout.search_tool import SearchTool, fingerprint_for
+from verl_mtgrpo.integration.trainer.sampler import share_failed, warn_of_outages
+from verl_mtgrpo.retrieval import BM25Index, HTTPRetriever, Passage
+from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, TurnRewards
+from verl_mtgrpo.rewards.measures import charge_repeats, tool_trouble, tool_use
+
+CORPUS = [Passage(str(n), f"Tower {n}", f"tower of Pim number{n} it is in Oslo") for n in range(20)]
+
+
+@pytest.fixture
+def index(tmp_path) -> BM25Index:
+    return BM25Index.build(CORPUS, tmp_path / "index", source="test")
+
+
+def search_tool(index: BM25Index, **settings: Any) -> SearchTool:
+    return SearchTool({"type": "native", "index": str(index.path), **settings}, None)
+
+
+def broken(index: BM25Index, **settings: Any) -> SearchTool:
+    """A real tool whose index is deleted under it."""
+    tool = search_tool(index, **settings)
+    tool._index = pickle.loads(pickle.dumps(index))
+    shutil.rmtree(index.path)
+    return tool
+
+
+def search(tool: SearchTool, query: Any, rollout: Any = None) -> tuple[str, dict[str, Any]]:
+    response, _, info = asyncio.run(tool.execute("instance", {"query": query}, agent_data=rollout))
+    return response.text, info
+
+
+# ---- from the tool to the metrics
+
+
+def test_drop_ends_the_rollout_and_takes_it_out(config, tokenizer, index):  # noqa: F811
+    output = run(TurnToolAgentLoop, config, tokenizer, [broken(index)], script=[GOOD, final_answer("never said")])
+    transcript = transcript_of(output)
+    assert (len(transcript.turns), transcript.end_reason) == (1, "outage")
+    (call,) = transcript.turns[0].tool_calls
+    assert (call.ok, call.error_kind, call.result) == (False, "bad_index", "Error: the search engine is down.")
+    assert "there is no index at" in call.error
+    with pytest.raises(DropRollout, match="there is no index at"):
+        refuse_unfinished(transcript)
+    trouble = tool_trouble(transcript)
+    assert (trouble["tool/outage"], trouble["tool/failures"], trouble["tool/errors/bad_index"]) == (1.0, 1.0, 1.0)
+
+
+def test_a_tool_of_ones_own_that_fails_is_no_outage(config, tokenizer):  # noqa: F811
+    @function_tool
+    def search(query: str):
+        """Search.
+
+        Args:
+            query: What to look for.
+        """
+        return ToolResponse(text="Error: your program ran too long."), 0.0, {"ok": False, "error_kind": "timeout"}
+
+    tool = FUNCTION_TOOL_REGISTRY.pop("search")  # leave verl's global registry as it was
+    output = run(TurnToolAgentLoop, config, tokenizer, [tool], script=[GOOD, final_answer("Oslo")])
+    transcript = transcript_of(output)
+    assert (len(transcript.turns), transcript.end_reason) == (2, "answered")
+    assert transcript.turns[0].tool_calls[0].error_kind == "timeout"
+
+
+def test_raise_fails_the_rollout(config, tokenizer, index):  # noqa: F811
+    tool = broken(index, on_outage="raise")
+    with pytest.raises(RetrievalError, match=r"tool 'search' is down: .*there is no index at"):
+        run(TurnToolAgentLoop, config, tokenizer, [tool], script=[GOOD])
+
+
+def test_one_outage_among_parallel_calls_is_an_outage(config, tokenizer, index):  # noqa: F811
+    tool = broken(index)
+    output = run(TurnToolAgentLoop, config, tokenizer, [tool], script=[GOOD + GOOD, "x"], max_parallel_calls=2)
+    assert transcript_of(output).end_reason == "outage"
+    assert len(transcript_of(output).turns[0].tool_calls) == 2
+
+
+def test_a_rollout_without_outage_is_scored():
+    refuse_unfinished(
+        Transcript((Turn("x", (0, 1), (ToolCall("search", "{}", ok=False, error_kind="no_query"),)),), "answered")
+    )
+
+
+def test_measures_of_calls():
+    calls = (
+        ToolCall("search", "{}", error_kind="no_hits", latency_s=0.1),
+        ToolCall("search", "{}", faults=("timeout", "busy", "timeout"), latency_s=2.0, repeat=True),
+        ToolCall("lookup", "{}", ok=False, error_kind="unknown_tool"),
+        ToolCall("mine", "{}", ok=False, error_kind="a kind of my own"),
+        ToolCall("search", "{}", ok=False, error_kind="busy", faults=("timeout", "busy")),
+    )
+    transcript = Transcript((Turn("x", (0, 1), calls), Turn("y", (2, 3))), "answered")
+    trouble = {name: value for name, value in tool_trouble(transcript).items() if value}
+    assert trouble == {
+        "tool/calls": 5.0,
+        "tool/failures": 3.0,
+        "tool/retries": 4.0,
+        "tool/no_hits": 1.0,
+        "tool/errors/unknown_tool": 1.0,
+        "tool/errors/tool_error": 1.0,
+        "tool/errors/busy": 1.0,
+        "tool/retried/timeout": 3.0,
+        "tool/retried/busy": 1.0,
+        "tool/latency_s": 2.0,
+    }
+    assert tool_use(transcript) == {"tool/used": 1.0, "tool/success": 0.4, "tool/repeats": 1.0}
+    assert tool_trouble(Transcript((), "answered"))["tool/latency_s"] is None
+
+
+def test_rollouts_that_failed_are_missing_and_counted():
+    # 2 prompts of 4 rollouts; one rollout has two outputs, two are missing
+    keys = ["a_0_0", "a_1_0", "a_2_0", "a_2_1", "a_3_0", "b_0_0", "b_3_0"]
+    assert share_failed(keys, 8) == {"outcome/failed": pytest.approx(2 / 8)}
+    assert share_failed(keys, 0) == {}
+
+
+@pytest.mark.parametrize(
+    ("failed", "outage", "loud"), [(0.0, 0.05, False), (0.0, 0.06, True), (0.06, 0.0, True), (0.03, 0.03, True)]
+)
+def test_above_five_percent_an_error_says_so(caplog, failed, outage, loud):
+    measured = {"outcome/failed": failed, "tool/outage": outage, "tool/errors/timeout": 0.5, "tool/failures": 0.6}
+    with caplog.at_level(logging.ERROR):
+        warn_of_outages(measured, 7)
+    assert bool(caplog.text) == loud
+    if loud:
+        assert "step 7: 6% of the rollouts are lost" in caplog.text
+        assert "tool/errors/timeout 0.5" in caplog.text
+
+
+# ---- what the tool does by itself
+
+
+def test_a_search_that_hangs_ends_as_a_timeout(index, monkeypatch):
+    tool = search_tool(index, patience_s=0.1)
+    monkeypatch.setattr("verl_mtgrpo.integration.rollout.search_tool._GRACE_S", 0.1)
+    monkeypatch.setattr(tool._index, "search", lambda queries, k: time.sleep(1.0))
+    start = time.perf_counter()
+    response, _, info = asyncio.run(_in_time(tool))
+    assert (info["error_kind"], response.text) == ("timeout", "Error: the search engine is down.")
+    assert info["latency_s"] < 0.9
+    assert "within 0.2 s, waiting for a free slot included" in info["outage"]
+    assert time.perf_counter() - start < 3
+
+
+async def _in_time(tool):
+    return await tool.execute("instance", {"query": "tower"})
+
+
+def test_the_kinds_of_failed_tries_are_told(index):
+    class Failing:
+        """Stands where a search service's client stands: fails as that does."""
+
+        fingerprint = ""
+
+        async def ask(self, queries, k):
+            error = RetrievalBusy("overloaded")
+            error.faults = ("timeout", "busy")
+            raise error
+
+    tool = search_tool(index)
+    tool._index = Failing()
+    _, info = search(tool, "tower")
+    assert (info["error_kind"], info["faults"], info["outage"]) == ("busy", ("timeout", "busy"), "overloaded")
+
+
+def test_a_rollouts_searches_are_remembered_and_limited(index):
+    tool = search_tool(index, max_searches=3)
+    one, other = SimpleNamespace(), SimpleNamespace()
+    repeats = [search(tool, query, one)[1]["repeat"] for query in ("Tower 3", "tower  3?", "Tower 4")]
+    assert repeats == [False, True, False]
+    text, info = search(tool, "Tower 5", one)
+    assert (info["ok"], info["error_kind"]) == (False, "search_limit")
+    assert text == "Error: this was search 4 of 3 allowed; answer with what you have."
+    assert search(tool, "Tower 3", other)[1]["repeat"] is False, "another rollout"
+
+
+def test_repeats_cost_what_the_setting_says():
+    def turn(*repeats: bool) -> Turn:
+        return Turn("x", (0, 1), tuple(ToolCall("search", "{}", repeat=repeat) for repeat in repeats))
+
+    transcript = Transcript((turn(False), turn(True, True), turn(True)), "answered")
+    rewards = TurnRewards(turns=(0.7, 0.2, 0.2), outcome=1.0)
+    # The last turn, which still searches, is paid the outcome alone: what the reward function said of it stays.
+    assert charge_repeats(transcript, rewards, 0.1).turns == pytest.approx((0.7, 0.0, 0.2))
+    assert charge_repeats(transcript, rewards, 0.0) is rewards
+
+
+def test_several_queries_in_one_call(index):
+    tool = search_tool(index, max_queries=2, k=1)
+    assert tool.tool_schema.function.parameters.properties["query"].type == "array"
+    text, info = search(tool, ["number3", "number7"])
+    assert text == (
+        "Query: number3\nDoc 1 (Title: Tower 3) tower of Pim number3 it is in Oslo\n\n"
+        "Query: number7\nDoc 1 (Title: Tower 7) tower of Pim number7 it is in Oslo"
+    )
+    assert [document["id"] for document in info["documents"]] == ["3", "7"]
+    assert search(tool, "number3")[1]["ok"], "one query as a string is fine"
+    for wrong in (["a", "b", "c"], [], ["a", 3], 7):
+        assert search(tool, wrong)[1]["error_kind"] == "bad_arguments"
+    assert search(tool, ["a", "  "])[1]["error_kind"] == "no_query"
+    short = search_tool(index, max_queries=2, max_chars=120)
+    assert len(search(short, ["number3", "number7"])[0]) <= 120
+
+
+def test_answers_are_cached_for_all_workers(index, tmp_path, monkeypatch):
+    cache = str(tmp_path / "answers.db")
+    first = search(search_tool(index, cache=cache), "number3")
+    second = search_tool(index, cache=cache)
+    monkeypatch.setattr(second._index, "search", lambda queries, k: pytest.fail("asked again"))
+    again = search(second, "number3")
+    assert (again[0], again[1]["documents"]) == (first[0], first[1]["documents"])
+    other_k = search_tool(index, cache=cache, k=1)
+    assert len(search(other_k, "number3")[1]["documents"]) == 1, "another k is another question"
+    with pytest.raises(ConfigError, match=r"cannot be used: file is not a database"):
+        (tmp_path / "no.db").write_text("hello " * 1000)
+        search_tool(index, cache=str(tmp_path / "no.db"))
+
+
+def test_a_worker_asks_no_more_at_a_time_than_allowed(index, monkeypatch):
+    tool = search_tool(index, concurrency=2)
+    now, most = 0, 0
+    real = index.search
+
+    async def counting(queries, k):
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.01)
+        now -= 1
+        return real(queries, k)
+
+    monkeypatch.setattr(tool._index, "asearch", counting)
+
+    async def many():
+        return await asyncio.gather(*(tool.execute(str(n), {"query": f"number{n}"}) for n in range(20)))
+
+    assert [info["documents"][0]["id"] for _, _, info in asyncio.run(many())] == [str(n) for n in range(20)]
+    assert most == 2
+
+
+def test_what_the_tool_says_survives_json(index):
+    json.dumps(search(search_tool(index), "tower")[1])
+
+
+# ---- against a real service with faults
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    with serving(build_index(tmp_path_factory.mktemp("faulty") / "index"), module=FAULTY) as running:
+        yield running
+
+
+FAULT_KINDS = {
+    "500": "server_error",
+    "503": "server_error",
+    "429": "busy",
+    "garbage": "bad_answer",
+    "half": "bad_answer",
+    "never": "timeout",
+}
+
+
+@pytest.mark.parametrize("fault", FAULT_KINDS)
+def test_one_request_in_ten_fails_and_all_of_it_is_in_the_metrics(faulty, fault):
+    kind, url = FAULT_KINDS[fault], f"{faulty.url}/{fault}/10/tool"
+    tool = SearchTool({"index": url, "k": 1, "request_timeout_s": 0.5, "patience_s": 15.0}, None)
+
+    async def many():
+        return await asyncio.gather(*(tool.execute(str(n), {"query": f"uid{n}"}) for n in range(60)))
+
+    start = time.perf_counter()
+    infos = [info for _, _, info in asyncio.run(many())]
+    assert time.perf_counter() - start < 15.0 + 2.0 + 3.0
+    assert [info["documents"][0]["id"] for info in infos] == [f"p{n}" for n in range(60)]
+    calls = tuple(ToolCall("search", "{}", ok=info["ok"], faults=info["faults"]) for info in infos)
+    trouble = tool_trouble(Transcript((Turn("x", (0, 1), calls),), "answered"))
+    # The first of ten requests fails: of 61 calls at least seven, one of them the tool's own at its start.
+    assert trouble[f"tool/retried/{kind}"] >= 6
+    assert trouble["tool/failures"] == 0
+    # On a busy machine a whole answer may take longer than a try may, too.
+    assert {fault for info in infos for fault in info["faults"]} <= {kind, "timeout"}
+
+
+@pytest.mark.parametrize("fault", FAULT_KINDS)
+def test_a_service_that_stays_down_is_an_outage_of_its_kind_within_the_bound(faulty, fault):
+    kind, url = FAULT_KINDS[fault], f"{faulty.url}/{fault}/1/tool"
+    patience = {"request_timeout_s": 0.3, "patience_s": 1.0}
+    with pytest.raises(RetrievalError, match=r"search at http://127.0.0.1.* failed"):
+        SearchTool({"index": url, **patience}, None)  # found before anything is generated
+    tool = SearchTool({"index": faulty.url, **patience}, None)
+    tool._index = HTTPRetriever(url, **patience)
+    text, info = search(tool, "uid3")
+    assert (text, info["error_kind"]) == ("Error: the search engine is down.", kind)
+    assert info["latency_s"] < 1.0 + 2.0
+    assert len(info["faults"]) >= 2
+    with pytest.raises(ConfigError, match=r"HTTPRetriever\(.* does not say when its answers change; remove cache=x"):
+        fingerprint_for("x", HTTPRetriever(f"{faulty.url}/no-health/1/x"))
+    assert fingerprint_for("x", HTTPRetriever(faulty.url)).startswith("bm25/plain/")

@@ -1,0 +1,123 @@
+"""Transcripts on their way: packed without loss, in the place where they are read, and small."""
+
+from __future__ import annotations
+
+import json
+import random
+from string import ascii_letters
+
+import pytest
+
+pytest.importorskip("verl")
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.integration.trainer.test_trainer import config
+from verl_mtgrpo.integration.rollout.agent_loop import TurnAgentLoopOutput
+from verl_mtgrpo.integration.rollout.transcripts import COLUMN, destination, pack, text_of_messages, to_json, unpack
+from verl_mtgrpo.rewards import Document, ToolCall, Transcript, Turn
+
+DUMP = "trainer.rollout_data_dir=/tmp/none"
+PASSAGE = "The tower of Oslo stands by the harbour. " * 12
+
+
+def transcript(turns: int = 4, passages: int = 3, words: random.Random | None = None) -> Transcript:
+    """A rollout; with ``words`` every passage and thought is other words, of letters that nothing can compress well."""
+
+    def passage() -> str:
+        return " ".join("".join(words.choices(ascii_letters, k=5)) for _ in range(12)) if words else PASSAGE
+
+    searching = []
+    for k in range(turns - 1):
+        documents = tuple(Document(f"p{n}", f"Tower {n}", f"{n}: {passage()}", 1.5) for n in range(passages))
+        result = "\n".join(f"Doc {n} (Title: {one.title}) {one.text}" for n, one in enumerate(documents, 1))
+        call = ToolCall("search", '{"query": "tower"}', result=result, documents=documents)
+        searching.append(Turn(f"<think>{passage()}</think><search>tower</search>", (9 * k, 9 * k + 4), (call,)))
+    return Transcript(
+        (*searching, Turn("<answer>Oslo</answer>", (99, 102))), "answered", ({"role": "user", "content": "Where?"},)
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "overrides", "expected"),
+    [
+        ("nothing is written down", (), "nowhere"),
+        ("training dump", (DUMP,), "column"),
+        ("validation dump", ("trainer.validation_data_dir=/tmp/none",), "column"),
+        ("verl's own trainer", (DUMP, "trainer.v1.trainer_mode=sync"), "info"),
+        ("another sampler", (DUMP, "trainer.v1.sampler.custom_sampler.path=pkg://mine"), "info"),
+    ],
+)
+def test_where_they_go(case, overrides, expected):
+    assert destination(config(*overrides, preset="mt_grpo")) == expected, case
+
+
+def output(where: str) -> dict:
+    fields = {"transcript": transcript(2).to_dict(), "reward_extra_info": {"turn_rewards": "[0.5, 1.0]", "uid": "u"}}
+    made = TurnAgentLoopOutput(
+        prompt_ids=[1, 2],
+        response_ids=[3, 4, 5, 6],
+        response_mask=[1, 1, 0, 1],
+        reward_score=1.5,
+        extra_fields=fields,
+        num_turns=2,
+        metrics={},
+    )
+    made._destination = where
+    first, second = made.as_dict(), made.as_dict()
+    assert json.dumps(first["extra_fields"], default=str) == json.dumps(second["extra_fields"], default=str)
+    assert first["rm_scores"].tolist() == [0.0, 0.5, 0.0, 1.0]
+    assert "transcript" not in first["extra_fields"], "not a second time"
+    return first
+
+
+def test_what_the_queue_gets():
+    wanted = json.loads(json.dumps(transcript(2).to_dict()))
+    column = output("column")
+    assert json.loads(json.dumps(unpack(column[COLUMN]))) == wanted
+    assert "transcript" not in column["extra_fields"]["reward_extra_info"]
+    info = output("info")
+    assert COLUMN not in info and json.loads(info["extra_fields"]["reward_extra_info"]["transcript"]) == wanted
+    nowhere = output("nowhere")
+    assert COLUMN not in nowhere and "transcript" not in nowhere["extra_fields"]["reward_extra_info"]
+    assert torch.equal(column["rm_scores"], nowhere["rm_scores"])
+
+
+@given(
+    texts=st.lists(st.text(max_size=30), min_size=1, max_size=4),
+    result=st.text(max_size=60),
+    said=st.text(alphabet=st.characters(codec=None, categories=["L", "Cs", "P"]), max_size=30),
+)
+@settings(max_examples=200, deadline=None)
+def test_packing_loses_nothing(texts, result, said):
+    documents = tuple(Document(str(n), "t", text) for n, text in enumerate(texts))
+    call = ToolCall("search", "{}", result=result + "".join(texts), documents=documents)
+    whole = Transcript((Turn(said, (0, 2), (call,)),), "answered").to_dict()
+    assert json.loads(json.dumps(unpack(pack(whole)))) == json.loads(json.dumps(whole))
+    to_json(whole).encode()
+
+
+@pytest.mark.parametrize("turns", [4, 16])
+def test_a_rollout_takes_no_more_than_its_text(turns):
+    whole = transcript(turns, words=random.Random(0))
+    text = sum(len(turn.text) + sum(len(call.result) for call in turn.tool_calls) for turn in whole.turns)
+    packed, plain = len(pack(whole.to_dict())), len(json.dumps(whole.to_dict()).encode())
+    print(f"\n{turns} turns: {text} bytes of text, {packed} packed, {plain} as it was (and that twice)")
+    assert packed < text
+
+
+def test_images_stay_out():
+    image = {"type": "image", "image": object()}
+    messages = [
+        {"role": "system", "content": "See."},
+        {
+            "role": "user",
+            "content": [image, {"type": "text", "text": "What?"}, {"type": "image_url", "image_url": "data:"}],
+        },
+    ]
+    assert text_of_messages(messages) == (
+        {"role": "system", "content": "See."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}, {"type": "image_url"}]},
+    )

@@ -1,0 +1,183 @@
+"""Workers that die under a real Ray and a real TransferQueue; only what they do is made for the test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+pytest.importorskip("verl")
+
+import numpy as np
+import ray
+import transfer_queue as tq
+from ray.exceptions import ActorDiedError, RayActorError
+from verl.utils import tensordict_utils as tu
+from verl.utils.ray_utils import auto_await
+
+from tests.integration.rollout.ray_workers import Broken, Scorer, Worker
+from tests.integration.trainer.test_trainer import config
+from tests.queues import own_queue
+from verl_mtgrpo.errors import WorkerDiedError
+from verl_mtgrpo.integration.rollout import workers
+from verl_mtgrpo.integration.rollout.workers import RewardWorkers, TurnAgentLoopManager
+
+pytestmark = [pytest.mark.verl, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray and a TransferQueue of this module's own."""
+    with own_queue():
+        yield
+
+
+class Manager(TurnAgentLoopManager):
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.agent_loop_workers_class = Worker
+
+
+@pytest.fixture
+def manager(cluster: None) -> Iterator[Manager]:
+    settings = config("actor_rollout_ref.rollout.agent.num_workers=2", preset="mt_grpo")
+    made = Manager(settings, None)
+    auto_await(made._init_agent_loop_workers)()
+    yield made
+    workers._Current.manager = None
+    for worker in made.agent_loop_workers:
+        with suppress(RayActorError):
+            ray.kill(worker)
+
+
+def send(manager: Manager, *uids: str) -> None:
+    batch = tu.get_tensordict({"uid": np.array(uids, dtype=object)})
+    tags = [{"is_prompt": True, "status": "pending", "global_steps": 1} for _ in uids]
+    tq.kv_batch_put(keys=list(uids), partition_id="train", tags=tags)
+    manager.generate_sequences(batch)
+
+
+def tags() -> dict[str, dict[str, Any]]:
+    return tq.kv_list("train")["train"]
+
+
+def unfinished() -> dict[str, set[str]]:
+    return {"train": {uid for uid, tag in tags().items() if tag.get("status") in ("pending", "running")}}
+
+
+def kill(actor: Any) -> int:
+    """SIGKILL from outside, and wait until Ray knows."""
+    pid = ray.get(actor.pid.remote())
+    os.kill(pid, signal.SIGKILL)
+    with suppress(RayActorError):
+        ray.get(actor.pid.remote(), timeout=30)
+    return pid
+
+
+def until(there: Callable[[], Any], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def look(manager: Manager) -> None:
+    manager.next_look = 0.0
+    manager.look(unfinished())
+
+
+def test_what_a_dead_worker_had_is_asked_again_once(manager: Manager):
+    send(manager, "a", "b", "c", "d")  # a and b go to the first worker, which finishes a; c and d to the second
+    until(lambda: {"a_0_0", "b_0_0", "c_0_0", "d_0_0"} <= set(tags()))
+    first, second = manager.agent_loop_workers
+    dead = kill(first)
+    look(manager)
+    assert manager.agent_loop_workers[0] is not first
+    assert manager.agent_loop_workers[1] is second
+    until(lambda: tags()["b"]["status"] == "finished")
+    assert tags()["a_0_0"]["pid"] == dead, "finished questions are left alone"
+    assert tags()["b_0_0"]["pid"] == ray.get(manager.agent_loop_workers[0].pid.remote()), "b's rollouts are new ones"
+    assert tags()["d"]["status"] == "running", "the other worker's are left alone"
+    assert manager.take_asked_again() == 1
+    assert manager.take_asked_again() == 0
+    kill(manager.agent_loop_workers[1])
+    look(manager)
+    until(lambda: tags()["d"]["status"] == "finished")
+    assert manager.take_asked_again() == 1
+    tq.kv_clear(keys=list(tags()), partition_id="train")
+
+
+def test_a_question_that_two_workers_died_with_is_given_up(manager: Manager, caplog: pytest.LogCaptureFixture):
+    send(manager, "e", "f", "g")  # e and f go to the first worker, which finishes e
+    until(lambda: tags()["e"]["status"] == "finished" and "f_0_0" in tags())
+    manager.tries["f"] = workers.TRIES - 1
+    kill(manager.agent_loop_workers[0])
+    look(manager)
+    assert tags()["f"]["status"] == "failure", "verl goes on with what there is"
+    assert "f_0_0" in tags()
+    assert manager.take_asked_again() == 0
+    assert "0 are asked again, 1 are given up" in caplog.text
+    tq.kv_clear(keys=list(tags()), partition_id="train")
+
+
+def test_a_worker_that_died_between_two_steps_is_noticed_in_the_next(manager: Manager):
+    kill(manager.agent_loop_workers[0])
+    send(manager, "h", "i")
+    assert tags()["h"]["status"] == "pending"
+    look(manager)
+    until(lambda: tags()["h"]["status"] == "finished")
+    tq.kv_clear(keys=list(tags()), partition_id="train")
+
+
+def test_a_worker_that_cannot_be_made_is_not_made_again(manager: Manager):
+    manager.agent_loop_workers_class = Broken
+    kill(manager.agent_loop_workers[0])
+    send(manager, "k", "l")
+    look(manager)
+    with pytest.raises(ActorDiedError, match="the index is not there"):
+        until(lambda: look(manager))
+    tq.kv_clear(keys=list(tags()), partition_id="train")
+
+
+def test_without_a_rollout_server_the_run_stops_and_names_it(manager: Manager):
+    server = Scorer.options(name="hf_cpu_server_0").remote()
+    ray.get(server.pid.remote())
+    manager.actors.add("hf_cpu_server_0")
+    look(manager)
+    kill(server)
+    with pytest.raises(
+        WorkerDiedError, match=r"rollout server hf_cpu_server_0 died .* goes on from its last checkpoint"
+    ):
+        look(manager)
+
+
+def test_what_a_dead_reward_worker_was_scoring_is_scored_by_another(cluster: None, monkeypatch: pytest.MonkeyPatch):
+    names = ["reward_loop_worker_0", "reward_loop_worker_1"]
+    scorers = [Scorer.options(name=name).remote() for name in names]
+    pids = [ray.get(scorer.pid.remote()) for scorer in scorers]
+    both = RewardWorkers(scorers)
+
+    async def score_while_one_dies() -> list[int]:
+        begun = [asyncio.ensure_future(both.compute_score.remote(1.5)) for _ in range(12)]
+        await asyncio.sleep(0.5)
+        os.kill(pids[0], signal.SIGKILL)
+        return [(await one)["pid"] for one in begun]
+
+    assert set(asyncio.run(score_while_one_dies())) == {pids[1]}
+    assert len(both.handles) == 1
+    # Another one in its place: found when it is looked for next.
+    new = Scorer.options(name=f"{names[0]}_new").remote()
+    both.next_count = 0.0
+    found = {asyncio.run(both.compute_score.remote(0.0))["pid"] for _ in range(40)}  # type: ignore[arg-type]
+    assert found == {pids[1], ray.get(new.pid.remote())}
+    kill(new)
+    kill(scorers[1])
+    monkeypatch.setattr(workers, "_SCORERS_BACK_S", 0.5)
+    with pytest.raises(WorkerDiedError, match="none of the 2 reward workers is left"):
+        asyncio.run(both.compute_score.remote(0.0))

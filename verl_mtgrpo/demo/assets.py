@@ -1,0 +1,246 @@
+"""Everything the demo trains on, made from a seed: world, index, questions, tokenizer, warmed-up policy."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from verl_mtgrpo.data.rows import make_row, write_parquet
+from verl_mtgrpo.demo.warmup_demos import Demonstrator, Habits
+from verl_mtgrpo.demo.warmup_settings import WarmupSettings
+from verl_mtgrpo.demo.world import Question, World, WorldSize, build_world
+from verl_mtgrpo.errors import DataError
+from verl_mtgrpo.retrieval.bm25 import BM25Index
+from verl_mtgrpo.retrieval.render import render_passages
+from verl_mtgrpo.version import __version__
+
+# Raise it when equal settings no longer give an equal policy: assets made before are then made again.
+RECIPE = 3
+DATA_SOURCE = "demo_world"
+_MANIFEST = "demo.json"
+
+# What the policy sees of the tool; its chat template shows only the name.
+TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}]
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """How large the demo is and how its policy behaves. The defaults are those of ``make demo``.
+
+    ``k`` and ``template`` say what a search returns, in the warm-up and in the tool's configuration.
+    """
+
+    size: WorldSize = field(default_factory=WorldSize)
+    habits: Habits = field(default_factory=Habits)
+    warmup: WarmupSettings = field(default_factory=WarmupSettings)
+    k: int = 2
+    template: str = "{title}: {text}"
+    check_samples: int = 4
+
+
+@dataclass(frozen=True)
+class DemoAssets:
+    """Where the parts are.
+
+    Attributes:
+        policy: Hugging Face folder: model, tokenizer, chat template.
+        index: Index folder of the search tool.
+        train_file: Training questions for verl (parquet).
+        val_file: Validation questions.
+        tool_config: Tool YAML for ``actor_rollout_ref.rollout.multi_turn.tool_config_path``; it takes
+            the index from MTGRPO_INDEX.
+        manifest: Seed, settings, versions, seconds per stage, and how the policy behaves at the start,
+            measured on the validation questions.
+    """
+
+    policy: Path
+    index: Path
+    train_file: Path
+    val_file: Path
+    tool_config: Path
+    manifest: dict[str, Any]
+
+
+def prepare_demo(
+    out: Path, *, seed: int = 0, progress: bool = False, settings: DemoSettings | None = None
+) -> DemoAssets:
+    """Make the assets in the folder ``out``, or give back those that are there already.
+
+    The folder appears under its name only when it is complete: a killed run leaves nothing that a later
+    one would take for finished. Assets of another seed, version or other settings are replaced.
+
+    Raises:
+        DataError: ``out`` holds something that this function did not make.
+    """
+    settings = settings or DemoSettings()
+    out = Path(out)
+    key = _key(seed, settings)
+    with _lock(out):
+        if not _is_current(out, key):
+            _refuse_foreign(out)
+            draft = out.with_name(f".{out.name}.unfinished")
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+            _make(draft, key, seed, settings, progress)
+            shutil.rmtree(out, ignore_errors=True)
+            os.replace(draft, out)
+    return _assets(out)
+
+
+def _make(folder: Path, key: dict[str, Any], seed: int, settings: DemoSettings, progress: bool) -> None:
+    from verl_mtgrpo.demo.policy import build_model, build_tokenizer, save_policy
+    from verl_mtgrpo.demo.warmup import SampleMaker, torch_threads, warm_up
+    from verl_mtgrpo.demo.warmup_check import rates, roll_out
+
+    clock = _Clock()
+    world = build_world(seed, settings.size)
+    for split in ("train", "val"):
+        write_parquet(_rows(world.split(split)), folder / f"{split}.parquet")
+    _write_tool_config(folder / "search_tool.yaml", settings)
+    index = BM25Index.build(world.passages, folder / "index", source=f"synthetic world, seed {seed}", analyser="plain")
+    clock.lap("world")
+
+    tokenizer = build_tokenizer(_texts(world), world.names)
+    model = build_model(tokenizer, seed=seed)
+    clock.lap("model")
+
+    demonstrator = Demonstrator(world, index, k=settings.k, template=settings.template, rng=random.Random(seed))
+    with torch_threads(), _bar(settings.warmup.steps, progress) as advance:
+        warm_up(
+            model,
+            SampleMaker(tokenizer, world, TOOLS),
+            demonstrator,
+            habits=settings.habits,
+            settings=settings.warmup,
+            seed=seed,
+            on_step=advance,
+        )
+        clock.lap("warm-up")
+        save_policy(model, tokenizer, folder / "policy")
+        rollouts = roll_out(
+            model,
+            tokenizer,
+            world.split("val"),
+            lambda query: render_passages(demonstrator.look(query), template=settings.template),
+            TOOLS,
+            samples=settings.check_samples,
+            seed=seed,
+        )
+    clock.lap("check")
+    manifest = {**key, "made_with": _versions(), "seconds": clock.laps, "start": rates(rollouts)}
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _key(seed: int, settings: DemoSettings) -> dict[str, Any]:
+    """What makes two demos the same."""
+    return {"recipe": RECIPE, "version": __version__, "seed": seed, "settings": asdict(settings)}
+
+
+def _is_current(out: Path, key: dict[str, Any]) -> bool:
+    try:
+        manifest = json.loads((out / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return {name: manifest.get(name) for name in key} == key
+
+
+def _refuse_foreign(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and ((out / _MANIFEST).exists() or not any(out.iterdir()))):
+        raise DataError(f"{out} holds something that is not a demo of verl-mtgrpo; give another folder")
+
+
+def _assets(out: Path) -> DemoAssets:
+    return DemoAssets(
+        policy=out / "policy",
+        index=out / "index",
+        train_file=out / "train.parquet",
+        val_file=out / "val.parquet",
+        tool_config=out / "search_tool.yaml",
+        manifest=json.loads((out / _MANIFEST).read_text(encoding="utf-8")),
+    )
+
+
+def _texts(world: World) -> Iterator[str]:
+    """What the tokenizer learns its words from."""
+    for passage in world.passages:
+        yield f"{passage.title}: {passage.text}"
+    for question in world.questions:
+        yield question.text
+        yield from question.queries
+
+
+def _rows(questions: list[Question]) -> Iterator[dict[str, Any]]:
+    for number, question in enumerate(questions):
+        yield make_row(
+            question.text,
+            [question.answer],
+            index=number,
+            split=question.split,
+            id=question.id,
+            data_source=DATA_SOURCE,
+            system_prompt=None,
+            famous=question.famous,
+            hops=len(question.facts),
+        )
+
+
+def _write_tool_config(path: Path, settings: DemoSettings) -> None:
+    """The package's tool YAML with the demo's ``k`` and ``template``."""
+    from importlib.resources import files
+
+    import yaml
+
+    packaged = files("verl_mtgrpo.config") / "tools" / "search_tool.yaml"
+    config = yaml.safe_load(packaged.read_text(encoding="utf-8"))
+    config["tools"][0]["config"].update(k=settings.k, template=settings.template)
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "tokenizers", "accelerate", "tantivy")
+    return {"verl-mtgrpo": __version__, **{name: version(name) for name in names}}
+
+
+class _Clock:
+    """Seconds per stage."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = round(now - self._last, 1)
+        self._last = now
+
+
+@contextlib.contextmanager
+def _bar(steps: int, progress: bool) -> Generator[Callable[[], None], None, None]:
+    """A progress bar over the warm-up; yields what to call after each step."""
+    from tqdm import tqdm
+
+    with tqdm(total=steps, desc="warming up the policy", unit=" steps", disable=not progress) as bar:
+
+        def advance() -> None:
+            bar.update()
+
+        yield advance
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Generator[None, None, None]:
+    """Let one process at a time work on ``out``; the system drops the lock of a killed one."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (out.with_name(f".{out.name}.lock")).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,242 @@
+"""One training run of the demo as a folder that can be finished, resumed or read again.
+
+The folder holds ``run.json`` (what the run is and how often it was started), one metrics file and one
+log per start, verl's checkpoints and validation dumps, and in the end ``result.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from verl_mtgrpo.cpu import ROLLOUT_NAME
+from verl_mtgrpo.demo.training import DemoSettings
+from verl_mtgrpo.launch.command import TrainCommand, hydra_value, run_train_command
+from verl_mtgrpo.launch.failure import TrainingFailed, failure_report
+from verl_mtgrpo.launch.progress import ProgressLine
+from verl_mtgrpo.launch.provenance import describe_source
+from verl_mtgrpo.report.metrics import RunMetrics, read_metrics
+from verl_mtgrpo.version import __version__
+
+
+class Assets(Protocol):
+    """What a run trains on: the part of ``data.demo.DemoAssets`` that is used here."""
+
+    @property
+    def policy(self) -> Path: ...
+    @property
+    def index(self) -> Path: ...
+    @property
+    def train_file(self) -> Path: ...
+    @property
+    def val_file(self) -> Path: ...
+    @property
+    def tool_config(self) -> Path: ...
+    @property
+    def manifest(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run that is to exist: with which preset, on what, where.
+
+    Attributes:
+        folder: The run's own folder.
+        preset: A config of the Hydra group ``mtgrpo``.
+        seed: Seed of the training order and of sampling; that of the assets is theirs.
+        assets: Policy, index and questions.
+        settings: How to train.
+        rollout: verl's name of the rollout engine: our own server, or ``vllm``.
+    """
+
+    folder: Path
+    preset: str
+    seed: int
+    assets: Assets
+    settings: DemoSettings
+    rollout: str = ROLLOUT_NAME
+
+    @property
+    def validation(self) -> Path:
+        """Folder of verl's validation dumps, one ``<step>.jsonl`` per validation."""
+        return self.folder / "validation"
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same run."""
+        return {
+            "preset": self.preset,
+            "seed": self.seed,
+            # Through JSON, so that it compares equal to what was stored.
+            "assets": json.loads(json.dumps(dict(self.assets.manifest), default=str)),
+            "settings": self.settings.to_dict(),
+            "version": __version__,
+            # Named only where it is another: runs stored before there was a choice stay what they are.
+            **({} if self.rollout == ROLLOUT_NAME else {"rollout": self.rollout}),
+        }
+
+    def command(self, *, metrics: Path, validate_first: bool) -> TrainCommand:
+        """The trainer's command line."""
+        paths = {
+            "actor_rollout_ref.model.path": self.assets.policy,
+            "data.train_files": self.assets.train_file,
+            "data.val_files": self.assets.val_file,
+            # What a search returns there is what the policy was warmed up on.
+            "actor_rollout_ref.rollout.multi_turn.tool_config_path": self.assets.tool_config,
+            "trainer.default_local_dir": self.folder / "checkpoints",
+            "trainer.validation_data_dir": self.validation,
+            "trainer.rollout_data_dir": self.folder / "rollouts",
+            "hydra.run.dir": self.folder / "hydra",
+        }
+        overrides = [f"{key}={hydra_value(path.resolve())}" for key, path in paths.items()]
+        overrides += self.settings.overrides(seed=self.seed)
+        overrides += [f"trainer.experiment_name={self.preset}_seed{self.seed}"]
+        overrides += ["trainer.resume_mode=auto", f"trainer.val_before_train={validate_first}"]
+        env = {"MTGRPO_INDEX": str(self.assets.index.resolve()), "VERL_FILE_LOGGER_PATH": str(metrics.resolve())}
+        cpu_config = "default" if self.rollout == ROLLOUT_NAME else self.rollout
+        return TrainCommand(preset=self.preset, cpu=True, cpu_config=cpu_config, overrides=tuple(overrides), env=env)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came out of a finished run.
+
+    Attributes:
+        metrics: Its series.
+        train_seconds: Time of all starts together, verl's start-up included.
+        starts: How often the trainer was started for it; more than 1 if it was resumed.
+        source: Version of this package's source that it was started with last.
+        reused: True if nothing was trained now.
+    """
+
+    metrics: RunMetrics
+    train_seconds: float
+    starts: int
+    source: str
+    reused: bool
+
+
+def finished_result(plan: RunPlan) -> RunResult | None:
+    """The stored result of exactly this run, None if there is none."""
+    stored = _read_json(plan.folder / "result.json")
+    if stored is None or stored["identity"] != plan.identity():
+        return None
+    return RunResult(
+        metrics=RunMetrics.from_dict(stored["metrics"]),
+        train_seconds=stored["train_seconds"],
+        starts=stored["starts"],
+        source=stored["source"],
+        reused=True,
+    )
+
+
+def train_to_end(plan: RunPlan, *, label: str, show_command: bool = False) -> RunResult:
+    """Finish a run: give back its stored result, resume it from its checkpoint, or start it.
+
+    Raises:
+        TrainingFailed: The trainer failed; says why and where its log is.
+    """
+    if (result := finished_result(plan)) is not None:
+        return result
+    state = _open_folder(plan)
+    saved_step = checkpoint_step(plan.folder)
+    if saved_step == 0:
+        # What an earlier start logged belongs to a training that begins again now.
+        _remove_metrics(plan.folder)
+    state["starts"] += 1
+    state["source"] = describe_source()
+    metrics_file = plan.folder / f"metrics-{state['starts']:03d}.jsonl"
+    log = plan.folder / f"train-{state['starts']:03d}.log"
+    # The last checkpoint may be that of the last step, killed before its validation was logged.
+    validate_first = saved_step == 0 or saved_step >= plan.settings.steps
+    command = plan.command(metrics=metrics_file, validate_first=validate_first)
+    if show_command:
+        print(f"{command.shell_text()}\n\nlog: {log}\n", flush=True)
+    if saved_step:
+        print(f"{label}  goes on from the checkpoint of step {saved_step}", flush=True)
+    code = _run_timed(plan, state, command, log=log, metrics=metrics_file, label=label)
+    if code != 0:
+        raise TrainingFailed(failure_report(code, log))
+    return _store_result(plan, state)
+
+
+def checkpoint_step(folder: Path) -> int:
+    """Step of the run's last checkpoint, 0 if it has none."""
+    marker = folder / "checkpoints" / "latest_checkpointed_iteration.txt"
+    return int(marker.read_text().strip()) if marker.exists() else 0
+
+
+def _run_timed(
+    plan: RunPlan, state: dict[str, Any], command: TrainCommand, *, log: Path, metrics: Path, label: str
+) -> int:
+    """Run the trainer under a progress line; its time counts also if it is interrupted."""
+    line = ProgressLine(metrics, steps=plan.settings.steps, label=label)
+    started = time.monotonic()
+    _write_json(plan.folder / "run.json", state)
+    try:
+        return run_train_command(command, log=log, on_tick=line.tick)
+    finally:
+        line.close()
+        state["train_seconds"] += time.monotonic() - started
+        _write_json(plan.folder / "run.json", state)
+
+
+def _open_folder(plan: RunPlan) -> dict[str, Any]:
+    """The run's state; a folder that holds another run of ours is emptied, anybody else's is refused."""
+    state_file = plan.folder / "run.json"
+    state = _read_json(state_file)
+    if state is not None and state["identity"] == plan.identity():
+        return state
+    if state is not None:
+        shutil.rmtree(plan.folder)
+    elif plan.folder.exists() and any(plan.folder.iterdir()):
+        raise FileExistsError(
+            f"{plan.folder} is not empty and holds no run of ours (no run.json); move it away or give another --out"
+        )
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    state = {"identity": plan.identity(), "starts": 0, "train_seconds": 0.0}
+    _write_json(state_file, state)
+    return state
+
+
+def _store_result(plan: RunPlan, state: dict[str, Any]) -> RunResult:
+    metrics = read_metrics(sorted(plan.folder.glob("metrics-*.jsonl")))
+    # The row of the last step holds the last validation; after a stop right before it was written, verl has
+    # nothing left to train and repeats the validation alone.
+    wanted = {0, plan.settings.steps}
+    missing = [name for name in ("tool/used", "outcome/em") if not wanted <= set(metrics.validation.get(name, {}))]
+    if missing:
+        raise TrainingFailed(
+            f"the run ended without an error at step {metrics.last_step} of {plan.settings.steps}, but {missing} "
+            f"are not in its validation metrics; see the logs in {plan.folder}, remove it to train again"
+        )
+    result = RunResult(metrics, round(state["train_seconds"], 1), state["starts"], state["source"], reused=False)
+    stored = {
+        "identity": plan.identity(),
+        "train_seconds": result.train_seconds,
+        "starts": result.starts,
+        "source": result.source,
+        "metrics": metrics.to_dict(),
+    }
+    _write_json(plan.folder / "result.json", stored)
+    return result
+
+
+def _remove_metrics(folder: Path) -> None:
+    for path in folder.glob("metrics-*.jsonl"):
+        path.unlink()
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    """Written whole or not at all: a run may be killed at any moment."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    part.replace(path)

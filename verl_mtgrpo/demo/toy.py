@@ -1,0 +1,132 @@
+"""A policy, an index and questions for short runs in any text format, made in seconds.
+
+One passage, one question, and a policy of a million parameters with two habits: half of the time it searches and reads,
+half of the time it guesses, right or wrong. So every group has rewards to compare and both kinds of turns. It is for
+tests and dry runs, which need a real policy that speaks the format; there is nothing to learn in this world.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from verl_mtgrpo.data.rows import make_row, write_parquet
+from verl_mtgrpo.demo.policy import build_model, build_tokenizer, save_policy, search_call
+from verl_mtgrpo.demo.warmup_demos import RENAME_NONE, Demonstration, Habits
+from verl_mtgrpo.demo.warmup_settings import WarmupSettings
+from verl_mtgrpo.demo.world import World
+from verl_mtgrpo.retrieval.bm25 import BM25Index
+from verl_mtgrpo.retrieval.render import render_passages
+from verl_mtgrpo.retrieval.types import Passage
+
+QUESTION, QUERY = "Where is the tower?", "the tower"
+RIGHT, WRONG = "Oslo", "Rome"
+PASSAGE = Passage(id="1", title="Tower", text="The tower is in Oslo.")
+TEMPLATE = "Doc {rank} (Title: {title}) {text}"
+TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}]
+
+_VERSION = 1
+_MANIFEST = "toy.json"
+
+
+@dataclass(frozen=True)
+class Speech:
+    """How a toy policy speaks: verl's format and agent loop, and the texts of a turn."""
+
+    format: str
+    loop: str
+    call: str
+    answer: str
+    result: str
+    raw: bool = False
+
+
+_XML_CALL = '<tool>{"name": "search", "args": {"query": "' + QUERY + '"}}</tool>'
+HERMES = Speech("hermes", "mtgrpo_tool_agent", search_call(QUERY), "<answer>{}</answer>", "{}")
+SEARCH_R1 = Speech(
+    "search_r1",
+    "mtgrpo_raw_agent",
+    f"<think>so</think><search>{QUERY}</search>",
+    "<think>so</think><answer>{}</answer>",
+    "\n\n<information>{}</information>\n\n",
+    raw=True,
+)
+XML = Speech(
+    "mtgrpo_xml",
+    "mtgrpo_tool_agent",
+    f"<reasoning>so</reasoning>{_XML_CALL}",
+    "<reasoning>so</reasoning><answer>{}</answer>",
+    "<result>{}</result>",
+)
+SPEECHES = {speech.format: speech for speech in (HERMES, SEARCH_R1, XML)}
+
+
+class TwoHabits:
+    """Half of the demonstrations search and read, half guess, right or wrong."""
+
+    def __init__(self, speech: Speech) -> None:
+        self.speech = speech
+        self.rng = random.Random(0)
+
+    def drill(self) -> Demonstration:
+        speech = self.speech
+        question = {"role": "user", "content": QUESTION}
+        answer = speech.answer.format(self.rng.choice([RIGHT, WRONG]))
+        if self.rng.random() < 0.5:
+            return Demonstration((question, {"role": "assistant", "content": answer}), RENAME_NONE)
+        result = speech.result.format(render_passages([PASSAGE], template=TEMPLATE))
+        if speech.raw:
+            whole = {"role": "assistant", "content": speech.call + result + answer}
+            return Demonstration((question, whole), RENAME_NONE)
+        call, last = ({"role": "assistant", "content": text} for text in (speech.call, answer))
+        return Demonstration((question, call, {"role": "tool", "content": result}, last), RENAME_NONE)
+
+
+def make_toy(folder: Path, speech: Speech, *, questions: int = 8) -> Path:
+    """Make ``policy``, ``index``, ``train.parquet`` and ``val.parquet`` in ``folder``, and give it back.
+
+    Made already with the same settings, it is left as it is. It appears under its name when it is complete.
+
+    Args:
+        folder: Where to.
+        speech: How the policy speaks.
+        questions: Rows for training; validation has half of them.
+    """
+    folder, key = Path(folder), json.dumps({"version": _VERSION, "questions": questions, **asdict(speech)})
+    manifest = folder / _MANIFEST
+    if manifest.exists() and manifest.read_text(encoding="utf-8") == key:
+        return folder
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        _make(draft, speech, questions)
+        (draft / _MANIFEST).write_text(key, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _make(folder: Path, speech: Speech, questions: int) -> None:
+    from verl_mtgrpo.demo.warmup import SampleMaker, torch_threads, warm_up
+
+    folder.mkdir(parents=True)
+    BM25Index.build([PASSAGE], folder / "index", source="toy")
+    rows = [
+        make_row(QUESTION, [RIGHT], index=n, split="train", id=str(n), data_source="toy", system_prompt=None)
+        for n in range(questions)
+    ]
+    write_parquet(rows, folder / "train.parquet")
+    write_parquet(rows[: max(1, questions // 2)], folder / "val.parquet")
+    spoken = [speech.call, speech.answer, speech.result]
+    tokenizer = build_tokenizer([QUESTION, QUERY, PASSAGE.text, PASSAGE.title, TEMPLATE, WRONG, *spoken], [])
+    model = build_model(tokenizer, seed=0)
+    settings = WarmupSettings(drill_steps=80, habit_steps=0, warmup_steps=10)
+    with torch_threads(1):  # two that share a core with others wait for each other
+        maker = SampleMaker(tokenizer, World((), (), (), ()), TOOLS)
+        warm_up(model, maker, TwoHabits(speech), habits=Habits(), settings=settings, seed=0)  # type: ignore[arg-type]
+    save_policy(model, tokenizer, folder / "policy")

@@ -1,0 +1,305 @@
+"""The policy's tokenizer and chat template: one rollout of two turns through the agent loop itself.
+
+The loop is the run's own, with verl's own builder of token ids; only the model is replaced by two texts and the tool by
+a function. So what is checked is what is trained on: which tokens count as generated, and what stands between them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from verl_mtgrpo.doctor.findings import Finding, one_line
+from verl_mtgrpo.doctor.models import hub_folder
+from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup, Tool
+from verl_mtgrpo.integration.parts import LOOPS
+from verl_mtgrpo.integration.preflight import check_tokenizer
+from verl_mtgrpo.integration.rollout.end_of_turn import EndOfTurn, closing_tags, end_of_turn
+from verl_mtgrpo.rewards.formats import ANSWER as ANSWER_TAG
+from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS
+
+MODEL = "actor_rollout_ref.model"
+QUESTION, RESULT, ANSWER = "Where is the tower?", "The tower is in Oslo, by the harbour.", "<answer>Oslo</answer>"
+RAW = "mtgrpo_raw_agent"
+_THOUGHT = "I have to look."
+_ROOM = 100_000
+
+
+def tokenizer(setup: Setup) -> Iterator[Finding]:
+    """Load it as verl does; leaves it and verl's builder in ``setup``."""
+    from verl.utils.tokenizer import hf_tokenizer
+    from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
+
+    path = str(setup.get(f"{MODEL}.tokenizer_path") or setup.get(f"{MODEL}.path"))
+    where, problem = _locate(setup, path)
+    if problem:
+        yield problem
+        return
+    try:
+        trusted = bool(setup.get(f"{MODEL}.trust_remote_code"))
+        loaded = hf_tokenizer(where, trust_remote_code=trusted)
+    except Exception as error:  # transformers raises many kinds
+        message = f"no tokenizer can be loaded from {path}: {type(error).__name__}: {one_line(str(error))[:200]}"
+        yield Finding("tokenizer", "fail", message, f"give the folder of a Hugging Face model as {MODEL}.path")
+        return
+    template = setup.get(f"{MODEL}.custom_chat_template")
+    if template and "{{" not in template and "{%" not in template:  # the path of a file, most likely
+        key = f"{MODEL}.custom_chat_template"
+        message = f"{key} is {one_line(template)[:100]!r}, which is no Jinja template: verl takes its text, not a path"
+        fix = f"""export CHAT_TEMPLATE="$(cat FILE)" and set '{key}=${{oc.env:CHAT_TEMPLATE}}'"""
+        yield Finding("tokenizer", "fail", message, fix)
+        return
+    if template:
+        loaded.chat_template = template
+    check_tokenizer(loaded)
+    if problem := _lost_spaces(loaded, path):
+        yield problem
+        return
+    setup.tokenizer, kind = loaded, _model_type(where)
+    try:
+        arguments = setup.get("data.apply_chat_template_kwargs") or {}
+        setup.builder = create_continuous_token_builder(
+            loaded, hf_model_type=kind, chat_template_kwargs=dict(arguments)
+        )
+    except ValueError as error:  # a multimodal model, or one without the tokens that its family has
+        yield Finding("tokenizer", "skip", f"{path}: verl builds its prompts in another way: {one_line(str(error))}")
+        return
+    template_of = "custom chat template" if template else "chat template of the model"
+    yield Finding("tokenizer", "ok", f"{path}: {len(loaded)} tokens, {template_of}, model type {kind}")
+
+
+def _lost_spaces(loaded: Any, path: str) -> Finding | None:
+    """A warning if spaces do not survive the tokenizer.
+
+    transformers 5 does that to byte-level tokenizers whose ``tokenizer_class`` is LlamaTokenizerFast, such as those of
+    DeepSeek-V3 and R1 with their distilled models (huggingface/transformers #45488, #48206), without a word.
+    """
+    read = loaded.decode(loaded.encode(QUESTION, add_special_tokens=False))
+    if read != QUESTION.replace(" ", ""):
+        return None
+    message = f"{path}: the tokenizer loses spaces, as {type(loaded).__name__}: {QUESTION!r} comes back as {read!r}"
+    fix = 'copy its files, set "tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json, and give the '
+    return Finding(
+        "tokenizer", "warn", message, f"{fix}folder as {MODEL}.tokenizer_path, also to what serves the model"
+    )
+
+
+def _locate(setup: Setup, path: str) -> tuple[str, Finding | None]:
+    """The folder of a model: itself, or in the cache of the Hugging Face hub; nothing is downloaded."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return str(folder), None
+    if "://" in path:
+        return path, Finding("tokenizer", "skip", f"{path} is not on this machine's disk and was not fetched")
+    if path.startswith(("/", "~", ".")) or path.count("/") > 1:
+        fix = f"give the folder of a Hugging Face model, or a name on the hub, as {MODEL}.path"
+        return path, setup.absent("tokenizer", f"{MODEL}.path={path} is not there", fix)
+    if cached := hub_folder(path):
+        return cached, None
+    message = f"{path} is no folder here and not in the Hugging Face cache, so its chat template was not tried"
+    return path, Finding("tokenizer", "skip", message, f"run `hf download {path}` first")
+
+
+def _model_type(folder: str) -> str | None:
+    config = Path(folder) / "config.json"
+    try:
+        return json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError):
+        return None
+
+
+def chat(setup: Setup) -> Iterator[Finding]:
+    """A question, a tool call, its result and an answer, in the run's agent loop."""
+    spoken = str(setup.get(f"{MULTI_TURN}.format"))
+    loop = setup.get(f"{ROLLOUT}.agent.default_agent_loop")
+    if setup.builder is None or loop not in LOOPS:
+        what = "the tokenizer" if setup.builder is None else "an agent loop of this package"
+        yield Finding("chat", "skip", f"two turns were not tried without {what}")
+        return
+    if spoken not in FORMATS:
+        yield Finding("chat", "skip", f"two turns were not tried: how a call of {spoken} looks is not known here")
+        return
+    if loop == RAW and spoken not in CUT_FORMATS:
+        yield Finding("chat", "skip", f"two turns were not tried: {RAW} cannot read {spoken} (see the check turns)")
+        return
+    from jinja2 import TemplateError
+
+    try:
+        yield from _two_turns(setup, loop, spoken)
+    except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:  # of the template or of verl
+        what = "the question" if loop == RAW else "a tool call and its result"
+        message = f"the chat template fails on {what}: {type(error).__name__}: {one_line(str(error))}"
+        yield Finding("chat", "fail", message, _template_fix(loop))
+
+
+def _template_fix(loop: str) -> str:
+    """What to do about a chat template; one that fails without roles is not helped by doing without them."""
+    if loop == RAW:
+        return f"give a Jinja template that shows messages of the roles system and user by {MODEL}.custom_chat_template"
+    return (
+        "use an instruct model whose template knows the role tool, give a Jinja template that does by "
+        f"{MODEL}.custom_chat_template, or do without chat roles: {ROLLOUT}.agent.default_agent_loop={RAW} with "
+        f"{MULTI_TURN}.format=search_r1"
+    )
+
+
+def _two_turns(setup: Setup, loop: str, spoken: str) -> Iterator[Finding]:
+    tool = setup.tools[0] if setup.tools else Tool("search", None, {}, True)
+    ends = end_of_turn(setup.tokenizer, setup.get("data.apply_chat_template_kwargs"), [setup.get(f"{MODEL}.path")])
+    server = _Reciter(setup.tokenizer, ends, [call_text(spoken, tool), _thought(spoken) + ANSWER])
+    with ThreadPoolExecutor(1) as pool:  # a thread has no event loop yet, and this one's stays as it is
+        output = pool.submit(asyncio.run, _rollout(setup, loop, tool, server)).result()
+    decode, ids, mask = setup.tokenizer.decode, output.response_ids, output.response_mask
+    spans = [list(ids[start:end]) for start, end in _spans(mask)]
+    between = decode([token for token, ours in zip(ids, mask, strict=True) if not ours])
+    if len(server.said) < 2:
+        message = f"the tool parser {spoken} does not find the call that the tokenizer gives back as {decode(ids)!r}"
+        fix = f"choose another {MULTI_TURN}.format, or a tokenizer that keeps the tags of this one as they are"
+        yield Finding("chat", "fail", message, fix)
+        return
+    said = server.said
+    if spoken in CUT_FORMATS:  # the loop ends a turn at its closing tag
+        from verl_mtgrpo.integration.rollout.cutting import tokens_to_keep
+
+        closing = [f"</{tag}>" for tag in (CUT_FORMATS[spoken].call, ANSWER_TAG)]
+        said = [one[: tokens_to_keep(one, closing, decode)] for one in said]
+    if spans != said:
+        message = f"the tokens with mask 1 are not those that were generated: {len(spans)} turns of {len(said)}"
+        yield Finding("chat", "fail", message, _template_fix(loop))
+        return
+    if _bare(RESULT) not in _bare(between):
+        message = "the chat template drops the tool's result: it shows no message of the role tool"
+        yield Finding("chat", "fail", message, _template_fix(loop))
+        return
+    warnings = [*_no_end_of_turn(setup, ends, loop, spoken), *_malformed(output, ends, spoken)]
+    yield from warnings
+    if not warnings:
+        lengths = " and ".join(str(len(span)) for span in spans)
+        message = f"two turns of {spoken} through {loop}: {lengths} generated tokens, the tool's result between them"
+        opens = f"; the template opens them with {one_line(ends.opened)}" if ends.opened else ""
+        yield Finding("chat", "ok", message + opens)
+
+
+def _no_end_of_turn(setup: Setup, ends: EndOfTurn, loop: str, spoken: str) -> Iterator[Finding]:
+    """Only where it matters: where turns are cut, and something has to stand between them and the next message."""
+    if spoken not in CUT_FORMATS or loop == RAW or ends.token is not None:
+        return
+    written = f"{ends.text!r}, which is {len(ends.closing)} tokens" if ends.text else "no token of its own"
+    message = f"behind a turn the chat template writes {written}: nothing stops the model there but the closing tags"
+    fix = (
+        f"take the tokenizer of the instruct model, whose end of turn is one token ({MODEL}.tokenizer_path; now "
+        f"{setup.tokenizer.eos_token!r} ends texts), or do without chat roles: {ROLLOUT}.agent.default_agent_loop={RAW}"
+    )
+    yield Finding("chat", "warn", message, fix)
+
+
+def _malformed(output: Any, ends: EndOfTurn, spoken: str) -> Iterator[Finding]:
+    """A thought that the template opens is part of every turn, and not every format has a place for it."""
+    if not ends.opened:
+        return
+    texts = [turn["text"] for turn in output.extra_fields["transcript"]["turns"]]
+    if not all(map(FORMATS[spoken].well_formed, texts)):
+        message = f"the chat template opens turns with {one_line(ends.opened)}: no such turn is well formed in {spoken}"
+        fix = (
+            "let the model write the whole turn (+data.apply_chat_template_kwargs.enable_thinking=False where the "
+            f"template knows that), or choose a format that begins with this tag by {MULTI_TURN}.format"
+        )
+        yield Finding("chat", "warn", message, fix)
+
+
+async def _rollout(setup: Setup, loop: str, tool: Tool, server: _Reciter) -> Any:
+    """One rollout of the run's agent loop, without its limits."""
+    from verl.experimental.agent_loop.agent_loop import DictConfigWrap, ToolListWrap
+    from verl.tools.function_tool import FunctionTool
+    from verl.tools.schemas import OpenAIFunctionToolSchema
+    from verl.utils.dataset.rl_dataset import RLHFDataset
+
+    from verl_mtgrpo.integration.rollout.agent_loop import RawContinuationAgentLoop, TurnToolAgentLoop
+    from verl_mtgrpo.integration.rollout.search_tool import default_schema
+
+    schema = OpenAIFunctionToolSchema.model_validate(tool.schema) if tool.schema else default_schema(1)
+    known = FunctionTool(name=tool.name, fn=lambda **_: RESULT, tool_schema=schema, is_async=False)
+    kind = RawContinuationAgentLoop if loop == "mtgrpo_raw_agent" else TurnToolAgentLoop
+    made = kind(
+        trainer_config=DictConfigWrap(_without_limits(setup)),
+        server_manager=server,
+        tokenizer=setup.tokenizer,
+        processor=None,
+        dataset_cls=RLHFDataset,
+        data_config=DictConfigWrap(setup.config.data),
+        hf_model_type=None,
+        tools=ToolListWrap([known]),
+    )
+    made.continuous_token_builder = setup.builder
+    return await made.run({}, raw_prompt=[{"role": "user", "content": QUESTION}])
+
+
+def _without_limits(setup: Setup) -> Any:
+    rollout = OmegaConf.to_container(setup.config.actor_rollout_ref.rollout, resolve=True)
+    rollout.update(prompt_length=_ROOM, response_length=_ROOM)  # type: ignore[union-attr,call-arg]
+    rollout["multi_turn"].update(max_assistant_turns=None, max_user_turns=None, max_tool_response_length=_ROOM)  # type: ignore[index,call-overload]
+    return OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}})
+
+
+class _Reciter:
+    """Stands where verl's client of the rollout servers stands, and says one given text after the other.
+
+    As a model does, it goes on with a thought that the chat template opened, and ends as the template ends turns.
+    """
+
+    def __init__(self, tokenizer: Any, ends: EndOfTurn, texts: Sequence[str]) -> None:
+        self._tokenizer, self._ends, self._texts = tokenizer, ends, list(texts)
+        self.said: list[list[int]] = []
+
+    async def generate(self, *_: Any, prompt_ids: Sequence[int], **__: Any) -> Any:
+        from verl.workers.rollout.replica import TokenOutput
+
+        text = self._texts[len(self.said)]
+        if opened := self._ends.opened_in(prompt_ids, self._tokenizer):
+            begun = opened.strip()
+            text = text.removeprefix(begun) if text.startswith(begun) else _THOUGHT + closing_tags(opened) + text
+        end = self._tokenizer.eos_token_id if self._ends.token is None else self._ends.token
+        ids = [*self._tokenizer.encode(text, add_special_tokens=False), end]
+        self.said.append(ids)
+        return TokenOutput(token_ids=ids, stop_reason="completed")
+
+
+def call_text(spoken: str, tool: Tool) -> str:
+    """How a model that speaks the format calls the tool."""
+    parameters = (tool.schema or {}).get("function", {}).get("parameters", {})
+    arguments = dict.fromkeys(parameters.get("required") or ["query"], "the tower")
+    rules = FORMATS[spoken]
+    if not rules.json_call:
+        inside = "the tower"
+    else:
+        key = "args" if spoken == "mtgrpo_xml" else "arguments"
+        inside = json.dumps({"name": tool.name, key: arguments})
+    return f"{_thought(spoken)}<{rules.call}>{inside}</{rules.call}>"
+
+
+def _thought(spoken: str) -> str:
+    tag = FORMATS[spoken].thought
+    return f"<{tag}>{_THOUGHT}</{tag}>" if tag else ""
+
+
+def _spans(mask: Sequence[int]) -> list[tuple[int, int]]:
+    from verl_mtgrpo.integration.rollout.turn_spans import turn_spans
+
+    return turn_spans(list(mask))
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split()).lower()
+
+
+def prompt_ids(setup: Setup, messages: list[dict[str, Any]]) -> list[int]:
+    """A prompt as the agent loop builds it."""
+    spoken = setup.get(f"{MULTI_TURN}.format")
+    schemas = None if spoken in CUT_FORMATS else [tool.schema for tool in setup.tools if tool.schema]
+    return setup.builder.build_initial_tokens(messages, tools=schemas)

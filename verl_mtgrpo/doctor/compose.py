@@ -1,0 +1,155 @@
+"""A command line of verl's trainer -> the config that the trainer would compose from it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from verl_mtgrpo.doctor.findings import one_line
+from verl_mtgrpo.errors import ConfigError
+
+MAIN = "verl.trainer.main_ppo"
+PRIMARY = "ppo_trainer"
+_VALUE_OPTIONS = {"--config-path": "path", "-cp": "path", "--config-name": "name", "-cn": "name"}
+_ASSIGNMENT = re.compile(r"[A-Z_][A-Z0-9_]*=")
+_UNKNOWN_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What a user has typed or pasted.
+
+    Attributes:
+        overrides: Hydra overrides.
+        path: ``--config-path``; None for verl's own.
+        name: ``--config-name``; None for verl's own.
+        env: Environment variables that stand before the program.
+    """
+
+    overrides: tuple[str, ...]
+    path: str | None = None
+    name: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names_group(self) -> bool:
+        """Whether our config group is on it already."""
+        return self.name == "mtgrpo_trainer" or any(re.match(r"\+{0,2}mtgrpo=", one) for one in self.overrides)
+
+
+def parse(words: Sequence[str]) -> CommandLine:
+    """Overrides alone, or a whole pasted command, of which the program is left out.
+
+    Raises:
+        ConfigError: there is an option that Hydra would take for something else than a run.
+    """
+    before, rest = _split_at_program([word for word in words if word.strip(" \\\n")])
+    overrides, options = [], dict[str, str]()
+    while rest:
+        word = rest.pop(0)
+        option, given, value = word.partition("=")
+        if option in _VALUE_OPTIONS:
+            if not given and not rest:
+                raise ConfigError(f"{option} has no value; give one, as in {option}=NAME")
+            options[_VALUE_OPTIONS[option]] = value if given else rest.pop(0)
+        elif word.startswith("-"):
+            raise ConfigError(
+                f"{word} is no override and not understood here; leave it out, or write a folder of configs as "
+                "hydra.searchpath=[file:///folder]"
+            )
+        else:
+            overrides.append(word.strip())
+    env = dict(word.split("=", 1) for word in before if _ASSIGNMENT.match(word))
+    return CommandLine(tuple(overrides), options.get("path"), options.get("name"), env)
+
+
+def _split_at_program(words: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before ``verl.trainer.main_ppo`` (nothing, if it is not there), and what stands behind it."""
+    for position, word in enumerate(words):
+        if word == MAIN or word.endswith("main_ppo.py"):
+            return words[:position], words[position + 1 :]
+    return [], words
+
+
+def compose_config(line: CommandLine) -> Any:
+    """The config; not resolved, as the trainer's main function gets it.
+
+    Raises:
+        ConfigError: Hydra cannot compose it; the message says why and, where it can be guessed, what was meant.
+    """
+    from hydra import compose
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    name = (line.name or PRIMARY).removesuffix(".yaml")
+    try:
+        with _initialised(line.path):
+            config = compose(name, list(line.overrides))
+        OmegaConf.to_container(config, resolve=True)  # as the trainer does, so that what cannot be resolved is found
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explained(error)) from error
+    return config
+
+
+def _initialised(path: str | None) -> Any:
+    """Hydra, looking for configs where the trainer would."""
+    from hydra import initialize_config_dir, initialize_config_module
+
+    if path is None:
+        return initialize_config_module("verl.trainer.config", version_base=None)
+    if path.startswith("pkg://"):
+        return initialize_config_module(path.removeprefix("pkg://").replace("/", "."), version_base=None)
+    if not os.path.isabs(path):  # relative to the file of the program, as in verl's --config-path=config
+        import verl.trainer
+
+        path = str(Path(verl.trainer.__path__[0]) / path)
+    return initialize_config_dir(os.path.realpath(path), version_base=None)
+
+
+def _explained(error: Exception) -> str:
+    """Hydra's message in one line, and what to do."""
+    from verl_mtgrpo.integration.parts import GROUPS
+
+    message = str(error)
+    unknown, options = _UNKNOWN_KEY.search(message), message.partition("Available options")
+    if unknown:
+        key = unknown["key"]
+        if key in GROUPS:
+            return f"{key} is a config group that is not part of verl's config yet; add it with a plus: +{key}=NAME"
+        close = difflib.get_close_matches(key, _known_keys(), n=3, cutoff=0.8)
+        meant = f"did you mean {' or '.join(close)}?" if close else "correct the name"
+        return f"verl has no setting {key}; {meant} (to add a key of your own, write +{key}=...)"
+    if options[1]:
+        _, _, listed = options[2].partition(":")
+        names = [name for name in listed.split("Config search path")[0].split() if not name.startswith("_")]
+        return f"{one_line(options[0])}; choose one of {', '.join(names)}"
+    if "mtgrpo_asset" in message or "mtgrpo_sampler" in message:
+        return f"{one_line(message)}; the plugin is not loaded here: see the check plugin"
+    return f"{one_line(message).replace(';', ',')}; correct it on the command line"
+
+
+def _known_keys() -> list[str]:
+    """Every key of verl's config with our groups."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    with _initialised(None):
+        groups = ["hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo"]
+        config = OmegaConf.to_container(compose(PRIMARY, groups), resolve=False)
+    return list(_keys(config, ""))
+
+
+def _keys(node: Any, prefix: str) -> list[str]:
+    if not isinstance(node, dict):
+        return []
+    found = []
+    for key, value in node.items():
+        dotted = f"{prefix}.{key}" if prefix else str(key)
+        found += [dotted, *_keys(value, dotted)]
+    return found

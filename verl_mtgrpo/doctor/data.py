@@ -1,0 +1,181 @@
+"""The question files: are they there, and do their first rows hold what verl and the rewards read?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from verl_mtgrpo.data.files import describe
+from verl_mtgrpo.doctor.findings import Finding, from_error, one_line
+from verl_mtgrpo.doctor.rows import as_table, question_set, shape_problem
+from verl_mtgrpo.doctor.setup import Setup
+from verl_mtgrpo.errors import DataError, MTGRPOError
+from verl_mtgrpo.integration.data_sources import refuse_unscored
+from verl_mtgrpo.integration.parts import VERLS_MANAGERS, check_agent_names
+from verl_mtgrpo.rewards import JUDGES, PRESETS
+from verl_mtgrpo.rewards.answers import accepted_answers
+
+CHECK = "data"
+LOOKED_AT = 32
+"""Rows of a file that are read."""
+WRITE = "mtgrpo data writes such files: mtgrpo data QUESTIONS --out DIR"
+
+
+def data(setup: Setup) -> Iterator[Finding]:
+    """Training and validation questions; leaves the first training rows in ``setup.rows``."""
+    if setup.get("data.custom_cls.path"):
+        yield Finding(CHECK, "skip", "questions come from a data set class of your own (data.custom_cls)")
+        return
+    problems, counts = [], []
+    for key in ("data.train_files", "data.val_files"):
+        total = 0
+        for file in _files(setup.get(key)):
+            try:
+                count, rows = _read(setup, key, file)
+            except _Unreadable as error:
+                problems.append(error.finding)
+                total = -1
+                break
+            total += count
+            wrong = [*_rows_problems(setup, key, file, rows)]
+            problems += wrong
+            if key == "data.train_files" and not setup.rows and not wrong:
+                setup.rows = rows  # other checks read them as verl does
+        counts.append(total)
+    if not problems:
+        problems += _amount(setup, counts[0])
+    yield from problems or [Finding(CHECK, "ok", f"{counts[0]} questions for training, {counts[1]} for validation")]
+
+
+class _Unreadable(Exception):
+    """A file that cannot be looked at, and the finding about it."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.message)
+        self.finding = finding
+
+
+def _files(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [str(one) for one in value or []]
+
+
+def _read(setup: Setup, key: str, file: str) -> tuple[int, list[dict[str, Any]]]:
+    """How many rows a file has, and the first of them."""
+    path = Path(file).expanduser()
+    if "://" in file:
+        raise _Unreadable(Finding(CHECK, "skip", f"{file} is not on this machine's disk and was not read"))
+    if not path.is_file():
+        raise _Unreadable(setup.absent(CHECK, f"{key}={file} is not there", f"give the path of a file; {WRITE}"))
+    try:
+        count, rows = _parquet(path) if path.suffix == ".parquet" else _json(path)
+    except Exception as error:  # whatever pyarrow or json make of a broken file
+        message = f"{file} cannot be read: {type(error).__name__}: {one_line(str(error))[:200]}"
+        raise _Unreadable(Finding(CHECK, "fail", message, f"make it again; {WRITE}")) from error
+    if not count:
+        raise _Unreadable(Finding(CHECK, "fail", f"{file} has no rows", WRITE))
+    return count, rows
+
+
+def _parquet(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    first = next(file.iter_batches(batch_size=LOOKED_AT), None)
+    return file.metadata.num_rows, first.to_pylist() if first is not None else []
+
+
+def _json(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    """A list of objects, or an object a line, as the data sets library reads both."""
+    import json
+
+    if path.suffix not in (".json", ".jsonl"):
+        raise DataError(f"verl reads .parquet, .json and .jsonl, and not {path.suffix or 'a file without suffix'}")
+    with path.open(encoding="utf-8-sig") as file:
+        start = file.read(4096).lstrip()
+        file.seek(0)
+        if start.startswith("[") or _is_one_document(start):
+            whole = json.load(file)
+            return (len(whole), as_table(whole[:LOOKED_AT])) if isinstance(whole, list) else (1, [whole])
+        count, rows = 0, []
+        for line in filter(str.strip, file):
+            count += 1
+            if len(rows) < LOOKED_AT:
+                rows.append(json.loads(line))
+    return count, as_table(rows)
+
+
+def _is_one_document(start: str) -> bool:
+    """Whether an object goes on behind its first line, as in a file that was written with indentation."""
+    line = start.partition("\n")[0].strip()
+    return line.endswith(("{", "[", ",")) or line == ""
+
+
+def _rows_problems(setup: Setup, key: str, file: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
+    """What is wrong with a file's first rows, one thing at most."""
+    if not all(isinstance(row, dict) for row in rows):
+        yield Finding(CHECK, "fail", f"{file} holds no rows but {describe(rows[0])} an entry", WRITE)
+        return
+    columns, prompt = set(rows[0]), str(setup.get("data.prompt_key") or "prompt")
+    missing = [name for name in (prompt, *_read_by_rewards(setup)) if name not in columns]
+    if prompt in missing and (found := question_set(CHECK, key, file)):
+        yield found
+        return
+    if missing:
+        message = f"{file} has no column {', '.join(missing)}; it has {', '.join(sorted(columns))}".replace(";", ",")
+        more = ", or set data.prompt_key" if prompt in missing else ""
+        yield Finding(CHECK, "fail", message, f"add it{more}; {WRITE}")
+        return
+    own_manager = setup.get("reward.reward_manager.source") not in (None, "register")  # it reads what it likes
+    if odd := shape_problem(rows, prompt, ["extra_info", *([] if own_manager else ["reward_model"])]):
+        yield Finding(CHECK, "fail", f"{file}, {odd}", WRITE)
+        return
+    try:
+        if file.endswith(".parquet"):
+            check_agent_names(file)
+        ours = setup.get("reward.reward_manager.name") == "mtgrpo" and "reward_model" in columns
+        if ours and setup.get("reward.turn.preset") in (None, *PRESETS, *JUDGES):
+            for row in rows:
+                accepted_answers((row["reward_model"] or {}).get("ground_truth"))
+        if _scored_by_verl(setup):
+            refuse_unscored(file, _sources(file, rows))
+    except MTGRPOError as error:
+        found = from_error(CHECK, error, f"give every row an answer; {WRITE}")
+        yield found if file in found.message else Finding(CHECK, "fail", f"{file}: {found.message}", found.fix)
+
+
+def _read_by_rewards(setup: Setup) -> list[str]:
+    """Columns without which no rollout has a reward; verl itself reports rows without a data_source as "unknown"."""
+    manager = setup.get("reward.reward_manager.name")
+    if setup.get("reward.reward_manager.source") not in (None, "register"):
+        return []  # a class of the user's own, whatever its name
+    if manager in VERLS_MANAGERS:
+        return ["reward_model", "data_source"]
+    if manager != "mtgrpo":
+        return []
+    return ["reward_model", *(["data_source"] if _scored_by_verl(setup) else [])]
+
+
+def _scored_by_verl(setup: Setup) -> bool:
+    """Whether the outcome is for verl's own reward function to give."""
+    asked = setup.get("reward.reward_manager.name") == "mtgrpo" and setup.get("reward.turn.outcome") == "compute_score"
+    return asked and not setup.get("reward.custom_reward_function.path")
+
+
+def _sources(file: str, rows: list[dict[str, Any]]) -> set[str]:
+    """The ``data_source`` of all rows of a parquet file, of the first rows of others."""
+    if not file.endswith(".parquet"):
+        return {str(row["data_source"]) for row in rows if "data_source" in row}
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(Path(file).expanduser(), columns=["data_source"])
+    return {str(name) for column in table.columns for name in column.unique().to_pylist()}
+
+
+def _amount(setup: Setup, rows: int) -> Iterator[Finding]:
+    size, mode = setup.get("data.train_batch_size"), str(setup.get("trainer.v1.trainer_mode"))
+    one_by_one = not mode.endswith("sync") or mode.endswith("async") or setup.get("algorithm.filter_groups.enable")
+    if rows >= size or one_by_one or setup.get("data.gen_batch_size") or setup.get("trainer.val_only"):
+        return
+    message = f"{rows} training questions are fewer than data.train_batch_size={size}, so there is no batch"
+    yield Finding(CHECK, "fail", message, f"set data.train_batch_size to {rows} or less, or give more questions")

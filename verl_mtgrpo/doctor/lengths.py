@@ -1,0 +1,90 @@
+"""Is there room? Prompts and tool results measured with the policy's tokenizer, on the first questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from verl_mtgrpo.doctor.chat import prompt_ids
+from verl_mtgrpo.doctor.findings import Finding
+from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup, Tool
+from verl_mtgrpo.integration.rollout.search_settings import search_settings
+from verl_mtgrpo.retrieval import Passage, render_passages
+
+CHECK = "lengths"
+CHARS_PER_TOKEN = 4
+"""Of English text, roughly: for results that could not be measured."""
+LONGER = "set data.max_response_length higher, or k or max_chars of the search tool lower"
+
+
+def lengths(setup: Setup) -> Iterator[Finding]:
+    """Prompts in ``data.max_prompt_length``, tool results in ``data.max_response_length``."""
+    problems, measured = [], []
+    if setup.builder is not None and setup.rows:
+        key = str(setup.get("data.prompt_key") or "prompt")
+        prompts = [len(prompt_ids(setup, row[key])) for row in setup.rows]
+        problems += _prompts(setup, prompts)
+        measured.append(f"prompts up to {max(prompts)} of {setup.get(f'{ROLLOUT}.prompt_length')} tokens")
+    if setup.tokenizer is not None and setup.found:
+        results = [_tokens(setup, tool, passages) for tool, passages in setup.found]
+        problems += _results(setup, results)
+        measured.append(f"tool results of {min(results)} to {max(results)} in a response of {_response(setup)}")
+    else:
+        problems += _estimated(setup)
+    if not measured and not problems:
+        yield Finding(CHECK, "skip", "nothing to measure without tokenizer, questions and index")
+        return
+    yield from problems or [Finding(CHECK, "ok", ", ".join(measured))]
+
+
+def _response(setup: Setup) -> int:
+    return int(setup.get(f"{ROLLOUT}.response_length"))
+
+
+def _prompts(setup: Setup, prompts: list[int]) -> Iterator[Finding]:
+    room = int(setup.get(f"{ROLLOUT}.prompt_length"))
+    too_long = [length for length in prompts if length > room]
+    left_out = setup.get("data.filter_overlong_prompts")
+    if not too_long or (left_out and len(too_long) < len(prompts)):
+        return
+    message = (
+        f"{len(too_long)} of the first {len(prompts)} prompts have more than {room} tokens (up to {max(too_long)})"
+    )
+    cut = f"{message}: verl {'leaves them out' if left_out else 'cuts off their beginning, with the instructions'}"
+    fix = f"set data.max_prompt_length={max(too_long)} or more"
+    certain = len(too_long) == len(prompts) and not left_out  # others may be left where verl leaves long ones out
+    yield Finding(CHECK, "fail" if certain else "warn", cut, fix)
+
+
+def _tokens(setup: Setup, tool: Tool, passages: list[Passage]) -> int:
+    """Length of what the model would read of these passages."""
+    settings, max_chars = search_settings(tool.config)
+    text = render_passages(passages, template=settings.template, max_chars=max_chars)
+    text = text[: int(setup.get(f"{MULTI_TURN}.max_tool_response_length"))]
+    return len(setup.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _results(setup: Setup, results: list[int]) -> Iterator[Finding]:
+    room, turns = _response(setup), setup.get(f"{MULTI_TURN}.max_assistant_turns")
+    typical = sorted(results)[len(results) // 2]
+    if typical >= room:
+        message = (
+            f"the search results of the first questions have {typical} tokens (median), data.max_response_length={room}"
+        )
+        status = "fail" if min(results) >= room else "warn"  # some fit
+        yield Finding(
+            CHECK, status, f"{message}: no answer can follow them", f"{LONGER}; {typical} is for one result alone"
+        )
+    elif turns and (turns - 1) * typical >= room:
+        message = f"{turns - 1} search results of {typical} tokens (median) fill data.max_response_length={room}"
+        yield Finding(CHECK, "warn", f"{message} before the last turn", LONGER)
+
+
+def _estimated(setup: Setup) -> Iterator[Finding]:
+    """From the settings alone: a result may be shorter than it is allowed to be, so this never refuses a run."""
+    room, most = _response(setup), int(setup.get(f"{MULTI_TURN}.max_tool_response_length") or 0)
+    for tool in setup.tools:
+        longest = min(most, search_settings(tool.config)[1] or most) if tool.searches else most
+        if longest // CHARS_PER_TOKEN >= room:
+            message = f"{tool.name} may give {longest} characters, about {longest // CHARS_PER_TOKEN} tokens"
+            message += f" at {CHARS_PER_TOKEN} characters each, and data.max_response_length={room}"
+            yield Finding(CHECK, "warn", message, LONGER)

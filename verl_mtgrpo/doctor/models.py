@@ -1,0 +1,51 @@
+"""Models beside the policy: are their folders where the config says?"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from verl_mtgrpo.doctor.findings import Finding
+from verl_mtgrpo.doctor.setup import Setup
+
+CHECK = "models"
+CRITIC, REWARD = "critic.model", "reward.reward_model"
+
+
+def models(setup: Setup) -> Iterator[Finding]:
+    """The critic's model and tokenizer, if there is a critic, and the reward model's, if there is one.
+
+    A name on the hub is not looked up: verl downloads it.
+    """
+    from verl.trainer.ppo.utils import need_critic
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # verl says itself that there is no critic
+        critic = need_critic(setup.config)
+    keys = [f"{CRITIC}.path", f"{CRITIC}.tokenizer_path"] if critic else []
+    if setup.get(f"{REWARD}.enable"):
+        keys.append(f"{REWARD}.model_path")
+    for key in keys:
+        path = str(setup.get(key) or "")
+        if looks_local(path) and not Path(path).expanduser().is_dir():
+            fix = f"give the folder of a Hugging Face model, or a name on the hub, as {key}"
+            yield setup.absent(CHECK, f"{key}={path} is not there", fix)
+
+
+def looks_local(path: str) -> bool:
+    """Whether a model's path can only be meant as a folder of this machine; a hub's name has one slash at most."""
+    return "://" not in path and (path.startswith(("/", "~", ".")) or path.count("/") > 1)
+
+
+def hub_folder(name: str) -> str | None:
+    """The folder of a model of this name in the cache of the Hugging Face hub; None if it is not there.
+
+    Nothing is downloaded.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+
+        return snapshot_download(name, local_files_only=True)
+    except Exception:  # not in the cache, or no valid name
+        return None

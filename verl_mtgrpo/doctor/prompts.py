@@ -1,0 +1,151 @@
+"""Do the prompts say how a tool is called, in the format that the run reads?
+
+A model that is never told writes no call, and a run without calls trains something else in silence. But what a prompt
+says is text, which may say it in a hundred ways, and a policy may have learnt the format before: nothing here refuses
+a run. What is looked for is that the format's own tag occurs, and that the chat template shows the tools.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import takewhile
+from typing import Any
+
+from verl_mtgrpo.doctor.chat import prompt_ids
+from verl_mtgrpo.doctor.findings import Finding, one_line
+from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup
+from verl_mtgrpo.integration.parts import LOOPS
+from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS, TextFormat
+
+CHECK = "prompts"
+_NAME = re.compile(r'"name"\s*:\s*"([\w.-]+)"')
+_SHOWN = "the system prompt of `mtgrpo data --format {0}` does"
+
+
+def prompts(setup: Setup) -> Iterator[Finding]:
+    """What the first training questions tell the model about calls."""
+    spoken, loop = str(setup.get(f"{MULTI_TURN}.format")), setup.get(f"{ROLLOUT}.agent.default_agent_loop")
+    if not setup.rows or not setup.tools or loop not in LOOPS:
+        yield Finding(CHECK, "skip", "needs the questions and the tools, and one of them could not be read")
+        return
+    if setup.builder is None and spoken not in CUT_FORMATS:
+        yield Finding(CHECK, "skip", "what the chat template makes of the tools was not seen without the tokenizer")
+        return
+    rules, key = FORMATS.get(spoken), str(setup.get("data.prompt_key") or "prompt")
+    try:
+        shown = [_rendered(setup, row[key]) for row in setup.rows]
+        bare = [_rendered(setup, row[key], tools=False) for row in setup.rows]
+    except Exception as error:  # whatever a chat template raises: the check of the chat says more
+        yield Finding(CHECK, "skip", f"the prompts cannot be rendered: {type(error).__name__}: {one_line(str(error))}")
+        return
+    problems = [*_other_names(setup, rules, key)] if rules else []
+    if spoken in CUT_FORMATS:
+        problems += _unsaid(CUT_FORMATS[spoken], shown, _other_format(setup, spoken, key))
+    elif any(tool.schema for tool in setup.tools):
+        problems += _unseen(setup, rules, shown, bare, _other_format(setup, spoken, key))
+    how = f"<{rules.call}>" if rules and rules.name in CUT_FORMATS else "the tools, by the chat template"
+    yield from problems or [Finding(CHECK, "ok", f"the first {len(shown)} questions show {how}")]
+
+
+def _rendered(setup: Setup, messages: Sequence[Mapping[str, Any]], *, tools: bool = True) -> str:
+    """The prompt as the policy reads it; without its tokenizer, the text of the messages."""
+    if setup.builder is None:
+        return "\n".join(map(_text, messages))
+    if tools:
+        return setup.tokenizer.decode(prompt_ids(setup, list(messages)))  # type: ignore[arg-type]
+    return setup.tokenizer.decode(setup.builder.build_initial_tokens(list(messages), tools=None))
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    """What a message says; of a list of parts, those that are text."""
+    content = message.get("content")
+    parts = content if isinstance(content, list | tuple) else [content]
+    return "\n".join(str(part.get("text") or "") if isinstance(part, Mapping) else str(part or "") for part in parts)
+
+
+def _instructions(setup: Setup, key: str) -> str:
+    """What all questions are told: messages that are not the user's, and what all of the user's begin with.
+
+    A question itself may say anything: a tag of HTML, or JSON with a key ``name``.
+    """
+    rows = [row[key] for row in setup.rows]
+    others = {_text(message) for row in rows for message in row if message.get("role") != "user"}
+    users = {"\n".join(_text(message) for message in row if message.get("role") == "user") for row in rows}
+    return "\n".join([*sorted(others), _common_beginning(users) if len(users) > 1 else ""])
+
+
+def _common_beginning(texts: Collection[str]) -> str:
+    """What all texts begin with: what the first and the last of them in order do."""
+    first, last = min(texts), max(texts)
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(letter for letter, _ in same)
+
+
+def _other_format(setup: Setup, spoken: str, key: str) -> str | None:
+    """The format whose calls the instructions explain, if it is another one."""
+    said = _instructions(setup, key)
+    # Whoever explains a call shows where it ends; a tag alone may be one of HTML.
+    explained = [name for name, rules in FORMATS.items() if f"<{rules.call}>" in said and f"</{rules.call}>" in said]
+    return explained[0] if explained and spoken not in explained else None
+
+
+def _other_names(setup: Setup, rules: TextFormat, key: str) -> Iterator[Finding]:
+    """Whether the calls that the instructions show, as JSON in the format's own tags, are calls of tools there are."""
+    if not rules.json_call:
+        return
+    calls = re.findall(f"<{rules.call}>(.*?)</{rules.call}>", _instructions(setup, key), re.DOTALL)
+    called = {name for call in calls for name in _NAME.findall(call)}
+    names = [tool.name for tool in setup.tools]
+    if called and not called & set(names):
+        message = f"the prompts call {', '.join(sorted(called))}, the run has {', '.join(names)}"
+        fix = "rename the tool (tool_schema.function.name), or write its name into the prompts"
+        yield Finding(CHECK, "warn", f"{message}: such calls fail as unknown_tool", f"{fix} (mtgrpo data --format)")
+
+
+def _unsaid(rules: TextFormat, shown: Sequence[str], other: str | None) -> Iterator[Finding]:
+    """For formats that only the prompt explains."""
+    tag = f"<{rules.call}>"
+    without = sum(tag not in text for text in shown)
+    if not without:
+        return
+    message = f"{without} of the first {len(shown)} questions never say how to call a tool: no {tag} in the prompt"
+    if other:
+        message = f"the prompts explain calls of the format {other}, and the run reads {rules.name}: {message}"
+    fix = f"explain it in the prompt ({_SHOWN.format(rules.name)})"
+    fix += f", or set {MULTI_TURN}.format={other}" if other else ""
+    yield Finding(CHECK, "warn", message, f"{fix}; a policy that has learnt the format before needs nothing")
+
+
+def _unseen(
+    setup: Setup, rules: TextFormat | None, shown: Sequence[str], bare: Sequence[str], other: str | None
+) -> Iterator[Finding]:
+    """For formats that the chat template explains, by what it makes of the tools."""
+    names = [tool.name for tool in setup.tools]
+    tag = f"<{rules.call}>" if rules else ""
+    if other:
+        message = f"the prompts explain calls of the format {other}, and the run reads {rules.name if rules else '?'}"
+        fix = f"set {MULTI_TURN}.format={other}, or write other prompts ({_SHOWN.format('hermes')})"
+        yield Finding(CHECK, "warn", message, fix)
+    elif tag and all(tag in text for text in shown):
+        return
+    elif list(shown) == list(bare):
+        if not tag and all(any(name in text for name in names) for text in shown):
+            return  # explained by hand, in a format whose tags are not known here
+        message = "the chat template shows the model no tools: prompts are the same with and without them"
+        fix = f"use a model whose template knows tools, explain {tag or 'how to call'} in the prompt, or choose "
+        yield Finding(CHECK, "warn", message, f"{fix}{MULTI_TURN}.format={' or '.join(CUT_FORMATS)}")
+    elif tag and not _writes_calls_as(setup, tag):
+        message = f"the chat template shows the tools, but neither it nor the prompt ever says {tag}"
+        fix = f"set {MULTI_TURN}.format to the one that this model speaks, or explain {tag} in the prompt"
+        yield Finding(CHECK, "warn", f"{message}: the model may call in another way, which is not found", fix)
+
+
+def _writes_calls_as(setup: Setup, tag: str) -> bool:
+    """Whether the template writes an earlier call of the assistant in these tags; True if it cannot be asked."""
+    call = {"type": "function", "function": {"name": setup.tools[0].name, "arguments": {"query": "the tower"}}}
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    try:
+        return tag in setup.tokenizer.apply_chat_template(said, tokenize=False)
+    except Exception:  # templates raise what they like; then nothing is known
+        return True

@@ -1,0 +1,74 @@
+"""Have the rows of a question file the shape that verl takes for granted, and if they are no rows, what are they?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from verl_mtgrpo.data.questions import read_questions
+from verl_mtgrpo.doctor.findings import Finding
+from verl_mtgrpo.errors import DataError
+
+
+def as_table(rows: Sequence[Any]) -> list[Any]:
+    """Rows of a JSON file with the same columns each, None where one has no value, as the datasets library has them."""
+    if not all(isinstance(row, dict) for row in rows):
+        return list(rows)
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in columns} for row in rows]
+
+
+def shape_problem(rows: Sequence[Mapping[str, Any]], prompt: str, mappings: Sequence[str]) -> str | None:
+    """What verl or the rewards would stumble over in one of the rows, in words; None if there is nothing.
+
+    verl 0.9.1 reads ``extra_info`` and ``reward_model`` as mappings and ``tool_selection`` name by name
+    (``utils/dataset/rl_dataset.py``, ``experimental/agent_loop/tool_agent_loop.py``).
+
+    Args:
+        rows: The first rows.
+        prompt: Name of the column of messages.
+        mappings: Columns that are read as mappings, where a row has them.
+    """
+    for number, row in enumerate(rows, start=1):
+        if not is_chat(row.get(prompt)):
+            held = _shown(row.get(prompt))
+            return f"row {number}: the column {prompt} holds {held}, which is no list of messages with role and content"
+        for name in mappings:
+            if row.get(name) is not None and not isinstance(row[name], Mapping):
+                return f"row {number}: {name} is {_shown(row[name])}, expected a mapping"
+        chosen = (row.get("extra_info") or {}).get("tool_selection")
+        if chosen is not None and (isinstance(chosen, str) or not isinstance(chosen, Iterable)):
+            return f"row {number}: extra_info.tool_selection is {_shown(chosen)}, expected a list of tool names"
+    return None
+
+
+def is_chat(prompt: Any) -> bool:
+    """Whether it is a list of messages; one that calls a tool has no content."""
+    return isinstance(prompt, list) and bool(prompt) and all(map(_is_message, prompt))
+
+
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, Mapping) or "role" not in message:
+        return False
+    return message.get("content") is None or isinstance(message["content"], str | list)
+
+
+def question_set(check: str, key: str, file: str) -> Finding | None:
+    """What to say of a file of questions and answers that was not made into rows for verl; None for another."""
+    train = key == "data.train_files"
+    command = f"mtgrpo data {file}" if train else f"mtgrpo data QUESTIONS --test {file}"
+    fix = f"make rows of it: {command} --out DIR, then set {key}=DIR/{'train' if train else 'val'}.parquet"
+    try:
+        next(read_questions(file))
+    except DataError as error:
+        if "no answerable question" not in str(error):
+            return None
+        message = f"{file} is a question set without a public answer, and no file of rows for verl"
+        return Finding(
+            check, "fail", message, "take a part of the set that has answers, and make rows of it: mtgrpo data"
+        )
+    return Finding(check, "fail", f"{file} is a question set, and no file of rows for verl", fix)
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:80].replace(";", ",")

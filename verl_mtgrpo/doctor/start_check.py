@@ -1,0 +1,70 @@
+"""The checks of :mod:`.checks` in the process that starts a run, before Ray and before any model is loaded.
+
+The reward manager checks the run as well, but it is one of the parts that can be forgotten, and it is made after the
+model. Hydra calls what is listed under ``hydra.callbacks`` when a run starts; this one is put there for every program
+in whose process verl is loaded, through the store in which Hydra keeps its own defaults. It looks at the config and
+leaves runs alone that use nothing of ours.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from hydra import conf as _hydras_own  # noqa: F401  stores the defaults that are extended below
+from hydra.core.config_store import ConfigStore
+from hydra.experimental.callback import Callback
+
+from verl_mtgrpo.errors import ConfigError, MTGRPOError
+
+logger = logging.getLogger(__name__)
+
+
+class StartCheck(Callback):
+    """Ends the program with a message if the parts of the run do not fit together."""
+
+    def on_job_start(self, config: Any, **kwargs: Any) -> None:
+        """Called by Hydra with the composed config.
+
+        Raises:
+            SystemExit: The run would not do what it says. Hydra turns other exceptions of callbacks into warnings.
+        """
+        if "actor_rollout_ref" not in config or "algorithm" not in config:  # another program than verl's trainer
+            return
+        try:
+            failures = _failures(config)
+        except MTGRPOError as error:
+            failures = [str(error)]
+        if failures:
+            name = f"{ConfigError.__module__}.{ConfigError.__qualname__}"
+            raise SystemExit("\n".join(f"{name}: {failure}" for failure in failures))
+
+
+def _failures(config: Any) -> list[str]:
+    """What is wrong with a run that uses something of ours; what is only odd is logged."""
+    from verl_mtgrpo.doctor.setup import Setup
+    from verl_mtgrpo.doctor.startup import CHECKS, checks_of, examine
+    from verl_mtgrpo.integration.parts import uses_turns
+    from verl_mtgrpo.integration.settings import trainer_turn_settings
+
+    if not uses_turns(config):
+        return []
+    level = trainer_turn_settings(config.get("trainer")).preflight
+    found = examine(Setup(config), checks_of(level))
+    for finding in found:
+        if finding.status == "warn":
+            logger.warning("%s: %s", finding.check, finding)
+    failed = [finding for finding in found if finding.status == "fail"]
+    opening = {check.name for check in CHECKS if check.opens}
+    hint = " (if only other machines can see this, leave such checks out with trainer.turn.preflight=config)"
+    return [f"{finding}{hint if finding.check in opening else ''}" for finding in failed]
+
+
+def _extend_hydras_defaults() -> None:
+    store = ConfigStore.instance()
+    defaults = store.load("hydra/config.yaml")
+    defaults.node.callbacks["mtgrpo"] = {"_target_": f"{__name__}.StartCheck"}
+    store.store(group="hydra", name="config", node=defaults.node, package=defaults.package, provider="verl-mtgrpo")
+
+
+_extend_hydras_defaults()

@@ -1,0 +1,71 @@
+"""Values of a kind that verl cannot work with, before other checks calculate with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from verl_mtgrpo.doctor.findings import Finding
+from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup
+
+WHOLE_NUMBERS = (
+    "data.train_batch_size",
+    "data.max_prompt_length",
+    "data.max_response_length",
+    "actor_rollout_ref.actor.ppo_mini_batch_size",
+    f"{ROLLOUT}.n",
+    f"{MULTI_TURN}.max_tool_response_length",
+    "trainer.nnodes",
+)
+WHOLE_NUMBERS_OR_NULL = (
+    "data.gen_batch_size",
+    f"{MULTI_TURN}.max_assistant_turns",
+    f"{ROLLOUT}.max_model_len",
+)
+TEXTS_OR_NULL = (
+    "actor_rollout_ref.model.path",
+    "actor_rollout_ref.model.custom_chat_template",
+    f"{MULTI_TURN}.tool_config_path",
+    f"{MULTI_TURN}.function_tool_path",
+)
+FILES = ("data.train_files", "data.val_files")
+MAPPINGS_OR_NULL = ("data.apply_chat_template_kwargs",)
+_ABSENT = object()
+
+
+def values(setup: Setup) -> Iterator[Finding]:
+    """A finding for each value that no run could use; keys that are not in the config are left alone."""
+    for keys, fits, expected in (
+        (WHOLE_NUMBERS, _is_whole, "a whole number of at least 1"),
+        (WHOLE_NUMBERS_OR_NULL, _or_null(_is_whole), "a whole number of at least 1, or null"),
+        (TEXTS_OR_NULL, _or_null(_is_text), "a text, or null"),
+        (FILES, _or_null(_is_text_or_texts), "a path, or a list of paths"),
+        (MAPPINGS_OR_NULL, _or_null(_is_mapping), "a mapping, or null"),
+    ):
+        for key in keys:
+            value = OmegaConf.select(setup.config, key, default=_ABSENT)
+            if value is not _ABSENT and not fits(value):
+                shown = "null" if value is None else repr(value).replace(";", ",")
+                yield Finding("values", "fail", f"{key} is {shown}, expected {expected}", f"set {key} to {expected}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_or_texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, ListConfig) and all(isinstance(one, str) for one in value))
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, DictConfig)
+
+
+def _or_null(fits: Any) -> Any:
+    return lambda value: value is None or fits(value)

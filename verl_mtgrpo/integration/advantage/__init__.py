@@ -1,0 +1,1 @@
+"""verl's seam for advantages and losses: our estimators and what they may ask for."""

@@ -1,0 +1,101 @@
+"""Registers the turn-level estimators in verl's registry (``algorithm.adv_estimator=...``), yours too.
+
+Each is a thin wrapper: settings from ``algorithm.turn``, the equation from ``verl_mtgrpo.credit``, and what an
+estimator needs beyond rewards, mask and group labels from the trainer (:mod:`~verl_mtgrpo.integration.advantage.fields`).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
+
+from verl_mtgrpo.credit import ESTIMATORS, compares_rollouts, extra_fields, segment_turns
+from verl_mtgrpo.credit.registry import Estimator, follow_estimators
+from verl_mtgrpo.errors import ConfigError, CreditInputError
+from verl_mtgrpo.integration.advantage.fields import take, tell
+from verl_mtgrpo.integration.settings import estimator_settings
+
+logger = logging.getLogger(__name__)
+_warned: set[str] = set()
+_sound: set[str] = set()
+_OURS = "_mtgrpo_estimator"
+"""Attribute of the wrappers, by which a name of ours in verl's registry is known from verl's own."""
+
+
+def _register(name: str, function: Estimator) -> None:
+    """Give verl a wrapper that looks the function up when it is called, so that a reloaded one needs no second."""
+    if name in ADV_ESTIMATOR_REGISTRY:
+        if not hasattr(ADV_ESTIMATOR_REGISTRY[name], _OURS):
+            raise ConfigError(f"verl has an estimator {name} already, which would be hidden; rename the function")
+        return
+
+    def estimator(
+        token_level_rewards: Tensor,
+        response_mask: Tensor,
+        index: np.ndarray | None = None,
+        config: Any = None,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor]:
+        if index is None:
+            raise CreditInputError(f"{name} got no group labels (index); expected verl's uid, one per rollout")
+        settings = estimator_settings(name, config)
+        fields = take(name, extra_fields(name))
+        advantages, returns = ESTIMATORS[name](token_level_rewards, response_mask, index, **fields, **settings)
+        tell(
+            token_level_rewards=token_level_rewards,
+            response_mask=response_mask,
+            index=index,
+            advantages=advantages,
+            returns=returns,
+        )
+        if not getattr(config, "use_kl_in_reward", False):  # with a KL in it every turn seems to be paid something
+            _warn_if_pointless(name, token_level_rewards, response_mask, index)
+        return advantages, returns
+
+    estimator.__name__ = estimator.__qualname__ = name
+    estimator.__doc__ = f"""``algorithm.adv_estimator={name}``: see :func:`{function.__module__}.{name}`.
+
+    Called by verl's trainer with ``(B, T)`` rewards and mask, the ``uid`` of each row and the
+    ``algorithm`` config node.
+    """
+    setattr(estimator, _OURS, True)
+    register_adv_est(name)(estimator)
+
+
+follow_estimators(_register)
+
+
+def _warn_if_pointless(name: str, token_level_rewards: Tensor, response_mask: Tensor, index: np.ndarray) -> None:
+    """Warn, once per process and kind, about batches in which turn-level credit cannot do anything.
+
+    Looks until it has seen one sound batch, so it costs nothing in the long run.
+    """
+    if name in _sound or not len(index):
+        return
+    turns = segment_turns(response_mask)
+    intermediate = turns.sum_rewards(token_level_rewards).masked_fill(turns.last_BK, 0.0).any()
+    groups = not compares_rollouts(name) or len(set(index.tolist())) < len(index)
+    if not intermediate:
+        _warn_once(
+            f"{name}: no rollout of this batch got a turn reward, so {name} only sees outcomes. The agent "
+            "loop is probably not mtgrpo_tool_agent or the reward manager not mtgrpo: set "
+            "actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent and "
+            "reward.reward_manager.name=mtgrpo (or the group +mtgrpo=mt_grpo, which sets both)."
+        )
+    if not groups:
+        _warn_once(
+            f"{name}: every group has one rollout, so there is no baseline and advantages are raw rewards. "
+            "Set actor_rollout_ref.rollout.n to 2 or more (the paper uses 21)."
+        )
+    if intermediate and groups:
+        _sound.add(name)
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        logger.warning(message)

@@ -1,0 +1,1 @@
+"""verl's seam for rollouts: agent loops, formats, tools and the workers that run them."""

@@ -1,0 +1,197 @@
+"""A turn's tool calls as transcripts record them: also those that verl drops, and what a tool says each was worth."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+from verl.tools.function_tool import FunctionTool
+
+from verl_mtgrpo.errors import ToolError
+from verl_mtgrpo.integration.rollout.outside_text import readable
+from verl_mtgrpo.rewards import Document, ToolCall
+from verl_mtgrpo.rewards.measures import BAD_ARGUMENTS, NOT_CARRIED_OUT
+
+if TYPE_CHECKING:  # importing verl's agent loops loads ours, which import this module
+    from verl.experimental.agent_loop.tool_parser import FunctionCall, ToolParser
+
+_VERLS_PARSERS = "verl.experimental.agent_loop.tool_parser"
+_SPARE_DEPTH = 100  # verl reads the arguments deeper in the stack than they are read here
+_END_OF_THOUGHT = "</think>"
+_NAME = re.compile(r'"name"\s*:\s*"([^"\n]+)"|<function=([^>\s]+)|<invoke name="([^"\n]+)"|^\s*call:(\w+)')
+_UNKNOWN = object()
+_given: ContextVar[Any] = ContextVar("reward given by a function tool", default=_UNKNOWN)
+
+
+# ---- calls that were written and not carried out
+
+
+def not_carried_out(call: FunctionCall) -> ToolCall:
+    """The record of a call beyond ``max_parallel_calls``, which verl reads and gives to no tool."""
+    return ToolCall(call.name, call.arguments, ok=False, seen=False, error_kind=NOT_CARRIED_OUT)
+
+
+def call_marks(parser: ToolParser) -> tuple[str, str] | None:
+    """What a call starts and ends with, for the parsers of verl's that look for both; None for all others."""
+    start, end = (str(getattr(parser, f"tool_call_{side}_token", "")) for side in ("start", "end"))
+    return (start, end) if type(parser).__module__ == _VERLS_PARSERS and start and end else None
+
+
+async def written_calls(
+    parser: ToolParser, text: str, found: Sequence[FunctionCall], tools: Sequence[Any]
+) -> list[FunctionCall | ToolCall]:
+    """The calls of a turn in their order: those that verl found, and records of those that it dropped.
+
+    Some of verl's parsers (``hermes``, ``qwen3_coder``, ``glm``, ``seed``, ``minimax``, ``gemma4``) mark a call by a
+    start and an end, and leave out one that they cannot read, with a line in the log at most. Each marked piece of the
+    turn is given to the same parser alone: one that holds no call was dropped, and is a failed call of the model's
+    (``bad_arguments``). What is not certain counts as no call: a start without an end, a piece inside a thought, where
+    models talk about calls, and whatever other parsers leave out.
+
+    Args:
+        parser: verl's, or one of a user's own.
+        text: The turn, as the parser decodes it.
+        found: What the parser found in the whole turn.
+        tools: Schemas of the tools that may be called.
+    """
+    start, end = call_marks(parser) or ("", "")
+    pieces = list(re.finditer(f"{re.escape(start)}(.*?){re.escape(end)}", text, re.DOTALL)) if start else []
+    if len(pieces) <= len(found):
+        return list(found)
+    reader = copy(parser)
+    reader.tokenizer = _Text(parser.tokenizer)
+    thought = text.rfind(_END_OF_THOUGHT)
+    rest = list(found)
+    written: list[FunctionCall | ToolCall] = []
+    for piece in pieces:
+        _, inside = await reader.extract_tool_calls(piece.group(), list(tools))  # pyright: ignore[reportArgumentType]
+        # Where verl found fewer than the pieces hold, another piece made its parser give up on the whole turn.
+        written += [rest.pop(0) if rest else not_carried_out(call) for call in inside]
+        if not inside and piece.end() > thought:
+            written.append(_dropped(piece.group(1)))
+    return [*written, *rest]
+
+
+def _dropped(inside: str) -> ToolCall:
+    named = _NAME.search(inside)
+    name = next(filter(None, named.groups()), "") if named else ""
+    return ToolCall(name, inside.strip(), ok=False, seen=False, error_kind=BAD_ARGUMENTS)
+
+
+class _Text:
+    """Stands where a parser has its tokenizer: the "tokens" are the text itself."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def decode(self, text: str, **_: Any) -> str:
+        return text
+
+
+# ---- calls as verl's loop can read them
+
+
+def make_readable(call: FunctionCall) -> None:
+    """Change a call, in place, that verl's loop would end the rollout over, and with it the whole group.
+
+    verl answers arguments that are no JSON with a message to the model, but catches ``JSONDecodeError`` alone: not the
+    ``RecursionError`` of a thousand brackets, nor the ``ValueError`` of a number with 5000 digits. Those are cut off,
+    so that they are no JSON. Half surrogate pairs, which no tokenizer takes, become ``?``.
+    """
+    call.name, call.arguments = readable(call.name), readable(call.arguments)
+    try:
+        json.loads("[" * _SPARE_DEPTH + call.arguments + "]" * _SPARE_DEPTH)
+    except json.JSONDecodeError:
+        return
+    except (RecursionError, ValueError):
+        call.arguments = f"{call.arguments[:200]}…"
+
+
+# ---- what a tool says its call was worth
+
+
+def with_reward_seen(tool: Any) -> Any:
+    """A function tool whose reward :func:`tool_reward` can see as the function gave it; other tools as they are.
+
+    verl takes ``float(reward)`` of a function tool's inside the ``try`` that turns what a tool raises into text for the
+    model: a list there would look to us as if the tool had failed, and True or "0.5" as a number.
+    """
+    return _SeenFunctionTool(**vars(tool)) if type(tool) is FunctionTool else tool
+
+
+class _SeenFunctionTool(FunctionTool):
+    async def call(self, parameters: dict[str, Any]) -> Any:
+        result = await super().call(parameters)
+        if isinstance(result, tuple) and len(result) > 1:
+            _given.set(result[1])
+        return result
+
+
+def forget_reward() -> None:
+    """Call before a tool runs, in the task in which it runs."""
+    _given.set(_UNKNOWN)
+
+
+def tool_reward(name: str, reward: Any) -> float:
+    """What a tool said its call was worth, as a number; 0.0 for None, as verl counts a tool that says nothing of it.
+
+    Args:
+        name: The tool's.
+        reward: The second value of verl's ``_call_tool``.
+
+    Raises:
+        ToolError: it is no finite number.
+    """
+    given = _given.get()
+    value = reward if given is _UNKNOWN else given
+    if value is None:
+        return 0.0
+    kind = type(value).__name__
+    try:
+        if isinstance(value, str | bytes) or kind in ("bool", "bool_") or getattr(value, "shape", ()) != ():
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isfinite(number):
+        return number
+    shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:79]}…"
+    raise ToolError(
+        f"the tool {name!r} gave {shown} ({kind}) as the reward of its call, the second value that it returns; "
+        "expected a finite number, or None for no reward; have the tool return such a number there"
+    )
+
+
+# ---- what a tool says of its call beside that
+
+
+def documents_of(info: Mapping[str, Any]) -> tuple[Document, ...]:
+    """The passages that a tool's third value lists as our search tool does; none if they have another form.
+
+    A tool of a user's own may have a use of its own for the name.
+    """
+    listed = info.get("documents")
+    try:
+        return tuple(Document(**document) for document in listed or ())
+    except TypeError:
+        return ()
+
+
+def faults_of(info: Mapping[str, Any]) -> tuple[str, ...]:
+    """Kinds of tries that failed, if a tool lists them as our search tool does."""
+    listed = info.get("faults")
+    return tuple(map(str, listed)) if isinstance(listed, list | tuple) else ()
+
+
+def latency_of(info: Mapping[str, Any], measured: float) -> float:
+    """Seconds that the call took, from the tool if it says so in a number."""
+    said = info.get("latency_s")
+    return float(said) if isinstance(said, int | float) and math.isfinite(said) else measured

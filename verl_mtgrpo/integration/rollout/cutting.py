@@ -1,0 +1,130 @@
+"""The cut after a turn's first closing tag, for the formats whose turns end there.
+
+Apart from :mod:`~verl_mtgrpo.integration.rollout.tool_parsers` because importing verl's parsers imports its agent loops, and
+with them ours, which needs this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.rewards.formats import ANSWER, TextFormat
+from verl_mtgrpo.threads import DECODE, apart
+
+_WINDOW = 256
+"""Tokens that are decoded at once."""
+
+
+class CuttingServer:
+    """verl's LLM client, whose completions end with the first closing tag of a call or an answer.
+
+    Engines that know stop strings stop there; in every case what they give is cut right after the token that
+    completes the tag, ids and log-probabilities alike. Tokens are never split: if the tag ends inside a token,
+    that token stays whole, and what it says behind the tag is no part of the turn's text (:func:`cut_text`).
+
+    Args:
+        server: verl's client.
+        rules: The format.
+        decode: Token ids to text.
+        stop: Whether the engine knows stop strings.
+        end: The token that ends a turn in the chat template; a base model's engine would not stop at it otherwise.
+    """
+
+    def __init__(
+        self,
+        server: Any,
+        rules: TextFormat,
+        decode: Callable[[Sequence[int]], str],
+        *,
+        stop: bool,
+        end: int | None = None,
+    ) -> None:
+        self._server, self._decode, self._stop, self._end = server, decode, stop, end
+        self.closing = closing_tags(rules)
+        self._tail = _longest(self.closing)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._server, name)
+
+    async def generate(self, *args: Any, sampling_params: dict[str, Any], **kwargs: Any) -> Any:
+        """As the server's own, cut."""
+        if self._stop:
+            asked = sampling_params.get("stop") or []
+            own = [asked] if isinstance(asked, str) else list(asked)
+            sampling_params = {**sampling_params, "stop": [*own, *self.closing]}
+        if self._end is not None:
+            ends = [*(sampling_params.get("stop_token_ids") or []), self._end]
+            sampling_params = {**sampling_params, "stop_token_ids": list(dict.fromkeys(ends))}
+        output = await self._server.generate(*args, sampling_params=sampling_params, **kwargs)
+        keep = await self._tokens_to_keep(output.token_ids)
+        if keep == len(output.token_ids):
+            return output
+        if getattr(output, "routed_experts", None) is not None:
+            raise ConfigError(
+                "a turn is cut at its closing tag in this format, and the routed experts of the model cannot be cut "
+                "with it; set actor_rollout_ref.rollout.enable_rollout_routing_replay=False, or speak hermes"
+            )
+        log_probs = output.log_probs[:keep] if output.log_probs else output.log_probs
+        return output.model_copy(update={"token_ids": output.token_ids[:keep], "log_probs": log_probs})
+
+    async def _tokens_to_keep(self, ids: Sequence[int]) -> int:
+        """As :func:`tokens_to_keep`, without reading a long turn on the event loop, where other rollouts wait.
+
+        An engine that knows stop strings has stopped at the first closing tag, which is then among the last tokens.
+        """
+        tail = ids[-self._tail :]
+        if self._stop and is_closed(tail, self.closing, self._decode):
+            return len(ids) - len(tail) + _first_closed(tail, self.closing, self._decode)
+        return await apart(DECODE, tokens_to_keep, ids, self.closing, self._decode)
+
+
+def is_closed(ids: Sequence[int], closing: Sequence[str], decode: Callable[[Sequence[int]], str]) -> bool:
+    """Whether the text of these tokens holds one of ``closing``."""
+    text = decode(ids)
+    return any(tag in text for tag in closing)
+
+
+def closing_tags(rules: TextFormat) -> tuple[str, str]:
+    """The tags that end a turn."""
+    return f"</{rules.call}>", f"</{ANSWER}>"
+
+
+def cut_text(text: str, rules: TextFormat) -> str:
+    """A turn's text up to and with its first closing tag.
+
+    The last token may say more: ``>.`` is one token of Qwen3's, so ``</answer>.`` cannot be cut between the two. It
+    would be a malformed turn for no fault of the model's: behind ``</answer>!``, which are two, nothing is left. An
+    engine with stop strings cuts its text the same way, and so does Search-R1 (PeterGriffinJin/Search-R1 @a14dc3a,
+    search_r1/llm_agent/generation.py, ``_postprocess_responses``).
+    """
+    ends = [at + len(tag) for tag in closing_tags(rules) if (at := text.find(tag)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def tokens_to_keep(ids: Sequence[int], closing: Sequence[str], decode: Callable[[Sequence[int]], str]) -> int:
+    """Fewest leading tokens whose text holds one of ``closing``; all of them if none does.
+
+    Looks at a few hundred tokens at a time: a tokenizer holds Python's interpreter lock while it decodes, so decoding a
+    turn of 12,000 tokens at once would hold up the event loop from any thread.
+    """
+    overlap = _longest(closing)
+    for start in range(0, max(len(ids), 1), _WINDOW):
+        window = ids[start : start + _WINDOW + overlap]
+        if is_closed(window, closing, decode):
+            return start + _first_closed(window, closing, decode)
+    return len(ids)
+
+
+def _first_closed(ids: Sequence[int], closing: Sequence[str], decode: Callable[[Sequence[int]], str]) -> int:
+    low, high = 1, len(ids)  # the first `high` are closed; a longer prefix of a closed one is closed
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_closed(ids[:middle], closing, decode) else (middle + 1, high)
+    return low
+
+
+def _longest(closing: Sequence[str]) -> int:
+    """How many tokens a closing tag takes at most, with the rest of a character that the first of them may begin in."""
+    return max(map(len, closing)) + 4

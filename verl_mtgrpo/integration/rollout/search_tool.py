@@ -1,0 +1,186 @@
+"""verl's tool ``search``: passages from an index in the worker's own process, or from a search service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from verl.tools.base_tool import BaseTool
+from verl.tools.schemas import OpenAIFunctionToolSchema, ToolResponse
+from verl.utils.rollout_trace import rollout_trace_op
+
+from verl_mtgrpo.cache import JsonCache
+from verl_mtgrpo.errors import ConfigError, RetrievalError, RetrievalTimeout
+from verl_mtgrpo.integration.rollout.search_settings import open_index, search_settings
+from verl_mtgrpo.retrieval import Passage, Retriever, render_passages
+from verl_mtgrpo.retrieval.query import clean_query, same_search
+from verl_mtgrpo.rewards.measures import NO_HITS
+
+logger = logging.getLogger(__name__)
+
+_GRACE_S = 2.0
+"""A retriever that keeps time itself gives up first, and says why; this is for one that does not."""
+
+
+@dataclass
+class _Memory:
+    """What one rollout has searched for."""
+
+    asked: set[str] = field(default_factory=set)
+    searches: int = 0
+
+
+class SearchTool(BaseTool):
+    """Search with one argument, ``query``; see ``config/tools/search_tool.yaml`` for the settings.
+
+    verl makes one tool per agent loop worker and all its rollouts share it; the index is opened here, so that a
+    missing one stops the run before anything is generated. What a rollout has asked before is kept with the
+    rollout (verl's ``agent_data``), and goes with it.
+    """
+
+    def __init__(self, config: Mapping[str, Any], tool_schema: OpenAIFunctionToolSchema | None) -> None:
+        config = dict(config)
+        self._settings, self._max_chars = search_settings(config)
+        self._index = open_index(config.get("index"), self._settings)
+        self._fingerprint = fingerprint_for(self._settings.cache, self._index)
+        self._cache = JsonCache(self._settings.cache) if self._settings.cache else None
+        self._slots = asyncio.Semaphore(self._settings.concurrency)
+        super().__init__(config, tool_schema or default_schema(self._settings.max_queries))
+
+    @rollout_trace_op
+    async def execute(
+        self, instance_id: str, parameters: dict[str, Any], **kwargs: Any
+    ) -> tuple[ToolResponse, float, dict[str, Any]]:
+        """Search and return ``(response, 0.0, info)``.
+
+        ``query`` has to be a string (or, with ``max_queries`` above 1, a list of strings): anything else counts as
+        bad arguments, because a reward must not call a malformed call a success. Further arguments are ignored.
+
+        ``info`` has ``ok``, ``error_kind`` (None; ``bad_arguments``, ``no_query`` or ``search_limit``; ``no_hits``
+        with ``ok``; or the kind of a :class:`~verl_mtgrpo.errors.RetrievalError`), ``documents`` (id, title, text,
+        score of each passage, best first), ``repeat``, ``faults`` and ``latency_s``. When the search itself fails,
+        ``outage`` says why and ``on_outage`` what the agent loop has to do. It is reported and not raised, because
+        verl turns every exception of a tool into an answer that the model would be blamed for.
+        """
+        start = time.perf_counter()
+        queries, wrong = self._queries(parameters)
+        if wrong:
+            return _answer(wrong[1], start, error_kind=wrong[0])
+        memory = _memory_of(kwargs.get("agent_data"))
+        limit = self._settings.max_searches
+        if limit and memory.searches >= limit:
+            text = f"Error: this was search {memory.searches + 1} of {limit} allowed; answer with what you have."
+            return _answer(text, start, error_kind="search_limit")
+        memory.searches += 1
+        asked = {same_search(query) for query in queries}
+        repeat = asked <= memory.asked
+        memory.asked |= asked
+        try:
+            found, faults = await self._find(queries)
+        except RetrievalError as error:
+            logger.error("search tool: %s", error)
+            info = {"repeat": repeat, "faults": error.faults, "outage": str(error)}
+            text = "Error: the search engine is down."
+            return _answer(text, start, error_kind=error.kind, on_outage=self._settings.on_outage, **info)
+        documents = [asdict(passage) for passages in found for passage in passages]
+        kind = None if documents else NO_HITS
+        text = self._render(queries, found)
+        return _answer(text, start, ok=True, error_kind=kind, documents=documents, repeat=repeat, faults=faults)
+
+    def _queries(self, parameters: Any) -> tuple[list[str], tuple[str, str] | None]:
+        """The clean queries of a call, or the kind and text of what is wrong with it."""
+        query = parameters.get("query") if isinstance(parameters, dict) else None
+        most = self._settings.max_queries
+        given = query if isinstance(query, list) and most > 1 else [query]
+        if not given or len(given) > most or not all(isinstance(one, str) for one in given):
+            got = "query is missing" if query is None else f"query is a {type(query).__name__}"
+            got += f" of {len(given)}" if isinstance(query, list) and most > 1 else ""
+            wanted = '"some words"' if most == 1 else f'["some words", ...] (at most {most})'
+            return [], ("bad_arguments", f'Error: {got}; the arguments must be {{"query": {wanted}}}.')
+        queries = [clean_query(one) for one in given]
+        if not all(queries):
+            return [], ("no_query", "Error: query is empty; write the words to search for.")
+        return queries, None
+
+    async def _find(self, queries: Sequence[str]) -> tuple[list[list[Passage]], tuple[str, ...]]:
+        """Passages for each query, from the cache where they are known, and the kinds of tries that failed."""
+        if self._cache is None:
+            return await self._ask(queries)
+        keys = {query: JsonCache.key(self._fingerprint, self._settings.k, query) for query in queries}
+        kept = {query: await self._cache.aget(key) for query, key in keys.items()}
+        found = {query: [Passage(**one) for one in value] for query, value in kept.items() if value is not None}
+        missing = [query for query in keys if query not in found]
+        results, faults = await self._ask(missing) if missing else ([], ())
+        for query, passages in zip(missing, results, strict=True):
+            await self._cache.aput(keys[query], [asdict(passage) for passage in passages])
+            found[query] = passages
+        return [found[query] for query in queries], faults
+
+    async def _ask(self, queries: Sequence[str]) -> tuple[list[list[Passage]], tuple[str, ...]]:
+        patience = self._settings.patience_s
+        try:
+            return await asyncio.wait_for(self._wait_and_ask(queries), patience + _GRACE_S)
+        except RetrievalTimeout:  # a TimeoutError too, but it knows more
+            raise
+        except asyncio.TimeoutError:
+            raise RetrievalTimeout(
+                f"no answer of {self._index!r} within {patience + _GRACE_S:g} s, waiting for a free slot included; "
+                f"raise patience_s or concurrency ({self._settings.concurrency}) of the search tool, or help the search"
+            ) from None
+
+    async def _wait_and_ask(self, queries: Sequence[str]) -> tuple[list[list[Passage]], tuple[str, ...]]:
+        async with self._slots:
+            ask = getattr(self._index, "ask", None)  # a search service also tells what it took
+            if ask is None:
+                return await self._index.asearch(queries, self._settings.k), ()
+            answer = await ask(queries, self._settings.k)
+            return answer.results, answer.faults
+
+    def _render(self, queries: Sequence[str], found: Sequence[Sequence[Passage]]) -> str:
+        template, room = self._settings.template, self._max_chars
+        if len(queries) == 1:
+            return render_passages(found[0], template=template, max_chars=room)
+        each = None if room is None else max(1, room // len(queries) - max(map(len, queries)) - 9)
+        blocks = [render_passages(passages, template=template, max_chars=each) for passages in found]
+        return "\n\n".join(f"Query: {query}\n{block}" for query, block in zip(queries, blocks, strict=True))
+
+
+def _memory_of(rollout: Any) -> _Memory:
+    """What this rollout has asked; kept on verl's object for it. Without one there is no memory."""
+    if rollout is None:
+        return _Memory()
+    if not hasattr(rollout, "_mtgrpo_searches"):
+        rollout._mtgrpo_searches = _Memory()
+    return rollout._mtgrpo_searches
+
+
+def fingerprint_for(cache: str, index: Retriever) -> str:
+    """What tells the answers of this index from another's in the cache; asked for only if there is one."""
+    fingerprint = index.fingerprint if cache else ""
+    if cache and not fingerprint:
+        raise ConfigError(f"search tool: {index!r} does not say when its answers change; remove cache={cache}")
+    return fingerprint
+
+
+def default_schema(max_queries: int) -> OpenAIFunctionToolSchema:
+    """The schema of a tool YAML that gives none."""
+    words = "A few words that a passage with the answer would contain."
+    several = {"type": "array", "description": f"Up to {max_queries} queries. {words}"}
+    query = {"type": "string", "description": words} if max_queries == 1 else several
+    function = {
+        "name": "search",
+        "description": "Searches an encyclopedia and returns the passages that match the query best.",
+        "parameters": {"type": "object", "properties": {"query": query}, "required": ["query"]},
+    }
+    return OpenAIFunctionToolSchema.model_validate({"type": "function", "function": function})
+
+
+def _answer(
+    text: str, start: float, *, ok: bool = False, error_kind: str | None = None, **more: Any
+) -> tuple[ToolResponse, float, dict[str, Any]]:
+    info = {"ok": ok, "error_kind": error_kind, "documents": [], **more, "latency_s": time.perf_counter() - start}
+    return ToolResponse(text=text), 0.0, info

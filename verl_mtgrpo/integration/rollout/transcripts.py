@@ -1,0 +1,103 @@
+"""How transcripts travel from the agent loops to those who read them: once, packed, and only if somebody does.
+
+A transcript holds the text of a rollout and of all passages that it found, ten to a hundred kilobytes. When its reward
+is known it is read by dumps (``trainer.rollout_data_dir``, ``trainer.validation_data_dir``) and by estimators with a
+parameter ``transcript``. Under our trainers it stands in a column of its own, :data:`COLUMN`, which they fetch for the
+rows that they need. verl's own trainers and samplers know of no such column and write only ``reward_extra_info`` into
+their validation dumps, so there it stands in that.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import transfer_queue as tq
+from omegaconf import OmegaConf
+from transfer_queue import KVBatchMeta
+
+from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.integration.advantage.fields import MODES
+from verl_mtgrpo.rewards import TRANSCRIPT
+
+COLUMN = "mtgrpo_transcript"
+"""TransferQueue's column of packed transcripts (bytes), one per row."""
+
+OUR_SAMPLER = "verl_mtgrpo.integration.trainer.sampler"
+"""The module that ``trainer.v1.sampler.custom_sampler.path`` names in all config groups."""
+
+Destination = Literal["column", "info", "nowhere"]
+
+
+def destination(config: Any) -> Destination:
+    """Return where the agent loops of a run put transcripts when rewards are known.
+
+    Args:
+        config: verl's whole config.
+    """
+    sampler = OmegaConf.select(config, "trainer.v1.sampler.custom_sampler.path") or ""
+    if OmegaConf.select(config, "trainer.v1.trainer_mode") not in MODES or not sampler.endswith(OUR_SAMPLER):
+        return "info"
+    estimator = OmegaConf.select(config, "algorithm.adv_estimator")
+    asked = estimator in ESTIMATORS and TRANSCRIPT in extra_fields(estimator)
+    dumps = ("trainer.rollout_data_dir", "trainer.validation_data_dir")
+    return "column" if asked or any(OmegaConf.select(config, key) for key in dumps) else "nowhere"
+
+
+def text_of_messages(messages: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Return chat messages without images, videos and sound, of which only the kind is kept.
+
+    verl takes care not to store them with a rollout, and a copy in each transcript would be megabytes.
+    """
+    return tuple({**message, "content": _text_of(message.get("content"))} for message in messages)
+
+
+def _text_of(content: Any) -> Any:
+    if not isinstance(content, list | tuple):
+        return content
+    kept: list[Any] = []
+    for part in content:
+        if isinstance(part, str):
+            kept.append(part)
+        elif isinstance(part, Mapping) and part.get("type") == "text":
+            kept.append({"type": "text", "text": str(part.get("text", ""))})
+        else:
+            kept.append({"type": str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__})
+    return kept
+
+
+def pack(transcript: Mapping[str, Any]) -> bytes:
+    """Write a transcript (``Transcript.to_dict()``) as compressed JSON.
+
+    A passage stands twice in a transcript, in what the search returned and in the result that the model read, and
+    every call and passage names its fields. Compression at its fastest takes all of that away.
+    """
+    return zlib.compress(to_json(transcript).encode(), 1)
+
+
+def unpack(packed: bytes) -> dict[str, Any]:
+    """Inverse of :func:`pack`."""
+    return json.loads(zlib.decompress(packed))
+
+
+def to_json(transcript: Mapping[str, Any]) -> str:
+    """Write a transcript as compact JSON that every encoder takes, lone surrogates in a model's text included."""
+    text = json.dumps(transcript, ensure_ascii=False, separators=(",", ":"), default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(transcript, separators=(",", ":"), default=str)
+    return text
+
+
+def fetch_transcripts(batch: KVBatchMeta) -> list[dict[str, Any] | None]:
+    """Return the transcript of each row of a batch, None for a row without one."""
+    if not batch.keys:
+        return []
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[COLUMN])
+    if COLUMN not in data:
+        return [None] * len(batch.keys)
+    packed = [getattr(item, "data", item) for item in data[COLUMN]]
+    return [unpack(one) if one else None for one in packed]

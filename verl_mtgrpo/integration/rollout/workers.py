@@ -1,0 +1,355 @@
+"""verl's agent loop manager, for rollout and reward workers that may die: ``TurnAgentLoopManager``.
+
+verl starts its workers once. If one dies in the middle of a step, what it was doing never ends, and the trainer waits
+for it for ever; if it dies between two steps, the next one ends with Ray's traceback. Chosen by
+``actor_rollout_ref.rollout.agent.agent_loop_manager_class``, this manager looks which of the run's named actors are
+gone whenever the sampler waits (:class:`~verl_mtgrpo.integration.trainer.sampler.TurnReplayBuffer` asks for it):
+
+- A rollout worker is replaced, and the questions that it had not finished are asked again, once: a question that was
+  there when two workers died is given up, and its missing rollouts are counted as failed.
+- A reward worker's rollouts are scored by another one, and it is replaced if this process knows how (not with a reward
+  model of verl's). A rollout that was being scored when two reward workers died fails, and is counted.
+- A rollout server holds a model on an accelerator and cannot be replaced: the run stops and says so.
+
+A head of Ray's that is too busy to say who is alive ends nothing: it is asked again (:mod:`.ray_head`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import ray
+import transfer_queue as tq
+from omegaconf import OmegaConf
+from ray.exceptions import ActorUnavailableError, RayActorError
+from verl.experimental.reward_loop import RewardLoopWorker
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
+from verl.utils.tensordict_utils import index_select_tensor_dict
+
+from verl_mtgrpo.errors import WorkerDiedError
+from verl_mtgrpo.integration.rollout.ray_head import RayHead
+
+logger = logging.getLogger(__name__)
+
+TRIES = 2
+"""How many workers may die with the same question, or the same rollout to score, before it is given up."""
+LOOK_EVERY_S = 1.0
+GO_ON = "Start again with the same command: verl goes on from its last checkpoint"
+_SCORERS_BACK_S = 120.0
+_COUNT_EVERY_S = 30.0
+_LOOKING = ThreadPoolExecutor(1, "mtgrpo-look")
+_REWARD_WORKER = "reward_loop_worker_"
+_SERVER = "_server_"
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Questions that were sent to a worker: verl's batch, and verl's name of each row."""
+
+    uids: tuple[str, ...]
+    batch: Any
+    partition: str
+
+
+class TurnAgentLoopManager(AgentLoopManagerTQ):
+    """verl's manager of rollout workers that replaces those that die; see the module docstring."""
+
+    def __init__(
+        self,
+        config: Any,
+        llm_client: Any,
+        teacher_client: Any = None,
+        reward_loop_worker_handles: Sequence[Any] | None = None,
+    ):
+        handles = list(reward_loop_worker_handles or ())
+        self.reward_names = [f"{_REWARD_WORKER}{number}" for number in range(len(handles))]  # as verl names them
+        self.head, self.patience_s = RayHead(), stall_timeout(config)
+        scorers = [RewardWorkers(handles, self.patience_s)] if handles else reward_loop_worker_handles
+        super().__init__(config, llm_client, teacher_client, scorers)
+        self.given: dict[str, list[_Given]] = {}
+        self.tries: Counter[str] = Counter()
+        self.asked_again = 0
+        self.next_look = 0.0
+        self.own_reward_workers: list[Any] = []  # Ray ends an actor that nobody holds
+        self.sent_again: dict[Any, Any] = {}
+
+    async def _init_agent_loop_workers(self) -> None:
+        await super()._init_agent_loop_workers()
+        while (there := self._named_actors()) is None:
+            if self.head.silent_s > self.patience_s:
+                raise WorkerDiedError(f"Ray's head has not answered for {self.head.silent_s:.0f} s. {GO_ON}")
+            await asyncio.sleep(LOOK_EVERY_S)
+        self.actors = there
+        self.names = [
+            next(name for name in sorted(self.actors) if name.startswith(f"agent_loop_worker_{number}_"))
+            for number in range(len(self.agent_loop_workers))
+        ]
+        _Current.manager = self
+
+    def generate_sequences(self, prompts: Any) -> None:
+        """As verl's; that a worker is dead is found out by :meth:`look`, which knows what it was given."""
+        validating = prompts["validate"] if "validate" in prompts else False  # noqa: SIM401  get() gives a wrapper
+        partition = "val" if validating else "train"
+        chunks = prompts.chunk(len(self.agent_loop_workers))
+        sent = [self._give(number, chunk, partition) for number, chunk in enumerate(chunks)]
+        for worker, reference in zip(self.agent_loop_workers, sent, strict=False):
+            _wait_until_sent(worker, reference)
+
+    def look(self, unfinished: Mapping[str, set[str]]) -> None:
+        """Replace dead workers, ask again for what they had; at most once in :data:`LOOK_EVERY_S`.
+
+        Args:
+            unfinished: verl's names of the questions that are waited for, by partition.
+
+        Raises:
+            WorkerDiedError: one is dead that the run cannot do without.
+        """
+        if time.monotonic() < self.next_look:
+            return
+        self.next_look = time.monotonic() + LOOK_EVERY_S
+        self._raise_errors()
+        self._forget_finished(unfinished)
+        dead = self.check_servers()
+        for name in sorted(dead.intersection(self.reward_names)):
+            self._replace_reward_worker(name)
+        for number, name in enumerate(self.names):
+            if name in dead:
+                self._replace_rollout_worker(number)
+
+    def check_servers(self) -> set[str]:
+        """Names of the actors that died; empty while Ray's head does not answer.
+
+        Raises:
+            WorkerDiedError: a rollout server is among them, or the last reward worker, which cannot be replaced.
+        """
+        there = self._named_actors()
+        if there is None:
+            return set()  # nobody knows: the next look may; the sampler's guard ends a wait that is too long
+        dead = self.actors - there
+        servers = sorted(name for name in dead if _SERVER in name)
+        if servers:
+            raise WorkerDiedError(
+                f"the rollout server {', '.join(servers)} died (killed, or out of memory: Ray's lines about it are in "
+                f"this log), and without it there are no rollouts. {GO_ON}"
+            )
+        if self.reward_names and dead.issuperset(self.reward_names) and not self._replaces_reward_workers():
+            raise WorkerDiedError(
+                "the last reward worker died (killed, or out of memory: Ray's lines about it are in this log), and "
+                f"without one no rollout is scored. {GO_ON}"
+            )
+        return dead
+
+    def _named_actors(self) -> set[str] | None:
+        """Names of the actors that are alive; None if Ray's head does not answer."""
+        return self.head.ask(lambda: set(ray.util.list_named_actors()))
+
+    def take_asked_again(self) -> int:
+        """Number of training questions asked again since the last call."""
+        count, self.asked_again = self.asked_again, 0
+        return count
+
+    def _give(self, number: int, batch: Any, partition: str) -> Any:
+        # Kept before it is sent: sending to a dead worker is how its death may be noticed first.
+        one = _Given(tuple(str(uid) for uid in batch["uid"]), batch, partition)
+        self.given.setdefault(self.names[number], []).append(one)
+        return self.agent_loop_workers[number].generate_sequences.remote(batch)
+
+    def _raise_errors(self) -> None:
+        """Errors of a worker that took questions for a dead one, unless it died too."""
+        for reference, worker in list(self.sent_again.items()):
+            if ray.wait([reference], timeout=0)[0]:
+                del self.sent_again[reference]
+                _wait_until_sent(worker, reference)
+
+    def _forget_finished(self, unfinished: Mapping[str, set[str]]) -> None:
+        for name, batches in self.given.items():
+            self.given[name] = [one for one in batches if unfinished.get(one.partition, set()).intersection(one.uids)]
+        there = {uid for batches in self.given.values() for one in batches for uid in one.uids}
+        self.tries = Counter({uid: count for uid, count in self.tries.items() if uid in there})
+
+    def _replace_reward_worker(self, old: str) -> None:
+        what = "no other one can take its place"
+        if self._replaces_reward_workers():
+            # A name of its own: Ray remembers for a while which actor a name meant.
+            number = old.removeprefix(_REWARD_WORKER).partition("_")[0]
+            name = f"{_REWARD_WORKER}{number}_{uuid4().hex[:8]}"
+            made = ray.remote(RewardLoopWorker).options(name=name)
+            worker = self.head.ask(lambda: made.remote(self.config, None))
+            if worker is None:
+                return  # the next look finds it dead again
+            self.own_reward_workers.append(worker)
+            self.reward_names.append(name)
+            self.actors.add(name)
+            what = f"{name} takes its place"
+        self.reward_names.remove(old)
+        self.actors.discard(old)
+        logger.error(
+            "the reward worker %s died (killed, or out of memory: Ray's lines about it are in this log); %s. What it "
+            "was scoring is scored by another one: there are %d",
+            *(old, what, len(self.reward_names)),
+        )
+
+    def _replaces_reward_workers(self) -> bool:
+        """Those that ask a reward model of verl's need the address of its router, which the trainer has."""
+        return not self.config.reward.reward_model.enable
+
+    def _replace_rollout_worker(self, number: int) -> None:
+        old, name = self.names[number], f"agent_loop_worker_{number}_{uuid4().hex[:8]}"
+        # No node is named: the worker's own may be what died.
+        made = self.agent_loop_workers_class.options(name=name)
+        given = (self.config, self.llm_client, self.teacher_client, self.reward_loop_worker_handles)
+        worker = self.head.ask(lambda: made.remote(*given))
+        if worker is None:
+            return  # the next look finds the old one dead again
+        self.agent_loop_workers[number] = worker
+        self.names[number] = name
+        self.actors = (self.actors - {old}) | {name}
+        again = given_up = 0
+        for one in self.given.pop(old, ()):
+            more, fewer = self._ask_again(number, one)
+            again, given_up = again + more, given_up + fewer
+        logger.error(
+            "the rollout worker %s died (killed, or out of memory: Ray's lines about it are in this log); %s takes its "
+            "place. Questions that it had not finished: %d are asked again, %d are given up (two workers died with "
+            "them) and counted as failed",
+            *(old, name, again, given_up),
+        )
+
+    def _ask_again(self, number: int, one: _Given) -> tuple[int, int]:
+        """Give what a dead worker had not finished to another one: how many questions, and how many were given up."""
+        queued = (tq.kv_list(one.partition) or {}).get(one.partition, {})
+        open_rows = [
+            row for row, uid in enumerate(one.uids) if queued.get(uid, {}).get("status") in ("pending", "running")
+        ]
+        self.tries.update(one.uids[row] for row in open_rows)
+        rows = [row for row in open_rows if self.tries[one.uids[row]] < TRIES]
+        lost = [one.uids[row] for row in open_rows if row not in rows]
+        if lost:  # what is there of their rollouts is trained on
+            tq.kv_batch_put(keys=lost, partition_id=one.partition, tags=[{"status": "failure"}] * len(lost))
+        if not rows:
+            return 0, len(lost)
+        uids = {one.uids[row] for row in rows}
+        begun = [key for key in queued if key not in uids and key.partition("_")[0] in uids]
+        if begun:
+            tq.kv_clear(keys=begun, partition_id=one.partition)
+        tq.kv_batch_put(keys=list(uids), partition_id=one.partition, tags=[{"status": "pending"}] * len(uids))
+        reference = self._give(number, index_select_tensor_dict(one.batch, rows), one.partition)
+        self.sent_again[reference] = self.agent_loop_workers[number]
+        if one.partition == "train":
+            self.asked_again += len(rows)
+        return len(rows), len(lost)
+
+
+def _wait_until_sent(worker: Any, reference: Any) -> None:
+    """Returns when a worker has its questions, or is dead, which is found out elsewhere.
+
+    Raises:
+        RayActorError: the worker could not be made; another one would fail in the same way.
+    """
+    try:
+        ray.get(reference)
+    except ActorUnavailableError:
+        ray.kill(worker)  # Ray does not know whether they arrived, and they must not be asked by two
+    except RayActorError as error:
+        if error.actor_init_failed:
+            raise
+
+
+class RewardWorkers:
+    """Stands in for verl's reward workers in a rollout worker: what one leaves undone, another one does.
+
+    verl picks a worker at random and calls ``worker.compute_score.remote(data)``; it is given a list with this in it.
+
+    Args:
+        handles: verl's reward workers.
+        patience_s: seconds for which Ray's head may not answer before a rollout fails of it.
+    """
+
+    def __init__(self, handles: Sequence[Any], patience_s: float = math.inf):
+        self.handles, self.wanted = list(handles), len(handles)
+        self.next_count = 0.0
+        self.head, self.patience_s = RayHead(), patience_s
+
+    @property
+    def compute_score(self) -> RewardWorkers:
+        """What verl takes for the method of an actor."""
+        return self
+
+    def remote(self, data: Any) -> Any:
+        """The score of a rollout, to be awaited."""
+        return self._score(data)
+
+    async def _score(self, data: Any) -> dict[str, Any]:
+        if len(self.handles) < self.wanted and time.monotonic() > self.next_count:
+            self.next_count = time.monotonic() + _COUNT_EVERY_S
+            self.handles = await self._alive() or self.handles
+        for left in reversed(range(TRIES)):
+            try:
+                return await random.choice(self.handles).compute_score.remote(data)
+            except RayActorError as error:
+                if not left or error.actor_init_failed:
+                    raise
+                self.handles = await self._wait_for_one()
+        raise AssertionError("unreachable")
+
+    async def _wait_for_one(self) -> list[Any]:
+        deadline = time.monotonic() + _SCORERS_BACK_S
+        while not (alive := await self._alive()):
+            if self.head.silent_s > self.patience_s:
+                raise WorkerDiedError(
+                    f"a reward worker died, and Ray's head has not said for {self.head.silent_s:.0f} s which ones are "
+                    f"left. {GO_ON}"
+                )
+            if alive is None:
+                deadline = time.monotonic() + _SCORERS_BACK_S  # begins when somebody knows
+            elif time.monotonic() > deadline:
+                raise WorkerDiedError(
+                    f"none of the {self.wanted} reward workers is left and none came back within "
+                    f"{_SCORERS_BACK_S:.0f} s. {GO_ON}"
+                )
+            await asyncio.sleep(1.0)
+        return alive
+
+    async def _alive(self) -> list[Any] | None:
+        """The workers that Ray knows by now, those among them that took a dead one's place; None without an answer.
+
+        Asked in a thread of its own: a busy head takes a minute, in which other rollouts go on.
+        """
+        return await asyncio.get_running_loop().run_in_executor(_LOOKING, self.head.ask, _reward_workers_alive)
+
+
+def _reward_workers_alive() -> list[Any]:
+    alive = []
+    for name in ray.util.list_named_actors():
+        if name.startswith(_REWARD_WORKER):
+            with suppress(ValueError):  # gone since
+                alive.append(ray.get_actor(name))
+    return alive
+
+
+def stall_timeout(config: Any) -> float:
+    """Seconds after which a run that waits gives up (``stall_timeout_s`` of our sampler); infinite without."""
+    seconds = OmegaConf.select(config, "trainer.v1.sampler.sampler_kwargs.stall_timeout_s")
+    return math.inf if seconds is None else float(seconds)
+
+
+class _Current:
+    """The manager of this process, which the trainer's sampler asks to look after its workers."""
+
+    manager: TurnAgentLoopManager | None = None
+
+
+def current_manager() -> TurnAgentLoopManager | None:
+    """The manager of this process; None if the run uses verl's own."""
+    return _Current.manager

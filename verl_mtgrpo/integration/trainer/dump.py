@@ -1,0 +1,186 @@
+"""What our trainers add to verl's dump of training rollouts (``trainer.rollout_data_dir``).
+
+verl writes text and score. A row gets, as in validation dumps, the transcript, what each turn was paid and what was
+measured, and beyond that what the turns were trained with: ``turn_advantages``, ``turn_credited`` (the rewards that the
+estimator saw), ``turn_values`` (with a critic), the estimator and its knobs. ``mtgrpo report`` shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import transfer_queue as tq
+from omegaconf import OmegaConf
+from torch import Tensor
+from transfer_queue import KVBatchMeta
+
+from verl_mtgrpo.credit import ESTIMATORS, segment_turns
+from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts, to_json
+from verl_mtgrpo.integration.settings import estimator_settings
+from verl_mtgrpo.integration.trainer.left_out import LeftOut
+from verl_mtgrpo.integration.trainer.queue import rewards_column, rollout_fields, select, token_columns
+from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON, TRANSCRIPT, TURN_REWARDS
+
+_VERLS_KNOBS = {
+    "gae": ("gamma", "lam"),
+    "grpo": ("norm_adv_by_std_in_grpo",),
+}
+"""What the estimators of verl that our presets use read from ``algorithm``."""
+
+NO_COMPANY = "every other rollout of its group was lost, so there was nothing to compare it with"
+"""Why a rollout that was scored was not trained on."""
+
+
+def pick_groups(batch: KVBatchMeta, groups: int, *, seed: int) -> KVBatchMeta:
+    """The rollouts of some prompts: all of each, as a baseline is over all of them.
+
+    Args:
+        batch: rows named ``{prompt}_{rollout}_{output}``.
+        groups: how many; 0 or more than there are: all.
+        seed: the same one takes the same groups of the same batch.
+    """
+    prompts = sorted({_prompt(key) for key in batch.keys})
+    if not groups or len(prompts) <= groups:
+        return batch
+    taken = set(random.Random(seed).sample(prompts, groups))
+    return select(batch, [row for row, key in enumerate(batch.keys) if _prompt(key) in taken])
+
+
+def credit_rows(
+    batch: KVBatchMeta, config: Any, *, documents: bool, left_out: LeftOut | None = None
+) -> dict[str, dict[str, Any]]:
+    """For each row of a batch, by verl's name of it, what the dump is to say beyond verl's own.
+
+    Args:
+        batch: rows of a training step, with those that left its batches before advantages were computed.
+        config: verl's whole config.
+        documents: False leaves the text of passages out of the transcripts.
+        left_out: the rows that left. They were not credited, so their advantages are 0; None: there are none.
+    """
+    left_out = left_out or LeftOut()
+    dropped, alone = keys_of(left_out.dropped), keys_of(left_out.alone)
+    trained = select(batch, [row for row, key in enumerate(batch.keys) if key not in dropped | alone])
+    others = select(batch, [row for row, key in enumerate(batch.keys) if key in dropped | alone])
+    rows = _trained_rows(trained, config, documents=documents) if trained.keys else {}
+    rows |= _untrained_rows(others, alone=alone, documents=documents) if others.keys else {}
+    estimator = _estimator(config)
+    return {key: {**row, **estimator} for key, row in rows.items()}
+
+
+def keys_of(batches: Sequence[KVBatchMeta]) -> set[str]:
+    """The names of all rows of some batches."""
+    return {key for batch in batches for key in batch.keys}
+
+
+def join(batch: KVBatchMeta, others: Sequence[KVBatchMeta]) -> KVBatchMeta:
+    """The rows of a batch and of others of the same partition."""
+    return KVBatchMeta(
+        partition_id=batch.partition_id,
+        keys=[*batch.keys, *(key for other in others for key in other.keys)],
+        tags=[*batch.tags, *(tag for other in others for tag in other.tags)],
+    )
+
+
+def _trained_rows(batch: KVBatchMeta, config: Any, *, documents: bool) -> dict[str, dict[str, Any]]:
+    """Rows whose advantages verl has computed."""
+    rewards = rewards_column(config)
+    names = [rewards, "advantages", "values", "response_mask"]
+    tokens, data = token_columns(batch, names, ["extra_fields"])
+    turns = turn_columns(tokens[rewards], tokens["advantages"], tokens["response_mask"], tokens.get("values"))
+    rows: dict[str, dict[str, Any]] = {}
+    transcripts = fetch_transcripts(batch)
+    for row, (key, fields) in enumerate(zip(batch.keys, rollout_fields(data), strict=True)):
+        info = _info(fields, transcripts[row], documents=documents)
+        if TRANSCRIPT in info:
+            info |= {name: json.dumps(values[row]) for name, values in turns.items()}
+        rows[key] = info
+    return rows
+
+
+def _untrained_rows(batch: KVBatchMeta, *, alone: Collection[str], documents: bool) -> dict[str, dict[str, Any]]:
+    """Rows that left the batch before advantages were computed: what was paid and measured, and no credit."""
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
+    rows: dict[str, dict[str, Any]] = {}
+    for key, fields, transcript in zip(batch.keys, rollout_fields(data), fetch_transcripts(batch), strict=True):
+        info = _info(fields, transcript, documents=documents)
+        if TRANSCRIPT in info:
+            nothing = json.dumps([0.0] * len(json.loads(info[TURN_REWARDS])))
+            info |= {"turn_credited": nothing, "turn_advantages": nothing}
+        if key in alone:
+            info |= {DROPPED: 1.0, DROPPED_REASON: NO_COMPANY}
+        rows[key] = info
+    return rows
+
+
+def _info(fields: Any, transcript: dict[str, Any] | None, *, documents: bool) -> dict[str, Any]:
+    """What the reward manager said of a rollout, and its transcript."""
+    info = dict((fields.get("reward_extra_info") if isinstance(fields, Mapping) else None) or {})
+    info.pop("uid", None)  # verl writes the row's name there
+    if transcript is not None:
+        info[TRANSCRIPT] = to_json(transcript if documents else _without_texts(transcript))
+    return info
+
+
+def _estimator(config: Any) -> dict[str, str]:
+    name = str(config.algorithm.adv_estimator)
+    return {"estimator": name, "estimator_settings": json.dumps(_settings(name, config.algorithm))}
+
+
+def turn_columns(
+    rewards: Tensor, advantages: Tensor, response_mask: Tensor, values: Tensor | None = None
+) -> dict[str, list[list[float]]]:
+    """Token columns as numbers of turns; for each row as many as it has turns.
+
+    Args:
+        rewards: ``(B, T)``, as the estimator saw them: summed over the turn.
+        advantages: ``(B, T)``: the mean over the turn's tokens (they are all equal but in token-level estimators).
+        response_mask: ``(B, T)``, 1 at generated tokens.
+        values: ``(B, T)``, a critic's, read at a turn's first token; None: no such column.
+    """
+    turns = segment_turns(response_mask)
+    columns = {
+        "turn_credited": turns.sum_rewards(rewards.float()),
+        "turn_advantages": turns.sum_rewards(advantages.float()) / turns.tokens_BK.clamp(min=1),
+    }
+    if values is not None:
+        columns["turn_values"] = turns.at_first(values.float())
+    counts = turns.count_B.tolist()
+    return {
+        name: [row[:count] for row, count in zip(column.tolist(), counts, strict=True)]
+        for name, column in columns.items()
+    }
+
+
+def with_credit(infos: Mapping[str, list], rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list]:
+    """verl's columns of a dump and ours, row by row.
+
+    Args:
+        infos: verl's ``reward_extra_infos_dict``; its ``uid`` names the rows.
+        rows: what :func:`credit_rows` found; empty: verl's columns as they are.
+    """
+    if not rows:
+        return dict(infos)
+    found = [rows[key] for key in infos["uid"]]
+    names = dict.fromkeys(name for row in found for name in row)
+    return {**infos, **{name: [row.get(name) for row in found] for name in names}}
+
+
+def _prompt(key: str) -> str:
+    return key.rsplit("_", 2)[0]
+
+
+def _settings(estimator: str, algorithm: Any) -> dict[str, Any]:
+    if estimator in ESTIMATORS:
+        return estimator_settings(estimator, algorithm)
+    return {name: OmegaConf.select(algorithm, name) for name in _VERLS_KNOBS.get(estimator, ())}
+
+
+def _without_texts(transcript: dict[str, Any]) -> dict[str, Any]:
+    for turn in transcript["turns"]:
+        for call in turn["tool_calls"]:
+            for document in call["documents"]:
+                document["text"] = ""
+    return transcript

@@ -1,0 +1,129 @@
+"""Rollouts that leave a training batch before anything is computed from it: dropped ones, and those left alone.
+
+A dropped rollout (its search was down, no reward could be found) is nobody's fault, so it must not move anybody's
+baseline. Masking its tokens is not enough: verl's own ``grpo`` and ``rloo`` average over the *rows* of a group and
+would count it as a reward of 0. Three rollouts that all earned 1 would be praised for a fourth that was lost. Hence
+the row itself leaves, in the sampler, which every estimator, metric and loss stands behind; where the batch then no
+longer divides into mini-batches, verl fills it with masked rows of a group of their own
+(``verl.trainer.ppo.padding_utils``).
+
+A rollout whose whole group was lost has nobody to be compared with, and an estimator that compares rollouts would give
+it its raw reward as advantage. It leaves as well.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import transfer_queue as tq
+from transfer_queue import KVBatchMeta
+
+from verl_mtgrpo.credit import ESTIMATORS, compares_rollouts
+from verl_mtgrpo.integration.trainer.queue import select
+from verl_mtgrpo.rewards import DROPPED
+
+VERLS_COMPARING = (
+    "gdpo",
+    "gpg",
+    "grpo",
+    "grpo_passk",
+    "grpo_vectorized",
+    "opo",
+    "optimal_token_baseline",
+    "reinforce_plus_plus_baseline",
+    "rloo",
+    "rloo_vectorized",
+    "tir_optimal_token_baseline",
+)
+"""verl's own estimators whose baseline is the other rollouts of the prompt."""
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """Rows of a batch by what becomes of them; each row is in exactly one list.
+
+    Attributes:
+        kept: Rows that are trained on.
+        dropped: Rows of rollouts that the reward manager dropped.
+        alone: Rows of rollouts that are the only one left of their group, under an estimator that compares rollouts.
+    """
+
+    kept: list[int]
+    dropped: list[int]
+    alone: list[int]
+
+
+@dataclass
+class LeftOut:
+    """The rows that left the batches of the current step. They stay in the queue until the next step, for the dump.
+
+    Attributes:
+        dropped: Rows of dropped rollouts.
+        alone: Rows of rollouts without another one of their group.
+        step: The training step that they were sampled for.
+    """
+
+    dropped: list[KVBatchMeta] = field(default_factory=list)
+    alone: list[KVBatchMeta] = field(default_factory=list)
+    step: int | None = None
+
+    def begin(self, step: int) -> None:
+        """Forget what earlier steps left out, in the queue too. A step may sample several batches."""
+        if step == self.step:
+            return
+        for batch in (*self.dropped, *self.alone):
+            tq.kv_clear(keys=batch.keys, partition_id=batch.partition_id)
+        self.dropped, self.alone, self.step = [], [], step
+
+    def take_out(self, batch: KVBatchMeta, rows: Sorted) -> KVBatchMeta:
+        """Return the batch without the rows that leave it."""
+        if not rows.dropped and not rows.alone:
+            return batch
+        self.dropped += [select(batch, rows.dropped)] if rows.dropped else []
+        self.alone += [select(batch, rows.alone)] if rows.alone else []
+        return select(batch, rows.kept)
+
+
+def compares(estimator: str) -> bool:
+    """Return whether an estimator, ours or verl's, has other rollouts of the prompt as its baseline."""
+    return compares_rollouts(estimator) if estimator in ESTIMATORS else estimator in VERLS_COMPARING
+
+
+def sort_rows(keys: Sequence[str], infos: Sequence[Mapping[str, Any]], *, need_company: bool) -> Sorted:
+    """Find the rows that leave a batch.
+
+    Args:
+        keys: verl's names of the rows, ``{uid}_{session}_{index}``: a rollout may have several rows, a group has the
+            rollouts of one uid.
+        infos: ``reward_extra_info`` of each row; empty for a row without one.
+        need_company: True takes out rollouts that are the only one left of their group.
+    """
+    rollouts = [rollout_of(key) for key in keys]
+    dropped = {rollout for rollout, info in zip(rollouts, infos, strict=True) if info.get(DROPPED)}
+    left: dict[str, set[str]] = defaultdict(set)
+    for rollout in rollouts:
+        if rollout not in dropped:
+            left[_group_of(rollout)].add(rollout)
+    lonely = {group for group, members in left.items() if need_company and len(members) == 1}
+    rows = Sorted([], [], [])
+    for row, rollout in enumerate(rollouts):
+        fate = rows.dropped if rollout in dropped else rows.alone if _group_of(rollout) in lonely else rows.kept
+        fate.append(row)
+    return rows
+
+
+def rollout_of(key: str) -> str:
+    """Return the rollout that a row belongs to: ``{uid}_{session}`` of ``{uid}_{session}_{index}``."""
+    return key.rpartition("_")[0]
+
+
+def rollouts_in(keys: Sequence[str], rows: Sequence[int]) -> int:
+    """Return how many rollouts these rows of a batch belong to."""
+    return len({rollout_of(keys[row]) for row in rows})
+
+
+def _group_of(rollout: str) -> str:
+    return rollout.rpartition("_")[0]

@@ -1,0 +1,221 @@
+"""verl's trainers, which also see where the credit goes: ``trainer.v1.trainer_mode=mtgrpo_sync``.
+
+Each class is verl's trainer of one mode (``sync``, ``colocate_async``, ``separate_async``) with four things changed:
+before verl computes advantages, the fields that the estimator names as parameters are fetched from the TransferQueue
+and put where it finds them; behind it, what the advantages are is measured turn by turn and the guards look at it; the
+rollouts that verl writes to ``trainer.rollout_data_dir`` come with their transcripts and advantages (and what cannot be
+written stops the run with a message: :mod:`.storage`); and
+``self.trainer_mode`` says verl's name of the mode, so that everything in verl that depends on it goes on as ever. The
+batch itself is verl's.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, ClassVar
+
+import numpy as np
+import transfer_queue as tq
+from torch import Tensor
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.errors import CreditInputError
+from verl_mtgrpo.integration.advantage.fields import MODES, TOKEN_FIELDS, Provided, provide, source_of
+from verl_mtgrpo.integration.compat import check_compatible
+from verl_mtgrpo.integration.preflight import check_estimator
+from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts, to_json
+from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
+from verl_mtgrpo.integration.trainer.dump import credit_rows, join, pick_groups, with_credit
+from verl_mtgrpo.integration.trainer.left_out import LeftOut
+from verl_mtgrpo.integration.trainer.queue import (
+    PAID,
+    padded,
+    rewards_column,
+    rollout_fields,
+    token_columns,
+    without_padding,
+)
+from verl_mtgrpo.integration.trainer.storage import SafeStorage
+from verl_mtgrpo.integration.trainer.validation import averages, split
+from verl_mtgrpo.rewards import TRANSCRIPT
+from verl_mtgrpo.watch.diagnostics import measure_credit
+from verl_mtgrpo.watch.guards import Guards
+
+logger = logging.getLogger(__name__)
+
+
+class _TurnTrainer(SafeStorage):
+    """What our trainers do differently from verl's; comes before verl's class among the bases."""
+
+    stock_mode: ClassVar[str]
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        check_compatible()  # before any model is loaded
+        check_estimator(config)
+        self._turn_settings = trainer_turn_settings(config.trainer)
+        self._guards = guards_of(config)
+        self._dumped: dict[str, dict[str, Any]] = {}
+        super().__init__(config, *args, **kwargs)
+
+    @property
+    def trainer_mode(self) -> str:
+        """verl's name of the mode, by which it chooses settings and its replay buffer."""
+        return self.stock_mode
+
+    @trainer_mode.setter
+    def trainer_mode(self, _name: str) -> None:
+        """verl's constructor stores ``trainer.v1.trainer_mode`` here, which is our name of it."""
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """As verl's, with the estimator's further fields at hand; then the credit is measured and guarded."""
+        estimator = str(self.config.algorithm.adv_estimator)  # type: ignore[attr-defined]
+        names = extra_fields(estimator) if estimator in ESTIMATORS else ()
+        with provide(fetch(batch, names)) as provided:
+            batch = super()._compute_advantage(batch, metrics)  # type: ignore[misc]
+        metrics.update(measure(batch, rewards_column(self.config), provided))  # type: ignore[attr-defined]
+        fired, messages = self._guards.look(metrics)
+        metrics.update(fired)
+        for message in messages:
+            logger.warning("step %d: %s", self.global_steps, message)  # type: ignore[attr-defined]
+        return batch
+
+    def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
+        """Write what verl writes, of the groups that the settings take, with transcripts, credit and lost rollouts."""
+        settings = self._turn_settings.dump
+        left_out = getattr(self.replay_buffer, "left_out", None) or LeftOut()  # type: ignore[attr-defined]
+        whole = join(without_padding(batch), [*left_out.dropped, *left_out.alone])
+        batch = pick_groups(whole, settings.groups, seed=self.global_steps)  # type: ignore[attr-defined]
+        self._dumped = credit_rows(batch, self.config, documents=settings.documents, left_out=left_out)  # type: ignore[attr-defined]
+        try:
+            super()._log_rollout_data(batch, timing_raw, rollout_data_dir)  # type: ignore[misc]
+        finally:
+            self._dumped = {}
+
+    def _validate(self) -> dict[str, float]:
+        """As verl's; if it is written down, the sampler keeps the transcripts, which verl does not fetch."""
+        keep = bool(self.config.trainer.get("validation_data_dir"))  # type: ignore[attr-defined]
+        self.replay_buffer.validated = {} if keep else None  # type: ignore[attr-defined]
+        try:
+            return super()._validate()  # type: ignore[misc]
+        finally:
+            self.replay_buffer.validated = None  # type: ignore[attr-defined]
+
+    def _val_metrics_update(
+        self,
+        data_sources: list,
+        sample_uids: list,
+        reward_extra_infos_dict: dict,
+        sample_turns: list,
+        **others: Any,
+    ) -> dict[str, float]:
+        """As verl's for its core metric; what else rollouts report is averaged (:mod:`.validation`)."""
+        verls, ours = split(reward_extra_infos_dict)
+        named = super()._val_metrics_update(data_sources, sample_uids, verls, sample_turns, **others)  # type: ignore[misc]
+        return {**averages(data_sources, sample_uids, ours), **named}
+
+    def _dump_generations(
+        self, inputs: list, outputs: list, gts: list, scores: list, reward_extra_infos_dict: dict, dump_path: str
+    ) -> None:
+        """As verl's, with what :meth:`_log_rollout_data` or the sampler found of the rollouts."""
+        validated = getattr(getattr(self, "replay_buffer", None), "validated", None) or {}  # type: ignore[attr-defined]
+        rows = self._dumped or {key: {TRANSCRIPT: to_json(one)} if one else {} for key, one in validated.items()}
+        infos = with_credit(reward_extra_infos_dict, rows)
+        super()._dump_generations(inputs, outputs, gts, scores, infos, dump_path)
+
+
+@register_trainer("mtgrpo_sync")
+class TurnTrainerSync(_TurnTrainer, PPOTrainerSync):
+    """verl's ``sync`` trainer, passing fields on."""
+
+    stock_mode = MODES["mtgrpo_sync"]
+
+
+@register_trainer("mtgrpo_colocate_async")
+class TurnTrainerColocateAsync(_TurnTrainer, PPOTrainerColocateAsync):
+    """verl's ``colocate_async`` trainer, passing fields on."""
+
+    stock_mode = MODES["mtgrpo_colocate_async"]
+
+
+@register_trainer("mtgrpo_separate_async")
+class TurnTrainerSeparateAsync(_TurnTrainer, PPOTrainerSeparateAsync):
+    """verl's ``separate_async`` trainer, passing fields on."""
+
+    stock_mode = MODES["mtgrpo_separate_async"]
+
+
+def fetch(batch: KVBatchMeta, names: tuple[str, ...]) -> dict[str, Tensor | np.ndarray]:
+    """The named fields of a batch, rows and columns as in the rewards that verl gives to the estimator.
+
+    Returns:
+        For each name of :data:`~verl_mtgrpo.integration.advantage.fields.TOKEN_FIELDS` a ``(B, T)`` tensor, right padded with 0;
+        for any other an object array ``(B,)``.
+
+    Raises:
+        CreditInputError: no rollout of the batch has a field of that name.
+    """
+    if not names:
+        return {}
+    columns = sorted({TOKEN_FIELDS.get(name, "extra_fields") for name in names if name != TRANSCRIPT} | {"uid"})
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=columns)
+    missing = [name for name in names if name != TRANSCRIPT and TOKEN_FIELDS.get(name, "extra_fields") not in data]
+    if missing:
+        raise CreditInputError(
+            f"the estimator asks for {missing[0]}, which this batch does not have; {source_of(missing[0])}"
+        )
+    return {
+        name: padded(data[TOKEN_FIELDS[name]]) if name in TOKEN_FIELDS else _of_rows(data, batch, name)
+        for name in names
+    }
+
+
+def measure(batch: KVBatchMeta, rewards: str, provided: Provided | None = None) -> dict[str, float]:
+    """Where the credit of a batch went, by turn: metrics of this step (:mod:`verl_mtgrpo.watch.diagnostics`).
+
+    Args:
+        batch: a training batch whose advantages verl has computed.
+        rewards: verl's name of the rewards that the estimator saw.
+        provided: of the call that computed them. What is known from it is not fetched again.
+    """
+    if provided is not None and provided.credit is not None:
+        tokens = {**provided.credit, "values": provided.fields.get("values")}
+        seen, index = tokens["token_level_rewards"], tokens["index"]
+        paid = seen if rewards == PAID else token_columns(batch, [PAID])[0][PAID]
+    else:
+        names = list({rewards, PAID, "advantages", "values", "response_mask"})
+        tokens, data = token_columns(batch, names, ["uid"])
+        if "values" in tokens:  # without a critic returns say nothing more than advantages
+            tokens |= token_columns(batch, ["returns"])[0]
+        seen, paid, index = tokens[rewards], tokens[PAID], [getattr(uid, "data", uid) for uid in data["uid"]]
+    critic = {"values": tokens["values"], "returns": tokens["returns"]} if tokens.get("values") is not None else {}
+    return measure_credit(seen, tokens["advantages"], tokens["response_mask"], index, paid=paid, **critic)
+
+
+def guards_of(config: Any) -> Guards:
+    """The guards of a run; which of them make sense depends on what is paid and who computes advantages."""
+    managed = config.reward.reward_manager.name == "mtgrpo"
+    return Guards(
+        trainer_turn_settings(config.trainer).guards,
+        turn_rewards=managed and turn_reward_settings(config.reward).pay == "turns",
+        masked_advantages=str(config.algorithm.adv_estimator) in ESTIMATORS,
+    )
+
+
+def _of_rows(data: Any, batch: KVBatchMeta, name: str) -> np.ndarray:
+    found = np.full(len(batch.keys), None, dtype=object)
+    if name == TRANSCRIPT:
+        rows = [{TRANSCRIPT: transcript} if transcript else None for transcript in fetch_transcripts(batch)]
+    else:
+        rows = rollout_fields(data)
+    for row, (fields, tag) in enumerate(zip(rows, batch.tags, strict=True)):
+        # Rows that verl adds to fill a batch carry a copy of another rollout's fields.
+        if isinstance(fields, dict) and not tag.get("is_padding", False):
+            found[row] = fields[name] if name in fields else (fields.get("reward_extra_info") or {}).get(name)
+    if all(value is None for value in found):
+        raise CreditInputError(f"the estimator asks for {name}, which no rollout has; {source_of(name)}")
+    return found

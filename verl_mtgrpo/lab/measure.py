@@ -1,0 +1,125 @@
+"""Bias, variance and direction of the gradients that an estimator's advantages give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verl_mtgrpo.lab.process import Process, Rollouts
+
+Credit = Callable[[Rollouts], Tensor]
+"""Advantages ``(B, T)`` of sampled rollouts."""
+
+_CHUNK = 1 << 16  # rollouts at a time
+_CONFIDENCE = 0.99
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one estimator does in one process with one group size.
+
+    With g the gradient from one group, m its mean over groups and g* the exact gradient. Norms are Euclidean
+    over all parameters, relative to |g*|.
+
+    Attributes:
+        scale: ⟨m, g*⟩ / |g*|², the length of the mean gradient along the exact one. 1 without bias; group
+            means that include the rollout itself shrink it to 1 - 1/G, dividing by a std changes it freely.
+        bias: |m - g*|.
+        direction_bias: |m - scale·g*| / scale, what no learning rate makes good.
+        noise_in_bias: Half-width of the confidence interval of ``bias``: what sampling alone would give.
+        biased: True if some component of m - g* is outside its 99 % interval (all components together).
+        direction_biased: True if some component of m - scale·g* is.
+        cosine: Of m and g*.
+        variance: E|g - m|² / |g*|².
+        noise: E|g - m|² / (scale² |g*|²), the variance at equal step length along g*.
+        groups: Sampled groups.
+    """
+
+    scale: float
+    bias: float
+    direction_bias: float
+    noise_in_bias: float
+    biased: bool
+    direction_biased: bool
+    cosine: float
+    variance: float
+    noise: float
+    groups: int
+
+
+def measure(
+    process: Process,
+    estimators: dict[str, Credit],
+    *,
+    size: int,
+    groups: int,
+    seed: int = 0,
+    on_groups: Callable[[int], object] = lambda _: None,
+) -> dict[str, Measurement]:
+    """Measure estimators on the same ``groups`` groups of ``size`` rollouts.
+
+    The gradient of a group is 1/G Σ_i Σ_k A_{i,k} ∇ log π(turn k of i), as a policy-gradient step takes it
+    (summed over tokens). Estimators that use statistics of the batch see up to 65,536 rollouts at once.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    exact = process.exact_gradient().flatten()
+    sums = dict.fromkeys(estimators, (torch.zeros_like(exact), torch.zeros_like(exact)))
+    done = 0
+    while done < groups:
+        count = min(groups - done, max(1, _CHUNK // size))
+        rollouts = process.sample(count, size, generator)
+        for name, credit in estimators.items():
+            gradients = group_gradients(process, rollouts, credit(rollouts), size)
+            first, second = sums[name]
+            sums[name] = (first + gradients.sum(dim=0), second + gradients.square().sum(dim=0))
+        done += count
+        on_groups(count)
+    return {name: _compare(*sums[name], exact, done) for name in estimators}
+
+
+def group_gradients(process: Process, rollouts: Rollouts, advantages: Tensor, size: int) -> Tensor:
+    """The gradient from each group, ``(groups, states · actions)`` float64.
+
+    ∇ log π(a | s) with respect to the logits of s is onehot(a) - π(· | s).
+    """
+    policy = process.policy
+    states, actions = policy.shape
+    groups = len(rollouts.index) // size
+    alive = rollouts.state_BK >= 0
+    first = rollouts.start_BK.clamp(max=advantages.shape[1] - 1)
+    advantage = advantages.double().gather(1, first)[alive] / size
+    cell = (rollouts.index[:, None] * states + rollouts.state_BK)[alive]
+    chosen = torch.zeros(groups * states * actions, dtype=torch.float64)
+    chosen.index_add_(0, cell * actions + rollouts.action_BK[alive], advantage)
+    visits = torch.zeros(groups * states, dtype=torch.float64).index_add_(0, cell, advantage)
+    expected = visits.view(groups, states, 1) * policy
+    return (chosen.view(groups, states, actions) - expected).flatten(1)
+
+
+def _compare(total: Tensor, total_of_squares: Tensor, exact: Tensor, groups: int) -> Measurement:
+    mean = total / groups
+    variance = (total_of_squares / groups - mean.square()).clamp(min=0) * groups / max(groups - 1, 1)
+    error = (variance / groups).sqrt()
+    length = exact.norm()
+    scale = mean @ exact / length.square()
+    # All components together at 99 %: Bonferroni over those that vary.
+    free = int((error > 0).sum().clamp(min=1))
+    quantile = torch.special.ndtri(torch.tensor(1 - (1 - _CONFIDENCE) / 2 / free, dtype=torch.float64))
+    # Components that never vary agree up to rounding.
+    allowed = quantile * error + 1e-6 * length
+    off, off_direction = mean - exact, mean - scale * exact
+    return Measurement(
+        scale=float(scale),
+        bias=float(off.norm() / length),
+        direction_bias=float(off_direction.norm() / (scale * length)),
+        noise_in_bias=float(allowed.norm() / length),
+        biased=bool((off.abs() > allowed).any()),
+        direction_biased=bool((off_direction.abs() > allowed).any()),
+        cosine=float(torch.cosine_similarity(mean, exact, dim=0)),
+        variance=float(variance.sum() / length.square()),
+        noise=float(variance.sum() / (scale * length).square()),
+        groups=groups,
+    )

@@ -1,0 +1,1 @@
+"""Numbers that say where credit went, and guards that look at them."""

@@ -1,0 +1,196 @@
+"""Guards: what to say when a run goes on but has stopped to learn what it should.
+
+Each looks at numbers of a step (:func:`~verl_mtgrpo.watch.diagnostics.credit_health`, and what the rollouts measured)
+and fires when its condition has held for some steps in a row; what is never right fires at once. A guard that fires
+says so in one line, and again only after it had stopped. The numbers themselves are metrics of every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class GuardSettings:
+    """``trainer.turn.guards``: when a guard fires. Shares are from 0 to 1."""
+
+    enable: bool = True
+    """False: numbers are logged, no guard fires."""
+    steps: int = 3
+    """For how many steps in a row a condition has to hold (not for advantages that are wrong: at once)."""
+    zero_variance: float = 0.9
+    """Fires at this share of groups whose rollouts all earned the same at every turn."""
+    tool_failures: float = 0.5
+    """Fires at this share of tool calls that failed, the model's own mistakes included."""
+    tool_use: float = 0.05
+    """Fires if no more than this share of the rollouts uses a tool."""
+    tool_use_fall: float = 0.5
+    """Fires if tool use is below this share of the best step so far."""
+
+
+@dataclass(frozen=True)
+class _Guard:
+    """One condition.
+
+    Attributes:
+        name: Named in metrics and messages.
+        holds: True if the condition holds in a step, None if the step has not the numbers to tell.
+        says: What is wrong and what to do, with the step's numbers.
+        at_once: True if one step is enough.
+    """
+
+    name: str
+    holds: Callable[[Metrics], bool | None]
+    says: Callable[[Metrics], str]
+    at_once: bool = False
+
+
+class Guards:
+    """The guards of one run, looked at once a step.
+
+    Args:
+        settings: When to fire.
+        turn_rewards: True if turns are paid, so that a step without any turn reward is suspicious.
+        masked_advantages: True if an advantage on a token that the model did not write is a fault. verl's own ``gae``
+            leaves some there, which its losses mask.
+    """
+
+    def __init__(self, settings: GuardSettings, *, turn_rewards: bool, masked_advantages: bool) -> None:
+        self._settings = settings
+        self._best_use = 0.0
+        self._streak: dict[str, int] = {}
+        self._guards = self._all()
+        if not turn_rewards:
+            self._guards.pop("turn_rewards")
+        if not masked_advantages:
+            self._guards.pop("masked_advantages")
+
+    def look(self, metrics: Metrics) -> tuple[dict[str, float], list[str]]:
+        """What to log of a step.
+
+        Args:
+            metrics: The numbers of the step.
+
+        Returns:
+            ``guard/<name>``, 1.0 while a guard fires and else 0.0, of the guards that had the numbers to tell; and one
+            message for each that has just begun to.
+        """
+        if not self._settings.enable:
+            return {}, []
+        fired: dict[str, float] = {}
+        messages: list[str] = []
+        for name, guard in self._guards.items():
+            holds = guard.holds(metrics)
+            if holds is None:
+                continue
+            streak = self._streak[name] = self._streak.get(name, 0) + 1 if holds else 0
+            needed = 1 if guard.at_once else self._settings.steps
+            fired[f"guard/{name}"] = float(streak >= needed)
+            if streak == needed:
+                since = "" if needed == 1 else f"for {needed} steps: "
+                messages.append(f"guard {name}: {since}{guard.says(metrics)}")
+        self._best_use = max(self._best_use, metrics.get("tool/used", 0.0))
+        return fired, messages
+
+    def _all(self) -> dict[str, _Guard]:
+        at = self._settings
+        guards = [
+            _Guard("turn_rewards", lambda m: _compare(m, "guard/turn_rewarded", lambda x: x == 0), _no_turn_rewards),
+            _Guard(
+                "zero_variance",
+                lambda m: _compare(m, "guard/zero_variance_groups", lambda x: x >= at.zero_variance),
+                _no_variance,
+            ),
+            _Guard(
+                "bad_advantages",
+                lambda m: _compare(m, "guard/bad_advantage_tokens", bool),
+                _bad_advantages,
+                at_once=True,
+            ),
+            _Guard(
+                "masked_advantages",
+                lambda m: _compare(m, "guard/masked_advantage_tokens", bool),
+                _masked_advantages,
+                at_once=True,
+            ),
+            _Guard("tool_failures", self._tools_fail, _tool_failures),
+            _Guard("tool_use", self._tools_unused, self._tool_use),
+        ]
+        return {guard.name: guard for guard in guards}
+
+    def _tools_fail(self, metrics: Metrics) -> bool | None:
+        share = failed_calls(metrics)
+        return None if share is None else share >= self._settings.tool_failures
+
+    def _tools_unused(self, metrics: Metrics) -> bool | None:
+        few, fall = self._settings.tool_use, self._settings.tool_use_fall * self._best_use
+        return _compare(metrics, "tool/used", lambda used: used <= few or used < fall)
+
+    def _tool_use(self, metrics: Metrics) -> str:
+        return (
+            f"{metrics['tool/used']:.0%} of the rollouts use a tool ({self._best_use:.0%} at best, "
+            f"{metrics.get('turn/count', math.nan):.1f} turns per rollout now): the policy has stopped to call it, or "
+            "never did. Look at rollouts (mtgrpo report); if calls are there but not understood, "
+            "actor_rollout_ref.rollout.multi_turn.format is not what the model writes; else pay for a call that works "
+            "(reward.turn.preset) or start from a model that calls tools"
+        )
+
+
+def failed_calls(metrics: Metrics) -> float | None:
+    """Share of a step's tool calls that failed; None without calls or numbers."""
+    calls, failures = metrics.get("tool/calls"), metrics.get("tool/failures")
+    return failures / calls if calls and failures is not None else None
+
+
+def _compare(metrics: Metrics, name: str, test: Callable[[float], bool]) -> bool | None:
+    value = metrics.get(name)
+    return None if value is None or math.isnan(value) else test(value)
+
+
+def _no_turn_rewards(metrics: Metrics) -> str:
+    return (
+        "no rollout earned anything before its last turn, so there is no turn-level credit, only outcomes. Either no "
+        f"rollout has more than one turn ({metrics.get('turn/count', math.nan):.1f} on average), or the turn rewards "
+        "are not what you think: look at rollouts (mtgrpo report), at reward.turn.preset and its components"
+    )
+
+
+def _no_variance(metrics: Metrics) -> str:
+    return (
+        f"in {metrics['guard/zero_variance_groups']:.0%} of the groups all rollouts earned the same at every turn, so "
+        "there is nothing to learn from them: the questions are too easy or too hard for the policy, sampling is too "
+        "cold (actor_rollout_ref.rollout.temperature), or the reward tells too little apart; more rollouts "
+        "(actor_rollout_ref.rollout.n) or algorithm.filter_groups help"
+    )
+
+
+def _bad_advantages(metrics: Metrics) -> str:
+    return (
+        f"{metrics['guard/bad_advantage_tokens']:.0f} generated tokens have an advantage that is NaN or infinite; verl "
+        "skips the update or the policy is lost. Look at the rewards (turn/<k>/reward_total), the critic's values and "
+        "the estimator; go on from the last checkpoint"
+    )
+
+
+def _masked_advantages(metrics: Metrics) -> str:
+    return (
+        f"{metrics['guard/masked_advantage_tokens']:.0f} tokens that the model did not write (tool results, padding) "
+        "have an advantage; a loss that does not mask them would train on them. It is a fault of the estimator: "
+        "advantages have to be 0 where response_mask is 0"
+    )
+
+
+def _tool_failures(metrics: Metrics) -> str:
+    worst = sorted(
+        ((value, name) for name, value in metrics.items() if name.startswith("tool/errors/") and value), reverse=True
+    )
+    kinds = ", ".join(f"{name.removeprefix('tool/errors/')} {value:.2g}" for value, name in worst[:3])
+    return (
+        f"{failed_calls(metrics) or 0.0:.0%} of the tool calls fail (per rollout: {kinds or 'of unknown kind'}); "
+        "timeout, unreachable, busy and server_error are the search's, not_carried_out are calls beyond "
+        "actor_rollout_ref.rollout.multi_turn.max_parallel_calls, the others are the model's own"
+    )
