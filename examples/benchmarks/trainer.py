@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from verl_mtgrpo.cli.demo import plan_run, prepare_assets
+from verl_mtgrpo.demo.session import plan_run, prepare_assets
 from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.launch.command import run_train_command
 from verl_mtgrpo.launch.failure import failure_report

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import psutil
 
-from verl_mtgrpo.cli.demo import plan_run, prepare_assets
 from verl_mtgrpo.demo.runs import RunPlan, RunResult, checkpoint_step, finished_result, train_to_end
+from verl_mtgrpo.demo.session import plan_run, prepare_assets
 from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.launch.progress import MetricsTail
 from verl_mtgrpo.launch.provenance import describe_machine, describe_source

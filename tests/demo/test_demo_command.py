@@ -9,8 +9,9 @@ import pytest
 from tests.demo.runs import assets_below
 from tests.report.made import dump_row, transcript, write_rows
 from verl_mtgrpo.cli.compare import METHODS
-from verl_mtgrpo.cli.demo import settings_from, show_result
+from verl_mtgrpo.cli.demo import show_result
 from verl_mtgrpo.demo.runs import RunPlan, RunResult
+from verl_mtgrpo.demo.session import settings_from
 from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.launch.command import TrainCommand

@@ -10,9 +10,9 @@ import pytest
 
 from tests.demo.runs import assets_below
 from tests.report.made import train_row, validation_data, write_rows
-from verl_mtgrpo.cli.demo import plan_run
 from verl_mtgrpo.demo import runs
 from verl_mtgrpo.demo.runs import RunPlan, checkpoint_step, finished_result, train_to_end
+from verl_mtgrpo.demo.session import plan_run
 from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.launch.command import TrainCommand
 from verl_mtgrpo.launch.failure import TrainingFailed

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from verl_mtgrpo.cli.demo import plan_run, prepare_assets, settings_from
 from verl_mtgrpo.demo.runs import RunPlan, RunResult, train_to_end
+from verl_mtgrpo.demo.session import plan_run, prepare_assets, settings_from
 from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.launch.progress import format_duration
 from verl_mtgrpo.launch.provenance import describe_machine

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
 import shutil
-import time
 from pathlib import Path
 
-from verl_mtgrpo.cli.report import print_credit, write_report
 from verl_mtgrpo.cpu import ROLLOUT_NAME, VLLM
 from verl_mtgrpo.cpu.vllm_check import check_installation
-from verl_mtgrpo.demo.runs import Assets, RunPlan, RunResult, train_to_end
-from verl_mtgrpo.demo.training import DemoSettings
-from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.demo.runs import RunPlan, RunResult, train_to_end
+from verl_mtgrpo.demo.session import plan_run, prepare_assets, settings_from, suffix
 from verl_mtgrpo.launch.progress import format_duration
+from verl_mtgrpo.launch.provenance import describe_source
 
 _PRESET = "mt_grpo"
 _SHOWN_ROLLOUTS = 3
@@ -60,58 +56,15 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n[2/3] training with MT-GRPO: {budget}{engine}\n", flush=True)
     result = train_to_end(plan, label=_PRESET, show_command=True)
     print("\n[3/3] what came out\n", flush=True)
-    name = f"{_suffix(args.rollout)}-seed{args.seed}"
+    name = f"{suffix(args.rollout)}-seed{args.seed}"
     show_result(plan, result, curve=args.out / f"curves{name}.png", page=args.out / f"report{name}.html")
     return 0
-
-
-def settings_from(steps: int | None) -> DemoSettings:
-    """The demo's settings; ``--steps`` goes before DEMO_STEPS goes before the default.
-
-    Raises:
-        ConfigError: Not a positive number of steps.
-    """
-    asked = steps if steps is not None else os.environ.get("DEMO_STEPS") or DemoSettings.steps
-    try:
-        count = int(asked)
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise ConfigError(f"the number of training steps is {asked!r}; give --steps or DEMO_STEPS 1 or more")
-    return dataclasses.replace(DemoSettings(), steps=count)
-
-
-def prepare_assets(out: Path, *, seed: int) -> Assets:
-    """The seed's world, index and policy below ``out``, made unless they exist."""
-    # OpenMP reads these when torch loads it. Threads that wait by spinning took three times the CPU time of
-    # threads that sleep, on cores that do other things as well.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    from verl_mtgrpo.demo.assets import prepare_demo
-
-    started = time.monotonic()
-    assets = prepare_demo(out / f"assets-seed{seed}", seed=seed, progress=True)
-    took = format_duration(time.monotonic() - started)
-    print(f"world, index and policy of seed {seed} ready after {took}: {assets.policy.parent}", flush=True)
-    return assets
-
-
-def plan_run(
-    out: Path, assets: Assets, *, preset: str, seed: int, settings: DemoSettings, rollout: str = ROLLOUT_NAME
-) -> RunPlan:
-    """A run in its usual place below ``out``, where the demo and the comparison share it."""
-    folder = out / f"{preset}{_suffix(rollout)}-seed{seed}"
-    return RunPlan(folder=folder, preset=preset, seed=seed, assets=assets, settings=settings, rollout=rollout)
-
-
-def _suffix(rollout: str) -> str:
-    """Tells the files of another rollout engine from those of the usual one."""
-    return "" if rollout == ROLLOUT_NAME else f"-{rollout}"
 
 
 def show_result(plan: RunPlan, result: RunResult, *, curve: Path, page: Path) -> None:
     """Print table and rollouts, write the curves and the credit report."""
     from verl_mtgrpo.report.catalog import read_catalog
+    from verl_mtgrpo.report.credit import print_credit, write_report
     from verl_mtgrpo.report.curves import save_figure, training_figure
     from verl_mtgrpo.report.dump_files import dump_files
     from verl_mtgrpo.report.tables import start_end_rows, text_table
@@ -124,7 +77,9 @@ def show_result(plan: RunPlan, result: RunResult, *, curve: Path, page: Path) ->
     print("\nValidation rollouts after training; advantages are those MT-GRPO gives within a question's samples:")
     last = read_catalog([plan.validation / f"{plan.settings.steps}.jsonl"])
     print_credit(last, rollouts=_SHOWN_ROLLOUTS, overview=False)
-    write_report(page, read_catalog(dump_files(plan.folder)), title=title, metrics=result.metrics)
+    write_report(
+        page, read_catalog(dump_files(plan.folder)), title=title, made_by=describe_source(), metrics=result.metrics
+    )
     took = format_duration(result.train_seconds)
     again = "; trained before, --fresh trains again" if result.reused else ""
     print(f"\ncurves: {curve}\nrun:    {plan.folder} (training took {took}{again})")

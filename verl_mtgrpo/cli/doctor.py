@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from verl_mtgrpo.cli.train import index_of
 from verl_mtgrpo.doctor.processes import registered
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.launch.options import index_of
 
 if TYPE_CHECKING:
     from verl_mtgrpo.doctor.compose import CommandLine

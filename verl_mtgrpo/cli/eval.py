@@ -7,11 +7,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from verl_mtgrpo.cli.train import check_preset, index_variable, run_and_show
 from verl_mtgrpo.errors import ConfigError, DataError
 from verl_mtgrpo.launch.checkpoint import MODEL_PATH, find_checkpoint, model_of
 from verl_mtgrpo.launch.command import TrainCommand, hydra_value
+from verl_mtgrpo.launch.echo import run_and_show
 from verl_mtgrpo.launch.failure import TrainingFailed, failure_report
+from verl_mtgrpo.launch.options import check_preset, index_variable
 from verl_mtgrpo.launch.provenance import describe_source
 from verl_mtgrpo.report.dump_files import step_files
 

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from verl_mtgrpo.errors import ConfigError, DataError
 from verl_mtgrpo.launch.provenance import describe_source
-
-if TYPE_CHECKING:
-    from verl_mtgrpo.report.catalog import Catalog
-    from verl_mtgrpo.report.metrics import RunMetrics
 
 _DESCRIPTION = """\
 Why did this turn get this advantage? Show dumped rollouts turn by turn, with the text, the tool calls, the passages,
@@ -55,6 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Read the dumps, then write the page or print."""
     from verl_mtgrpo.report.catalog import read_catalog
+    from verl_mtgrpo.report.credit import print_credit, write_report
     from verl_mtgrpo.report.dump_files import dump_files, parse_steps
     from verl_mtgrpo.report.metrics import read_metrics
     from verl_mtgrpo.retrieval.content import with_progress
@@ -75,37 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out or not args.rich:
         out = args.out or Path("report.html")
         names = ", ".join(dump.resolve().name for dump in args.dumps)
-        write_report(out, catalog, title=args.title or f"Where the credit went: {names}", metrics=metrics)
+        title = args.title or f"Where the credit went: {names}"
+        write_report(out, catalog, title=title, made_by=describe_source(), metrics=metrics)
         print(f"{out}: {sum(1 for _ in catalog.entries())} rollouts, {out.stat().st_size / 1e6:.1f} MB")
     return 0
-
-
-def write_report(out: Path, catalog: Catalog, *, title: str, metrics: RunMetrics | None = None) -> None:
-    """Write the page, counting groups on the terminal."""
-    from verl_mtgrpo.report.html import write_page
-    from verl_mtgrpo.retrieval.content import with_progress
-
-    counted = partial(with_progress, progress=True, label="writing", unit="groups", total=len(catalog.groups))
-    write_page(out, catalog, title=title, made_by=describe_source(), metrics=metrics, on_group=counted)
-
-
-def print_credit(catalog: Catalog, *, rollouts: int, overview: bool) -> None:
-    """Print the rollouts that show most of what credit does, after the numbers over all of them if asked for.
-
-    Raises:
-        ConfigError: rich is not installed.
-    """
-    if not importlib.util.find_spec("rich"):
-        raise ConfigError(
-            'rollouts are printed with the package rich, which is not installed: pip install "verl-mtgrpo[report]"; '
-            "mtgrpo report without --rich writes a page instead"
-        )
-    from rich.console import Console
-
-    from verl_mtgrpo.report.terminal import print_catalog, print_rollouts
-
-    # Its highlighting would colour every number, and colour says something here; a file has no width to ask for.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
-    if overview:
-        print_catalog(catalog, console)
-    print_rollouts(catalog, rollouts, console)

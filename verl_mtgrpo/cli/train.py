@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import os
 import sys
 import time
-from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
-from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.launch.checkpoint import Merge
-from verl_mtgrpo.launch.command import TrainCommand, run_train_command
+from verl_mtgrpo.launch.command import TrainCommand
+from verl_mtgrpo.launch.echo import run_and_show
 from verl_mtgrpo.launch.failure import failure_report
-from verl_mtgrpo.launch.process import run_child
-from verl_mtgrpo.retrieval.addresses import base_url, is_address, meant_address
+from verl_mtgrpo.launch.options import check_preset, index_variable
 
 _DESCRIPTION = """\
 Run `python -m verl.trainer.main_ppo` with a preset of this package. The full command is printed first: it
@@ -61,66 +55,3 @@ def run(args: argparse.Namespace) -> int:
         print(f"mtgrpo: error: {failure_report(code, log)}", file=sys.stderr)
     # A signal's number is no exit code; shells report 128 + n.
     return code if code >= 0 else 128 - code
-
-
-def check_preset(preset: str, overrides: Sequence[str]) -> None:
-    """Raise ``ConfigError`` if there is no such config; one of the user's own comes with a search path of their own."""
-    group = resources.files("verl_mtgrpo.config") / "mtgrpo"
-    ours = sorted(file.name.removesuffix(".yaml") for file in group.iterdir() if not file.name.startswith("_"))
-    if preset not in ours and not any("searchpath" in one for one in overrides):
-        close = difflib.get_close_matches(preset, ours, n=1)
-        meant = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError(f"there is no preset {preset!r}; {meant}choose one of {', '.join(ours)}")
-
-
-def index_variable(index: str | None) -> dict[str, str]:
-    """The environment variable that names the search tool's index: as given, or as it is set already."""
-    if index:
-        return {"MTGRPO_INDEX": index_of(index)}
-    # Not needed to run it from here, but the printed command has to be complete.
-    return {"MTGRPO_INDEX": os.environ["MTGRPO_INDEX"]} if "MTGRPO_INDEX" in os.environ else {}
-
-
-def index_of(option: str) -> str:
-    """What ``--index`` says, as the workers of a run need it: the address of a service, or an absolute path.
-
-    Raises:
-        ConfigError: It is no address of an HTTP service, or one without ``http://``.
-    """
-    if is_address(option):
-        base_url(option)
-        return option
-    if not Path(option).exists() and (address := meant_address(option)):
-        raise ConfigError(f"--index {option} is not a folder; for a search service write --index {address}")
-    return os.path.abspath(option)
-
-
-def run_and_show(command: TrainCommand | Merge, *, log: Path, quiet: bool) -> int:
-    """Run a program of verl's, its output on the screen too unless ``quiet``; returns its exit code."""
-    print(f"\nlog: {log}\n", flush=True)
-    echo = _Echo(log)
-    on_tick = None if quiet else echo.tick
-    if isinstance(command, TrainCommand):
-        code = run_train_command(command, log=log, on_tick=on_tick)
-    else:
-        code = run_child(command.argv(), env=os.environ, log=log, on_tick=on_tick)
-    if not quiet:
-        echo.tick()
-    return code
-
-
-class _Echo:
-    """Copies what a log gains to the screen."""
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        # A log that exists already is appended to: its old part was shown when it was written.
-        self._offset = log.stat().st_size if log.exists() else 0
-
-    def tick(self) -> None:
-        with self._log.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read()
-        self._offset += len(data)
-        sys.stdout.write(data.decode("utf-8", errors="replace"))
-        sys.stdout.flush()

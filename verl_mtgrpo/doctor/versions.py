@@ -10,13 +10,12 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 
 from verl_mtgrpo.doctor.findings import Finding
+from verl_mtgrpo.version import TESTED_VERL, installed
 
 OURS, CHECK = "verl-mtgrpo", "versions"
-TESTED_VERL = "0.9.1"
-"""The version of verl that this package is tested with; pip takes it or a newer one, and never puts it over one."""
 SHOWN = ("verl", "torch", "ray", "transformers", "TransferQueue")
 IMPORTED_BY_VERL = ("TransferQueue>=0.1.10", "pyzmq", "msgspec", "cachetools", "uvicorn", "fastapi")
 """verl's default trainer imports these and its base installation does not require them (its extra verl-core does)."""
@@ -65,14 +64,6 @@ KNOWN_BAD = (
         fix="pip install 'verl[vllm]' installs the version that verl pins",
     ),
 )
-
-
-def installed(name: str) -> str | None:
-    """The version of a distribution; None if it is not there."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def check_versions() -> Iterator[Finding]:

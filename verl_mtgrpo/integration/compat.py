@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib
 
-from verl_mtgrpo.doctor.versions import TESTED_VERL, installed
 from verl_mtgrpo.errors import CompatibilityError
+from verl_mtgrpo.version import TESTED_VERL, installed
 
 _LOOPS, _TRAINERS = "verl.experimental.agent_loop", "verl.trainer.ppo.v1"
 _TRAINER = (

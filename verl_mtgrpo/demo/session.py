@@ -1,0 +1,58 @@
+"""What ``mtgrpo demo`` and ``mtgrpo compare`` share: the same settings, assets and places of runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+from verl_mtgrpo.cpu import ROLLOUT_NAME
+from verl_mtgrpo.demo.runs import Assets, RunPlan
+from verl_mtgrpo.demo.training import DemoSettings
+from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.launch.progress import format_duration
+
+
+def settings_from(steps: int | None) -> DemoSettings:
+    """The demo's settings; ``--steps`` goes before DEMO_STEPS goes before the default.
+
+    Raises:
+        ConfigError: Not a positive number of steps.
+    """
+    asked = steps if steps is not None else os.environ.get("DEMO_STEPS") or DemoSettings.steps
+    try:
+        count = int(asked)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise ConfigError(f"the number of training steps is {asked!r}; give --steps or DEMO_STEPS 1 or more")
+    return dataclasses.replace(DemoSettings(), steps=count)
+
+
+def prepare_assets(out: Path, *, seed: int) -> Assets:
+    """The seed's world, index and policy below ``out``, made unless they exist."""
+    # OpenMP reads these when torch loads it. Threads that wait by spinning took three times the CPU time of
+    # threads that sleep, on cores that do other things as well.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    from verl_mtgrpo.demo.assets import prepare_demo
+
+    started = time.monotonic()
+    assets = prepare_demo(out / f"assets-seed{seed}", seed=seed, progress=True)
+    took = format_duration(time.monotonic() - started)
+    print(f"world, index and policy of seed {seed} ready after {took}: {assets.policy.parent}", flush=True)
+    return assets
+
+
+def plan_run(
+    out: Path, assets: Assets, *, preset: str, seed: int, settings: DemoSettings, rollout: str = ROLLOUT_NAME
+) -> RunPlan:
+    """A run in its usual place below ``out``, where the demo and the comparison share it."""
+    folder = out / f"{preset}{suffix(rollout)}-seed{seed}"
+    return RunPlan(folder=folder, preset=preset, seed=seed, assets=assets, settings=settings, rollout=rollout)
+
+
+def suffix(rollout: str) -> str:
+    """Tells the files of another rollout engine from those of the usual one."""
+    return "" if rollout == ROLLOUT_NAME else f"-{rollout}"

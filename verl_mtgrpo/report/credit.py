@@ -1,0 +1,43 @@
+"""The credit of dumped rollouts, as a page or on the terminal."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import partial
+from pathlib import Path
+
+from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.report.catalog import Catalog
+from verl_mtgrpo.report.metrics import RunMetrics
+
+
+def write_report(out: Path, catalog: Catalog, *, title: str, made_by: str, metrics: RunMetrics | None = None) -> None:
+    """Write the page, counting groups on the terminal."""
+    from verl_mtgrpo.report.html import write_page
+    from verl_mtgrpo.retrieval.content import with_progress
+
+    counted = partial(with_progress, progress=True, label="writing", unit="groups", total=len(catalog.groups))
+    write_page(out, catalog, title=title, made_by=made_by, metrics=metrics, on_group=counted)
+
+
+def print_credit(catalog: Catalog, *, rollouts: int, overview: bool) -> None:
+    """Print the rollouts that show most of what credit does, after the numbers over all of them if asked for.
+
+    Raises:
+        ConfigError: rich is not installed.
+    """
+    if not importlib.util.find_spec("rich"):
+        raise ConfigError(
+            'rollouts are printed with the package rich, which is not installed: pip install "verl-mtgrpo[report]"; '
+            "mtgrpo report without --rich writes a page instead"
+        )
+    from rich.console import Console
+
+    from verl_mtgrpo.report.terminal import print_catalog, print_rollouts
+
+    # Its highlighting would colour every number, and colour says something here; a file has no width to ask for.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    if overview:
+        print_catalog(catalog, console)
+    print_rollouts(catalog, rollouts, console)
