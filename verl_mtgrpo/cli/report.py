@@ -47,11 +47,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Read the dumps, then write the page or print."""
+    from verl_mtgrpo.bars import with_progress
     from verl_mtgrpo.report.catalog import read_catalog
     from verl_mtgrpo.report.credit import print_credit, write_report
     from verl_mtgrpo.report.dump_files import dump_files, parse_steps
     from verl_mtgrpo.report.metrics import read_metrics
-    from verl_mtgrpo.retrieval.content import with_progress
 
     if args.rollouts < 1:
         raise ConfigError(f"--rollouts is {args.rollouts}, expected 1 or more")

@@ -65,8 +65,8 @@ def register_estimator(function: F) -> F:
 def follow_estimators(follower: Callable[[str, Estimator], None]) -> None:
     """Have ``follower(name, function)`` called for every estimator: those that are here now, and each that comes later.
 
-    For :mod:`verl_mtgrpo.integration.advantage.estimators`, which hands them to verl's registry once that is imported. It may be
-    imported before or after the module that registers an estimator.
+    For whoever hands them on, as the package's glue does to verl's registry. It may be imported before or after the
+    module that registers an estimator.
     """
     for name, function in ESTIMATORS.items():
         follower(name, function)

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_mtgrpo.bars import with_progress
 from verl_mtgrpo.data.answerable import AnswerCheck
 from verl_mtgrpo.data.questions import Question, QuestionSample, check_limit, in_validation
 from verl_mtgrpo.data.rows import DEFAULT_SYSTEM_PROMPT, SEARCH_TOOL, make_row, write_parquet
 from verl_mtgrpo.data.sources import Part, PartReader, plan_parts
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.retrieval.content import with_progress
 from verl_mtgrpo.retrieval.store import file_sha256
 from verl_mtgrpo.rewards.answers import normalize
 

@@ -14,8 +14,8 @@ from verl_mtgrpo.report.metrics import RunMetrics
 
 def write_report(out: Path, catalog: Catalog, *, title: str, made_by: str, metrics: RunMetrics | None = None) -> None:
     """Write the page, counting groups on the terminal."""
+    from verl_mtgrpo.bars import with_progress
     from verl_mtgrpo.report.html import write_page
-    from verl_mtgrpo.retrieval.content import with_progress
 
     counted = partial(with_progress, progress=True, label="writing", unit="groups", total=len(catalog.groups))
     write_page(out, catalog, title=title, made_by=made_by, metrics=metrics, on_group=counted)

@@ -19,10 +19,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from verl_mtgrpo.bars import with_progress
 from verl_mtgrpo.errors import ConfigError, IndexFormatError, RetrievalError
 from verl_mtgrpo.retrieval.bm25_build import ANALYSERS, engine_version, make_analyser, stored_text, write_index
 from verl_mtgrpo.retrieval.bm25_query import WordSearch, rank_score
-from verl_mtgrpo.retrieval.content import clean_text, with_progress
+from verl_mtgrpo.retrieval.content import clean_text
 from verl_mtgrpo.retrieval.folder import IndexFolder, check_request
 from verl_mtgrpo.retrieval.store import BM25Manifest, Staging, read_manifest
 from verl_mtgrpo.retrieval.types import Passage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
 from verl_mtgrpo.errors import DataError, RetrievalError
@@ -90,14 +90,3 @@ def clean_text(text: str, what: str) -> str:
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise RetrievalError(f"{what} is a {type(text).__name__} ({str(text)[:40]!r}), expected a string")
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def with_progress(
-    items: Iterable[_T], progress: bool, *, label: str = "indexing", unit: str = "passages", total: int | None = None
-) -> Iterable[_T]:
-    """The same items, counted on the terminal if asked for; ``total`` of them, if that is known."""
-    if not progress:
-        return items
-    from tqdm import tqdm
-
-    return tqdm(items, desc=label, unit=f" {unit}", total=total, mininterval=0.5, disable=None)

@@ -7,8 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_mtgrpo.bars import with_progress
 from verl_mtgrpo.errors import ConfigError, DataError
-from verl_mtgrpo.retrieval.content import Content, with_progress
+from verl_mtgrpo.retrieval.content import Content
 from verl_mtgrpo.retrieval.encoders import SentenceEncoder, check_vectors
 from verl_mtgrpo.retrieval.passage_file import PassageFile, PassageWriter
 from verl_mtgrpo.retrieval.store import writing

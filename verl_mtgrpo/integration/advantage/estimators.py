@@ -1,7 +1,7 @@
 """Registers the turn-level estimators in verl's registry (``algorithm.adv_estimator=...``), yours too.
 
 Each is a thin wrapper: settings from ``algorithm.turn``, the equation from ``verl_mtgrpo.credit``, and what an
-estimator needs beyond rewards, mask and group labels from the trainer (:mod:`~verl_mtgrpo.integration.advantage.fields`).
+estimator needs beyond rewards, mask and group labels from the trainer (:mod:`.fields`).
 """
 
 from __future__ import annotations

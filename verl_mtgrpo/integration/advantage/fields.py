@@ -1,8 +1,8 @@
 """Which fields an estimator may ask for beyond rewards, mask and group labels, and how they reach it.
 
 verl calls a registered estimator with rewards, mask, config and group labels, whatever else its trainer has fetched.
-Our trainers (:mod:`verl_mtgrpo.integration.trainer.trainer`) fetch what the estimator names as a parameter and leave it here
-for the time of that one call; :mod:`verl_mtgrpo.integration.advantage.estimators` takes it.
+Our trainers (:mod:`verl_mtgrpo.integration.trainer`) fetch what the estimator names as a parameter and leave it here
+for the time of that one call; :mod:`.estimators` takes it.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def asset(name: str) -> str:
 
 
 def sampler(trainer_mode: str) -> str:
-    """The class of ``verl_mtgrpo.integration.trainer.sampler`` for a trainer mode: verl's asynchronous ones need another."""
+    """Name the class of our sampler module for a trainer mode: verl's asynchronous modes need another."""
     return "TurnReplayBuffer" if trainer_mode in ("sync", "mtgrpo_sync") else "TurnReplayBufferAsync"
 
 

@@ -2,9 +2,8 @@
 
 ``mtgrpo_tool_agent`` generates exactly what verl's ``tool_agent`` generates (tokens, masks, log-probs):
 every override calls verl's own method and only looks at what it did. (In the formats of
-:mod:`~verl_mtgrpo.integration.rollout.tool_parsers`, which verl does not have, turns are cut at their closing tag.) The one
-exception is text from outside, which verl's loop lets become control tokens
-(:mod:`~verl_mtgrpo.integration.rollout.outside_text`). What it adds:
+:mod:`.tool_parsers`, which verl does not have, turns are cut at their closing tag.) The one
+exception is text from outside, which verl's loop lets become control tokens (:mod:`.outside_text`). What it adds:
 
 - ``extra_fields["transcript"]``: the rollout's :class:`~verl_mtgrpo.rewards.Transcript` as a dict, which
   verl hands to the reward manager;

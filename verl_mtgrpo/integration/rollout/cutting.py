@@ -1,6 +1,6 @@
 """The cut after a turn's first closing tag, for the formats whose turns end there.
 
-Apart from :mod:`~verl_mtgrpo.integration.rollout.tool_parsers` because importing verl's parsers imports its agent loops, and
+Apart from :mod:`.tool_parsers` because importing verl's parsers imports its agent loops, and
 with them ours, which needs this.
 """
 

@@ -1,7 +1,7 @@
 """Tool calls in the text formats ``search_r1`` and ``mtgrpo_xml``.
 
 Registered in verl's tool parser registry: ``actor_rollout_ref.rollout.multi_turn.format=search_r1``. Turns of these
-formats are cut at their closing tag (:mod:`~verl_mtgrpo.integration.rollout.cutting`). verl's own parsers (``hermes``, …) stay
+formats are cut at their closing tag (:mod:`.cutting`). verl's own parsers (``hermes``, …) stay
 as they are, and with them nothing is cut.
 """
 

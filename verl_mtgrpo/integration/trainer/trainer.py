@@ -153,8 +153,8 @@ def fetch(batch: KVBatchMeta, names: tuple[str, ...]) -> dict[str, Tensor | np.n
     """The named fields of a batch, rows and columns as in the rewards that verl gives to the estimator.
 
     Returns:
-        For each name of :data:`~verl_mtgrpo.integration.advantage.fields.TOKEN_FIELDS` a ``(B, T)`` tensor, right padded with 0;
-        for any other an object array ``(B,)``.
+        For each name of :data:`~verl_mtgrpo.integration.advantage.fields.TOKEN_FIELDS` a ``(B, T)`` tensor, right
+        padded with 0; for any other an object array ``(B,)``.
 
     Raises:
         CreditInputError: no rollout of the batch has a field of that name.
