@@ -254,7 +254,9 @@ def test_a_reward_model_that_would_bypass_the_manager_is_refused():
 def router() -> Iterator[tuple[JudgeServer, str]]:
     """A judge behind verl's own reward-model router, and the router's address."""
     judge = JudgeServer()
-    judge.answer = lambda body, n: 500 if n == 1 else '{"score": 1}'
+    judge.scoring(1, outcome=1)
+    well = judge.answer
+    judge.answer = lambda body, n: 500 if n == 1 else well(body, n)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
