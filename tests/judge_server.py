@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple
+from typing import Any
 
 
-class Says(NamedTuple):
+@dataclass
+class Says:
     """An answer with a status, a body and headers of its own."""
 
     status: int
     body: str
-    headers: dict[str, str] = {}
+    headers: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class JudgeServer:

@@ -38,6 +38,8 @@ _TOO_LONG = re.compile(
     re.IGNORECASE,
 )
 """How servers say that a prompt is longer than the model's context."""
+_TRIES_AT_TOKENIZE = 3
+"""A server that fails in a handler, as verl's router does, closes the connection that the client would use next."""
 _TEMPLATE_TOKENS = 64
 """Room for what the judge's chat template adds to a prompt, and for the shortest reply."""
 
@@ -139,16 +141,19 @@ class Endpoint:
 
     async def _is_too_long(self, messages: Chat) -> bool:
         """Whether the engine itself counts more tokens than its context has; False if it cannot say."""
-        from openai import OpenAIError
+        from openai import APIConnectionError, OpenAIError
 
         url = f"{self._settings.base_url.rstrip('/').removesuffix('/v1')}/tokenize"
-        prompt = "\n".join(message["content"] for message in messages)
-        try:
-            answer = await self._client.post(
-                url, cast_to=object, body={"model": self._settings.model, "prompt": prompt}
-            )
-        except (OpenAIError, ValueError):  # other servers have no such page: the request is sent again
-            return False
+        body = {"model": self._settings.model, "prompt": "\n".join(message["content"] for message in messages)}
+        answer: object = None
+        for _ in range(_TRIES_AT_TOKENIZE):
+            try:
+                answer = await self._client.post(url, cast_to=object, body=body)
+            except APIConnectionError:
+                continue
+            except (OpenAIError, ValueError):  # other servers have no such page
+                pass
+            break
         found: dict[str, Any] = answer if isinstance(answer, dict) else {}
         count, most = found.get("count"), found.get("max_model_len")
         return isinstance(count, int) and isinstance(most, int) and count + _TEMPLATE_TOKENS > most > 0
