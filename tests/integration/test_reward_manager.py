@@ -307,6 +307,20 @@ def test_the_papers_judge_behind_verls_reward_model_router(router):
     assert len(judge.bodies) == 2, "one request for all turns, sent again after the router had failed it"
 
 
+def test_all_workers_of_a_run_show_the_judge_the_same_rules():
+    """The mark is made from the run's config: one prefix for the cache of the engine, another in another run."""
+    judge = JudgeServer()
+    judge.scoring(1, outcome=1)
+    asks = ["reward.turn.preset=judge", "+reward.turn.judge.model=m", f"+reward.turn.judge.base_url={judge.url}"]
+    try:
+        for run in (asks, asks, [*asks, "trainer.experiment_name=another"]):
+            score(manager(*run), {"transcript": TRANSCRIPT.to_dict()})
+    finally:
+        judge.stop()
+    rules = sorted(body["messages"][0]["content"] for body in judge.bodies)
+    assert len(rules) == 6 and sorted(rules.count(text) for text in set(rules)) == [1, 1, 2, 2]
+
+
 def test_colocated_reward_models_are_refused():
     with pytest.raises(ConfigError, match="enable_resource_pool=True"):
         get_reward_manager_cls("mtgrpo").assemble_rm_scores(None, [1.0])
