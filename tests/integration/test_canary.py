@@ -35,7 +35,7 @@ from tests.integration.canary.look import (
     sources,
     verls_config,
 )
-from tests.integration.canary.source import Function, Sources, walk
+from tests.integration.canary.source import Sources, walk
 from tests.integration.canary.used import OURS, Reader, Subclass, Used
 from tests.integration.canary.used_keys import used_keys
 from verl_mtgrpo.integration.checks.versions import TESTED_VERL
@@ -179,47 +179,39 @@ def test_what_is_checked_at_every_start_is_named_too():
 
 
 @cache
-def our_words() -> set[str]:
+def our_words() -> frozenset[str]:
     """All identifiers and texts of the package."""
     found: set[str] = set()
     for module in Reader(read()).modules:
-        found |= module.words
-        found |= {node.attr for node in walk(module.tree, ast.Attribute)} | {
-            node.id for node in walk(module.tree, ast.Name)
-        }
-        found |= {node.name for kind in (*Function.__args__, ast.ClassDef) for node in walk(module.tree, kind)}
-        found |= {node.arg for node in walk(module.tree, ast.arg)}
-    return found
+        found |= module.words | {node.id for node in walk(module.tree, ast.Name)}
+        found |= {node.name for kind in (ast.FunctionDef, ast.AsyncFunctionDef) for node in walk(module.tree, kind)}
+    return frozenset(found)
+
+
+def says(word: str) -> bool:
+    return any(word in text for text in our_words())
+
+
+BY_HAND = ("__init__", "tool_call_start_token", "tool_call_end_token", "initialize_global_process_group_ray")
+"""Used in a way in which no word of the package says so: classes that are made elsewhere, names put together."""
 
 
 def is_used(line: Entry) -> bool:
-    owner, _, member = line.path.partition(".")
+    path, _, member = line.path.partition(".")
+    if line.kind == "like" or (member or path) in BY_HAND:
+        return True
     if line.kind == "override":
-        return any(member in one.methods for one in Canary(read(), []).builders_on(line))
-    if line.path in ("initialize_global_process_group_ray",):  # cpu/process_group.py asks the module for this name
-        return line.path in our_words()
-    if not line.path or (not member and line.kind == ""):
-        below = (line.where, f"{line.where}.")
-        known = [*used().names, *(one.base for one in subclasses()), *OVERRIDDEN]
-        return any(
-            where == line.where or where.startswith(below) or where.startswith(f"{line.where}:") for where in known
-        )
-    if line.kind == "like":  # verl's function that is called as one of ours
-        return True
-    last = line.path if line.kind == "word" else member
-    if last in ("tool_call_start_token", "tool_call_end_token"):  # written f"tool_call_{side}_token"
-        return "_token" in our_words()
-    if last == "__init__":  # of a class that is made without being named: a worker, an agent loop in the doctor
-        return True
-    return any(last in word for word in our_words())
+        return any(member in one.methods for one in subclasses() if line.owner in lineage(read(), one.base))
+    if line.kind == "word" or member:
+        return says(member or line.path)
+    known = [*used().names, *(one.base for one in subclasses()), *OVERRIDDEN]
+    return any(where == line.where or where.startswith((f"{line.where}.", f"{line.where}:")) for where in known)
 
 
 @of_tested_verl
 def test_everything_that_is_named_is_used():
-    unused = [
-        f"{line.written} is in a table, and the package does not use it" for line in entries() if not is_used(line)
-    ]
-    assert not unused, "\n".join(unused)
+    unused = [line.written for line in entries() if not is_used(line)]
+    assert not unused, "in a table, and the package does not use it:\n" + "\n".join(unused)
 
 
 def test_every_config_key_that_is_named_is_used():

@@ -46,6 +46,11 @@ class Entry:
         return f"{self.module}:{self.path}" if self.path else self.module
 
     @property
+    def owner(self) -> str:
+        """The class that a member belongs to."""
+        return f"{self.module}:{self.path.partition('.')[0]}"
+
+    @property
     def written(self) -> str:
         """As the table has it."""
         given = "" if self.given is None else f"({', '.join(self.given)})"
@@ -143,8 +148,7 @@ class Canary:
 
     def builders_on(self, line: Entry) -> list[Subclass]:
         """Our classes whose base of verl's is, or builds on, the class of an entry."""
-        kind = f"{line.module}:{line.path.partition('.')[0]}"
-        return [one for one in self.subclasses if kind in lineage(self.read, one.base)]
+        return [one for one in self.subclasses if line.owner in lineage(self.read, one.base)]
 
     def _unheard_of(self) -> Iterator[str]:
         """What this verl has and the tables do not know: new abstract methods, and names that hide ours."""

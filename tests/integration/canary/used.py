@@ -1,9 +1,9 @@
 """What this package really uses of verl, read from its own source: the other side of the tables.
 
 Found are imports, attributes and calls of what is imported, attributes of variables and parameters that are annotated
-with a class of verl's, what our subclasses override, read and call of verl's classes, modules named in texts, and config
-keys in texts, in attribute chains and in the packaged YAML files. Not found, and therefore kept by hand in the tables:
-attributes of values whose type is written nowhere, and words of verl's (columns, tags, names of actors).
+with a class of verl's, what our subclasses override, read and call of verl's classes, and modules named in texts
+(:mod:`.used_keys` finds config keys). Not found, and therefore kept by hand in the tables: attributes of values whose
+type is written nowhere, and words of verl's (columns, tags, names of actors).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Reader:
     # ---- names, and calls of what is imported
 
     def _names(self, module: Module, used: Used) -> None:
-        for name, (source, original) in module.imported.items():
+        for source, original in module.imported.values():
             if source.partition(".")[0] in THEIRS and original:
                 where = f"{source}:{original}"
                 used.names[self._as_module(where) or where] = _at(module)

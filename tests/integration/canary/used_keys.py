@@ -112,13 +112,11 @@ class _KeysOf:
             if "." in key:
                 yield key, node.lineno
         for node in calls.values():
-            text = ast.unparse(node.func)
-            if (text.endswith("select") and len(node.args) == 2 and isinstance(node.args[1], ast.Constant)) or (
-                text in ("getattr", "_child") and len(node.args) > 1 and isinstance(node.args[1], ast.Constant)
-            ):
-                key = self._key(node.args[0], names)
+            text, given = ast.unparse(node.func), node.args
+            if text.endswith(("select", "getattr", "_child")) and len(given) > 1 and isinstance(given[1], ast.Constant):
+                key = self._key(given[0], names)
                 if key:
-                    yield f"{key}.{node.args[1].value}", node.lineno
+                    yield f"{key}.{given[1].value}", node.lineno
 
     def _aliases(self, scope: ast.AST) -> dict[str, str]:
         """Names that stand for a node: parameters of its name, and what is assigned from a chain."""
