@@ -8,6 +8,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from verl_mtgrpo.integration.checks.versions import verl_version
 from verl_mtgrpo.version import __version__
 
 
@@ -46,7 +47,7 @@ def _usable_cores() -> int:
 
 def _package(name: str) -> str:
     try:
-        return f"{name} {version(name)}"
+        return f"{name} {(name == 'verl' and verl_version()) or version(name)}"
     except PackageNotFoundError:
         return f"{name} (not installed)"
 

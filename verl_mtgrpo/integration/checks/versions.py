@@ -10,7 +10,9 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from importlib.util import find_spec
+from pathlib import Path
 
 from verl_mtgrpo.integration.checks.findings import Finding
 
@@ -75,12 +77,38 @@ def installed(name: str) -> str | None:
         return None
 
 
+def verl_in_front() -> tuple[str, Path] | None:
+    """Another verl than the installed one that Python imports (``PYTHONPATH``, a checkout): its version and folder.
+
+    Its metadata would be those of the installed one. verl says its version in a file of its own.
+    """
+    spec = find_spec("verl")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    try:
+        there = Path(str(distribution("verl").locate_file("verl")))
+    except PackageNotFoundError:
+        there = None
+    if there is not None and (not there.is_dir() or there.samefile(folder)):
+        return None  # the installed one, or one that is installed in another way (pip install -e)
+    file = folder / "version" / "version"
+    return (file.read_text(encoding="utf-8").strip(), folder) if file.is_file() else None
+
+
+def verl_version() -> str | None:
+    """The version of the verl that Python imports; None without one."""
+    in_front = verl_in_front()
+    return in_front[0] if in_front else installed("verl")
+
+
 def check_versions() -> Iterator[Finding]:
     """Python, verl and everything that verl's default trainer imports."""
     problems = [*_verl(), *_required(), *_imported()]
     # The check engine fails of these if the run uses vLLM; beside another engine they do no harm.
     problems += [Finding(CHECK, "warn", bad.reason, bad.fix) for bad in KNOWN_BAD if bad.applies(installed)]
-    listed = [f"{name} {installed(name) or '(not installed)'}" for name in SHOWN]
+    known = {name: verl_version() if name == "verl" else installed(name) for name in SHOWN}
+    listed = [f"{name} {found or '(not installed)'}" for name, found in known.items()]
     here = ", ".join([f"Python {platform.python_version()}", *listed])
     yield from problems or [Finding(CHECK, "ok", here)]
 
@@ -110,7 +138,12 @@ def sglang_repeats_prompts() -> str | None:
 
 
 def _verl() -> Iterator[Finding]:
-    found, install = installed("verl"), f"pip install verl=={TESTED_VERL}"
+    found, install, in_front = verl_version(), f"pip install verl=={TESTED_VERL}", verl_in_front()
+    if in_front and installed("verl"):
+        message = (
+            f"Python imports verl {found} from {in_front[1]}, and not verl {installed('verl')}, which is installed"
+        )
+        yield Finding(CHECK, "warn", message, "if that is not meant, take its folder out of PYTHONPATH")
     if found is None:
         yield Finding(CHECK, "fail", "verl is not installed in this environment", install)
     elif _older(found, "0.9.0.dev0"):
