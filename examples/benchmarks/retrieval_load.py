@@ -20,9 +20,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import io
 import json
 import multiprocessing as mp
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -36,7 +38,7 @@ import numpy as np
 import psutil
 from retrieval import FREQUENCIES, K, Ours, in_process, machine, read_questions, table, write_corpus
 
-SERVICES = {"index": None, "service": ("--port", "0"), "ray": ("--ray", "--port", "8765", "--replicas")}
+SIDES = ("index", "service", "ray")
 BEAT_S = 0.002
 LIMIT_S = 600  # until the slowest process has to be ready
 
@@ -58,25 +60,30 @@ class Load:
 
 def work(number: int, spec: str, sizes: argparse.Namespace, queries: Sequence[str], step: Any, results: Any) -> None:
     """Open the tool and put both loads on it; ``step`` keeps all workers and the parent in step."""
+    warm_up, one_by_one = sizes.concurrent, sizes.concurrent + sizes.light
     try:
         from verl_mtgrpo.integration.search_tool import SearchTool
 
-        step.wait(LIMIT_S)  # all have imported the same: the parent reads their memory
-        step.wait(LIMIT_S)
+        stand_still(step)
         begun = time.perf_counter()
-        tool = SearchTool({"type": "native", "index": spec, "k": K, "concurrency": sizes.concurrent}, None)
+        with contextlib.redirect_stdout(io.StringIO()):  # verl prints the tool's schema
+            tool = SearchTool({"type": "native", "index": spec, "k": K, "concurrency": sizes.concurrent}, None)
         opened_s = time.perf_counter() - begun
-        warm, light, heavy = np.split(np.array(queries, dtype=object), [sizes.concurrent, sizes.concurrent + sizes.light])
-        asyncio.run(put_load(tool, warm, sizes.concurrent))
-        step.wait(LIMIT_S)
-        many = asyncio.run(put_load(tool, heavy, sizes.concurrent))
-        step.wait(LIMIT_S)  # the parent reads memory and processor time
-        step.wait(LIMIT_S)
-        results.put((number, opened_s, many, asyncio.run(put_load(tool, light, 1))))
+        asyncio.run(put_load(tool, queries[:warm_up], sizes.concurrent))
+        stand_still(step)
+        many = asyncio.run(put_load(tool, queries[one_by_one:], sizes.concurrent))
+        stand_still(step)
+        results.put((number, opened_s, many, asyncio.run(put_load(tool, queries[warm_up:one_by_one], 1))))
     except BaseException:
         traceback.print_exc()
         step.abort()
         raise
+
+
+def stand_still(step: Any) -> None:
+    """Wait for all workers, and until the parent has read memory and processor time."""
+    step.wait(LIMIT_S)
+    step.wait(LIMIT_S)
 
 
 async def put_load(tool: Any, queries: Sequence[str], concurrent: int) -> Load:
@@ -115,20 +122,11 @@ def measure(side: str, index: Path, shares: Sequence[Sequence[str]], sizes: argp
     context = mp.get_context("spawn")
     with service(side, index, sizes) as (spec, ready_s, server):
         step, results = context.Barrier(sizes.processes + 1), context.Queue()
-        workers = [context.Process(target=work, args=(n, spec, sizes, share, step, results), daemon=True)
-                   for n, share in enumerate(shares)]
+        each = ((n, spec, sizes, share, step, results) for n, share in enumerate(shares))
+        workers = [context.Process(target=work, args=arguments, daemon=True) for arguments in each]
         for worker in workers:
             worker.start()
-        step.wait(LIMIT_S)
-        before = sum(pss_mb(worker.pid) for worker in workers)
-        step.wait(LIMIT_S)
-        step.wait(LIMIT_S)
-        everyone = [psutil.Process(worker.pid) for worker in workers] + family(server)
-        processor = processor_s(everyone)
-        step.wait(LIMIT_S)
-        processor = processor_s(everyone) - processor
-        after, serving = sum(pss_mb(worker.pid) for worker in workers), sum(pss_mb(p.pid) for p in family(server))
-        step.wait(LIMIT_S)
+        (imported, _), (_, warm_s), (searched, done_s), serving = watch(step, workers, server)
         answers = sorted((results.get(timeout=LIMIT_S) for _ in workers), key=lambda answer: answer[0])
         for worker in workers:
             worker.join()
@@ -139,12 +137,27 @@ def measure(side: str, index: Path, shares: Sequence[Sequence[str]], sizes: argp
         "tool opened, s (slowest)": max(opened_s),
         **spread(many, f"{sizes.processes * sizes.concurrent} at once"),
         **spread(light, f"{sizes.processes} at once"),
-        "processor ms a search": 1e3 * processor / searches,
-        "PSS MB that searching adds": after - before + serving,
+        "processor ms a search": 1e3 * (done_s - warm_s) / searches,
+        "PSS MB that searching adds": searched - imported + serving,
         "… of it the service": serving,
-        "PSS MB of all processes": after + serving,
+        "PSS MB of all processes": searched + serving,
     }
     return {"numbers": numbers, "found": [ids for load in (*many, *light) for ids in load.found]}
+
+
+def watch(step: Any, workers: Sequence[Any], server: psutil.Process | None) -> Iterator[Any]:
+    """Memory of the workers and processor time of all, whenever the workers stand still; at last the service's memory.
+
+    They do when all have imported the same, when the index has been used, and after the load.
+    """
+    own = [psutil.Process(worker.pid) for worker in workers]
+    for _ in range(3):
+        step.wait(LIMIT_S)
+        serving = [] if server is None else [server, *server.children(recursive=True)]
+        yield sum(map(pss_mb, own)), sum(map(processor_s, (*own, *serving)))
+        memory = sum(map(pss_mb, serving))
+        step.wait(LIMIT_S)
+    yield memory
 
 
 def spread(loads: Sequence[Load], name: str) -> dict[str, float]:
@@ -166,13 +179,14 @@ def spread(loads: Sequence[Load], name: str) -> dict[str, float]:
 @contextlib.contextmanager
 def service(side: str, index: Path, sizes: argparse.Namespace) -> Iterator[tuple[str, float, psutil.Process | None]]:
     """What the tool's ``index`` has to say, the seconds until it is there, and the process of the service if any."""
-    options = SERVICES[side]
-    if options is None:
+    if side == "index":
         yield str(index), 0.0, None
         return
-    more = (str(sizes.replicas),) if side == "ray" else ()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    on_ray = ("--ray", "--replicas", str(sizes.replicas)) if side == "ray" else ()
+    command = [sys.executable, "-m", "verl_mtgrpo.cli.main", "serve", str(index), "--port", str(port), *on_ray]
     begun = time.perf_counter()
-    command = [sys.executable, "-m", "verl_mtgrpo.cli.main", "serve", str(index), *options, *more]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
@@ -182,22 +196,21 @@ def service(side: str, index: Path, sizes: argparse.Namespace) -> Iterator[tuple
             yield line.removeprefix("ready at ").split(": ")[0], time.perf_counter() - begun, psutil.Process(server.pid)
         finally:
             server.terminate()
+            server.communicate()  # Ray has something to say until the end
 
 
-def family(server: psutil.Process | None) -> list[psutil.Process]:
-    """The service and all processes it started."""
-    return [] if server is None else [server, *server.children(recursive=True)]
+def processor_s(process: psutil.Process) -> float:
+    """Processor time that it has taken so far."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # Ray ends idle ones
+        return sum(process.cpu_times()[:2])
+    return 0.0
 
 
-def processor_s(processes: Sequence[psutil.Process]) -> float:
-    """Processor time that these have taken so far."""
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
-
-
-def pss_mb(pid: int | None) -> float:
-    """Memory of a process, a page that n processes share counted as 1/n."""
-    assert pid is not None
-    return psutil.Process(pid).memory_full_info().pss / 1e6
+def pss_mb(process: psutil.Process) -> float:
+    """Its memory, a page that n processes share counted as 1/n."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.memory_full_info().pss / 1e6
+    return 0.0
 
 
 # ---- all sides
@@ -209,7 +222,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the public files")
     parser.add_argument("--passages", type=int, default=100_000)
     parser.add_argument("--frequencies", choices=tuple(FREQUENCIES), default="real", help="see retrieval.py")
-    parser.add_argument("--sides", default="index,service", help=f"some of {', '.join(SERVICES)} (default: %(default)s)")
+    parser.add_argument("--sides", default="index,service", help=f"some of {','.join(SIDES)} (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=4, help="agent loop workers (default: %(default)s)")
     parser.add_argument("--concurrent", type=int, default=64, help="searches in flight in each (default: %(default)s)")
     parser.add_argument("--searches", type=int, default=4000, help="of all processes (default: %(default)s)")
@@ -219,6 +232,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/retrieval"), help="where corpora and indexes are kept")
     parser.add_argument("--json", type=Path, help="write the numbers there")
     args = parser.parse_args()
+    wanted = args.sides.split(",")
+    if not set(wanted) <= set(SIDES):
+        parser.error(f"--sides is {args.sides}, expected some of {','.join(SIDES)}")
     index = build(args)
     texts = list(dict.fromkeys(question.text for question in read_questions(args.data)))
     each = args.searches // args.processes + args.concurrent + args.light
@@ -231,7 +247,7 @@ def main() -> None:
         f"{args.processes} processes, {args.concurrent} searches at once in each, {args.searches} in all"
     )
     sides: dict[str, dict[str, Any]] = {}
-    for side in args.sides.split(","):
+    for side in wanted:
         busy = os.getloadavg()[0]
         measured = measure(side, index, shares, args)
         first = next(iter(sides.values()), measured)["found"]
