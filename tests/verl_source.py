@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from verl_mtgrpo.version import TESTED_VERL
+from verl_mtgrpo.installed import TESTED_VERL
 
 only_tested_version = pytest.mark.skipif(
     version("verl") != TESTED_VERL, reason=f"the hashes are those of verl {TESTED_VERL}"

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 SEARCH, CACHE, DECODE = "mtgrpo-search", "mtgrpo-cache", "mtgrpo-decode"
-"""Kinds of work, by which threads are named."""
-_SIZES: dict[str, int | None] = {SEARCH: None, CACHE: 1, DECODE: 1}
-"""Threads of a kind; None: Python's default, by the number of cores. A cache has one connection, so one thread; a
-tokenizer holds the interpreter lock while it decodes, so more threads would only keep the event loop waiting for it."""
+"""Kinds of work, by which threads are named. A cache has one connection, so one thread; a tokenizer holds the
+interpreter lock while it decodes, so more threads would only keep the event loop waiting for it."""
+_MOST_SEARCHES = 32
+"""No more than a pool of Python's own has by default: the parts of a search that are Python run one at a time."""
 _pools: dict[tuple[int, str], ThreadPoolExecutor] = {}
 
 
@@ -28,8 +28,23 @@ async def apart(kind: str, function: Callable[..., T], *arguments: Any) -> T:
     return await asyncio.get_running_loop().run_in_executor(_pool(kind), partial(function, *arguments))
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    # Containers are often given fewer cores than the machine has; macOS cannot ask.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def search_threads() -> int:
+    """Searches that one process carries out at once: one for each core, 32 at most.
+
+    A search only computes, so more threads than cores find nothing sooner: they keep the event loop waiting for the
+    interpreter lock, and searches that began early waiting for later ones (``examples/benchmarks/retrieval.md``).
+    """
+    return min(usable_cores(), _MOST_SEARCHES)
+
+
 def _pool(kind: str) -> ThreadPoolExecutor:
     key = (os.getpid(), kind)  # a forked child has the parent's pool, but not its threads
     if key not in _pools:
-        _pools[key] = ThreadPoolExecutor(_SIZES[kind], kind)
+        _pools[key] = ThreadPoolExecutor(search_threads() if kind == SEARCH else 1, kind)
     return _pools[key]

@@ -2,7 +2,7 @@
 
     python examples/benchmarks/step.py                                    # 2,048 rollouts of 4 turns, a few minutes
     python examples/benchmarks/step.py --turns 16 --rollouts 8192
-    PYTHONPATH=/path/to/another/checkout python examples/benchmarks/step.py   # the same of another version
+    python examples/benchmarks/step.py --before CHECKOUT                  # an earlier version of the package beside it
 
 Rollouts with made-up text go through the real pieces: agent loop, reward manager, post-processing, Ray and
 TransferQueue, sampler, estimator, metrics and guards, dump, validation. Each side (verl's own: ``tool_agent``,
@@ -108,27 +108,44 @@ def lateness(args: argparse.Namespace, side: Side) -> dict[str, float]:
 
 
 def table(args: argparse.Namespace, sides: dict[str, dict[str, float]]) -> str:
-    """Both sides as Markdown."""
+    """All sides as Markdown."""
     stock, ours = sides["stock"], sides["ours"]
+    columns = {"stock": "verl", "before": "before", "ours": "ours"}
+    shown = [side for side in columns if side in sides]
     lines = [
         f"{args.rollouts} rollouts, K = {args.turns}, {ours['response_tokens']:.0f} tokens and "
         f"{ours['text_kb']:.0f} kB of text each, {args.passages} passages a call; "
         f"validation: {args.questions} questions, n = {args.samples}",
         f"{describe_source()}; {describe_machine()['machine']}; load {os.getloadavg()[0]:.1f}",
         "",
-        "| | verl | ours | ratio |",
-        "|---|---|---|---|",
+        f"| | {' | '.join(columns[side] for side in shown)} | ours / verl |",
+        f"|---{'|---' * len(shown)}|---|",
     ]
     for name, title in TITLES.items():
-        if name not in ours and name not in stock:
+        if not any(name in sides[side] for side in shown):
             continue
         left, right = stock.get(name), ours.get(name)
         ratio = f"{right / left:.2f}" if left and right is not None else ""
-        shown = ["" if value is None else f"{value:.3g}" for value in (left, right)]
-        if name == "validation_s" and ours["validation_questions"] < args.questions:
-            shown[1] += f" (from {ours['validation_questions']:.0f} questions)"
-        lines.append(f"| {title} | {shown[0]} | {shown[1]} | {ratio} |")
+        lines.append(f"| {title} | {' | '.join(cell(sides[side], name, args) for side in shown)} | {ratio} |")
     return "\n".join(lines)
+
+
+def cell(found: dict[str, float], name: str, args: argparse.Namespace) -> str:
+    """One number."""
+    if name not in found:
+        return ""
+    scaled = name == "validation_s" and found["validation_questions"] < args.questions
+    return f"{found[name]:.3g}" + (f" (from {found['validation_questions']:.0f} questions)" if scaled else "")
+
+
+def in_process(args: argparse.Namespace, side: str, env: dict[str, str] | None = None) -> dict[str, float]:
+    """One side's numbers, from a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "found.json"
+        given = [word for name in SIZES for word in (f"--{name}", str(getattr(args, name)))]
+        command = [sys.executable, __file__, *given, "--side", side, "--json", str(file)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **(env or {})})
+        return json.loads(file.read_text())
 
 
 def main() -> None:
@@ -143,22 +160,19 @@ def main() -> None:
     parser.add_argument("--late", type=int, default=256, help="rollouts of the event loop's part; 0 leaves it out")
     parser.add_argument("--wait", type=float, default=10.0, help="longest generation of a turn there, seconds")
     parser.add_argument("--json", help="write the numbers there")
+    parser.add_argument("--before", type=Path, help="a checkout of an earlier version, measured too")
     parser.add_argument("--side", choices=("stock", "ours"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
         one_side(args)
         return
-    sides: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for side in ("stock", "ours"):
-            file = Path(folder) / f"{side}.json"
-            given = [word for name in SIZES for word in (f"--{name}", str(getattr(args, name)))]
-            command = [sys.executable, __file__, *given, "--side", side, "--json", str(file)]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            sides[side] = json.loads(file.read_text())
+    sides = {side: in_process(args, side) for side in ("stock", "ours")}
+    if args.before:
+        sides["before"] = in_process(args, "ours", {"PYTHONPATH": str(args.before.resolve())})
     print(table(args, sides))
     if args.json:
-        Path(args.json).write_text(rollouts.as_json({"sizes": vars(args), "source": describe_source(), **sides}))
+        sizes = {name: getattr(args, name) for name in SIZES}
+        Path(args.json).write_text(rollouts.as_json({"sizes": sizes, "source": describe_source(), **sides}))
 
 
 if __name__ == "__main__":

@@ -254,7 +254,9 @@ def test_a_reward_model_that_would_bypass_the_manager_is_refused():
 def router() -> Iterator[tuple[JudgeServer, str]]:
     """A judge behind verl's own reward-model router, and the router's address."""
     judge = JudgeServer()
-    judge.answer = lambda body, n: 500 if n == 1 else '{"score": 1}'
+    judge.scoring(1, outcome=1)
+    well = judge.answer
+    judge.answer = lambda body, n: 500 if n == 1 else well(body, n)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -303,6 +305,20 @@ def test_the_papers_judge_behind_verls_reward_model_router(router):
         "the judge's own scores"
     )
     assert len(judge.bodies) == 2, "one request for all turns, sent again after the router had failed it"
+
+
+def test_all_workers_of_a_run_show_the_judge_the_same_rules():
+    """The mark is made from the run's config: one prefix for the cache of the engine, another in another run."""
+    judge = JudgeServer()
+    judge.scoring(1, outcome=1)
+    asks = ["reward.turn.preset=judge", "+reward.turn.judge.model=m", f"+reward.turn.judge.base_url={judge.url}"]
+    try:
+        for run in (asks, asks, [*asks, "trainer.experiment_name=another"]):
+            score(manager(*run), {"transcript": TRANSCRIPT.to_dict()})
+    finally:
+        judge.stop()
+    rules = sorted(body["messages"][0]["content"] for body in judge.bodies)
+    assert len(rules) == 6 and sorted(rules.count(text) for text in set(rules)) == [1, 1, 2, 2]
 
 
 def test_colocated_reward_models_are_refused():

@@ -46,9 +46,10 @@ from tests.regressions.test_tokens import (
 from verl_mtgrpo.errors import DataError, DropRollout
 from verl_mtgrpo.rewards import Transcript, Turn
 from verl_mtgrpo.rewards.answers import accepted_answers, contains
-from verl_mtgrpo.rewards.judge import Judge, read_score
+from verl_mtgrpo.rewards.judge import Judge
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
-from verl_mtgrpo.rewards.judge_paper import read_scores
+from verl_mtgrpo.rewards.judge_paper import read_turns
+from verl_mtgrpo.rewards.judge_text import read_score
 from verl_mtgrpo.rewards.paper_v2 import paper_v2
 from verl_mtgrpo.rewards.search_r1 import search_r1_format
 
@@ -166,7 +167,7 @@ REASON = "the closing </think> tag is missing"
 def test_a_reason_that_speaks_of_a_thoughts_end(before):
     behind = "\n```" if "```" in before else ""
     assert read_score(f'{before}{{"reason": "{REASON}", "score": 0.5}}{behind}', (-1.0, 1.0)) == 0.5
-    assert read_scores(f'{before}{{"reason": "{REASON}", "scores": [0.3, 1.0]}}{behind}', 2, -0.4) == [0.3, 1.0]
+    assert read_turns(f'{before}{{"reason": "{REASON}", "scores": [0.3, 1.0]}}{behind}', 2, -0.4) == [0.3, 1.0]
 
 
 def test_what_is_still_no_score():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -46,6 +49,19 @@ def test_d21_only_a_version_that_cannot_work_fails(package, expected, says, tmp_
     monkeypatch.syspath_prepend(str(fake_package(tmp_path, *package)))
     said = [one for one in versions.check_versions() if says in one.message]
     assert [one.status for one in said] == [expected] and said[0].fix
+
+
+def test_review_20_a_verl_in_front_of_the_installed_one_is_the_one_that_is_looked_at(tmp_path, monkeypatch):
+    """PYTHONPATH=a checkout: the metadata are those of the installed verl, which is not what runs."""
+    folder = tmp_path / "verl"
+    (folder / "version").mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "version" / "version").write_text("0.10.0.dev\n")
+    code = "from verl_mtgrpo.doctor.versions import check_versions; print(*check_versions(), sep='\\n')"
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}
+    asked = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert f"Python imports verl 0.10.0.dev from {folder}, and not verl {versions.installed('verl')}" in asked.stdout
+    assert "verl 0.10.0.dev is not the version that this package is tested with (0.9.1)" in asked.stdout
 
 
 # ---- review 20: a name of verl's that is gone is an error with a sentence
@@ -123,7 +139,7 @@ def test_review_20_a_package_that_is_not_on_this_machine_is_no_renaming(monkeypa
 
 @pytest.mark.parametrize(("found", "expected"), [("0.9.1", "ok"), ("0.9.2", "warn"), ("0.10.0.dev0", "warn")])
 def test_review_20_another_version_warns_at_the_start(found, expected, run, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(fit, "installed", lambda name: found)
+    monkeypatch.setattr(fit, "verl_version", lambda: found)
     (said,) = look(run, checks=["compat"])
     assert said.status == expected and found in said.message
 

@@ -149,7 +149,7 @@ def test_a8_an_unseen_result_earns_no_execution():
 def test_a8_the_judge_is_not_asked_about_it_and_nothing_is_priced():
     server = JudgeServer()
     try:
-        server.answer = lambda body, n: '{"score": 1}'
+        server.scoring(1, outcome=1)
         rewards = judge(server, rollout((SEARCH, (found(),)), (SEARCH, (UNSEEN,))))
         assert rewards.turns == pytest.approx((1 - 0.1, 0.0))
         assert len(server.bodies) == 1, "the first turn; there is no answer to ask about"

@@ -326,7 +326,7 @@ def test_metrics_count(index: Path):
 
 
 def test_sigterm_lets_requests_finish(index: Path):
-    with serving("serve", index, module=SLOW_CLI) as service, ThreadPoolExecutor(3) as pool:
+    with serving("serve", index, "--threads", 3, module=SLOW_CLI) as service, ThreadPoolExecutor(3) as pool:
         calls = [pool.submit(service.post, {"queries": [f"sleep 1 uid{n}"], "topk": 1}) for n in range(3)]
         deadline = time.monotonic() + 10
         while b"mtgrpo_search_in_flight 3.0" not in service.get("/metrics").body:

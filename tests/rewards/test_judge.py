@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,8 +16,9 @@ pytest.importorskip("openai")
 from tests.judge_server import JudgeServer
 from verl_mtgrpo.errors import ConfigError, DropRollout, JudgeError
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
-from verl_mtgrpo.rewards.judge import FORM, Judge, read_score
-from verl_mtgrpo.rewards.judge_client import JudgeSettings, prompt_for
+from verl_mtgrpo.rewards.judge import Judge
+from verl_mtgrpo.rewards.judge_client import JudgeSettings
+from verl_mtgrpo.rewards.judge_text import prompt_for, quoted, read_score
 
 TRUTH = {"target": ["Paris"]}
 CALL = "<think>look</think><search>capital of France</search>"
@@ -36,6 +37,7 @@ TRANSCRIPT = Transcript(
 @pytest.fixture
 def server() -> Iterator[JudgeServer]:
     server = JudgeServer()
+    server.scoring(0, 0, outcome=0)
     yield server
     server.stop()
 
@@ -51,19 +53,72 @@ def judge(server: JudgeServer, transcript: Transcript = TRANSCRIPT, **changes: A
     return asyncio.run(go())
 
 
-def by_rubric(turn: str, outcome: str) -> Callable[[dict[str, Any], int], str]:
-    return lambda body, _: outcome if "final answer" in body["messages"][0]["content"] else turn
+def case_of(body: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(body["messages"][1]["content"].split("\n")[1])
+
+
+def asked_of_turns(server: JudgeServer) -> dict[str, Any]:
+    """The one request about turns."""
+    (body,) = [body for body in server.bodies if "turns" in case_of(body)]
+    return body
 
 
 def test_scores_become_rewards(server: JudgeServer):
-    server.answer = by_rubric('{"score": 0.5}', '{"score": 1}')
+    server.scoring(0.5, -0.5, outcome=1)
     rewards = judge(server)
-    # .5 - .1 · 1 search, .5 - .1 · 2 searches, nothing for the answer's own turn; outcome 1
-    assert rewards.turns == pytest.approx((0.4, 0.3, 0.0))
+    # .5 - .1 · 1 search, -.5 - .1 · 2 searches, nothing for the answer's own turn; outcome 1
+    assert rewards.turns == pytest.approx((0.4, -0.7, 0.0))
     assert rewards.outcome == 1.0
-    assert rewards.components["judge/requests"] == 3.0
-    assert rewards.components["judge/tokens"] == 300.0
-    assert rewards.components["judge/turn_score"] == 0.5
+    assert rewards.components["judge/requests"] == 2.0, "one for all turns, one for the answer"
+    assert rewards.components["judge/tokens"] == 200.0
+    assert rewards.components["judge/turn_score"] == 0.0
+    assert (rewards.components["outcome/judge"], rewards.components["outcome/em"]) == (1.0, 1.0)
+
+
+def test_turns_are_graded_without_their_ending(server: JudgeServer):
+    """The turns up to the last that is graded, with the results that the model read; not the answer."""
+    judge(server)
+    body = asked_of_turns(server)
+    assert case_of(body) == {
+        "question": "What is the capital of France?",
+        "accepted answers": ["Paris"],
+        "format": "search_r1",
+        "turns": [
+            {"turn": 1, "assistant wrote": CALL, "search returned": ["Paris is the capital."]},
+            {"turn": 2, "assistant wrote": CALL, "search returned": ["Lyon."]},
+        ],
+    }
+    assert "[<turn 1>, <turn 2>]" in body["messages"][1]["content"]
+    (outcome,) = [case for case in map(case_of, server.bodies) if "answer" in case]
+    assert outcome == {"question": case_of(body)["question"], "accepted answers": ["Paris"], "answer": "Paris"}
+
+
+def test_only_turns_that_search_are_graded(server: JudgeServer):
+    """Turns 2 and 4 of 5: the prices are those of the first and the second search, the others are paid nothing."""
+    search, talk = TRANSCRIPT.turns[0], Turn("Let me think.", (0, 1))
+    server.scoring(1, -1, outcome=0)
+    rewards = judge(server, Transcript((talk, search, talk, search, TRANSCRIPT.turns[-1]), "answered"))
+    assert rewards.turns == pytest.approx((0.0, 0.9, 0.0, -1.2, 0.0))
+    body = asked_of_turns(server)
+    assert [turn["turn"] for turn in case_of(body)["turns"]] == [1, 2, 3, 4], "shown: what went before"
+    assert "[<turn 2>, <turn 4>]}. It has exactly 2 scores, in this order." in body["messages"][1]["content"]
+
+
+@pytest.mark.parametrize(
+    "scores", ["[0.5]", "[0.5, 0.5, 0.5]", "[0.5, null]", '[0.5, "0.5"]', "[0.5, 1.5]", "[NaN, 0]", "0.5", '{"1": 0.5}']
+)
+def test_a_reply_without_one_score_per_turn_is_asked_for_again_and_then_an_error(server: JudgeServer, scores):
+    about_turns = lambda body: "turns" in case_of(body)  # noqa: E731
+    right, wrong = '{"scores": [0.5, 0.5]}', f'{{"scores": {scores}}}'
+    server.answer = lambda body, n: (
+        '{"score": 1}' if not about_turns(body) else wrong if len(body["messages"]) == 2 else right
+    )
+    rewards = judge(server)
+    assert rewards.turns == pytest.approx((0.4, 0.3, 0.0))
+    assert (rewards.components["judge/requests"], rewards.components["judge/repaired"]) == (3.0, 1.0)
+    server.answer = lambda body, n: wrong if about_turns(body) else '{"score": 1}'
+    with pytest.raises(JudgeError, match=r"gave no score in two tries; the last: .*exactly 2 scores"):
+        judge(server)
 
 
 def test_without_an_answer_the_outcome_is_not_asked_for(server: JudgeServer):
@@ -73,19 +128,22 @@ def test_without_an_answer_the_outcome_is_not_asked_for(server: JudgeServer):
 
 @pytest.mark.parametrize("trouble", [429, 500, 503, None], ids=["429", "500", "503", "half"])
 def test_passing_trouble_is_waited_out(server: JudgeServer, trouble):
-    server.answer = lambda body, n: trouble if n == 1 else '{"score": 0}'
+    well = server.answer
+    server.answer = lambda body, n: trouble if n == 1 else well(body, n)
     assert judge(server).turns == pytest.approx((-0.1, -0.2, 0.0))
 
 
 def test_a_late_answer_is_asked_for_again(server: JudgeServer):
+    well = server.answer
+
     def late_once(body: dict[str, Any], n: int) -> str:
         if n == 1:
             time.sleep(1.0)
-        return '{"score": 0}'
+        return well(body, n)
 
     server.answer = late_once
     assert judge(server, timeout_s=0.5, retries=5).outcome == 0.0
-    assert len(server.bodies) > 3
+    assert len(server.bodies) > 2
 
 
 @pytest.mark.parametrize("trouble", [500, 429, None], ids=["500", "429", "half"])
@@ -109,18 +167,13 @@ def test_a_server_that_is_down(server: JudgeServer):
         judge(server, retries=0)
 
 
-def test_a_bad_request_is_not_tried_again(server: JudgeServer):
-    server.answer = lambda body, n: 400
-    with pytest.raises(JudgeError, match="BadRequestError"):
-        judge(server, Transcript((TRANSCRIPT.turns[-1],), "answered"))
-    assert len(server.bodies) == 1
-
-
 def test_nonsense_gets_one_more_chance(server: JudgeServer):
-    server.answer = lambda body, n: "I would say it is good." if len(body["messages"]) == 2 else '{"score": 1}'
+    server.scoring(1, 1, outcome=1)
+    well = server.answer
+    server.answer = lambda body, n: "I would say it is good." if len(body["messages"]) == 2 else well(body, n)
     rewards = judge(server)
     assert rewards.turns == pytest.approx((0.9, 0.8, 0.0))
-    assert rewards.components["judge/repaired"] == 3.0
+    assert rewards.components["judge/repaired"] == 2.0
     repair = next(body for body in server.bodies if len(body["messages"]) == 4)
     assert repair["messages"][2] == {"role": "assistant", "content": "I would say it is good."}
 
@@ -133,14 +186,15 @@ def test_nonsense_twice_is_an_error_and_no_reward(server: JudgeServer):
 
 @pytest.mark.clock
 def test_the_server_sees_no_more_requests_at_a_time_than_allowed(server: JudgeServer):
-    server.answer = lambda body, n: (time.sleep(0.02), '{"score": 0}')[1]
+    well = server.answer
+    server.answer = lambda body, n: (time.sleep(0.02), well(body, n))[1]
 
     async def many():
         one = Judge(settings(server, concurrency=3))
         await asyncio.gather(*(one(TRANSCRIPT, TRUTH) for _ in range(12)))
 
     asyncio.run(many())
-    assert len(server.bodies) == 36
+    assert len(server.bodies) == 24
     assert server.most_at_a_time == 3
 
 
@@ -149,8 +203,8 @@ def test_the_cache_survives_the_process_and_is_keyed_by_content(server: JudgeSer
     first = judge(server, **cache)
     again = judge(server, **cache)
     assert again.turns == first.turns
-    assert (again.components["judge/requests"], again.components["judge/cached"]) == (0.0, 3.0)
-    assert judge(server, model="other", **cache).components["judge/requests"] == 3.0
+    assert (again.components["judge/requests"], again.components["judge/cached"]) == (0.0, 2.0)
+    assert judge(server, model="other", **cache).components["judge/requests"] == 2.0
 
 
 @pytest.mark.parametrize(
@@ -184,6 +238,7 @@ ATTEMPTS = [
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)
 def test_text_of_the_rollout_stays_inside_the_fence(server: JudgeServer, attempt):
+    server.scoring(0, outcome=0)
     turn = Turn(attempt, (0, 1), (ToolCall("search", "{}", result=attempt),))
     answer = Turn(f"<answer>{attempt}</answer>", (2, 3))
     judge(server, Transcript((turn, answer), "answered", prompt=({"role": "user", "content": attempt},)))
@@ -198,10 +253,32 @@ def test_text_of_the_rollout_stays_inside_the_fence(server: JudgeServer, attempt
         assert attempt not in rules
 
 
-def test_a_rollout_cannot_know_the_mark_it_will_get():
-    first = prompt_for("r", {"text": "a"}, FORM)[1]["content"].split("\n")[0]
-    second = prompt_for("r", {"text": f"a {first}"}, FORM)[1]["content"].split("\n")[0]
-    assert first != second
+def mark(data: str, secret: str = "secret") -> str:
+    return prompt_for("r", data, "f", secret)[1]["content"].split("\n")[0]
+
+
+def test_the_mark_is_constant_in_a_run_and_never_in_the_data():
+    """A server's prefix cache hits for all rollouts; text that has got hold of the mark is fenced by another."""
+    first = mark(quoted({"text": "a"}))
+    assert mark(quoted({"text": "b"})) == first
+    assert mark(quoted({"text": first})) != first
+    assert mark(quoted({"text": "a"}), secret="another run") != first
+
+
+def test_all_rollouts_have_the_same_rules(server: JudgeServer):
+    """So an engine with a prefix cache prefills them once; other lengths of rollouts change nothing."""
+
+    async def two():
+        reward = Judge(settings(server))
+        server.scoring(0, 0, outcome=0)
+        await reward(TRANSCRIPT, TRUTH)
+        server.scoring(0, outcome=0)
+        await reward(Transcript(TRANSCRIPT.turns[1:], "answered"), ["Lyon"])
+
+    asyncio.run(two())
+    rules = [body["messages"][0]["content"] for body in server.bodies]
+    assert len(rules) == 4 and len(set(rules)) == 2, "one of the turns and one of the answer"
+    assert all("Lyon" not in text and "capital" not in text for text in rules)
 
 
 @pytest.mark.parametrize("changes", [{"base_url": ""}, {"model": ""}])

@@ -16,7 +16,7 @@ from tests.judge_server import JudgeServer
 from verl_mtgrpo.errors import ConfigError, DropRollout, JudgeError
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, pay
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
-from verl_mtgrpo.rewards.judge_paper import PaperJudge, read_scores
+from verl_mtgrpo.rewards.judge_paper import PaperJudge, read_turns
 
 TRUTH = {"target": ["Paris"]}
 CALL = "<think>look</think><search>capital of France</search>"
@@ -70,7 +70,7 @@ def test_the_judge_is_shown_every_turn_and_the_tags(server: JudgeServer):
     assert [turn["turn"] for turn in data["turns"]] == [1, 2, 3]
     assert data["turns"][0] == {"turn": 1, "assistant wrote": CALL, "search returned": ["Paris is the capital."]}
     assert (data["tags"]["thought"], data["tags"]["search"]) == ("<think>", "<search>")
-    assert "exactly 3 scores" in rules
+    assert "exactly 3 scores" in case
     for value in ("-1.0", "0.2", "1.0", "0.1", "-0.2", "0.3", "-0.1", "5 tokens"):
         assert value in rules, f"the paper's rules name {value}"
 
@@ -136,7 +136,7 @@ def test_scores_that_the_rules_cannot_give_are_asked_for_again_and_then_an_error
     ],
 )
 def test_reading_scores(text, scores):
-    assert read_scores(text, 3, least=-0.5) == scores
+    assert read_turns(text, 3, least=-0.5) == scores
 
 
 def test_the_cache_keeps_the_scores_of_a_rollout(server: JudgeServer, tmp_path):

@@ -46,7 +46,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--token-env", metavar="NAME", help="environment variable with the token to ask for")
     parser.add_argument("--topk", type=int, default=3, metavar="K", help="passages if a request says none (default: 3)")
     parser.add_argument("--queue", type=int, default=512, metavar="N", help="requests that may wait (default: 512)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="searches at once (default: 2 a CPU)")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="searches at once (default: one a core, 32 at most)"
+    )
     parser.add_argument(
         "--timeout", type=float, default=10.0, metavar="S", help="seconds a request may take (default: 10)"
     )

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from importlib.metadata import version
 from typing import Any
 
 from verl_mtgrpo.errors import CompatibilityError
+from verl_mtgrpo.installed import TESTED_VERL, verl_version
 
-TESTED_VERL = ("0.9.1",)
 _FUNCTION = "initialize_global_process_group_ray"
 
 
@@ -29,8 +28,8 @@ def use_plain_gloo(module: Any) -> None:
         return
     if original is None or "backend" not in inspect.signature(original).parameters:
         raise CompatibilityError(
-            f"verl {version('verl')} has no verl.utils.distributed.{_FUNCTION}(..., backend=...), which "
-            f"VERL_PLATFORM=cpu needs to start gloo. Tested with verl {', '.join(TESTED_VERL)}: install that."
+            f"verl {verl_version()} has no verl.utils.distributed.{_FUNCTION}(..., backend=...), which "
+            f"VERL_PLATFORM=cpu needs to start gloo. Tested with verl {TESTED_VERL}: install that."
         )
 
     @functools.wraps(original)

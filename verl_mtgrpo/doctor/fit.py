@@ -14,9 +14,9 @@ from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup
 from verl_mtgrpo.doctor.versions import (
     SGLANG_WITH_TOKENIZER,
     TESTED_VERL,
-    installed,
     missing_engine,
     sglang_repeats_prompts,
+    verl_version,
 )
 from verl_mtgrpo.errors import ConfigError, MTGRPOError
 from verl_mtgrpo.integration.advantage.kl_in_reward import INSTEAD, kl_noise_of_verls
@@ -45,7 +45,7 @@ SHORT_RESULT = 64
 def compatible(setup: Setup) -> Iterator[Finding]:
     """Whether the installed verl has what this package overrides; a version that was not tested only warns."""
     check_compatible()
-    found = installed("verl")
+    found = verl_version()
     if found == TESTED_VERL:
         yield Finding("compat", "ok", f"verl {found} is the version that verl-mtgrpo is tested with")
         return

@@ -81,7 +81,7 @@ def cluster() -> list[Finding]:
 def compare_nodes(nodes: list[dict[str, Any]]) -> list[Finding]:
     """Findings about what :mod:`.doctor_cluster` was told."""
     from verl_mtgrpo.doctor.findings import Finding
-    from verl_mtgrpo.version import installed
+    from verl_mtgrpo.installed import installed
 
     found = []
     for node in nodes:

@@ -88,7 +88,6 @@ ESTIMATOR = Registry(
     _estimators,
     (
         "data.custom_cls.path",
-        "data.sampler.class_path",
         "trainer.v1.sampler.custom_sampler.path",
         f"{_ROLLOUT}.agent.agent_loop_manager_class",
     ),

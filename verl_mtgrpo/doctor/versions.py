@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
 
 from verl_mtgrpo.doctor.findings import Finding
-from verl_mtgrpo.version import TESTED_VERL, installed
+from verl_mtgrpo.installed import TESTED_VERL, installed, verl_in_front, verl_version
 
 OURS, CHECK = "verl-mtgrpo", "versions"
 SHOWN = ("verl", "torch", "ray", "transformers", "TransferQueue")
@@ -71,7 +71,8 @@ def check_versions() -> Iterator[Finding]:
     problems = [*_verl(), *_required(), *_imported()]
     # The check engine fails of these if the run uses vLLM; beside another engine they do no harm.
     problems += [Finding(CHECK, "warn", bad.reason, bad.fix) for bad in KNOWN_BAD if bad.applies(installed)]
-    listed = [f"{name} {installed(name) or '(not installed)'}" for name in SHOWN]
+    known = {name: verl_version() if name == "verl" else installed(name) for name in SHOWN}
+    listed = [f"{name} {found or '(not installed)'}" for name, found in known.items()]
     here = ", ".join([f"Python {platform.python_version()}", *listed])
     yield from problems or [Finding(CHECK, "ok", here)]
 
@@ -101,7 +102,12 @@ def sglang_repeats_prompts() -> str | None:
 
 
 def _verl() -> Iterator[Finding]:
-    found, install = installed("verl"), f"pip install verl=={TESTED_VERL}"
+    found, install, in_front = verl_version(), f"pip install verl=={TESTED_VERL}", verl_in_front()
+    if in_front and installed("verl"):
+        message = (
+            f"Python imports verl {found} from {in_front[1]}, and not verl {installed('verl')}, which is installed"
+        )
+        yield Finding(CHECK, "warn", message, "if that is not meant, take its folder out of PYTHONPATH")
     if found is None:
         yield Finding(CHECK, "fail", "verl is not installed in this environment", install)
     elif _older(found, "0.9.0.dev0"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 
 from verl_mtgrpo.errors import CompatibilityError
-from verl_mtgrpo.version import TESTED_VERL, installed
+from verl_mtgrpo.installed import TESTED_VERL, verl_version
 
 _LOOPS, _TRAINERS = "verl.experimental.agent_loop", "verl.trainer.ppo.v1"
 _TRAINER = (
@@ -78,6 +78,6 @@ def check_compatible() -> None:
     """Raise ``CompatibilityError`` if verl has renamed something that this package overrides."""
     if missing := missing_overrides():
         raise CompatibilityError(
-            f"verl {installed('verl')} is not as verl {TESTED_VERL} was, which this package was made for: "
+            f"verl {verl_version()} is not as verl {TESTED_VERL} was, which this package was made for: "
             f"{', and '.join(missing)}; install verl {TESTED_VERL}, or a verl-mtgrpo that knows this verl"
         )

@@ -74,7 +74,7 @@ class TurnRewardManager(RewardManagerBase):
         check_tokenizer(tokenizer)
         self.settings = turn_reward_settings(config.reward)
         self.own_function = bool(OmegaConf.select(config, "reward.custom_reward_function.path"))
-        self.reward_function = _reward_function(self.settings, reward_router_address, config.reward)
+        self.reward_function = _reward_function(self.settings, reward_router_address, config)
         self.router = {"reward_router_address": reward_router_address, "reward_model_tokenizer": reward_model_tokenizer}
         filtering = config.algorithm.get("filter_groups") or {}
         self.filter_metric = filtering.get("metric") if filtering.get("enable") else None
@@ -151,18 +151,20 @@ class TurnRewardManager(RewardManagerBase):
         )
 
 
-def _reward_function(settings: TurnRewardSettings, router: str | None, reward: Any) -> RewardFunction:
+def _reward_function(settings: TurnRewardSettings, router: str | None, config: Any) -> RewardFunction:
     """The preset; the judge is asked at its own endpoint or, without one, at verl's reward-model router.
 
-    verl's servers know the reward model by its path.
+    verl's servers know the reward model by its path. The mark around what a judge is shown is made from the run's whole
+    config: all reward workers have the same one, and neither the policy nor a page that it reads knows it.
     """
     if settings.preset not in JUDGES:
         return load_preset(settings.preset)
     judge = settings.judge
     if router and not judge.base_url:
-        model = judge.model or str(reward.reward_model.model_path)
+        model = judge.model or str(config.reward.reward_model.model_path)
         judge = replace(judge, base_url=f"http://{router}/v1", model=model)
-    return Judge(judge) if settings.preset == Judge.preset else PaperJudge(judge, settings.pay)
+    secret = OmegaConf.to_yaml(config)
+    return Judge(judge, secret) if settings.preset == Judge.preset else PaperJudge(judge, settings.pay, secret)
 
 
 def _question_id(extra_info: Any) -> str:

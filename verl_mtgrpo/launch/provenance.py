@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from verl_mtgrpo.installed import verl_version
+from verl_mtgrpo.threads import usable_cores
 from verl_mtgrpo.version import __version__
 
 
@@ -25,7 +26,7 @@ def describe_machine() -> dict[str, str]:
     """What a number depends on: processor, system, and the packages that compute it."""
     packages = ("torch", "verl", "ray", "transformers")
     return {
-        "machine": f"{_processor()}, {_usable_cores()} cores, {platform.system()}",
+        "machine": f"{_processor()}, {usable_cores()} cores, {platform.system()}",
         "packages": ", ".join([f"Python {platform.python_version()}", *map(_package, packages)]),
     }
 
@@ -39,14 +40,9 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _usable_cores() -> int:
-    # Containers are often given fewer cores than the machine has; macOS cannot ask.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _package(name: str) -> str:
     try:
-        return f"{name} {version(name)}"
+        return f"{name} {(name == 'verl' and verl_version()) or version(name)}"
     except PackageNotFoundError:
         return f"{name} (not installed)"
 

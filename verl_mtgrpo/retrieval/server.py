@@ -17,7 +17,6 @@ import asyncio
 import hmac
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -35,6 +34,7 @@ from verl_mtgrpo.errors import ConfigError, RetrievalError, RetrievalRejected
 from verl_mtgrpo.retrieval import wire
 from verl_mtgrpo.retrieval.addresses import read_token
 from verl_mtgrpo.retrieval.types import Retriever
+from verl_mtgrpo.threads import search_threads
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class ServerSettings:
         max_query_chars: A longer query is cut to this many characters, not refused: it comes from a model, and
             what it is about has been said by then.
         max_body_bytes: Largest body of a request (413).
-        threads: Searches carried out at once; 0 for twice the number of CPUs.
+        threads: Searches carried out at once; 0 for one on each core that the process may use, 32 at most.
         queue: Requests that may wait for a thread; one more gets 429.
         timeout_s: Longest time in seconds a request may take, waiting included (504).
         token_env: Environment variable with the bearer token to ask for; None to ask for none.
@@ -82,7 +82,7 @@ class ServerSettings:
     @property
     def thread_count(self) -> int:
         """Searches carried out at once."""
-        return self.threads or 2 * (os.cpu_count() or 1)
+        return self.threads or search_threads()
 
 
 def create_app(retriever: Retriever, settings: ServerSettings | None = None) -> FastAPI:

@@ -18,23 +18,11 @@ once more and then an error.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
-from verl_mtgrpo.rewards.answers import accepted_answers, contains, exact_match, f1, last_answer
 from verl_mtgrpo.rewards.formats import ANSWER, TextFormat, text_format
-from verl_mtgrpo.rewards.judge_client import (
-    AskingReward,
-    JudgeSettings,
-    Reply,
-    Usage,
-    number_in,
-    question_of,
-    read_object,
-    shown,
-)
-from verl_mtgrpo.rewards.transcript import Transcript, TurnRewards
+from verl_mtgrpo.rewards.judge_client import AskingReward, Case, JudgeSettings, Reply, Scores
+from verl_mtgrpo.rewards.judge_text import form_of_scores, number_in, read_object, read_scores, shown
 
 MALFORMED, WRONG, RIGHT = -1.0, 0.2, 1.0
 """What the last turn may be given."""
@@ -67,68 +55,38 @@ class PaperJudge(AskingReward):
 
     preset = "judge_paper"
 
-    def __init__(self, settings: JudgeSettings, pay: str) -> None:
+    def __init__(self, settings: JudgeSettings, pay: str, secret: str = "") -> None:
         """``pay`` is ``reward.turn.pay``: with ``outcome`` only the outcome is asked for."""
-        super().__init__(settings)
+        super().__init__(settings, secret)
         self.only_outcome = pay == "outcome"
 
-    async def judge(self, transcript: Transcript, ground_truth: Any) -> TurnRewards:
+    async def judge(self, case: Case) -> Scores:
         """Score one rollout, or raise ``JudgeError``."""
-        accepted, usage = accepted_answers(ground_truth), Usage()
-        answer = last_answer([turn.text for turn in transcript.turns])
         if self.only_outcome:
-            intermediate = [0.0] * (len(transcript.turns) - 1)
-            outcome = await self._outcome(transcript, answer, accepted, usage)
-        else:
-            *intermediate, outcome = await self._turns(transcript, accepted, usage)
-        return TurnRewards(
-            turns=(*intermediate, 0.0) if transcript.turns else (),
-            outcome=outcome,
-            components={
-                "outcome/judge": outcome,
-                "outcome/em": float(exact_match(answer, accepted)),
-                "outcome/contains": float(contains(answer, accepted)),
-                "outcome/f1": f1(answer, accepted),
-                "judge/turn_score": _mean([] if self.only_outcome else intermediate),
-                **usage.components,
-            },
-        )
+            before_last = [0.0] * (len(case.transcript.turns) - 1)
+            return Scores(before_last, await self.ask_outcome(case, OUTCOME_RULES, OUTCOME), [])
+        *before_last, outcome = await self._turns(case)
+        return Scores(before_last, outcome, before_last)
 
-    async def _turns(self, transcript: Transcript, accepted: Sequence[str], usage: Usage) -> list[float]:
-        if not transcript.turns:
+    async def _turns(self, case: Case) -> list[float]:
+        turns = case.transcript.turns
+        if not turns:
             return [MALFORMED]  # nothing to show
-        count, calls = len(transcript.turns), sum(len(turn.tool_calls) for turn in transcript.turns)
-        case = {
-            "question": question_of(transcript),
-            "accepted answers": list(accepted),
-            "tags": _tags(text_format(transcript.format)),
-            "turns": [{"turn": k, **shown(turn)} for k, turn in enumerate(transcript.turns, start=1)],
-        }
+        count, calls = len(turns), sum(len(turn.tool_calls) for turn in turns)
+        data = case.data(tags=_tags(text_format(case.transcript.format)), turns=shown(turns))
         # A judge may count a search that was written and not carried out, so there is room for one in every turn.
         least = LEAST + PER_SEARCH * max(calls, count)
-        return await self.ask(TURN_RULES, case, _scores(count, least), usage)
-
-    async def _outcome(
-        self, transcript: Transcript, answer: str | None, accepted: Sequence[str], usage: Usage
-    ) -> float:
-        if not answer:
-            return 0.0  # nothing to ask
-        case = {"question": question_of(transcript), "accepted answers": list(accepted), "answer": answer}
-        return await self.ask(OUTCOME_RULES, case, OUTCOME, usage)
+        return await self.ask(TURN_RULES, data, _scores(count, least), case.usage)
 
 
 def _scores(count: int, least: float) -> Reply[list[float]]:
     """The reply that holds one score per turn."""
-    listed = ", ".join(f"<turn {k}>" for k in range(1, count + 1))
-    numbers = "exactly one score, of the only turn" if count == 1 else f"exactly {count} scores, one per turn in order"
-    wanted = f'{{"reason": "<short>", "scores": [{listed}]}}'
-    form = f"Answer with one JSON object and nothing else: {wanted}. It has {numbers}."
     before = f"The scores before the last are from {least:g} to {MOST:g}. " if count > 1 else ""
     again = f"{before}The last turn's score is {MALFORMED:g}, {WRONG:g} or {RIGHT:g}."
-    return Reply(form, partial(read_scores, count=count, least=least), again)
+    return Reply(form_of_scores(range(1, count + 1)), partial(read_turns, count=count, least=least), again)
 
 
-def read_scores(text: str, count: int, least: float) -> list[float] | None:
+def read_turns(text: str, count: int, least: float) -> list[float] | None:
     """The scores in a judge's reply, one for each of ``count`` turns; None if they are not what the rules can give.
 
     Args:
@@ -136,17 +94,8 @@ def read_scores(text: str, count: int, least: float) -> list[float] | None:
         count: Number of turns.
         least: Smallest score of a turn before the last.
     """
-    scores = read_object(text).get("scores")
-    if not isinstance(scores, list) or len(scores) != count:
-        return None
-    spans = [(least - 1e-6, MOST + 1e-6)] * (count - 1) + [(MALFORMED, RIGHT)]
-    numbers = [number_in(score, span) for score, span in zip(scores, spans, strict=True)]
-    found = [number for number in numbers if number is not None]
-    return found if len(found) == count and found[-1] in (MALFORMED, WRONG, RIGHT) else None
-
-
-def _mean(scores: Sequence[float]) -> float | None:
-    return sum(scores) / len(scores) if scores else None
+    found = read_scores(text, [(least - 1e-6, MOST + 1e-6)] * (count - 1) + [(MALFORMED, RIGHT)])
+    return found if found and found[-1] in (MALFORMED, WRONG, RIGHT) else None
 
 
 def _read_outcome(text: str) -> float | None:

@@ -1,0 +1,366 @@
+"""A canary for verl: does the verl that Python imports have everything that this package relies on?
+
+``canary/tables`` names each of verl's attributes, signatures, words and config keys that the package uses, with what
+breaks without it. It is compared with verl's source, which is read and not imported, and with what the package really
+uses (``canary/used.py``, ``canary/used_keys.py``). ``make test-verl-main VERL=PATH`` runs this against another verl;
+``docs/verl-versions.md`` says what was found.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if importlib.util.find_spec("verl") is None:
+    pytest.skip("there is no verl to look at", allow_module_level=True)
+
+from tests.integration.canary.look import (
+    TABLES,
+    Canary,
+    Entry,
+    config_entries,
+    config_problems,
+    entries,
+    expected_override,
+    is_named,
+    lineage,
+    sources,
+    verls_config,
+)
+from tests.integration.canary.source import Sources, walk
+from tests.integration.canary.used import OURS, Reader, Subclass, Used
+from tests.integration.canary.used_keys import used_keys
+from verl_mtgrpo.installed import TESTED_VERL
+from verl_mtgrpo.integration.compat import OVERRIDDEN
+
+NOT_VERLS = {
+    "verl.plugins": "the name of a group of entry points",
+    "verl.tools.schemas:OpenAIFunctionToolSchema.model_validate": "pydantic's",
+    "verl.experimental.reward_loop:RewardLoopWorker.remote": "Ray's",
+    "verl.experimental.agent_loop.agent_loop:AgentLoopOutput.model_post_init": "pydantic's",
+    "verl.workers.rollout.vllm_rollout.utils:vLLMColocateWorkerExtension.reload_weights": "vLLM's",
+}
+"""What looks like verl's and is not."""
+
+
+@cache
+def read() -> Sources:
+    return sources()
+
+
+@cache
+def used() -> Used:
+    return Reader(read()).used
+
+
+@cache
+def subclasses() -> list[Subclass]:
+    return Reader(read()).subclasses
+
+
+def version_of(read: Sources) -> str:
+    return (read.roots["verl"] / "version" / "version").read_text().strip()
+
+
+of_tested_verl = pytest.mark.skipif(version_of(read()) != TESTED_VERL, reason=f"the tables are of verl {TESTED_VERL}")
+
+
+def said(problems: list[str]) -> str:
+    listed = "\n".join(f"- {problem}" for problem in problems)
+    return f"verl {version_of(read())} at {read().roots['verl']} is not as this package needs it:\n{listed}"
+
+
+# ---- the canary: this verl against the tables
+
+
+def test_verl_has_every_name_signature_and_word():
+    problems = Canary(read(), entries()).problems()
+    assert not problems, said(problems)
+
+
+def test_verl_has_every_config_key():
+    problems = config_problems(verls_config_unchanged(), read(), config_entries())
+    assert not problems, said(problems)
+
+
+# ---- the tables against the package: everything that is used is named
+
+
+def covering(where: str, kind: str = "") -> list[Entry]:
+    """Entries about a name; about a member of a class, also those about the class of verl's that it inherits from."""
+    module, _, path = where.partition(":")
+    owner, _, member = path.partition(".")
+    owners = lineage(read(), f"{module}:{owner}") if member else []
+    wheres = {where, *(f"{one}.{member}" for one in owners)}
+    return [line for line in entries() if line.where in wheres and (not kind or line.kind == kind)]
+
+
+@of_tested_verl
+def test_every_name_that_is_used_is_named():
+    wheres = {line.where for line in entries()}
+    classes = {where.rpartition(".")[0] for where in wheres if ":" in where}
+    modules = {line.module for line in entries()}
+    missing = [
+        f"{where} is used at {at} and no table names it"
+        for where, at in {**used().names, **used().attributes}.items()
+        if where not in NOT_VERLS and where not in wheres | classes | modules and not covering(where)
+    ]
+    assert not missing, "\n".join(missing)
+
+
+@of_tested_verl
+def test_every_call_is_named_with_what_it_passes():
+    wrong = []
+    for where, calls in used().calls.items():
+        lines = [line for line in covering(where) if line.given is not None and line.kind == ""]
+        positional = max(call.positional for call in calls)
+        named = set().union(*(call.named for call in calls))
+        fits = [
+            sum("=" not in one and "*" not in one for one in line.given or ()) == positional
+            and {one[:-1] for one in line.given or () if one.endswith("=")} >= named
+            for line in lines
+        ]
+        if where not in NOT_VERLS and not any(fits):
+            wrong.append(
+                f"{where} is called at {calls[0].at} with {positional} by position and {sorted(named)} by name"
+            )
+    assert not wrong, "\n".join(wrong)
+
+
+@of_tested_verl
+def test_everything_that_our_classes_override_or_read_is_named():
+    wrong = []
+    for one in subclasses():
+        theirs = read().members(*read().ancestors(one.base)[0])
+        for name, ours in one.methods.items():
+            if name not in theirs:
+                continue
+            lines = covering(f"{one.base}.{name}", "override")
+            expected = expected_override(ours, theirs[name], read().parameters(f"{one.base}.{name}"))
+            if not lines:
+                wrong.append(
+                    f"{one.name} overrides {one.base}.{name}({', '.join(expected or ())}), and no table names it"
+                )
+            elif all(line.given != expected for line in lines):
+                wrong.append(f"{lines[0].written}: expected ({', '.join(expected or ())}) as in {one.name}")
+        for name in one.reads - set(one.methods):
+            where = f"{one.base}.{name}"
+            if (name in theirs or name not in one.assigned) and where not in NOT_VERLS and not covering(where):
+                wrong.append(f"{one.name} reads {where}, and no table names it")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_config_key_that_is_used_is_named():
+    keys = config_entries()
+    missing = [
+        f"{key} is used at {at} and no table names it"
+        for key, at in used_keys(read(), OURS).items()
+        if not is_named(key, keys) and key != "data.demo.DemoAssets"
+    ]
+    assert not missing, "\n".join(missing)
+
+
+def test_what_is_checked_at_every_start_is_named_too():
+    for where, names in OVERRIDDEN.items():
+        for name in names:
+            known = f"{where}.{name}" in NOT_VERLS or covering(f"{where}.{name}", "override")
+            assert known, f"{where}.{name} is in compat.OVERRIDDEN and in no table"
+
+
+# ---- and the other way round: everything that is named is used
+
+
+@cache
+def our_words() -> frozenset[str]:
+    """All identifiers and texts of the package."""
+    found: set[str] = set()
+    for module in Reader(read()).modules:
+        found |= module.words | {node.id for node in walk(module.tree, ast.Name)}
+        found |= {node.name for kind in (ast.FunctionDef, ast.AsyncFunctionDef) for node in walk(module.tree, kind)}
+    return frozenset(found)
+
+
+def says(word: str) -> bool:
+    return any(word in text for text in our_words())
+
+
+BY_HAND = ("__init__", "tool_call_start_token", "tool_call_end_token", "initialize_global_process_group_ray")
+"""Used in a way in which no word of the package says so: classes that are made elsewhere, names put together."""
+
+
+def is_used(line: Entry) -> bool:
+    path, _, member = line.path.partition(".")
+    if line.kind == "like" or (member or path) in BY_HAND:
+        return True
+    if line.kind == "override":
+        return any(member in one.methods for one in subclasses() if line.owner in lineage(read(), one.base))
+    if line.kind == "word" or member:
+        return says(member or line.path)
+    known = [*used().names, *(one.base for one in subclasses()), *OVERRIDDEN]
+    return any(where == line.where or where.startswith((f"{line.where}.", f"{line.where}:")) for where in known)
+
+
+@of_tested_verl
+def test_everything_that_is_named_is_used():
+    unused = [line.written for line in entries() if not is_used(line)]
+    assert not unused, "in a table, and the package does not use it:\n" + "\n".join(unused)
+
+
+def test_every_config_key_that_is_named_is_used():
+    keys = used_keys(read(), OURS)
+    unused = [
+        key
+        for line in config_entries()
+        if (key := line.partition(" @ ")[0]) not in keys
+        and not (key.endswith(".*") and any(one.startswith(key[:-2]) for one in keys))
+        and key.rpartition(".")[2] not in our_words()
+    ]
+    assert not unused, f"in a table, and the package does not use it: {', '.join(unused)}"
+
+
+def test_each_line_of_a_table_is_one_sentence_and_there_once():
+    lines = [line for file in TABLES.glob("*.yaml") for line in file.read_text().splitlines() if line.strip()]
+    modules = [line for line in lines if re.fullmatch(r"[\w.]+:", line)]
+    written = [line for line in lines if not line.startswith("#") and line not in modules]
+    assert len(written) == len(entries()) + len(config_entries())
+    for breaks in [*(line.breaks for line in entries()), *config_entries().values()]:
+        assert re.fullmatch(r"[A-Za-z_].*[^.]\.", breaks), breaks
+
+
+# ---- a canary that cannot die warns of nothing
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of verl's source, in which things can be renamed."""
+    folder = tmp_path_factory.mktemp("verl")
+    ignore = shutil.ignore_patterns("__pycache__", "*.so", "*megatron*", "models")
+    shutil.copytree(read().roots["verl"], folder / "verl", ignore=ignore)
+    return folder / "verl"
+
+
+@pytest.fixture
+def changed(copied: Path) -> Iterator[Callable[[str, str, str], list[str]]]:
+    """Changes a file of the copy, and gives what the canary says of it."""
+    kept: dict[Path, str] = {}
+
+    def change(file: str, old: str, new: str) -> list[str]:
+        path = copied / file
+        text = path.read_text()
+        assert re.search(old, text), f"{file} has no {old}"
+        kept.setdefault(path, text)
+        path.write_text(re.sub(old, new, text))
+        found = sources(copied)
+        config = verls_config(copied) if file.endswith(".yaml") else verls_config_unchanged()
+        return [*Canary(found, entries()).problems(), *config_problems(config, found, config_entries())]
+
+    yield change
+    for path, text in kept.items():
+        path.write_text(text)
+
+
+@cache
+def verls_config_unchanged() -> Any:
+    return verls_config(read().roots["verl"])
+
+
+LOOPS, V1 = "experimental/agent_loop", "trainer/ppo/v1"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "says"),
+    [
+        # a function
+        (
+            "utils/tokenizer/tokenizer.py", r"def hf_tokenizer\b", "def load_tokenizer",
+            r"verl.utils.tokenizer:hf_tokenizer is missing\. The doctor cannot load",
+        ),
+        # a method that ours overrides; the example of review finding 20
+        (
+            f"{V1}/replay_buffer.py", r"\b_wait_for_next_poll\b", "_wait",
+            r"ReplayBuffer._wait_for_next_poll is missing\. The guard against stalls and the replacement of dead",
+        ),
+        # a parameter that verl adds to one: it did so in 0.9.1, with priority
+        (
+            f"{LOOPS}/tool_agent_loop.py", r"async def _call_tool\(\s*self,", "async def _call_tool(self, rank,",
+            r"ToolAgentLoop._call_tool takes rank, which ours does not\. Results, errors and rewards",
+        ),
+        # one that it renames
+        (
+            f"{V1}/trainer_base.py", r"\bsample_uids\b", "uids",
+            r"PPOTrainerSync._val_metrics_update no longer takes sample_uids\. Validation with several",
+        ),
+        # an argument that we pass by name
+        (
+            "workers/rollout/replica.py", r"\bstop_reason\b", "finish_reason",
+            r"TokenOutput has no parameter stop_reason: it takes .*finish_reason.*\. The CPU rollout server",
+        ),
+        # one that we pass by position
+        (
+            "utils/config.py", r"use_reference_policy: bool,\s*use_critic: bool,", "use_critic, use_reference_policy,",
+            r"validate_config is called with \(config, use_reference_policy, use_critic\) by position and takes",
+        ),
+        # an attribute that verl's constructor sets
+        (
+            f"{V1}/replay_buffer.py", r"self\.pending_keys", "self.waiting_keys",
+            r"ReplayBuffer.pending_keys is missing\. The guard against stalls does not know",
+        ),
+        # a class of ours that cannot be made any more
+        (
+            "plugin/platform/platform_base.py", r"(    @abc.abstractmethod\n    def is_available)",
+            r"    @abc.abstractmethod\n    def warp_size(self): ...\n\n\1",
+            r"PlatformBase has an abstract method warp_size\. verl_mtgrpo.cpu.platform:CpuPlatform has none",
+        ),
+        # a name of ours that hides a new one of verl's
+        (
+            f"{V1}/replay_buffer.py", r"(    def _clear_groups)", r"    def _without_lost(self): ...\n\n\1",
+            r"ReplayBuffer has _without_lost, which .*TurnReplayBuffer defines for itself",
+        ),
+        # a word
+        (
+            f"{V1}/trainer_base.py", r"latest_checkpointed_iteration\.txt", "latest.txt",
+            r"trainer_base no longer says 'latest_checkpointed_iteration.txt'\. A run whose last checkpoint is gone",
+        ),
+        # config keys: in a file of verl's, and read by its code alone
+        (
+            "trainer/config/ppo_trainer.yaml", r"\bval_only:", "validate_only:",
+            r"verl's config has no trainer.val_only\. mtgrpo eval trains\.",
+        ),
+        (
+            "trainer/main_ppo.py", r"agent_loop_manager_class", "manager_class",
+            r"main_ppo no longer reads actor_rollout_ref.rollout.agent.agent_loop_manager_class\. Dead workers",
+        ),
+    ],
+)  # fmt: skip
+def test_what_verl_renames_is_said_with_what_breaks(file, old, new, says, changed):
+    problems = changed(file, old, new)
+    assert any(re.search(says, problem) for problem in problems), problems
+
+
+def test_a_module_that_is_gone_is_said(copied, tmp_path):
+    """verl's branch neo has no V1 trainer."""
+    neo = tmp_path / "verl"
+    shutil.copytree(copied, neo, ignore=shutil.ignore_patterns("v1"))
+    problems = Canary(sources(neo), entries()).problems()
+    assert any(one.startswith("verl.trainer.ppo.v1 is missing. verl's V1 trainer is gone") for one in problems)
+
+
+def test_a_use_that_no_table_names_is_found():
+    """The other direction: without a line of the tables the tests above find what it named."""
+    for line in entries():
+        if line.where == "verl.utils.config:validate_config":
+            assert line.where in used().calls
+            break
+    else:
+        pytest.fail("the example is gone: take another one")
+    keys = config_entries()
+    assert is_named("trainer.val_only", keys)
+    assert not is_named("trainer.val_only", {key: value for key, value in keys.items() if key != "trainer.val_only"})

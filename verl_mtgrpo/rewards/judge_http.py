@@ -1,0 +1,208 @@
+"""The judge's endpoint over HTTP: which failed requests are sent again, and which can never work.
+
+Not the client's own retries: it has none for 425, and only here is known whether the judge or a router in front of it
+has failed. A request is sent again after time-outs, broken connections, 408, 409, 425, 429 and 5xx, with growing,
+jittered pauses or as long as ``Retry-After`` asks. All other 4xx are final, and so is a 5xx in which a proxy hands on
+such a refusal. verl's router (``verl/experimental/reward_loop/router/naive_router.py``, 0.9.1) answers *any* error of
+the engine with a bare 500: then the engine's ``/tokenize`` is asked once whether the prompt is longer than its context
+(vLLM and SGLang have it), and if it does not say so, the request is sent again as after any 5xx.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+from typing import TYPE_CHECKING, Any
+
+from verl_mtgrpo.errors import ConfigError, JudgeError
+from verl_mtgrpo.retrieval.addresses import parse_retry_after
+
+if TYPE_CHECKING:
+    from openai import APIStatusError
+
+    from verl_mtgrpo.rewards.judge_client import JudgeSettings
+
+Chat = list[dict[str, str]]
+
+_AGAIN = (408, 409, 425, 429)
+"""Status codes below 500 after which a request is sent again: nothing is wrong with it."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LONGEST_ASKED_S = 0.5, 8.0, 120.0
+_REFUSALS = ("BadRequestError", "BadRequest", "invalid_request_error", "exceed_context_size_error")
+"""What vLLM, SGLang, OpenAI and llama.cpp call a request that is wrong in itself, in the body's ``type``."""
+_TOO_LONG = re.compile(
+    r"context[ _](?:length|window|size)|maximum model length|max_model_len|maximum prompt length|too many tokens"
+    r"|(?:prompt|input) is too long|reduce the length",
+    re.IGNORECASE,
+)
+"""How servers say that a prompt is longer than the model's context."""
+_TRIES_AT_TOKENIZE = 3
+"""A server that fails in a handler, as verl's router does, closes the connection that the client would use next."""
+_TEMPLATE_TOKENS = 64
+"""Room for what the judge's chat template adds to a prompt, and for the shortest reply."""
+
+
+class TooLongError(JudgeError):
+    """The prompt is longer than the judge's context."""
+
+
+class Endpoint:
+    """An OpenAI-compatible endpoint. One per reward worker; safe to call concurrently.
+
+    Args:
+        settings: Which one, and how patiently it is asked.
+        preset: Name of the reward preset, for messages.
+
+    Raises:
+        ConfigError: the client is not installed.
+    """
+
+    def __init__(self, settings: JudgeSettings, preset: str) -> None:
+        try:
+            from openai import AsyncOpenAI
+        except ImportError as error:
+            raise ConfigError(f"reward.turn.preset={preset} needs the openai client: pip install openai") from error
+        self._settings = settings
+        self.name = f"the judge {settings.model} at {settings.base_url}"
+        self._client = AsyncOpenAI(
+            base_url=settings.base_url,
+            api_key=os.environ.get(settings.api_key_env) or "none",
+            timeout=settings.timeout_s,
+            max_retries=0,
+        )
+        self._slots = asyncio.Semaphore(settings.concurrency)
+
+    async def say(self, messages: Chat) -> tuple[str, int]:
+        """What the judge replies to a chat, and the tokens of both.
+
+        Raises:
+            TooLongError: the chat is longer than the judge's context.
+            JudgeError: the judge could not be asked, refused the request, or sent no chat completion.
+        """
+        async with self._slots:
+            completion = await self._completion(messages)
+        content, tokens = _read_completion(completion)
+        if content is None:
+            raise JudgeError(
+                f"{self.name} sent {str(completion)[:200]!r}, expected a chat completion; is this the address of an "
+                "OpenAI-compatible server, with its /v1?"
+            )
+        return content, tokens
+
+    async def _completion(self, messages: Chat) -> Any:
+        from openai import APIConnectionError, APIStatusError, OpenAIError
+
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return await self._client.chat.completions.create(
+                    model=self._settings.model,
+                    messages=messages,  # type: ignore[arg-type]
+                    temperature=0.0,
+                )
+            except APIStatusError as error:
+                await self._stop_at_refusal(error, messages, tries)
+                failure, asked = error, _asked_pause_s(error.response.headers)
+            except APIConnectionError as error:  # time-outs too
+                failure, asked = error, 0.0
+            except (OpenAIError, ValueError) as error:  # ValueError: the body of the response is no JSON
+                raise JudgeError(f"{self.name} sent what cannot be read: {_said_by(error)}") from error
+            if tries > self._settings.retries or asked > _LONGEST_ASKED_S:
+                wait = f" (it asks to wait {asked:.0f} s)" if asked > _LONGEST_ASKED_S else ""
+                raise JudgeError(
+                    f"{self.name} failed after {tries} tries: {_said_by(failure)}{wait}; is the server up, and "
+                    f"{self._settings.api_key_env} set?"
+                ) from failure
+            await asyncio.sleep(_pause_s(tries, asked))
+
+    async def _stop_at_refusal(self, error: APIStatusError, messages: Chat, tries: int) -> None:
+        """Raise for a response that would be the same if the request were sent again."""
+        status, text = error.status_code, error.response.text
+        body = _error_of(text)
+        if status in _AGAIN or (status >= 500 and not _refuses(body, text)):
+            opaque = status == 500 and not body and tries == 1  # as verl's router sends it
+            if not (opaque and await self._is_too_long(messages)):
+                return
+            raise TooLongError(f"{self.name} failed (HTTP 500), and its /tokenize says the prompt is too long for it")
+        if status == 413 or (status not in (401, 403, 404) and _TOO_LONG.search(text)):
+            raise TooLongError(f"{self.name} says that the prompt is too long for it: {_said_by(error)}")
+        if status in (401, 403):
+            advice = f"set the environment variable {self._settings.api_key_env} to a key that it accepts"
+        elif status == 404:
+            advice = "correct reward.turn.judge.base_url (with its /v1) or reward.turn.judge.model"
+        else:
+            advice = "change what it objects to"
+        raise JudgeError(
+            f"{self.name} refused the request, which is not sent again: {_said_by(error)}; {advice}"
+        ) from error
+
+    async def _is_too_long(self, messages: Chat) -> bool:
+        """Whether the engine itself counts more tokens than its context has; False if it cannot say."""
+        from openai import APIConnectionError, OpenAIError
+
+        url = f"{self._settings.base_url.rstrip('/').removesuffix('/v1')}/tokenize"
+        body = {"model": self._settings.model, "prompt": "\n".join(message["content"] for message in messages)}
+        answer: object = None
+        for _ in range(_TRIES_AT_TOKENIZE):
+            try:
+                answer = await self._client.post(url, cast_to=object, body=body)
+            except APIConnectionError:
+                continue
+            except (OpenAIError, ValueError):  # other servers have no such page
+                pass
+            break
+        found: dict[str, Any] = answer if isinstance(answer, dict) else {}
+        count, most = found.get("count"), found.get("max_model_len")
+        return isinstance(count, int) and isinstance(most, int) and count + _TEMPLATE_TOKENS > most > 0
+
+
+def _error_of(text: str) -> dict[str, Any]:
+    """The error in a response's body, in the form of OpenAI or, one level higher, of older servers."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    error = body.get("error", body) if isinstance(body, dict) else {}
+    return error if isinstance(error, dict) else {"message": str(error)}
+
+
+def _refuses(body: dict[str, Any], text: str) -> bool:
+    """Whether a 5xx hands on a refusal: that of the engine behind a proxy, say."""
+    code = str(body.get("code"))
+    final = code.isdigit() and 400 <= int(code) < 500 and int(code) not in _AGAIN
+    return final or body.get("type") in _REFUSALS or bool(_TOO_LONG.search(text))
+
+
+def _said_by(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _asked_pause_s(headers: Any) -> float:
+    """Seconds that the server asks to wait; 0 if it does not."""
+    in_ms = headers.get("Retry-After-Ms", "")  # of Azure and OpenAI
+    return float(in_ms) / 1000 if in_ms.isdigit() else parse_retry_after(headers.get("Retry-After"))
+
+
+def _pause_s(tries: int, asked: float) -> float:
+    if asked:
+        return asked * random.uniform(1.0, 1.1)  # not all at the same moment
+    return min(_FIRST_PAUSE_S * 2 ** (tries - 1), _LONGEST_PAUSE_S) * random.uniform(0.75, 1.0)
+
+
+def _read_completion(reply: Any) -> tuple[str | None, int]:
+    """Text and tokens of a completion; the text is None if it is none.
+
+    The client hands on whatever came with status 200: the page of a proxy as a string, or ``null``.
+    """
+    try:
+        content = reply.choices[0].message.content if reply.choices else ""
+        tokens = getattr(reply.usage, "total_tokens", None) or 0
+    except AttributeError:
+        return None, 0
+    if content is not None and not isinstance(content, str):
+        return None, 0
+    # Half surrogate pairs cannot be sent back when the judge is asked again.
+    return (content or "").encode("utf-8", "replace").decode("utf-8"), tokens
