@@ -67,10 +67,10 @@ def test_review_20_a_verl_in_front_of_the_installed_one_is_the_one_that_is_looke
 # ---- review 20: a name of verl's that is gone is an error with a sentence
 
 OURS = {
-    "agent_loop:TurnAgentLoopOutput", "agent_loop:TurnToolAgentLoop", "tool_parsers:_TagParser",
-    "reward_manager:TurnRewardManager", "search_tool:SearchTool", "workers:TurnAgentLoopManager",
-    "sampler:TurnReplayBuffer", "sampler:TurnReplayBufferAsync", "trainer:TurnTrainerSync",
-    "trainer:TurnTrainerColocateAsync", "trainer:TurnTrainerSeparateAsync",
+    "rollout.agent_loop:TurnAgentLoopOutput", "rollout.agent_loop:TurnToolAgentLoop", "rollout.tool_parsers:_TagParser",
+    "reward_manager:TurnRewardManager", "rollout.search_tool:SearchTool", "rollout.workers:TurnAgentLoopManager",
+    "trainer.sampler:TurnReplayBuffer", "trainer.sampler:TurnReplayBufferAsync", "trainer.trainer:TurnTrainerSync",
+    "trainer.trainer:TurnTrainerColocateAsync", "trainer.trainer:TurnTrainerSeparateAsync",
 }  # fmt: skip
 """Our classes whose methods verl calls."""
 

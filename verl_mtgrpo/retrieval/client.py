@@ -33,6 +33,7 @@ from verl_mtgrpo.errors import (
 )
 from verl_mtgrpo.retrieval import addresses, background, wire
 from verl_mtgrpo.retrieval.types import Passage
+from verl_mtgrpo.retry_after import parse_retry_after
 
 if TYPE_CHECKING:
     import aiohttp
@@ -332,7 +333,7 @@ def _refusal(response: aiohttp.ClientResponse, content: bytes) -> RetrievalError
     else:
         error = RetrievalBadAnswer(message)
     error.status = status
-    error.retry_after_s = addresses.parse_retry_after(response.headers.get("Retry-After"))
+    error.retry_after_s = parse_retry_after(response.headers.get("Retry-After"))
     return error
 
 

@@ -18,7 +18,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from verl_mtgrpo.errors import ConfigError, JudgeError
-from verl_mtgrpo.retrieval.addresses import parse_retry_after
+from verl_mtgrpo.retry_after import parse_retry_after
 
 if TYPE_CHECKING:
     from openai import APIStatusError
