@@ -129,6 +129,10 @@ lint: $(INSTALLED) ## ruff and pyright
 audit: $(INSTALLED) ## known vulnerabilities of what is installed (where the package index has data on them)
 	$(BIN)/python .ci/audit.py
 
+.PHONY: reference dist
+reference: $(INSTALLED) ## write docs/reference.md from the code and the YAML files
+	$(BIN)/python .ci/reference.py
+
 clean: ## remove caches and build output (runs/ and the virtual environment stay)
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

@@ -33,7 +33,7 @@ class TurnRewardSettings:
     outcome: str = "preset"
     """``preset``: the outcome reward comes from the preset; ``compute_score``: from verl's reward function
     (``reward.custom_reward_function``, or verl's own for the row's ``data_source``: ``nq`` of ``mtgrpo data`` is scored
-    as verl's ``searchR1_nq``). What that function is given as ``solution_str``: :attr:`solution`."""
+    as verl's ``searchR1_nq``). What that function is given as ``solution_str``: ``reward.turn.solution``."""
     pay: str = "turns"
     """``turns``: each turn's reward on its last token (MT-GRPO, MT-PPO); ``merged``: their sum with the
     outcome on the last turn; ``outcome``: the outcome only."""
@@ -70,7 +70,8 @@ class TrainerTurnSettings:
     """The config group ``+mtgrpo=NAME`` that this run takes, written by the group itself: what the group is for is then
     compared with what the run would do. Empty: everything is set by hand."""
     on_purpose: tuple[str, ...] = ()
-    """Keys whose values are meant although they are refused as likely mistakes: some of :data:`ON_PURPOSE`."""
+    """Keys whose values are intended although they are refused as likely mistakes. An unknown key is an error that
+    lists those that may stand here."""
     guards: GuardSettings = field(default_factory=GuardSettings)
     """``trainer.turn.guards.*``: when a run that goes wrong is said to."""
     dump: DumpSettings = field(default_factory=DumpSettings)
