@@ -47,7 +47,7 @@ STEP_METRICS = {
     "rollouts_total/dropped": "Rollouts that the reward manager dropped.",
     "rollouts_total/alone": "Rollouts left out because they were the only one left of their group.",
     "rollouts_total/failed": "Rollouts that raised an error.",
-    "rollouts_total/filtered": "Rollouts of the groups that `algorithm.filter_groups` took out.",
+    "rollouts_total/filtered": "Rollouts of the groups that verl took out: filtered, too old, or failed and replaced.",
     "rollouts_total/repeated": "Rollouts lost with their worker and generated again; `asked` counts them once.",
     "guard/turn_rewarded": "Share of the rollouts that earned something before their last turn.",
     "guard/zero_variance_groups": "Share of the groups whose rollouts all earned the same at every turn.",
