@@ -22,7 +22,6 @@ from verl_mtgrpo.integration.verl_score import read_score
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, TurnRewards, load_preset
 from verl_mtgrpo.rewards.judge import Judge
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
-from verl_mtgrpo.rewards.judge_paper import PaperJudge
 from verl_mtgrpo.rewards.measures import tool_trouble
 from verl_mtgrpo.rewards.metric_names import COMPONENT_METRICS, ROLLOUT_METRICS, STEP_METRICS, own_metrics
 from verl_mtgrpo.watch.diagnostics import measure_credit
@@ -77,12 +76,10 @@ def test_of_a_training_step():
 
 def test_of_the_packaged_rewards():
     server = JudgeServer()
+    server.scoring(0.5, outcome=1)
     try:
-        settings = JudgeSettings(base_url=server.url, model="m", retries=0)
-        judge = Judge(settings)
+        judge = Judge(JudgeSettings(base_url=server.url, model="m", retries=0))
         asked = [asyncio.run(judge(transcript("search_r1"), TRUTH))]
-        server.answer = lambda body, number: '{"reason": "fine", "score": 1.0}'
-        asked.append(asyncio.run(PaperJudge(settings, "outcome").judge(transcript("search_r1"), TRUTH)))
     finally:
         server.stop()
     formats = {

@@ -78,6 +78,7 @@ COMPONENT_METRICS = {
     "judge/requests": "Requests to the judge for this rollout.",
     "judge/cached": "Scores taken from the cache instead.",
     "judge/repaired": "Replies that could be read only at the second try.",
+    "judge/shortened": "1 if tool results were cut because the rollout is longer than the judge's context.",
     "judge/tokens": "Tokens that the judge's requests and replies took.",
 }
 """Numbers of each rollout that depend on the reward function: the components of the packaged ones."""
