@@ -25,6 +25,7 @@ pytest.importorskip("verl")
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+FOR_DEVELOPERS = ("dev", "bench", "docs")
 # Imported by verl's own trainer, which does not require them (pyproject.toml says so).
 FOR_VERL = {"pyzmq", "msgspec", "cachetools"}
 
@@ -61,7 +62,7 @@ def brought_by_verl() -> set[str]:
 
 
 def test_every_import_of_the_package_is_declared():
-    of_users = [one for name, extra in EXTRAS.items() if name not in ("dev", "bench") for one in extra]
+    of_users = [one for name, extra in EXTRAS.items() if name not in FOR_DEVELOPERS for one in extra]
     declared = names([*PROJECT["dependencies"], *of_users]) | brought_by_verl()
     missing = {name: file for name, file in imported("verl_mtgrpo").items() if name not in declared}
     assert not missing
@@ -75,7 +76,7 @@ def test_every_import_beside_the_package_is_declared(folder):
 
 
 def test_what_is_declared_is_imported():
-    of_users = [one for name, extra in EXTRAS.items() if name not in ("dev", "bench") for one in extra]
+    of_users = [one for name, extra in EXTRAS.items() if name not in FOR_DEVELOPERS for one in extra]
     assert names([*PROJECT["dependencies"], *of_users]) - set(imported("verl_mtgrpo")) == FOR_VERL
 
 
