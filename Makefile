@@ -121,13 +121,23 @@ test-vllm: $(INSTALLED_VLLM) ## training with real vLLM on the CPU, not part of 
 test-gpu: ## estimators and a real run of verl on one NVIDIA GPU, or what is missing for it (DEVICE=cpu, GPU_ARGS=)
 	@exec $(GPU_PYTHON) -m tests.gpu --device $(DEVICE) --out runs/gpu $(GPU_ARGS)
 
-lint: $(INSTALLED) ## ruff and pyright
+lint: $(INSTALLED) ## ruff, codespell and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 audit: $(INSTALLED) ## known vulnerabilities of what is installed (where the package index has data on them)
 	$(BIN)/python .ci/audit.py
+
+.PHONY: reference dist
+reference: $(INSTALLED) ## write docs/reference.md from the code and the YAML files
+	$(BIN)/python .ci/reference.py
+
+dist: ## the wheel and the source distribution, in dist/
+	$(PYTHON) -m venv build/venv
+	build/venv/bin/python -m pip install --quiet build
+	build/venv/bin/python -m build --outdir dist
 
 clean: ## remove caches and build output (runs/ and the virtual environment stay)
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

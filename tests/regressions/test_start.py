@@ -37,7 +37,8 @@ from verl_mtgrpo.integration.reward_manager import metrics
 from verl_mtgrpo.integration.settings import TrainerTurnSettings, trainer_turn_settings
 from verl_mtgrpo.integration.trainer.sampler import refuse_failed_batch
 from verl_mtgrpo.rewards import TurnRewards
-from verl_mtgrpo.rewards.measures import own_metrics, tool_trouble, tool_use
+from verl_mtgrpo.rewards.measures import tool_trouble, tool_use
+from verl_mtgrpo.rewards.metric_names import own_metrics
 from verl_mtgrpo.rewards.presets import load_preset
 
 CASES = [*NAMES, *REWARDS]

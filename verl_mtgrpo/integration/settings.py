@@ -33,7 +33,7 @@ class TurnRewardSettings:
     outcome: str = "preset"
     """``preset``: the outcome reward comes from the preset; ``compute_score``: from verl's reward function
     (``reward.custom_reward_function``, or verl's own for the row's ``data_source``: ``nq`` of ``mtgrpo data`` is scored
-    as verl's ``searchR1_nq``). What that function is given as ``solution_str``: :attr:`solution`."""
+    as verl's ``searchR1_nq``). What that function is given as ``solution_str``: ``reward.turn.solution``."""
     pay: str = "turns"
     """``turns``: each turn's reward on its last token (MT-GRPO, MT-PPO); ``merged``: their sum with the
     outcome on the last turn; ``outcome``: the outcome only."""
@@ -53,10 +53,10 @@ class DumpSettings:
     """``trainer.turn.dump``: what goes into verl's ``trainer.rollout_data_dir`` beside text and score."""
 
     groups: int = 16
-    """Groups of a step that are written, whole, chosen at random; 0: all. A rollout with its passages takes 10 to 50
+    """Groups written per step, whole and chosen at random; 0: all. A rollout with its passages takes 10 to 50
     kilobytes."""
     documents: bool = True
-    """False: without the passages as the index has them; what the model read of them stays, and their ids."""
+    """False: leave out the passages as the index has them. What the model read of them stays, and so do their ids."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,16 @@ class TrainerTurnSettings:
     """``trainer.turn``: how a run is checked, watched and written down."""
 
     preflight: str = "full"
-    """``full``: before Ray starts, settings, files, tokenizer, index and judge are looked at; ``config``: settings
+    """What is checked before Ray starts. ``full``: settings, files, tokenizer, index and judge; ``config``: settings
     only, for a head node that sees none of the others; ``off``: nothing."""
     preset: str = ""
-    """The config group ``+mtgrpo=NAME`` that this run takes, written by the group itself: what the group is for is then
-    compared with what the run would do. Empty: everything is set by hand."""
+    """The config group ``+mtgrpo=NAME`` of this run, written by the group itself, so that overrides that contradict the
+    group are found at the start. Empty: everything is set by hand."""
     on_purpose: tuple[str, ...] = ()
-    """Keys whose values are meant although they are refused as likely mistakes: some of :data:`ON_PURPOSE`."""
+    """Keys whose values are intended although they are refused as likely mistakes. An unknown key is an error that
+    lists those that may stand here."""
     guards: GuardSettings = field(default_factory=GuardSettings)
-    """``trainer.turn.guards.*``: when a run that goes wrong is said to."""
+    """``trainer.turn.guards.*``: thresholds at which a guard warns."""
     dump: DumpSettings = field(default_factory=DumpSettings)
     """``trainer.turn.dump.*``: which rollouts are written with their transcripts."""
 

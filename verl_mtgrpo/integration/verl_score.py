@@ -16,7 +16,7 @@ from typing import Any
 from verl_mtgrpo.errors import TranscriptError
 from verl_mtgrpo.integration.data_sources import as_verl_knows_it
 from verl_mtgrpo.rewards import Transcript, TurnRewards
-from verl_mtgrpo.rewards.measures import own_metrics
+from verl_mtgrpo.rewards.metric_names import own_metrics
 from verl_mtgrpo.rewards.presets import plain_number
 
 

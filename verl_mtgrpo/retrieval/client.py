@@ -91,7 +91,7 @@ class HTTPRetriever:
         *,
         patience_s: float = 20.0,
         request_timeout_s: float = 10.0,
-        concurrency: int = 32,
+        concurrency: int = 64,
         token_env: str | None = None,
     ) -> None:
         self._base = addresses.base_url(url)

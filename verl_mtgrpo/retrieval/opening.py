@@ -22,7 +22,7 @@ def open_retriever(
     *,
     patience_s: float = 20.0,
     request_timeout_s: float = 10.0,
-    concurrency: int = 32,
+    concurrency: int = 64,
     token_env: str | None = None,
 ) -> Retriever:
     """Open what ``spec`` names.

@@ -42,12 +42,12 @@ class JudgeSettings:
     """Further tries after a failed request (time-out, connection, 408, 409, 425, 429, 5xx), with growing, jittered
     pauses or as long as ``Retry-After`` asks. Other 4xx, which can never work, are not tried again."""
     concurrency: int = 16
-    """Most requests at a time from one reward worker."""
+    """Largest number of requests at a time from one reward worker."""
     cache: str = ""
     """SQLite file that remembers scores by what was asked; empty: none."""
     on_error: str = "raise"
-    """When the judge fails after all tries: ``raise`` an error, for which verl leaves the whole group out and, if no
-    group is left, stops; ``drop`` takes the one rollout out of the update."""
+    """What to do when the judge fails after all tries. ``raise``: an error, for which verl leaves out the whole group
+    and, if no group is left, stops; ``drop``: take this one rollout out of the update."""
 
 
 def check_judge_settings(settings: JudgeSettings, preset: str) -> None:

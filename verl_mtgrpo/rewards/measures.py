@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 
 from verl_mtgrpo.rewards.transcript import OUTAGE, ToolCall, Transcript, TurnRewards
@@ -34,31 +32,6 @@ DEFUSED = "tool/defused"
 """Number of results in which text was broken up that would have been control tokens for the model."""
 BY_KIND = ("tool/errors/", "tool/retried/", DEFUSED)
 """Names that begin so are absent where they are 0."""
-
-OWN_METRICS = (
-    # of every rollout
-    r"turn/count",
-    r"turn/\d+/reward",
-    r"outcome/(reward|dropped|truncated)",
-    r"tool/(used|success|repeats|calls|failures|retries|no_hits|outage|latency_s|defused)",
-    r"tool/(errors|retried|latency_s)/.*",
-    # of every step
-    r"turn/\d+/(rollouts|reward_total|advantage_mean|advantage_std|zero_variance|sign_conflict)",
-    r"outcome/(failed|zero_variance)",
-    r"(guard|rollouts_total|branch|forest)/.*",
-    # what stands beside them in verl's reward_extra_info
-    r"uid|data_source|question_id|dropped_reason|turn_rewards|transcript|turn_pattern|role|node_path",
-    # verl's own columns of a dump, and its name for the sum of a rollout's rewards
-    r"input|output|gts|score|step|reward",
-)
-"""Names (regular expressions) that this package gives to numbers of its own. A component of a reward function that had
-one would replace it, and guards, reports and the update itself read them."""
-_OWN = re.compile("|".join(OWN_METRICS))
-
-
-def own_metrics(names: Iterable[str]) -> list[str]:
-    """Those of the names that :data:`OWN_METRICS` keeps for this package."""
-    return [name for name in names if _OWN.fullmatch(name)]
 
 
 def tool_use(transcript: Transcript) -> dict[str, float | None]:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from verl_mtgrpo.errors import ConfigError, TranscriptError
-from verl_mtgrpo.rewards.measures import own_metrics
+from verl_mtgrpo.rewards.metric_names import own_metrics
 from verl_mtgrpo.rewards.paper_v1 import paper_v1
 from verl_mtgrpo.rewards.paper_v2 import paper_v2
 from verl_mtgrpo.rewards.search_r1 import search_r1_em, search_r1_format

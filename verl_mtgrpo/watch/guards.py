@@ -21,7 +21,7 @@ class GuardSettings:
     enable: bool = True
     """False: numbers are logged, no guard fires."""
     steps: int = 3
-    """For how many steps in a row a condition has to hold (not for advantages that are wrong: at once)."""
+    """For how many steps in a row a condition has to hold. Wrong advantages are reported at once."""
     zero_variance: float = 0.9
     """Fires at this share of groups whose rollouts all earned the same at every turn."""
     tool_failures: float = 0.5

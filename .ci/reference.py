@@ -1,0 +1,316 @@
+"""Write docs/reference.md: every setting with its default and its meaning, and every metric.
+
+    python .ci/reference.py        (make reference)
+
+Nothing is kept here: values and comments come from the YAML files, from the signatures of the estimators and from the
+settings classes with their docstrings, verl's own defaults from verl, metrics from ``rewards/metric_names.py``.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "reference.md"
+CONFIG = ROOT / "verl_mtgrpo" / "config"
+KNOBS, OURS = "algorithm.turn.", ("algorithm.turn.", "reward.turn.", "trainer.turn.")
+NOT_IN_VERL = "–"
+
+INTRODUCTION = """\
+# Reference
+
+<!-- Written by `make reference`. Change the YAML files, the signatures or the docstrings, and run it again. -->
+
+Every setting of this package with its default, and every metric. An unknown key below `algorithm.turn`, `reward.turn`,
+`trainer.turn` or in the search tool's `config` is an error that lists the known ones.
+"""
+GROUPS = """\
+`+mtgrpo=NAME` on verl's command line, or `mtgrpo=NAME` with the primary config `mtgrpo_trainer`. Groups with a critic
+set `critic.enable=True`, and `critic.model.path` to the policy's unless you set it."""
+PRIMARY = """\
+`--config-path=pkg://verl_mtgrpo.config --config-name=mtgrpo_trainer` is verl's own primary config with one of these
+groups. It fails at once where this package is not installed."""
+ESTIMATORS = """\
+The keyword arguments of the estimator, under `algorithm.turn`. *By hand* is the default where
+`algorithm.adv_estimator` is set without the group."""
+SETTINGS = "Defaults with and without a config group. Where no group is used, put `+` in front of the key."
+VERLS = "What the groups change in verl's own settings. A value on the command line wins over the group."
+CPU = """\
+`+mtgrpo_cpu=default` with the environment variable `VERL_PLATFORM=cpu`: everything verl needs to train without a GPU.
+`+mtgrpo_cpu=vllm` is the same with real vLLM in place of the built-in rollout server."""
+TOOL = """\
+`tools[].config` of `verl_mtgrpo/config/tools/search_tool.yaml`. To change a value, copy the file and name the copy in
+`actor_rollout_ref.rollout.multi_turn.tool_config_path`."""
+METRICS = """\
+Training logs all of them per step; a metric that is undefined for a rollout is averaged over the others. Validation
+logs those of rollouts, as `val-aux/<data source>/<name>/mean@<n>`. In `trainer.v1.trainer_mode=sync`, which is verl's
+own trainer, nothing is logged that is computed from advantages: `guard/…`, `…/zero_variance`, `turn/<k>/advantage_…`,
+`turn/<k>/reward_total` and `critic/turn_explained_variance`."""
+KINDS = "`<kind>` of the model's own errors, or of your own tool's: {call}. `<kind>` of the search's: {service}."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key of a YAML file: its dotted name, its value as written, and its comment."""
+
+    key: str
+    value: str
+    comment: str
+
+
+def read_yaml(path: Path) -> list[Entry]:
+    """Return the keys of a YAML file that hold a value, in order."""
+    text = path.read_text(encoding="utf-8")
+    root = yaml.compose(text)
+    assert isinstance(root, yaml.MappingNode), path
+    return list(_entries(text, root, "", {}))
+
+
+def header(path: Path) -> str:
+    """Return the comment at the top of a YAML file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = lines[: next(n for n, line in enumerate(lines) if not line.startswith("#"))]
+    return " ".join(line.lstrip("# ") for line in comment if not line.startswith("# @"))
+
+
+def _entries(text: str, node: yaml.MappingNode, prefix: str, seen: dict[int, str]) -> Iterator[Entry]:
+    for name, value in node.value:
+        key = f"{prefix}{name.value}"
+        if value.start_mark.index < name.start_mark.index:  # an alias: the node stands where its anchor is
+            end = text.index("*", name.end_mark.index)
+            yield Entry(key, f"as {seen[id(value)]}", _comment(text, name, end))
+            continue
+        seen[id(value)] = key
+        if isinstance(value, yaml.MappingNode) and not value.flow_style:
+            yield from _entries(text, value, f"{key}.", seen)
+        elif isinstance(value, yaml.SequenceNode) and not value.flow_style:
+            for item in value.value:
+                if isinstance(item, yaml.MappingNode) and key != "defaults":
+                    yield from _entries(text, item, f"{key}.", seen)
+        else:
+            start, end = value.start_mark.index, value.end_mark.index
+            yield Entry(key, _as_written(text[start:end]), _comment(text, name, end))
+
+
+def _as_written(value: str) -> str:
+    """Return a value as the file has it, without its anchor; floats in one form, whatever the file's."""
+    value = re.sub(r"^&\w+ ", "", value).strip()
+    try:
+        number = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+    return as_yaml(number) if isinstance(number, float) else value
+
+
+def _comment(text: str, name: yaml.Node, end: int) -> str:
+    """Return the comment lines above a key, and the comment behind its value."""
+    lines = text[: name.start_mark.index].splitlines()[: name.start_mark.line]
+    above: list[str] = []
+    while lines and lines[-1].lstrip().startswith("#"):
+        above.insert(0, lines.pop().strip(" #"))
+    if not lines:  # the file's header
+        above = []
+    behind = re.match(r"[^\n#]*#([^\n]*)", text[end:])
+    return " ".join([*above, *([behind[1].strip()] if behind else [])])
+
+
+def settings(cls: type, prefix: str) -> list[Entry]:
+    """Return the keys of a settings class, those of the classes inside it too, with defaults and docstrings."""
+    defaults, docs, found = cls(), field_docs(cls), []
+    for one in fields(cls):  # type: ignore[arg-type]
+        value = getattr(defaults, one.name)
+        if is_dataclass(value):
+            found += settings(type(value), f"{prefix}{one.name}.")
+        else:
+            found.append(Entry(prefix + one.name, as_yaml(value), docs[one.name]))
+    return found
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """Return what stands below each field of a class, by name."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(tree, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for node, below in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            said = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
+            docs[node.target.id] = _plain_docs(str(said))
+    return docs
+
+
+def _plain_docs(text: str) -> str:
+    text = re.sub(r":\w+:`~?\.?([^`]*)`", r"`\1`", text)
+    return " ".join(text.replace("``", "`").split())
+
+
+def as_yaml(value: Any) -> str:
+    """Return a default as the YAML files write it."""
+    if isinstance(value, str):
+        return value or '""'
+    if isinstance(value, float) and "e" in repr(value):  # YAML 1.1 takes 1e-06 for text
+        mantissa, exponent = repr(value).split("e")
+        return f"{mantissa if '.' in mantissa else f'{mantissa}.0'}e{int(exponent):+d}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_yaml, value))}]"
+    if isinstance(value, Mapping):
+        return "…"
+    return "null" if value is None else str(value)
+
+
+def verls_defaults() -> Any:
+    """Return verl's own primary config."""
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer")
+
+
+def verls(config: Any, key: str) -> str:
+    """Return verl's default of a key as it is written, references not resolved; a dash where verl does not know it."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    *folders, name = key.split(".")
+    node = OmegaConf.select(config, ".".join(folders)) if folders else config
+    if not isinstance(node, DictConfig) or name not in node:
+        return NOT_IN_VERL
+    try:
+        value = OmegaConf.to_container(node, resolve=False)[name]  # type: ignore[index, call-overload]
+    except OmegaConfBaseException:
+        return NOT_IN_VERL
+    return as_yaml(value)
+
+
+def cell(text: str) -> str:
+    """Return text that stands in a cell of a Markdown table as it is."""
+    parts = re.split(r"(`[^`]*`)", text)  # code stays as it is
+    plain = [part if part.startswith("`") else part.replace("*", "\\*").replace("<", "&lt;") for part in parts]
+    return "".join(plain).replace("|", "\\|") or " "
+
+
+def code(text: str) -> str:
+    """Return text as code in a cell of a Markdown table."""
+    return f"`{text}`".replace("|", "\\|") if text not in ("", NOT_IN_VERL) else text
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def groups() -> dict[str, Path]:
+    """Return the config groups by name."""
+    return {path.stem: path for path in sorted((CONFIG / "mtgrpo").glob("[!_]*.yaml"))}
+
+
+def groups_table() -> str:
+    """Return what each config group is."""
+    rows = []
+    for name, path in groups().items():
+        values = {entry.key: entry.value for entry in read_yaml(path)}
+        critic = "yes" if "_critic" in path.read_text(encoding="utf-8") else "no"
+        own = [values["algorithm.adv_estimator"], values["reward.turn.pay"]]
+        rows.append([code(name), *map(code, own), critic, cell(header(path))])
+    return table(["group", "`algorithm.adv_estimator`", "`reward.turn.pay`", "critic", "what it is"], rows)
+
+
+def knobs_table() -> str:
+    """Return the knobs of the estimators."""
+    from verl_mtgrpo.credit import ESTIMATORS as FUNCTIONS
+
+    rows = []
+    for name, path in groups().items():
+        if name in FUNCTIONS:
+            parameters = inspect.signature(FUNCTIONS[name]).parameters
+            for entry in read_yaml(path):
+                if entry.key.startswith(KNOBS):
+                    by_hand = as_yaml(parameters[entry.key.removeprefix(KNOBS)].default)
+                    rows.append([code(name), *map(code, (entry.key, entry.value, by_hand)), cell(entry.comment)])
+    return table(["estimator", "key", "in its group", "by hand", "meaning"], rows)
+
+
+def settings_table() -> str:
+    """Return the settings that do not depend on the estimator."""
+    from verl_mtgrpo.integration.settings import TrainerTurnSettings, TurnRewardSettings
+
+    found = [*settings(TurnRewardSettings, "reward.turn."), *settings(TrainerTurnSettings, "trainer.turn.")]
+    return table(["key", "default", "meaning"], ([code(e.key), code(e.value), cell(e.comment)] for e in found))
+
+
+def verls_table(config: Any) -> str:
+    """Return what the groups change of verl's settings: all of them, those with a critic, single ones."""
+    shared = {"_base": "all", "_critic": "with a critic"}
+    named = [(words, CONFIG / "mtgrpo" / f"{file}.yaml") for file, words in shared.items()]
+    users: defaultdict[Entry, list[str]] = defaultdict(list)
+    for words, path in [*named, *((f"`{name}`", path) for name, path in groups().items())]:
+        for entry in read_yaml(path):
+            if not entry.key.startswith(OURS) and entry.key != "algorithm.adv_estimator":
+                users[entry].append(words)
+    rows = [
+        [code(e.key), ", ".join(who), code(e.value), code(verls(config, e.key)), cell(e.comment)]
+        for e, who in users.items()
+    ]
+    return table(["key", "groups", "value", "verl's default", "meaning"], rows)
+
+
+def cpu_table(config: Any) -> str:
+    """Return what the groups for a CPU change of verl's settings."""
+    rows = [
+        [code(e.key), code(name), code(e.value), code(verls(config, e.key)), cell(e.comment)]
+        for name in ("default", "vllm")
+        for e in read_yaml(CONFIG / "mtgrpo_cpu" / f"{name}.yaml")
+    ]
+    return table(["key", "group", "value", "verl's default", "meaning"], rows)
+
+
+def tool_table() -> str:
+    """Return the settings of the search tool."""
+    prefix = "tools.config."
+    found = [entry for entry in read_yaml(CONFIG / "tools" / "search_tool.yaml") if entry.key.startswith(prefix)]
+    rows = ([code(e.key.removeprefix(prefix)), code(e.value), cell(e.comment)] for e in found)
+    return table(["key", "default", "meaning"], rows)
+
+
+def metrics_table(metrics: Mapping[str, str]) -> str:
+    """Return metrics with what they say."""
+    return table(["metric", "meaning"], ([code(name), cell(meaning)] for name, meaning in metrics.items()))
+
+
+def reference() -> str:
+    """Return the whole page."""
+    from verl_mtgrpo.rewards.measures import CALL_ERRORS, SERVICE_ERRORS
+    from verl_mtgrpo.rewards.metric_names import COMPONENT_METRICS, ROLLOUT_METRICS, STEP_METRICS
+
+    config = verls_defaults()
+    kinds = KINDS.format(call=", ".join(map(code, CALL_ERRORS)), service=", ".join(map(code, SERVICE_ERRORS)))
+    parts = [
+        INTRODUCTION,
+        *("## Config groups", GROUPS, groups_table(), PRIMARY),
+        *("## Knobs of the estimators", ESTIMATORS, knobs_table()),
+        *("## Rewards, checks, guards and dumps", SETTINGS, settings_table()),
+        *("## verl's settings in the groups", VERLS, verls_table(config)),
+        *("## Training on a CPU", CPU, cpu_table(config)),
+        *("## The search tool", TOOL, tool_table()),
+        *("## Metrics", METRICS),
+        *("### Of every rollout", metrics_table(ROLLOUT_METRICS), kinds),
+        *("### Of a training step", metrics_table(STEP_METRICS)),
+        *("### Of the packaged rewards", metrics_table(COMPONENT_METRICS)),
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(reference(), encoding="utf-8")
+    print(f"wrote {PAGE.relative_to(ROOT)}")

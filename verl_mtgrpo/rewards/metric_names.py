@@ -1,0 +1,109 @@
+"""The metrics of this package by name, and what each says. ``docs/reference.md`` is written from these tables.
+
+In a name ``<k>`` is the number of a turn, from 1; any other ``<word>`` stands for one of several words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+ROLLOUT_METRICS = {
+    "turn/count": "Turns of the rollout.",
+    "turn/<k>/reward": "What turn k was paid; averaged over the rollouts that have a turn k.",
+    "outcome/reward": "The outcome reward, of the preset or of `compute_score`, whether or not it is paid.",
+    "outcome/dropped": "1 if the rollout was dropped: it left the batch and affected no baseline.",
+    "outcome/truncated": "1 if the response was full before the rollout ended (`data.max_response_length`).",
+    "tool/used": "1 if at least one tool call was carried out.",
+    "tool/success": "Share of the rollout's tool calls that were carried out; undefined without a call.",
+    "tool/repeats": "Searches that this rollout had made before.",
+    "tool/calls": "Tool calls that the model wrote, carried out or not.",
+    "tool/failures": "Tool calls that failed or were never carried out.",
+    "tool/errors/<kind>": "The same by kind of error; absent where it is 0.",
+    "tool/retries": "Requests to a search service that failed and were repeated.",
+    "tool/retried/<kind>": "The same by kind of error; absent where it is 0.",
+    "tool/no_hits": "Searches that worked and found nothing.",
+    "tool/outage": "1 if the rollout ended because its search was down.",
+    "tool/latency_s": "Seconds that its longest tool call took; undefined without a call.",
+    "tool/defused": "Results that contained control tokens of the model, broken up by a space; absent where it is 0.",
+}
+"""Numbers of each rollout, with every reward function: averaged per step in training, per data source in validation."""
+
+STEP_METRICS = {
+    "turn/<k>/rollouts": "Rollouts that have a turn k.",
+    "turn/<k>/reward_total": "Mean reward of turn k as the estimator saw it, a KL penalty in the reward included.",
+    "turn/<k>/advantage_mean": "Mean advantage of turn k over the rollouts that have it.",
+    "turn/<k>/advantage_std": "Standard deviation of the same.",
+    "turn/<k>/zero_variance": "Share of the groups in which turn k earned the same in every rollout that has it.",
+    "outcome/zero_variance": "Share of the groups whose rollouts all earned the same in their last turn.",
+    "outcome/failed": "Share of the requested rollouts that raised an error.",
+    "tool/latency_s/p50": "Median over the rollouts with a tool call of their longest call, in seconds.",
+    "tool/latency_s/p95": "95th percentile of the same.",
+    "tool/latency_s/max": "Maximum of the same.",
+    "critic/turn_explained_variance": "1 - Var(target - V) / Var(target) at the first tokens of turns: 1 is a perfect "
+    "critic, 0 no better than the mean.",
+    "rollouts_total/asked": "Rollouts requested for the step: the sum of the next five.",
+    "rollouts_total/trained": "Rollouts in the update.",
+    "rollouts_total/dropped": "Rollouts that the reward manager dropped.",
+    "rollouts_total/alone": "Rollouts left out because they were the only one left of their group.",
+    "rollouts_total/failed": "Rollouts that raised an error.",
+    "rollouts_total/filtered": "Rollouts of the groups that verl took out: filtered, too old, or failed and replaced.",
+    "rollouts_total/repeated": "Rollouts lost with their worker and generated again; `asked` counts them once.",
+    "guard/turn_rewarded": "Share of the rollouts that earned something before their last turn.",
+    "guard/zero_variance_groups": "Share of the groups whose rollouts all earned the same at every turn.",
+    "guard/bad_advantage_tokens": "Generated tokens whose advantage is NaN or infinite.",
+    "guard/masked_advantage_tokens": "Tokens that the model did not generate and that have an advantage.",
+    "guard/turn_rewards": "1 while this guard fires: nothing is earned before the last turn although turns are paid.",
+    "guard/zero_variance": "1 while this guard fires: too many groups have nothing to learn from.",
+    "guard/tool_failures": "1 while this guard fires: too many tool calls fail.",
+    "guard/tool_use": "1 while this guard fires: too few rollouts use a tool, or far fewer than at the best step.",
+    "guard/bad_advantages": "1 while this guard fires: an advantage is NaN or infinite.",
+    "guard/masked_advantages": "1 while this guard fires: a token that the model did not generate has an advantage.",
+}
+"""Numbers of a training step."""
+
+COMPONENT_METRICS = {
+    "tool/hit": "1 if an accepted answer is in a result that the model saw; undefined for yes/no questions.",
+    "tool/hit_undefined": "1 for a question whose accepted answers no result can prove, such as yes or no.",
+    "outcome/em": "1 if the answer matches an accepted one exactly (normal form: the preset's).",
+    "outcome/contains": "1 if an accepted answer occurs in the answer.",
+    "outcome/f1": "Word overlap of the answer with the best accepted one, SQuAD's F1.",
+    "outcome/format": "Share of well-formed turns; `paper_v1` in `mtgrpo_xml`: the score of the paper's code.",
+    "outcome/tags": "The tag score of the paper's code (`paper_v1` in `mtgrpo_xml`).",
+    "outcome/well_formed": "1 if the last turn is a well-formed answer (`paper_v2`).",
+    "outcome/valid_sequence": "1 if the whole response is valid to Search-R1's code (`search_r1_*`).",
+    "outcome/judge": "The judge's outcome score.",
+    "outcome/score": "What `compute_score` returned (`reward.turn.outcome=compute_score`).",
+    "judge/turn_score": "Mean score that the judge gave to turns; undefined if it scored none.",
+    "judge/requests": "Requests to the judge for this rollout.",
+    "judge/cached": "Scores taken from the cache instead.",
+    "judge/repaired": "Replies that could be read only at the second try.",
+    "judge/shortened": "1 if tool results were cut because the rollout is longer than the judge's context.",
+    "judge/tokens": "Tokens that the judge's requests and replies took.",
+}
+"""Numbers of each rollout that depend on the reward function: the components of the packaged ones."""
+
+_RESERVED = (
+    # families of names, some of them for later
+    r"(guard|rollouts_total|branch|forest)/.*|tool/latency_s/.*|turn/\d+/sign_conflict",
+    # what stands beside metrics in verl's reward_extra_info
+    r"uid|data_source|question_id|dropped_reason|turn_rewards|transcript|turn_pattern|role|node_path",
+    # verl's own columns of a dump, and its name for the sum of a rollout's rewards
+    r"input|output|gts|score|step|reward",
+)
+
+
+def _pattern(name: str) -> str:
+    """Return a regular expression for the names that a documented one stands for."""
+    return re.sub(r"<\w+>", ".*", name.replace("<k>", r"\d+"))
+
+
+_OWN = re.compile("|".join([*map(_pattern, [*ROLLOUT_METRICS, *STEP_METRICS]), *_RESERVED]))
+
+
+def own_metrics(names: Iterable[str]) -> list[str]:
+    """Return those of the names that this package gives to numbers of its own.
+
+    A component of a reward function that had one would replace it, and guards, reports and the update itself read them.
+    """
+    return [name for name in names if _OWN.fullmatch(name)]
