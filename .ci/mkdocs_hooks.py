@@ -1,7 +1,7 @@
 """Take the files of the repository that pages link to into the site, so that no link leads out of it.
 
-docs/*.md link to recipes, examples and source files as on GitHub (``../recipes/README.md``). In the site, files of docs/
-stand at its root and all others beside them, under their path in the repository.
+docs/*.md link to recipes, examples and source files as on GitHub (``../recipes/README.md``). In the site, files of
+docs/ stand at its root and all others beside them, under their path in the repository.
 """
 
 from __future__ import annotations
