@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from functools import cache
 from inspect import signature
@@ -21,7 +20,7 @@ OPEN = "data.apply_chat_template_kwargs."
 """Takes whatever the chat template knows."""
 COLUMNS = ("reward_model.ground_truth",)
 """Of verl's question files, and no keys."""
-GROUPS = ("mt_grpo", "turn_gae", "bilevel_gae", "mt_ppo")
+GROUPS = ("+mtgrpo=mt_grpo", "+mtgrpo=turn_gae", "+mtgrpo=bilevel_gae", "+mtgrpo=mt_ppo", "+mtgrpo_cpu=vllm")
 
 
 @cache
@@ -30,7 +29,7 @@ def keys() -> frozenset[str]:
     found = {f"reward.turn.judge.{name}" for name in signature(JudgeSettings).parameters}
     for group in GROUPS:
         with initialize_config_module("verl.trainer.config", version_base=None):
-            found |= set(_paths(compose("ppo_trainer", [f"+mtgrpo={group}"])))
+            found |= set(_paths(compose("ppo_trainer", [group])))
     return frozenset(found)
 
 
@@ -70,15 +69,19 @@ def test_files_and_modules_exist(page):
 
 
 def exists(name: str) -> bool:
-    """Whether a dotted name is a module, or something in one."""
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError:
-        module, _, attribute = name.rpartition(".")
-        return hasattr(importlib.import_module(module), attribute)
-    return True
+    """Whether a dotted name is a module, or something defined or imported in one; nothing is imported for it."""
+    place, parts = ROOT, name.split(".")
+    while parts and (place / parts[0]).is_dir():
+        place /= parts.pop(0)
+    if not parts:
+        return (place / "__init__.py").is_file()
+    module = place / f"{parts[0]}.py"
+    rest = parts[1:] if module.is_file() else parts
+    source = (module if module.is_file() else place / "__init__.py").read_text(encoding="utf-8")
+    return len(rest) < 2 and all(re.search(rf"(^|\bclass |\bdef |\bimport .*){one}\b", source, re.M) for one in rest)
 
 
 def test_a_wrong_name_is_found():
-    assert not exists("verl_mtgrpo.integration.no_such_part")
+    assert exists("verl_mtgrpo.errors.DropRollout") and exists("verl_mtgrpo.cpu.vllm_worker")
+    assert not exists("verl_mtgrpo.integration.no_such_part") and not exists("verl_mtgrpo.errors.NoSuchError")
     assert "algorithm.turn.no_such_knob" not in keys()
