@@ -14,7 +14,7 @@ from verl_mtgrpo.cli.main import build_parser
 
 COMMANDS = [command for page in PAGES for command in commands(page)]
 OF_MTGRPO = [command for page in ALL_PAGES for command in commands(page) if command.words[:1] == ("mtgrpo",)]
-SHOWN_ONLY = ("curl", "export", "pip")
+SHOWN_ONLY = ("curl", "export", "git", "pip")
 """Programs whose commands are read here and never run."""
 
 
