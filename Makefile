@@ -34,12 +34,13 @@ GPU_PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,$(PYTHON))
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+INSTALLED_DOCS := $(VENV)/.installed-docs
 BIN_VLLM := $(VENV_VLLM)/bin
 INSTALLED_VLLM := $(VENV_VLLM)/.installed
 DEMO_VENV := $(if $(filter vllm,$(ROLLOUT)),$(VENV_VLLM),$(VENV))
 
 .PHONY: help install install-vllm install-browser demo demo-compare test test-unit test-verl test-verl-main \
-        test-browser test-slow test-recipes test-vllm test-gpu lint audit clean
+        test-browser test-slow test-recipes test-vllm test-gpu lint docs audit clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -126,6 +127,15 @@ lint: $(INSTALLED) ## ruff, codespell and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[docs]"
+	touch $@
+
+# Without --quiet, which hides warnings from --strict, too.
+docs: $(INSTALLED_DOCS) ## the documentation as a site, in runs/site; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file .ci/mkdocs.yml
+	@echo "runs/site/index.html"
 
 audit: $(INSTALLED) ## known vulnerabilities of what is installed (where the package index has data on them)
 	$(BIN)/python .ci/audit.py

@@ -17,10 +17,10 @@ REWARDS = [
         r"gives a made-up rollout of 2 turns 0.5, 0.5 and an outcome of 1",
         make=reward(GOOD),
     ),
-    is_sound("E29", "README: may be async", "reward", r"2 turns 0.5, 0.5", make=reward(GOOD, kind="async def")),
+    is_sound("E29", "docs: may be async", "reward", r"2 turns 0.5, 0.5", make=reward(GOOD, kind="async def")),
     is_sound(
         "E29",
-        "README: DropRollout is for what cannot be scored",
+        "docs: DropRollout is for what cannot be scored",
         "reward",
         r"drops a made-up rollout of 2 turns: not today",
         make=reward("from verl_mtgrpo.errors import DropRollout; raise DropRollout('not today')"),

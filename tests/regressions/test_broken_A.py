@@ -5,7 +5,7 @@
 | A2 | `</answer>.`, whose `>.` is one token | paper_v2 -1.0 | 1.0, as for `</answer>!` | Search-R1, generation.py |
 | A1 | gpt-oss in a cut format | stops at `<\\|end\\|>`, behind the thought | `<\\|return\\|>` | its generation config |
 | A6 | a call with 5000 brackets or digits, or `\\ud83d` | the group is lost | a failed call | verl's `_call_tool` |
-| A7 | a tool's own use of `documents`, `latency_s` | the group is lost | a call like others | README |
+| A7 | a tool's own use of `documents`, `latency_s` | the group is lost | a call like others | docs |
 | F35 | a result with half a surrogate pair | the group is lost | `?`, as of our search | retrieval/content.py |
 | B11 | a judge whose reason speaks of `</think>` | no score | the score | by hand |
 | B11 | a judge's server that sends no completion with status 200 | AttributeError | `JudgeError` | by hand |

@@ -81,7 +81,7 @@ def python(code: str, folder: Path, *modules: str) -> subprocess.CompletedProces
     ids=["alone", "agent loop first", "agent loop first, behind the plugin", "our agent loop first, behind the plugin"],
 )
 def test_a_module_that_verl_loads(module: str, before: list[str], tmp_path: Path):
-    """verl loads these modules before its plugins, unless the plugin is one of them, as the README advises."""
+    """verl loads these modules before its plugins, unless the plugin is one of them, as the docs advise."""
     (tmp_path / "my_module.py").write_text(module)
     done = python(f"import verl\n{CALL}", tmp_path, *before, "my_module")
     assert done.stdout.splitlines()[-1:] == ["[[2.0], [2.0]]"], done.stderr

@@ -321,7 +321,7 @@ def test_a_passage_cannot_become_a_control_token(config, tokenizer, tools, forma
 
 
 def test_stock_verl_has_the_hole(config, tokenizer, tools):  # noqa: F811
-    """So the README says. If this fails, verl has closed it: then the sentence goes."""
+    """So docs/rewards.md says. If this fails, verl has closed it: then the sentence goes."""
     from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
 
     PASSAGES["evil"] = EVIL[0]

@@ -35,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--rollout",
         choices=(ROLLOUT_NAME, VLLM),
         default=ROLLOUT_NAME,
-        help="what generates: the built-in server, or real vLLM's CPU build (see README.md; default: %(default)s)",
+        help="what generates: the built-in server, or vLLM's CPU build (docs/vllm-on-cpu.md; default: %(default)s)",
     )
     parser.add_argument("--fresh", action="store_true", help="train again, also if the run is finished")
     parser.set_defaults(run=run)

