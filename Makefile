@@ -12,6 +12,8 @@ TORCH ?= torch==2.13.0
 # The default index serves torch for Linux with several GB of CUDA packages. Without a GPU, give the CPU build:
 #   make demo TORCH_INDEX="--index-url https://download.pytorch.org/whl/cpu"
 TORCH_INDEX ?=
+# Tools that nothing imports. Among the package's extras pip would try hundreds of versions of datasets for them.
+TOOLS := "codespell[toml]>=2.3" "pre-commit>=4"
 OUT ?= runs/demo
 SEED ?= 0
 # What generates in the demo: hf_cpu, the built-in server, or vllm, the real one's CPU build.
@@ -57,6 +59,7 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet "$(TORCH)" $(TORCH_INDEX)
 	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,judge,dev]"
 	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,judge,serve,dense,dev]"
+	$(BIN)/python -m pip install --quiet $(TOOLS)
 	touch $@
 
 install-vllm: $(INSTALLED_VLLM) ## a second environment with real vLLM for the CPU (Linux, 5 GB)

@@ -26,6 +26,10 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 FOR_DEVELOPERS = ("dev", "bench", "docs")
+# Come with others that are declared (matplotlib, transformers, pytest). Named in pyproject as well, they would be
+# chosen first, and pip would take minutes to find versions of the rest that fit.
+BROUGHT = {"pillow", "safetensors", "tomli", "starlette"}
+BROUGHT |= {"huggingface-hub", "jinja2", "omegaconf", "pydantic", "pyyaml", "tokenizers"}
 # Imported by verl's own trainer, which does not require them (pyproject.toml says so).
 FOR_VERL = {"pyzmq", "msgspec", "cachetools"}
 
@@ -57,8 +61,8 @@ def imported(folder: str) -> dict[str, str]:
 
 
 def brought_by_verl() -> set[str]:
-    """What verl requires, without its extras; and torch, which comes in the build that fits the machine."""
-    return {"verl", "verl-mtgrpo", "torch"} | names(one for one in requires("verl") or [] if "extra ==" not in one)
+    """What comes with verl and others; and torch, which comes in the build that fits the machine."""
+    return {"verl", "verl-mtgrpo", "torch"} | BROUGHT | names(one for one in requires("verl") or [] if "extra ==" not in one)
 
 
 def test_every_import_of_the_package_is_declared():
