@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tests.integration.trainer.test_trainer import config
 from verl_mtgrpo.integration.rollout.agent_loop import TurnAgentLoopOutput
 from verl_mtgrpo.integration.rollout.transcripts import COLUMN, destination, pack, text_of_messages, to_json, unpack
-from verl_mtgrpo.rewards import Document, ToolCall, Transcript, Turn
+from verl_mtgrpo.passages import Passage
+from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
 
 DUMP = "trainer.rollout_data_dir=/tmp/none"
 PASSAGE = "The tower of Oslo stands by the harbour. " * 12
@@ -31,7 +32,7 @@ def transcript(turns: int = 4, passages: int = 3, words: random.Random | None = 
 
     searching = []
     for k in range(turns - 1):
-        documents = tuple(Document(f"p{n}", f"Tower {n}", f"{n}: {passage()}", 1.5) for n in range(passages))
+        documents = tuple(Passage(f"p{n}", f"Tower {n}", f"{n}: {passage()}", 1.5) for n in range(passages))
         result = "\n".join(f"Doc {n} (Title: {one.title}) {one.text}" for n, one in enumerate(documents, 1))
         call = ToolCall("search", '{"query": "tower"}', result=result, documents=documents)
         searching.append(Turn(f"<think>{passage()}</think><search>tower</search>", (9 * k, 9 * k + 4), (call,)))
@@ -92,7 +93,7 @@ def test_what_the_queue_gets():
 )
 @settings(max_examples=200, deadline=None)
 def test_packing_loses_nothing(texts, result, said):
-    documents = tuple(Document(str(n), "t", text) for n, text in enumerate(texts))
+    documents = tuple(Passage(str(n), "t", text) for n, text in enumerate(texts))
     call = ToolCall("search", "{}", result=result + "".join(texts), documents=documents)
     whole = Transcript((Turn(said, (0, 2), (call,)),), "answered").to_dict()
     assert json.loads(json.dumps(unpack(pack(whole)))) == json.loads(json.dumps(whole))

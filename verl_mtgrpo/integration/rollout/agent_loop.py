@@ -46,7 +46,6 @@ from verl_mtgrpo.integration.rollout.calls import (
 )
 from verl_mtgrpo.integration.rollout.cutting import CuttingServer, cut_text
 from verl_mtgrpo.integration.rollout.loop_setup import loop_setup
-from verl_mtgrpo.integration.rollout.outside_text import readable
 from verl_mtgrpo.integration.rollout.transcripts import COLUMN, Destination, pack, text_of_messages, to_json
 from verl_mtgrpo.integration.rollout.turn_spans import place_rewards, turn_spans
 from verl_mtgrpo.rewards import (
@@ -62,6 +61,7 @@ from verl_mtgrpo.rewards import (
 from verl_mtgrpo.rewards.formats import CUT_FORMATS
 from verl_mtgrpo.rewards.measures import SERVICE_ERRORS
 from verl_mtgrpo.rewards.transcript import MALFORMED_CALL
+from verl_mtgrpo.text import encodable
 from verl_mtgrpo.threads import DECODE, apart
 
 _RECORD = "_mtgrpo_record"
@@ -249,7 +249,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         if info.get("outage") and info.get("on_outage") == "raise":
             # A search that is down is no answer: the rollout fails visibly, the policy is not blamed.
             raise RetrievalError(f"tool {tool_call.name!r} is down: {info['outage']}")
-        said = readable(response.text or "")
+        said = encodable(response.text or "")
         kind = self._error_kind(tool_call, said, info, agent_data)
         text = await apart(DECODE, self.outside, said)
         agent_data._mtgrpo_made[id(tool_call)] = ToolCall(  # type: ignore[attr-defined]

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from verl.tools.function_tool import FunctionTool
 
 from verl_mtgrpo.errors import ToolError
-from verl_mtgrpo.integration.rollout.outside_text import readable
-from verl_mtgrpo.rewards import Document, ToolCall
+from verl_mtgrpo.passages import Passage
+from verl_mtgrpo.rewards import ToolCall
 from verl_mtgrpo.rewards.measures import BAD_ARGUMENTS, NOT_CARRIED_OUT
+from verl_mtgrpo.text import encodable
 
 if TYPE_CHECKING:  # importing verl's agent loops loads ours, which import this module
     from verl.experimental.agent_loop.tool_parser import FunctionCall, ToolParser
@@ -106,7 +107,7 @@ def make_readable(call: FunctionCall) -> None:
     ``RecursionError`` of a thousand brackets, nor the ``ValueError`` of a number with 5000 digits. Those are cut off,
     so that they are no JSON. Half surrogate pairs, which no tokenizer takes, become ``?``.
     """
-    call.name, call.arguments = readable(call.name), readable(call.arguments)
+    call.name, call.arguments = encodable(call.name), encodable(call.arguments)
     try:
         json.loads("[" * _SPARE_DEPTH + call.arguments + "]" * _SPARE_DEPTH)
     except json.JSONDecodeError:
@@ -173,14 +174,14 @@ def tool_reward(name: str, reward: Any) -> float:
 # ---- what a tool says of its call beside that
 
 
-def documents_of(info: Mapping[str, Any]) -> tuple[Document, ...]:
+def documents_of(info: Mapping[str, Any]) -> tuple[Passage, ...]:
     """The passages that a tool's third value lists as our search tool does; none if they have another form.
 
     A tool of a user's own may have a use of its own for the name.
     """
     listed = info.get("documents")
     try:
-        return tuple(Document(**document) for document in listed or ())
+        return tuple(Passage(**document) for document in listed or ())
     except TypeError:
         return ()
 
