@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "verl_mtgrpo"
-BASE = {"bars", "cache", "errors", "installed", "retry_after", "threads", "version"}
+BASE = {"bars", "cache", "errors", "installed", "passages", "retry_after", "text", "threads", "version"}
 # Room -> the rooms it may import, besides itself and BASE.
 MAY_IMPORT = {
     "credit": set(),

@@ -96,7 +96,7 @@ def test_what_the_tool_pays_reaches_the_turn_through_verls_agent_loop(calculator
     tokenizer = loops.build_tokenizer([call, "Error <answer>14</answer>"], [])
     script = [call, call.replace("(3 + 4) * 2", "x"), loops.final_answer("14")]
     output = loops.run(loops.TurnToolAgentLoop, config, tokenizer, [calculator], script=script, response_length=400)
-    rollout = Transcript.from_dict(output.extra_fields["transcript"])
+    rollout = output.extra_fields["transcript"]
     first, second = (turn.tool_calls[0] for turn in rollout.turns[:2])
     assert (first.result, first.reward, first.ok) == ("14", 0.2, True)
     assert (second.reward, second.ok, second.error_kind) == (0.0, False, "bad_arguments")

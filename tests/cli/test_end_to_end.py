@@ -20,9 +20,9 @@ from tests.training import processes_that_mention
 from verl_mtgrpo.data.rows import make_row, write_parquet
 from verl_mtgrpo.demo.runs import RunPlan, checkpoint_step, train_to_end
 from verl_mtgrpo.demo.training import DemoSettings
+from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.report.rollouts import credit_rollouts, read_dump
 from verl_mtgrpo.retrieval.bm25 import BM25Index
-from verl_mtgrpo.retrieval.types import Passage
 
 pytest.importorskip("verl")
 

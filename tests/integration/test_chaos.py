@@ -21,6 +21,7 @@ from tests.integration.rollout.test_agent_loop import (  # noqa: F401  (the fixt
     transcript_of,
 )
 from tests.integration.rollout.test_outages import index, search_tool  # noqa: F401
+from verl_mtgrpo.integration.rollout.transcripts import pack
 from verl_mtgrpo.rewards import load_preset
 
 CHAOS = Path(__file__).parents[2] / "examples" / "chaos"
@@ -49,7 +50,7 @@ def test_no_malformed_completion_breaks_a_rollout(config, tokenizer, index, chao
         transcript = transcript_of(output)
         turns += len(transcript.turns)
         assert len(output.response_ids) == len(output.response_mask) == len(output.response_logprobs)
-        json.dumps(output.extra_fields["transcript"]).encode()
+        pack(output.extra_fields["transcript"])
         for preset in presets:
             rewards = preset(transcript, {"target": ["Oslo"]})
             assert len(rewards.turns) == len(transcript.turns)

@@ -80,7 +80,7 @@ def score(manager, extra_fields) -> dict:
 
 
 def test_rewards_and_named_metrics():
-    result = score(manager(), {"transcript": TRANSCRIPT.to_dict()})
+    result = score(manager(), {"transcript": TRANSCRIPT})
     info = result["reward_extra_info"]
     assert result["reward_score"] == pytest.approx(0.7 + 1.7)
     assert json.loads(info["turn_rewards"]) == pytest.approx([0.7, 1.7])
@@ -94,7 +94,7 @@ def test_rewards_and_named_metrics():
 @pytest.mark.parametrize(("how", "paid"), [("outcome", [0.0, 1.7]), ("merged", [0.0, 2.4])])
 def test_where_it_is_paid(how, paid):
     meant = "trainer.turn.on_purpose=[reward.turn.pay]"
-    info = score(manager(f"reward.turn.pay={how}", meant), {"transcript": TRANSCRIPT.to_dict()})["reward_extra_info"]
+    info = score(manager(f"reward.turn.pay={how}", meant), {"transcript": TRANSCRIPT})["reward_extra_info"]
     assert json.loads(info["turn_rewards"]) == pytest.approx(paid)
     assert info["tool/hit"] == 1.0  # measured, though not paid
 
@@ -126,7 +126,7 @@ def own(tmp_path):
 
 
 def test_an_async_reward_function_of_ones_own(own):
-    result = score(manager(f"reward.turn.preset='{own}:later'"), {"transcript": TRANSCRIPT.to_dict()})
+    result = score(manager(f"reward.turn.preset='{own}:later'"), {"transcript": TRANSCRIPT})
     assert result["reward_score"] == pytest.approx(0.75)
     assert json.loads(result["reward_extra_info"]["turn_rewards"]) == [0.25, 0.5]
     assert result["reward_extra_info"]["outcome/mine"] == 1.0
@@ -134,25 +134,25 @@ def test_an_async_reward_function_of_ones_own(own):
 
 def test_a_reward_function_that_returns_something_else(own):
     with pytest.raises(TranscriptError, match=r"own.py:wrong returned float, expected .*TurnRewards"):
-        score(manager(f"reward.turn.preset='{own}:wrong'"), {"transcript": TRANSCRIPT.to_dict()})
+        score(manager(f"reward.turn.preset='{own}:wrong'"), {"transcript": TRANSCRIPT})
 
 
 def test_a_rollout_that_cannot_be_scored_is_dropped_and_counted(own, caplog):
-    result = score(manager(f"reward.turn.preset='{own}:unable'"), {"transcript": TRANSCRIPT.to_dict()})
+    result = score(manager(f"reward.turn.preset='{own}:unable'"), {"transcript": TRANSCRIPT})
     info = result["reward_extra_info"]
     assert result["reward_score"] == 0.0
     assert (info["outcome/dropped"], json.loads(info["turn_rewards"])) == (1.0, [0.0, 0.0])
     assert not any(name.startswith("turn/") for name in info), "it is in no average"
     assert "left out of the update: the judge is on holiday" in caplog.text
     assert info["dropped_reason"] == "the judge is on holiday"
-    kept = score(manager(), {"transcript": TRANSCRIPT.to_dict()})["reward_extra_info"]
+    kept = score(manager(), {"transcript": TRANSCRIPT})["reward_extra_info"]
     assert (kept["outcome/dropped"], kept["dropped_reason"]) == (0.0, "")
 
 
 def test_group_filtering_never_takes_a_dropped_rollout_for_an_equal_one(own):
     filtering = ["algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=outcome/em"]
     scoring = manager(f"reward.turn.preset='{own}:unable'", *filtering)
-    info = score(scoring, {"transcript": TRANSCRIPT.to_dict()})["reward_extra_info"]
+    info = score(scoring, {"transcript": TRANSCRIPT})["reward_extra_info"]
     # verl demands the metric of every rollout, and filters groups whose values have a deviation of 0
     assert np.std([info["outcome/em"], 0.0]) != 0.0
     assert "outcome/em" not in rollout_metrics([info]), "it is in no average"
@@ -162,7 +162,7 @@ def test_verls_compute_score_as_the_outcome(own):
     settings = ["reward.turn.outcome=compute_score", f"reward.custom_reward_function.path={own}"]
     scoring = manager(*settings)
     scoring.compute_score = get_custom_reward_fn(config(*settings))
-    info = score(scoring, {"transcript": TRANSCRIPT.to_dict()})["reward_extra_info"]
+    info = score(scoring, {"transcript": TRANSCRIPT})["reward_extra_info"]
     assert json.loads(info["turn_rewards"]) == pytest.approx([0.7, 0.75])
     assert (info["outcome/score"], info["outcome/acc"], info["tool/hit"]) == (0.75, 1.0, 1.0)
 
@@ -283,7 +283,7 @@ def test_the_judge_behind_verls_reward_model_router(router):
     settings = [*run, "reward.turn.preset=judge"]
     assert callable(get_custom_reward_fn(config(*settings))), "verl itself can load what stands in its place"
     scoring = manager(*settings, reward_router_address=address)
-    result = score(scoring, {"transcript": TRANSCRIPT.to_dict()})
+    result = score(scoring, {"transcript": TRANSCRIPT})
     # turn 1: score 1 - 0.1 for a search; outcome 1, on the last turn
     assert json.loads(result["reward_extra_info"]["turn_rewards"]) == pytest.approx([0.9, 1.0])
     assert {body["model"] for body in judge.bodies} == {"my/judge"}
@@ -300,7 +300,7 @@ def test_the_papers_judge_behind_verls_reward_model_router(router):
         *JUDGED,
     ]
     scoring = manager(*run, "reward.turn.preset=judge_paper", reward_router_address=address)
-    result = score(scoring, {"transcript": TRANSCRIPT.to_dict()})
+    result = score(scoring, {"transcript": TRANSCRIPT})
     assert json.loads(result["reward_extra_info"]["turn_rewards"]) == pytest.approx([0.3, 1.0]), (
         "the judge's own scores"
     )
@@ -314,7 +314,7 @@ def test_all_workers_of_a_run_show_the_judge_the_same_rules():
     asks = ["reward.turn.preset=judge", "+reward.turn.judge.model=m", f"+reward.turn.judge.base_url={judge.url}"]
     try:
         for run in (asks, asks, [*asks, "trainer.experiment_name=another"]):
-            score(manager(*run), {"transcript": TRANSCRIPT.to_dict()})
+            score(manager(*run), {"transcript": TRANSCRIPT})
     finally:
         judge.stop()
     rules = sorted(body["messages"][0]["content"] for body in judge.bodies)

@@ -119,7 +119,7 @@ def test_the_number_is_the_same_in_every_process_and_version():
 
 
 def test_the_reward_manager_gives_it_for_every_rollout_and_no_average_takes_it():
-    info = score(manager(), {"transcript": TRANSCRIPT.to_dict()})["reward_extra_info"]
+    info = score(manager(), {"transcript": TRANSCRIPT})["reward_extra_info"]
     assert float(info[TURN_PATTERN]) == turn_pattern(json.loads(info["turn_rewards"]))
     assert TURN_PATTERN not in rollout_metrics([info])
     columns = {name: [value, value] for name, value in info.items()}

@@ -62,7 +62,7 @@ def manager(*overrides: str, **more: Any):
 def score(scoring, transcript: Transcript, source: str, truth: Any) -> dict[str, Any]:
     row = {
         "reward_model": {"ground_truth": truth},
-        "tool_extra_fields": {"transcript": transcript.to_dict()},
+        "tool_extra_fields": {"transcript": transcript},
         "data_source": source,
         "extra_info": {"id": "7"},
     }

@@ -19,9 +19,9 @@ from tests.report.made import dump_row, rollout_of, write_rows
 from tests.rewards.test_judge import judge
 from verl_mtgrpo.data.answerable import AnswerCheck
 from verl_mtgrpo.data.questions import Question, read_questions
+from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.report.catalog import read_catalog
 from verl_mtgrpo.report.evaluation import Bootstrap, evaluate_dump
-from verl_mtgrpo.retrieval.types import Passage
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, paper_v1, paper_v2, pay, search_r1_em, search_r1_format
 from verl_mtgrpo.rewards.answers import accepted_answers, contains, exact_match, f1, is_exact, last_answer, mentions
 from verl_mtgrpo.rewards.formats import FORMATS, HERMES, MTGRPO_XML, SEARCH_R1

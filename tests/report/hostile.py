@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from tests.report.made import training_row
-from verl_mtgrpo.rewards.transcript import Document, ToolCall, Transcript, Turn
+from verl_mtgrpo.passages import Passage
+from verl_mtgrpo.rewards.transcript import ToolCall, Transcript, Turn
 
 # Each would set window.broken, open a dialog, ask the network for something, or make an element.
 HOSTILE = (
@@ -28,7 +29,7 @@ EVERYTHING = "\n".join(HOSTILE)
 
 
 def hostile_transcript(text: str = EVERYTHING) -> Transcript:
-    documents = (Document(id=text, title=text, text=text, score=1.0),)
+    documents = (Passage(id=text, title=text, text=text, score=1.0),)
     calls = (
         ToolCall(text, text, text, documents=documents, faults=(text,)),
         ToolCall(text, text, text, ok=False, error_kind=text, error=text, seen=False),

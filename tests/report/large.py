@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 
 from tests.report.made import training_row
-from verl_mtgrpo.rewards.transcript import Document, ToolCall, Transcript, Turn
+from verl_mtgrpo.passages import Passage
+from verl_mtgrpo.rewards.transcript import ToolCall, Transcript, Turn
 
 GROUPS, ROLLOUTS = 1250, 8
 
@@ -17,7 +18,7 @@ def large_dump(path: Path) -> Path:
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(20_000)]
     passages = [
-        Document(str(n), f"Passage {n}", " ".join(rng.choices(words, k=100)), rng.uniform(5, 20)) for n in range(20_000)
+        Passage(str(n), f"Passage {n}", " ".join(rng.choices(words, k=100)), rng.uniform(5, 20)) for n in range(20_000)
     ]
 
     def search(group: int, k: int) -> Turn:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from verl_mtgrpo.rewards.transcript import Document, ToolCall, Transcript, Turn
+from verl_mtgrpo.passages import Passage
+from verl_mtgrpo.rewards.transcript import ToolCall, Transcript, Turn
 
 
 def train_row(step: int, **values: float) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def transcript(answer: str, *, searches: Sequence[str] = ()) -> Transcript:
     turns = []
     position = 0
     for query in searches:
-        document = Document(id="7", title="Orrin", text=f"{answer} is a river.", score=3.2)
+        document = Passage(id="7", title="Orrin", text=f"{answer} is a river.", score=3.2)
         call = ToolCall("search", json.dumps({"query": query}), f"Doc 1 (Title: Orrin) {answer} is a river.",
                         documents=(document,))  # fmt: skip
         turns.append(Turn(f"<tool_call>{query}</tool_call>", (position, position + 3), (call,)))

@@ -21,7 +21,8 @@ from typing import Any, cast
 from verl_mtgrpo.data.files import describe, read_records
 from verl_mtgrpo.data.hub import dataset_records, is_dataset
 from verl_mtgrpo.errors import DataError
-from verl_mtgrpo.retrieval.types import Passage, content_id
+from verl_mtgrpo.passages import Passage
+from verl_mtgrpo.retrieval.types import content_id, split_contents
 
 _EXPECTED = (
     "expected {id, contents}, {id?, title?, text}, SQuAD's {data: [{title, paragraphs}]}, a file of "
@@ -89,13 +90,7 @@ def _from_contents(fields: dict[str, Any]) -> _Unnamed:
     contents = fields["contents"]
     if not isinstance(contents, str):
         raise TypeError(f"contents is a {type(contents).__name__}, not a string")
-    title, newline, text = contents.partition("\n")
-    if not newline:
-        return _own_id(fields), "", contents
-    title = title.strip()
-    if len(title) >= 2 and title[0] == title[-1] == '"':
-        title = title[1:-1]
-    return _own_id(fields), title, text
+    return _own_id(fields), *split_contents(contents)
 
 
 def _from_squad(articles: list[Any]) -> Iterator[_Unnamed]:

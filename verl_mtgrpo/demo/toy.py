@@ -19,9 +19,9 @@ from verl_mtgrpo.demo.policy import build_model, build_tokenizer, save_policy, s
 from verl_mtgrpo.demo.warmup_demos import RENAME_NONE, Demonstration, Habits
 from verl_mtgrpo.demo.warmup_settings import WarmupSettings
 from verl_mtgrpo.demo.world import World
+from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.retrieval.bm25 import BM25Index
 from verl_mtgrpo.retrieval.render import render_passages
-from verl_mtgrpo.retrieval.types import Passage
 
 QUESTION, QUERY = "Where is the tower?", "the tower"
 RIGHT, WRONG = "Oslo", "Rome"

@@ -18,8 +18,9 @@ from typing import Any
 
 from verl_mtgrpo.demo.policy import final_answer, finding, search_call
 from verl_mtgrpo.demo.world import Fact, Question, World, question_about
+from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.retrieval.render import render_passages
-from verl_mtgrpo.retrieval.types import Passage, Retriever
+from verl_mtgrpo.retrieval.types import Retriever
 
 Message = dict[str, Any]
 

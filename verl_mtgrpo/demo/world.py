@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.retrieval.types import Passage
+from verl_mtgrpo.passages import Passage
 
 PERSON, TOWN, GUILD, BOOK = "person", "town", "guild", "book"
 KINDS = (PERSON, TOWN, GUILD, BOOK)

@@ -21,7 +21,8 @@ from verl_mtgrpo.errors import DropRollout, MTGRPOError
 from verl_mtgrpo.integration.data_sources import is_scored_by_verl
 from verl_mtgrpo.integration.settings import TurnRewardSettings, did_you_mean, turn_reward_settings
 from verl_mtgrpo.integration.verl_score import model_text, read_score, score_arguments
-from verl_mtgrpo.rewards import JUDGES, PRESETS, Document, ToolCall, Transcript, Turn, load_preset
+from verl_mtgrpo.passages import Passage
+from verl_mtgrpo.rewards import JUDGES, PRESETS, ToolCall, Transcript, Turn, load_preset
 from verl_mtgrpo.rewards.answers import accepted_answers
 from verl_mtgrpo.rewards.formats import FORMATS, HERMES, TextFormat
 from verl_mtgrpo.rewards.measures import tool_trouble
@@ -247,7 +248,7 @@ def made_up(setup: Setup, truth: Any) -> Transcript:
     call, result = _call_text(rules, tool.name, arguments), f"Doc 1 (Title: made up) {answer}"
     thought = f"<{rules.thought}>I know it now.</{rules.thought}>" if rules.thought else ""
     said = f"{thought}<answer>{answer}</answer>"
-    documents = (Document("1", "made up", answer, 1.0),) if tool.searches else ()
+    documents = (Passage("1", "made up", answer, 1.0),) if tool.searches else ()
     key = str(setup.get("data.prompt_key") or "prompt")
     prompt = setup.rows[0].get(key) if setup.rows else None
     return Transcript(

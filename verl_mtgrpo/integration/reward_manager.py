@@ -84,12 +84,14 @@ class TurnRewardManager(RewardManagerBase):
         item = data[-1:][0]
         row = item.non_tensor_batch
         fields = row.get("tool_extra_fields")
-        if not isinstance(fields, dict) or TRANSCRIPT not in fields:
+        transcript = fields.get(TRANSCRIPT) if isinstance(fields, dict) else None
+        if not isinstance(transcript, Transcript):
             raise TranscriptError(
-                "this rollout carries no transcript; the reward manager mtgrpo scores rollouts of the agent loop "
+                f"extra_fields['{TRANSCRIPT}'] of a rollout is a {type(transcript).__name__}, expected a "
+                "verl_mtgrpo.rewards.Transcript; the reward manager mtgrpo scores rollouts of the agent loop "
                 "mtgrpo_tool_agent: set actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent"
             )
-        transcript, reason = Transcript.from_dict(fields[TRANSCRIPT]), ""
+        reason = ""
         try:
             refuse_unfinished(transcript)
             rewards = charge_repeats(transcript, await self._rewards(transcript, item), self.settings.repeat_penalty)

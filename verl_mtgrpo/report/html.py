@@ -21,13 +21,15 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
+from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.report.catalog import Catalog, Entry, Group
 from verl_mtgrpo.report.explain import Term
 from verl_mtgrpo.report.metrics import RunMetrics
 from verl_mtgrpo.report.overview import curves, histograms, turn_rows
 from verl_mtgrpo.report.rollouts import DumpedRollout
 from verl_mtgrpo.report.why import Why, explain_group, in_words
-from verl_mtgrpo.rewards.transcript import Document, ToolCall
+from verl_mtgrpo.rewards.transcript import ToolCall
+from verl_mtgrpo.text import encodable
 
 _PAGE = package_files("verl_mtgrpo.report").joinpath("page")
 _STYLES = ("page.css", "rollouts.css")
@@ -131,9 +133,8 @@ def _hash(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    plain = text.encode("utf-8", "replace").decode("utf-8")
     # Braces too: they mark the places of the template.
-    return html.escape(plain).replace("{", "&#123;").replace("}", "&#125;")
+    return html.escape(encodable(text)).replace("{", "&#123;").replace("}", "&#125;")
 
 
 def _index(catalog: Catalog, *, title: str, made_by: str, metrics: RunMetrics | None) -> dict[str, Any]:
@@ -276,7 +277,7 @@ def _call(call: ToolCall, documents: dict[_Passage, int]) -> dict[str, Any]:
     }
 
 
-def _passage(document: Document) -> _Passage:
+def _passage(document: Passage) -> _Passage:
     return str(document.id), str(document.title), str(document.text), _round(document.score)
 
 

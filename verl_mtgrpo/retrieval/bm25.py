@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 
 from verl_mtgrpo.bars import with_progress
 from verl_mtgrpo.errors import ConfigError, IndexFormatError, RetrievalError
+from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.retrieval.bm25_build import ANALYSERS, engine_version, make_analyser, stored_text, write_index
 from verl_mtgrpo.retrieval.bm25_query import WordSearch, rank_score
-from verl_mtgrpo.retrieval.content import clean_text
-from verl_mtgrpo.retrieval.folder import IndexFolder, check_request
+from verl_mtgrpo.retrieval.folder import IndexFolder
+from verl_mtgrpo.retrieval.query import check_queries
 from verl_mtgrpo.retrieval.store import BM25Manifest, Staging, read_manifest
-from verl_mtgrpo.retrieval.types import Passage
 
 if TYPE_CHECKING:
     import tantivy
@@ -106,8 +106,7 @@ class BM25Index(IndexFolder[BM25Manifest, "_Engine"]):
         A query without a word of the corpus gives an empty list. Equal scores keep the order in which
         the passages were added (among the first 256 of them).
         """
-        check_request(queries, k)
-        engine = self._engine()
+        queries, engine = check_queries(queries, k), self._engine()
         return [engine.search(query, k) for query in queries]
 
     def passages(self) -> Iterator[Passage]:
@@ -147,9 +146,8 @@ class _Engine:
             )
 
     def search(self, query: str, k: int) -> list[Passage]:
-        query = clean_text(query, "query")[:MAX_QUERY_CHARS]
         with _as_error(RetrievalError, f"search in {self._path} failed"):
-            return self._search(query, k)
+            return self._search(query[:MAX_QUERY_CHARS], k)
 
     def has_words(self, text: str) -> bool:
         return bool(self._analyser.analyze(text))

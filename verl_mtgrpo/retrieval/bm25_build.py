@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.retrieval.content import Content
 from verl_mtgrpo.retrieval.store import writing
-from verl_mtgrpo.retrieval.types import Passage
 
 if TYPE_CHECKING:
     import tantivy

@@ -31,8 +31,8 @@ from verl_mtgrpo.errors import (
     RetrievalTimeout,
     RetrievalUnreachable,
 )
+from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.retrieval import addresses, background, wire
-from verl_mtgrpo.retrieval.types import Passage
 from verl_mtgrpo.retry_after import parse_retry_after
 
 if TYPE_CHECKING:

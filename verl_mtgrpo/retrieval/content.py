@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from verl_mtgrpo.errors import DataError, RetrievalError
-from verl_mtgrpo.retrieval.types import Passage
+from verl_mtgrpo.passages import Passage
+from verl_mtgrpo.text import encodable
 
 _T = TypeVar("_T")
 
@@ -86,7 +87,7 @@ class Content:
 
 
 def clean_text(text: str, what: str) -> str:
-    """Text that UTF-8 can carry: half surrogate pairs, which JSON can smuggle in, become ``?``."""
+    """Return the text as UTF-8 can carry it; ``RetrievalError`` naming ``what`` it is if it is no string."""
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise RetrievalError(f"{what} is a {type(text).__name__} ({str(text)[:40]!r}), expected a string")
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return encodable(text)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_mtgrpo.errors import ConfigError, IndexFormatError, MTGRPOError, RetrievalError
-from verl_mtgrpo.retrieval.content import clean_text
+from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.retrieval.dense_build import KINDS, PASSAGES, VECTORS, import_faiss, write_dense
 from verl_mtgrpo.retrieval.encoders import SentenceEncoder, check_vectors
-from verl_mtgrpo.retrieval.folder import IndexFolder, check_request
+from verl_mtgrpo.retrieval.folder import IndexFolder
 from verl_mtgrpo.retrieval.passage_file import PassageFile
+from verl_mtgrpo.retrieval.query import check_queries
 from verl_mtgrpo.retrieval.store import REBUILD, DenseManifest, Staging, read_manifest
-from verl_mtgrpo.retrieval.types import Passage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,8 +135,7 @@ class DenseIndex(IndexFolder[DenseManifest, "_Engine"]):
         A blank query gives an empty list; any other one has ``k`` nearest passages, however far. Equal
         scores keep the order in which the passages were added.
         """
-        check_request(queries, k)
-        texts = [clean_text(query, "query") for query in queries]
+        texts = check_queries(queries, k)
         asked = [number for number, text in enumerate(texts) if text.strip()]
         found: list[list[Passage]] = [[] for _ in texts]
         if asked:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from verl_mtgrpo.bars import with_progress
 from verl_mtgrpo.errors import ConfigError, DataError
+from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.retrieval.content import Content
 from verl_mtgrpo.retrieval.encoders import SentenceEncoder, check_vectors
 from verl_mtgrpo.retrieval.passage_file import PassageFile, PassageWriter
 from verl_mtgrpo.retrieval.store import writing
-from verl_mtgrpo.retrieval.types import Passage
 
 if TYPE_CHECKING:
     import numpy as np

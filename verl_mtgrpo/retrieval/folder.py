@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from verl_mtgrpo.errors import ConfigError, IndexFormatError, RetrievalError
+from verl_mtgrpo.errors import IndexFormatError
+from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.retrieval.store import REBUILD, M, read_manifest
-from verl_mtgrpo.retrieval.types import Passage
 from verl_mtgrpo.threads import SEARCH, apart
 
 E = TypeVar("E")
@@ -95,11 +95,3 @@ class IndexFolder(ABC, Generic[M, E]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self._path)!r}, {len(self)} passages)"
-
-
-def check_request(queries: Sequence[str], k: int) -> None:
-    """Refuse what no index can answer: one string instead of a list, or ``k`` below 1."""
-    if isinstance(queries, str):
-        raise RetrievalError(f"queries is one string ({queries[:40]!r}), expected a list of strings")
-    if k < 1:
-        raise ConfigError(f"k is {k}, expected at least 1")

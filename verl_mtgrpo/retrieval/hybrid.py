@@ -12,8 +12,9 @@ import asyncio
 from collections.abc import Sequence
 
 from verl_mtgrpo.errors import ConfigError, RetrievalError
-from verl_mtgrpo.retrieval.folder import check_request
-from verl_mtgrpo.retrieval.types import Passage, Retriever
+from verl_mtgrpo.passages import Passage
+from verl_mtgrpo.retrieval.query import check_queries
+from verl_mtgrpo.retrieval.types import Retriever
 
 CONSTANT = 60
 """The paper's k: the larger, the less the first ranks count."""
@@ -49,12 +50,12 @@ class HybridRetriever:
 
         Equal scores go by the better single rank, then by the order of the parts.
         """
-        check_request(queries, k)
+        check_queries(queries, k)
         return self._fuse([part.search(queries, max(k, self.depth)) for part in self.parts], len(queries), k)
 
     async def asearch(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         """As :meth:`search`, all parts at the same time, without blocking the event loop."""
-        check_request(queries, k)
+        check_queries(queries, k)
         found = await asyncio.gather(*(part.asearch(queries, max(k, self.depth)) for part in self.parts))
         return self._fuse(found, len(queries), k)
 

@@ -1,9 +1,13 @@
-"""What a model wrote as its query -> what is searched for."""
+"""Queries: what a model wrote -> what is searched for."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
+
+from verl_mtgrpo.errors import ConfigError, RetrievalError
+from verl_mtgrpo.retrieval.content import clean_text
 
 MAX_CHARS = 2_000
 """A longer query is cut: what is beyond says nothing about what to look for."""
@@ -19,6 +23,20 @@ def clean_query(text: str) -> str:
     """
     visible = _INVISIBLE.sub(" ", text[: 4 * MAX_CHARS])
     return " ".join(unicodedata.normalize("NFC", visible).split())[:MAX_CHARS].rstrip()
+
+
+def check_queries(queries: Sequence[str], k: int) -> list[str]:
+    """Return the queries as UTF-8 can carry them.
+
+    Raises:
+        RetrievalError: ``queries`` is one string, or holds something other than strings.
+        ConfigError: ``k`` is less than 1.
+    """
+    if isinstance(queries, str):
+        raise RetrievalError(f"queries is one string ({queries[:40]!r}), expected a list of strings")
+    if k < 1:
+        raise ConfigError(f"k is {k}, expected at least 1")
+    return [clean_text(query, "query") for query in queries]
 
 
 def same_search(text: str) -> str:

@@ -6,7 +6,7 @@ import string
 from collections.abc import Sequence
 
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.retrieval.types import Passage
+from verl_mtgrpo.passages import Passage
 
 DEFAULT_TEMPLATE = "Doc {rank} (Title: {title}) {text}"
 NOTHING_FOUND = "No passage was found for this query. Try other words."

@@ -4,25 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-
-@dataclass(frozen=True)
-class Passage:
-    """One passage of a corpus, or one hit of a search.
-
-    Attributes:
-        id: Name of the passage, unique in its corpus.
-        title: Title of the article it comes from; may be empty.
-        text: The passage itself, without the title.
-        score: How well it matches the query that found it, higher is better; 0.0 outside a search.
-    """
-
-    id: str
-    title: str
-    text: str
-    score: float = 0.0
+from verl_mtgrpo.passages import Passage
 
 
 @runtime_checkable
@@ -54,3 +38,17 @@ def content_id(*texts: str) -> str:
         raw = text.encode("utf-8", "replace")
         digest.update(len(raw).to_bytes(8, "little") + raw)
     return digest.hexdigest()
+
+
+def split_contents(contents: str) -> tuple[str, str]:
+    """Return title and text of Search-R1's ``contents``: its first line, maybe in quotes, and the rest.
+
+    A single line is all text.
+    """
+    first, newline, rest = contents.partition("\n")
+    if not newline:
+        return "", contents
+    first = first.strip()
+    if len(first) >= 2 and first[0] == first[-1] == '"':
+        first = first[1:-1]
+    return first, rest

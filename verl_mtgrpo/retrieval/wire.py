@@ -24,8 +24,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from verl_mtgrpo.errors import ConfigError, RetrievalBadAnswer, RetrievalError, RetrievalRejected
-from verl_mtgrpo.retrieval.types import Passage, content_id
+from verl_mtgrpo.errors import RetrievalBadAnswer, RetrievalRejected
+from verl_mtgrpo.passages import Passage
+from verl_mtgrpo.retrieval.query import check_queries
+from verl_mtgrpo.retrieval.types import content_id, split_contents
+from verl_mtgrpo.text import encodable
 
 PATH = "/retrieve"
 
@@ -58,18 +61,9 @@ def encode_request(queries: Sequence[str], k: int) -> bytes:
     Scores are always asked for: without them the reference server answers only the first query.
 
     Raises:
-        RetrievalError: ``queries`` is one string, or holds something else than strings.
-        ConfigError: ``k`` is less than 1.
+        RetrievalError, ConfigError: as :func:`~.query.check_queries`.
     """
-    if isinstance(queries, str):
-        raise RetrievalError(f"queries is one string ({queries[:40]!r}), expected a list of strings")
-    for query in queries:
-        if not isinstance(query, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise RetrievalError(f"query is a {type(query).__name__} ({str(query)[:40]!r}), expected a string")
-    if k < 1:
-        raise ConfigError(f"k is {k}, expected at least 1")
-    request = {"queries": [_clean(query) for query in queries], "topk": k, "return_scores": True}
-    return json.dumps(request).encode()
+    return json.dumps({"queries": check_queries(queries, k), "topk": k, "return_scores": True}).encode()
 
 
 def decode_answer(body: bytes, *, queries: int, k: int) -> list[list[Passage]]:
@@ -121,17 +115,12 @@ def _title_and_text(document: dict[str, Any], where: str) -> tuple[str, str]:
     if title is not None and not isinstance(title, str):
         raise _bad(f"{where}: title is {_kind(title)}, not a string")
     if isinstance(document.get("text"), str):
-        return _clean(title or ""), _clean(document["text"])
+        return encodable(title or ""), encodable(document["text"])
     contents = document.get("contents")
     if not isinstance(contents, str):
         raise _bad(f"{where}: a document with neither contents nor text, but {sorted(document)[:6]}")
-    first, newline, rest = contents.partition("\n")
-    if not newline:
-        return _clean(title or ""), _clean(contents)
-    first = first.strip()
-    if len(first) >= 2 and first[0] == first[-1] == '"':
-        first = first[1:-1]
-    return _clean(first), _clean(rest)
+    first, text = split_contents(contents)
+    return encodable(first if "\n" in contents else title or ""), encodable(text)
 
 
 def _decode_id(value: Any, where: str) -> str | None:
@@ -139,7 +128,7 @@ def _decode_id(value: Any, where: str) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise _bad(f"{where}: id is {_kind(value)}, not a string or a whole number")
-    return _clean(str(value))
+    return encodable(str(value))
 
 
 def _decode_score(value: Any, where: str) -> float:
@@ -185,7 +174,7 @@ def decode_request(body: bytes) -> Request:
     scores = fields.get("return_scores", False)
     if not isinstance(scores, bool):
         raise RetrievalRejected(f"return_scores is {str(scores)[:40]!r}, expected true or false")
-    return Request([_clean(query) for query in cast("list[str]", queries)], topk, scores)
+    return Request([encodable(query) for query in cast("list[str]", queries)], topk, scores)
 
 
 def encode_answer(results: Sequence[Sequence[Passage]], *, return_scores: bool) -> bytes:
@@ -219,11 +208,6 @@ def _load(body: bytes) -> Any:
         return json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError):  # RecursionError: a thousand opening brackets
         return None
-
-
-def _clean(text: str) -> str:
-    """Text that UTF-8 can carry: half surrogate pairs, which JSON can smuggle in, become ``?``."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _kind(value: Any) -> str:

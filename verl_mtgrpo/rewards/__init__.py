@@ -1,5 +1,6 @@
 """Turn-level rewards: pure functions from a rollout's transcript to one reward per turn and an outcome."""
 
+from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.rewards.paper_v1 import paper_v1
 from verl_mtgrpo.rewards.paper_v2 import paper_v2
 from verl_mtgrpo.rewards.presets import JUDGES, NEED_RULES, PRESETS, load_preset, pay
@@ -11,7 +12,6 @@ from verl_mtgrpo.rewards.transcript import (
     OUTAGE,
     TRANSCRIPT,
     TURN_REWARDS,
-    Document,
     ToolCall,
     Transcript,
     Turn,
@@ -28,7 +28,7 @@ __all__ = [
     "PRESETS",
     "TRANSCRIPT",
     "TURN_REWARDS",
-    "Document",
+    "Passage",
     "ToolCall",
     "Transcript",
     "Turn",

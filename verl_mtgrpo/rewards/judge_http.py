@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from verl_mtgrpo.errors import ConfigError, JudgeError
 from verl_mtgrpo.retry_after import parse_retry_after
+from verl_mtgrpo.text import encodable
 
 if TYPE_CHECKING:
     from openai import APIStatusError
@@ -205,4 +206,4 @@ def _read_completion(reply: Any) -> tuple[str | None, int]:
     if content is not None and not isinstance(content, str):
         return None, 0
     # Half surrogate pairs cannot be sent back when the judge is asked again.
-    return (content or "").encode("utf-8", "replace").decode("utf-8"), tokens
+    return encodable(content or ""), tokens

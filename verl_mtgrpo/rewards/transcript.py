@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from verl_mtgrpo.errors import TranscriptError
+from verl_mtgrpo.passages import Passage
 
 TRANSCRIPT = "transcript"
 """Where a rollout carries its transcript: in verl's ``extra_fields`` as a dict, in dumps as JSON."""
@@ -27,16 +28,6 @@ DROPPED_REASON = "dropped_reason"
 """Where ``reward_extra_info`` says why a rollout was dropped; empty if it was not."""
 TURN_REWARDS = "turn_rewards"
 """Where a rollout carries what each turn was paid: in ``reward_extra_info`` and dumps, a JSON list of K numbers."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """A passage that a tool call returned."""
-
-    id: str
-    title: str
-    text: str
-    score: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,7 @@ class ToolCall:
     ok: bool = True
     error_kind: str | None = None
     error: str = ""
-    documents: tuple[Document, ...] = ()
+    documents: tuple[Passage, ...] = ()
     latency_s: float = 0.0
     seen: bool = True
     repeat: bool = False
@@ -177,6 +168,6 @@ def _turn_from_dict(data: Mapping[str, Any]) -> Turn:
 
 def _call_from_dict(data: Mapping[str, Any]) -> ToolCall:
     fields = dict(data)
-    fields["documents"] = tuple(Document(**document) for document in fields.get("documents", ()))
+    fields["documents"] = tuple(Passage(**document) for document in fields.get("documents", ()))
     fields["faults"] = tuple(fields.get("faults", ()))
     return ToolCall(**fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import random
 
 import pytest
@@ -24,7 +25,9 @@ from verl.workers.rollout.replica import TokenOutput
 from verl_mtgrpo.data.rows import make_row
 from verl_mtgrpo.demo.policy import build_tokenizer, search_call
 from verl_mtgrpo.errors import TranscriptError
-from verl_mtgrpo.integration.rollout.agent_loop import TurnAgentLoopOutput, TurnToolAgentLoop
+from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
+from verl_mtgrpo.integration.rollout.output import TurnAgentLoopOutput
+from verl_mtgrpo.integration.rollout.transcripts import pack, unpack
 from verl_mtgrpo.integration.rollout.turn_spans import place_rewards, turn_spans
 from verl_mtgrpo.rewards import Transcript
 
@@ -132,13 +135,13 @@ def test_tokens_masks_and_log_probs_are_verls(config, tokenizer, tools, limits):
         ours = run(TurnToolAgentLoop, config, tokenizer, tools, seed=seed, **limits)
         if not theirs.response_mask:  # verl takes the whole prompt for the response then
             assert (ours.prompt_ids, ours.response_mask, ours.response_logprobs) == (theirs.prompt_ids, [0], [0.0])
-            kinds.add((0, ours.extra_fields["transcript"]["end_reason"]))
+            kinds.add((0, ours.extra_fields["transcript"].end_reason))
             continue
         for name in ("prompt_ids", "response_ids", "response_mask", "response_logprobs", "num_turns"):
             assert getattr(ours, name) == getattr(theirs, name), f"{name}, seed {seed}"
         extra = {key: value for key, value in ours.extra_fields.items() if key != "transcript"}
         assert extra == theirs.extra_fields
-        transcript = Transcript.from_dict(ours.extra_fields["transcript"])
+        transcript = ours.extra_fields["transcript"]
         assert [turn.span for turn in transcript.turns] == turn_spans(ours.response_mask)
         kinds.add((len(transcript.turns), transcript.end_reason))
     assert len(kinds) >= 3, f"the seeds explore too little: {kinds}"
@@ -185,7 +188,11 @@ def test_a_row_tells_its_tools_the_truth_and_says_which_may_be_called(config, to
 
 
 def transcript_of(output):
-    return Transcript.from_dict(json.loads(json.dumps(output.extra_fields["transcript"])))
+    """The transcript, which goes to the reward worker and into dumps without loss."""
+    transcript = output.extra_fields["transcript"]
+    assert pickle.loads(pickle.dumps(transcript)) == transcript
+    assert Transcript.from_dict(json.loads(unpack(pack(transcript)))) == transcript
+    return transcript
 
 
 def test_a_two_turn_rollout(config, tokenizer, tools):

@@ -20,7 +20,7 @@ from tests.retrieval.test_load import heartbeat
 from verl_mtgrpo.demo.policy import build_tokenizer, search_call
 from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
 from verl_mtgrpo.integration.rollout.search_tool import SearchTool
-from verl_mtgrpo.rewards import TRANSCRIPT, Transcript
+from verl_mtgrpo.rewards import TRANSCRIPT
 
 ROLLOUTS = 256
 
@@ -79,7 +79,7 @@ def test_256_concurrent_rollouts_get_their_own_passages_and_the_event_loop_goes_
 
     outputs, stalls = asyncio.run(go())
     for number, output in enumerate(outputs):
-        transcript = Transcript.from_dict(output.extra_fields[TRANSCRIPT])
+        transcript = output.extra_fields[TRANSCRIPT]
         calls = [call for turn in transcript.turns for call in turn.tool_calls]
         assert [call.error_kind for call in calls] == [None, None]
         for call in calls:

@@ -8,13 +8,13 @@ import logging
 import pickle
 import shutil
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("verl")
 
+from verl.experimental.agent_loop.tool_agent_loop import AgentData, ToolAgentLoop
 from verl.tools.function_tool import FUNCTION_TOOL_REGISTRY, function_tool
 from verl.tools.schemas import ToolResponse
 
@@ -195,15 +195,38 @@ def test_the_kinds_of_failed_tries_are_told(index):
     assert (info["error_kind"], info["faults"], info["outage"]) == ("busy", ("timeout", "busy"), "overloaded")
 
 
+def agent_data() -> AgentData:
+    """verl's object for a rollout, as its own loops give it to tools."""
+    return AgentData([], [], [], None, None, {}, "request", {})
+
+
 def test_a_rollouts_searches_are_remembered_and_limited(index):
     tool = search_tool(index, max_searches=3)
-    one, other = SimpleNamespace(), SimpleNamespace()
+    one, other = agent_data(), agent_data()
     repeats = [search(tool, query, one)[1]["repeat"] for query in ("Tower 3", "tower  3?", "Tower 4")]
     assert repeats == [False, True, False]
     text, info = search(tool, "Tower 5", one)
     assert (info["ok"], info["error_kind"]) == (False, "search_limit")
     assert text == "Error: this was search 4 of 3 allowed; answer with what you have."
     assert search(tool, "Tower 3", other)[1]["repeat"] is False, "another rollout"
+
+
+def test_each_rollout_of_our_loop_has_a_record_of_its_own(config, tokenizer, index):  # noqa: F811
+    tool, script = search_tool(index, max_searches=2), [GOOD, GOOD, GOOD, final_answer("Oslo")]
+    for _ in range(2):
+        output = run(TurnToolAgentLoop, config, tokenizer, [tool], script=script, response_length=2000)
+        calls = [call for turn in transcript_of(output).turns for call in turn.tool_calls]
+        assert [call.repeat for call in calls] == [False, True, False]
+        assert [call.error_kind for call in calls] == [None, None, "search_limit"]
+
+
+def test_verls_own_loop_limits_searches_too(config, tokenizer, index):  # noqa: F811
+    tool, script = search_tool(index, max_searches=1), [GOOD, GOOD, final_answer("Oslo")]
+    for _ in range(2):
+        output = run(ToolAgentLoop, config, tokenizer, [tool], script=script, response_length=2000)
+        read = tokenizer.decode(output.response_ids)
+        assert read.count("Doc 1") == 1
+        assert set(output.extra_fields) <= {"global_steps", "turn_scores", "tool_rewards"}, "nothing of ours travels"
 
 
 def test_repeats_cost_what_the_setting_says():

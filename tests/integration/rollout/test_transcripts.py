@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.integration.trainer.test_trainer import config
-from verl_mtgrpo.integration.rollout.agent_loop import TurnAgentLoopOutput
-from verl_mtgrpo.integration.rollout.transcripts import COLUMN, destination, pack, text_of_messages, to_json, unpack
-from verl_mtgrpo.rewards import Document, ToolCall, Transcript, Turn
+from verl_mtgrpo.integration.rollout.output import TurnAgentLoopOutput
+from verl_mtgrpo.integration.rollout.transcripts import COLUMN, destination, pack, text_of_messages, unpack
+from verl_mtgrpo.passages import Passage
+from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
 
 DUMP = "trainer.rollout_data_dir=/tmp/none"
 PASSAGE = "The tower of Oslo stands by the harbour. " * 12
@@ -31,7 +32,7 @@ def transcript(turns: int = 4, passages: int = 3, words: random.Random | None = 
 
     searching = []
     for k in range(turns - 1):
-        documents = tuple(Document(f"p{n}", f"Tower {n}", f"{n}: {passage()}", 1.5) for n in range(passages))
+        documents = tuple(Passage(f"p{n}", f"Tower {n}", f"{n}: {passage()}", 1.5) for n in range(passages))
         result = "\n".join(f"Doc {n} (Title: {one.title}) {one.text}" for n, one in enumerate(documents, 1))
         call = ToolCall("search", '{"query": "tower"}', result=result, documents=documents)
         searching.append(Turn(f"<think>{passage()}</think><search>tower</search>", (9 * k, 9 * k + 4), (call,)))
@@ -55,7 +56,7 @@ def test_where_they_go(case, overrides, expected):
 
 
 def output(where: str) -> dict:
-    fields = {"transcript": transcript(2).to_dict(), "reward_extra_info": {"turn_rewards": "[0.5, 1.0]", "uid": "u"}}
+    fields = {"transcript": transcript(2), "reward_extra_info": {"turn_rewards": "[0.5, 1.0]", "uid": "u"}}
     made = TurnAgentLoopOutput(
         prompt_ids=[1, 2],
         response_ids=[3, 4, 5, 6],
@@ -76,7 +77,7 @@ def output(where: str) -> dict:
 def test_what_the_queue_gets():
     wanted = json.loads(json.dumps(transcript(2).to_dict()))
     column = output("column")
-    assert json.loads(json.dumps(unpack(column[COLUMN]))) == wanted
+    assert json.loads(unpack(column[COLUMN])) == wanted
     assert "transcript" not in column["extra_fields"]["reward_extra_info"]
     info = output("info")
     assert COLUMN not in info and json.loads(info["extra_fields"]["reward_extra_info"]["transcript"]) == wanted
@@ -92,18 +93,18 @@ def test_what_the_queue_gets():
 )
 @settings(max_examples=200, deadline=None)
 def test_packing_loses_nothing(texts, result, said):
-    documents = tuple(Document(str(n), "t", text) for n, text in enumerate(texts))
+    documents = tuple(Passage(str(n), "t", text) for n, text in enumerate(texts))
     call = ToolCall("search", "{}", result=result + "".join(texts), documents=documents)
-    whole = Transcript((Turn(said, (0, 2), (call,)),), "answered").to_dict()
-    assert json.loads(json.dumps(unpack(pack(whole)))) == json.loads(json.dumps(whole))
-    to_json(whole).encode()
+    whole = Transcript((Turn(said, (0, 2), (call,)),), "answered")
+    assert json.loads(unpack(pack(whole))) == json.loads(json.dumps(whole.to_dict()))
+    assert Transcript.from_dict(json.loads(unpack(pack(whole)))) == whole
 
 
 @pytest.mark.parametrize("turns", [4, 16])
 def test_a_rollout_takes_no_more_than_its_text(turns):
     whole = transcript(turns, words=random.Random(0))
     text = sum(len(turn.text) + sum(len(call.result) for call in turn.tool_calls) for turn in whole.turns)
-    packed, plain = len(pack(whole.to_dict())), len(json.dumps(whole.to_dict()).encode())
+    packed, plain = len(pack(whole)), len(json.dumps(whole.to_dict()).encode())
     print(f"\n{turns} turns: {text} bytes of text, {packed} packed, {plain} as it was (and that twice)")
     assert packed < text
 

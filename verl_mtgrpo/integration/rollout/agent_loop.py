@@ -1,14 +1,38 @@
 """verl's tool agent loop, plus a record of turns and turn rewards on the tokens that earned them.
 
-``mtgrpo_tool_agent`` generates exactly what verl's ``tool_agent`` generates (tokens, masks, log-probs):
-every override calls verl's own method and only looks at what it did. (In the formats of
-:mod:`.tool_parsers`, which verl does not have, turns are cut at their closing tag.) The one
-exception is text from outside, which verl's loop lets become control tokens (:mod:`.outside_text`). What it adds:
+``mtgrpo_tool_agent`` generates exactly what verl's ``tool_agent`` generates (tokens, masks, log-probs): every override
+calls verl's own method and only looks at what it did. (In the formats of :mod:`.tool_parsers`, which verl does not
+have, turns are cut at their closing tag.) The one exception is text from outside, which verl's loop lets become control
+tokens (:mod:`.outside_text`).
 
-- ``extra_fields["transcript"]``: the rollout's :class:`~verl_mtgrpo.rewards.Transcript` as a dict, which
-  verl hands to the reward manager;
-- the output's ``as_dict`` writes the reward of each turn on that turn's last generated token of
-  ``rm_scores``, the only reward channel that every verl trainer keeps.
+verl's loop for one rollout, and in brackets where this class steps in::
+
+    run ............................ [run: begin the record]
+     |
+    PENDING                          render the prompt    [ct_build_initial_tokens: no tool schemas in our formats]
+     |
+    GENERATING <-----------------.   write one turn       [CuttingServer: end it at its closing tag]
+     |                           |                        [_handle_generating_state: record its calls]
+     |-- a limit, or no call -----------> TERMINATED      [why it ended]
+     |                           |
+     |   message of the calls    |                        [_build_assistant_message: arguments that verl can read]
+     |                           |
+    PROCESSING_TOOLS             |   all calls at once    [_call_tool: record the outcome, defuse the text]
+     |                           |                        [_handle_processing_tools_state: put calls in order]
+     |   results to tokens       |                        [ct_merge_context_msg: end a turn that was cut]
+     |                           |
+     |-- response is full, or an outage --> TERMINATED    [why it ended]
+     `---------------------------'
+
+    TERMINATED: AgentLoopOutput      [run: attach the transcript]
+     |
+    verl's worker asks the reward manager, which reads the transcript
+     |
+    as_dict                          [TurnAgentLoopOutput: each turn's reward on its last generated token]
+
+What happens between these points is kept in one :class:`~.record.RolloutRecord`. The output's
+``extra_fields["transcript"]`` is the rollout's :class:`~verl_mtgrpo.rewards.Transcript`. Rewards go into ``rm_scores``,
+the only reward channel that every verl trainer keeps.
 
 Tokens are only ever appended, as verl's own loop does: no earlier message is rendered again. So what a model thought in
 earlier turns stays in its context, and is trained on, even where the chat template of a chat server would leave it out
@@ -20,95 +44,30 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-from pydantic import PrivateAttr
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.tool_agent_loop import AgentData, AgentState, ToolAgentLoop
 from verl.experimental.agent_loop.tool_parser import FunctionCall
 from verl.utils.tokenizer.continuous_token import MergeResult
 
 from verl_mtgrpo.errors import ConfigError, NoTokensError, RetrievalError, TranscriptError
-from verl_mtgrpo.integration.rollout.calls import (
-    call_marks,
-    documents_of,
-    faults_of,
-    forget_reward,
-    latency_of,
-    make_readable,
-    not_carried_out,
-    tool_reward,
-    with_reward_seen,
-    written_calls,
-)
+from verl_mtgrpo.integration.rollout.calls import call_marks, make_readable, not_carried_out, written_calls
 from verl_mtgrpo.integration.rollout.cutting import CuttingServer, cut_text
 from verl_mtgrpo.integration.rollout.loop_setup import loop_setup
-from verl_mtgrpo.integration.rollout.outside_text import readable
-from verl_mtgrpo.integration.rollout.transcripts import COLUMN, Destination, pack, text_of_messages, to_json
-from verl_mtgrpo.integration.rollout.turn_spans import place_rewards, turn_spans
-from verl_mtgrpo.rewards import (
-    DROPPED,
-    NO_TOKENS,
-    OUTAGE,
-    TRANSCRIPT,
-    TURN_REWARDS,
-    ToolCall,
-    Transcript,
-    Turn,
-)
+from verl_mtgrpo.integration.rollout.output import TurnAgentLoopOutput
+from verl_mtgrpo.integration.rollout.record import new_record, record_of
+from verl_mtgrpo.integration.rollout.tool_outcome import ToolOutcome, checked_reward, watch, watched
+from verl_mtgrpo.integration.rollout.transcripts import text_of_messages
+from verl_mtgrpo.integration.rollout.turn_spans import turn_spans
+from verl_mtgrpo.rewards import NO_TOKENS, OUTAGE, TRANSCRIPT, ToolCall, Transcript, Turn
 from verl_mtgrpo.rewards.formats import CUT_FORMATS
-from verl_mtgrpo.rewards.measures import SERVICE_ERRORS
+from verl_mtgrpo.rewards.measures import BAD_ARGUMENTS
 from verl_mtgrpo.rewards.transcript import MALFORMED_CALL
+from verl_mtgrpo.text import encodable
 from verl_mtgrpo.threads import DECODE, apart
-
-_RECORD = "_mtgrpo_record"
-
-
-@dataclass
-class _Record:
-    """What happened so far: the tool calls of each generation, and why it ended."""
-
-    calls: list[list[ToolCall]] = field(default_factory=list)
-    written: list[FunctionCall | ToolCall] = field(default_factory=list)  # in the last turn, as it stands there
-    end_reason: str = "answered"
-
-
-class TurnAgentLoopOutput(AgentLoopOutput):
-    """Agent loop output whose rewards lie on the last generated token of each turn."""
-
-    _destination: Destination = PrivateAttr("info")
-
-    def as_dict(self) -> dict[str, Any]:
-        """As verl's, with ``rm_scores`` written per turn when the reward manager gave turn rewards.
-
-        The transcript has been read by then: it goes where :mod:`.transcripts` says.
-
-        Raises:
-            TranscriptError: there is not exactly one reward per turn of ``response_mask``.
-        """
-        info = self.extra_fields.get("reward_extra_info") or {}
-        rewards = info.get(TURN_REWARDS)
-        if rewards is None or self.reward_score is None:
-            return super().as_dict()
-        score, fields = self.reward_score, self.extra_fields
-        # verl copies extra_fields deeply, which costs more for a transcript than all the rest.
-        self.reward_score, self.extra_fields = None, {k: v for k, v in fields.items() if k != TRANSCRIPT}
-        try:
-            output = super().as_dict()
-        finally:
-            self.reward_score, self.extra_fields = score, fields
-        output.pop("reward_score", None)
-        output["rm_scores"] = place_rewards(json.loads(rewards), self.response_mask)
-        if info.get(DROPPED):  # no generated token is left: it enters no statistic and no loss
-            output["response_mask"] = torch.zeros_like(output["response_mask"])
-        if TRANSCRIPT in fields and self._destination == "column":
-            output[COLUMN] = pack(fields[TRANSCRIPT])
-        elif TRANSCRIPT in fields and self._destination == "info":
-            output["extra_fields"]["reward_extra_info"][TRANSCRIPT] = to_json(fields[TRANSCRIPT])
-        return output
 
 
 @register("mtgrpo_tool_agent")
@@ -117,7 +76,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.tools = {name: with_reward_seen(tool) for name, tool in self.tools.items()}
+        self.tools = {name: watched(tool) for name, tool in self.tools.items()}
         setup = loop_setup(self.config, self.data_config, self.tokenizer)
         self.cut_format, self.ends, self.outside = setup.cut_format, setup.ends, setup.outside
         self.transcripts_go = setup.transcripts_go
@@ -157,8 +116,8 @@ class TurnToolAgentLoop(ToolAgentLoop):
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
         """Run one rollout as verl's loop does, then attach its transcript."""
+        record = new_record()
         output = await super().run(sampling_params, priority, **kwargs)
-        record = output.extra_fields.pop(_RECORD, None) or _Record()
         if not output.response_mask:
             self._stand_in(output, sampling_params)
         spans = turn_spans(output.response_mask)
@@ -180,7 +139,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
             format=self.tool_parser_name,
             max_parallel_calls=self.max_parallel_calls,
         )
-        output.extra_fields[TRANSCRIPT] = transcript.to_dict()
+        output.extra_fields[TRANSCRIPT] = transcript
         fields = {name: getattr(output, name) for name in output.model_fields_set}
         made = TurnAgentLoopOutput(**fields)
         made._destination = self.transcripts_go
@@ -190,7 +149,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         self, agent_data: AgentData, sampling_params: dict[str, Any], ignore_termination: bool = False
     ) -> AgentState:
         state = await super()._handle_generating_state(agent_data, sampling_params, ignore_termination)
-        record = self._record(agent_data)
+        record = record_of(agent_data)
         record.calls.append([])
         if not agent_data.response_ids:
             record.end_reason = NO_TOKENS  # the reward manager takes the rollout out of the update
@@ -214,11 +173,10 @@ class TurnToolAgentLoop(ToolAgentLoop):
         return await written_calls(self.tool_parser, text, agent_data.tool_calls, tools)
 
     async def _handle_processing_tools_state(self, agent_data: AgentData) -> AgentState:
-        made: dict[int, ToolCall] = {}
-        agent_data._mtgrpo_made = made  # type: ignore[attr-defined]  # filled by _call_tool, in any order
+        record = record_of(agent_data)
+        made = record.made = {}
         state = await super()._handle_processing_tools_state(agent_data)
         dropped = state == AgentState.TERMINATED
-        record = self._record(agent_data)
         record.calls[-1] = [
             call
             if isinstance(call, ToolCall)
@@ -242,28 +200,26 @@ class TurnToolAgentLoop(ToolAgentLoop):
     async def _call_tool(
         self, tool_call: FunctionCall, tools_kwargs: dict[str, Any], agent_data: AgentData
     ) -> tuple[Any, float, dict]:
-        start = time.perf_counter()
-        forget_reward()
+        start, seen = time.perf_counter(), watch()
         response, reward, info = await super()._call_tool(tool_call, tools_kwargs, agent_data)
-        info = info if isinstance(info, dict) else {}
-        if info.get("outage") and info.get("on_outage") == "raise":
+        outcome = ToolOutcome.from_info(info) if seen.answered else self._failure(tool_call, agent_data)
+        if outcome.outage and outcome.on_outage == "raise":
             # A search that is down is no answer: the rollout fails visibly, the policy is not blamed.
-            raise RetrievalError(f"tool {tool_call.name!r} is down: {info['outage']}")
-        said = readable(response.text or "")
-        kind = self._error_kind(tool_call, said, info, agent_data)
+            raise RetrievalError(f"tool {tool_call.name!r} is down: {outcome.outage}")
+        said = encodable(response.text or "")
         text = await apart(DECODE, self.outside, said)
-        agent_data._mtgrpo_made[id(tool_call)] = ToolCall(  # type: ignore[attr-defined]
+        record_of(agent_data).made[id(tool_call)] = ToolCall(
             name=tool_call.name,
             arguments=tool_call.arguments,
             result=text,
-            ok=bool(info.get("ok", kind is None)),
-            error_kind=kind,
-            error=str(info.get("outage") or ""),
-            documents=documents_of(info),
-            latency_s=latency_of(info, time.perf_counter() - start),
-            repeat=bool(info.get("repeat")),
-            faults=faults_of(info),
-            reward=tool_reward(tool_call.name, reward),
+            ok=outcome.ok,
+            error_kind=outcome.error_kind,
+            error=outcome.outage,
+            documents=tuple(outcome.documents),
+            latency_s=time.perf_counter() - start if outcome.latency_s is None else outcome.latency_s,
+            repeat=outcome.repeat,
+            faults=outcome.faults,
+            reward=checked_reward(tool_call.name, seen.reward),
             defused=text != said,
         )
         if self.cut_format:  # the model reads results in the tags of its format; the transcript keeps the bare text
@@ -272,19 +228,17 @@ class TurnToolAgentLoop(ToolAgentLoop):
             response = response.model_copy(update={"text": text})
         return response, reward, info
 
-    def _error_kind(self, call: FunctionCall, text: str, info: dict[str, Any], agent_data: AgentData) -> str | None:
-        """Why a call failed, or None. verl reports its own failures only as text, so causes are re-checked."""
-        if info.get("outage"):
-            return info["error_kind"] if info.get("error_kind") in SERVICE_ERRORS else "outage"
-        if "ok" in info:
-            return info.get("error_kind") or (None if info["ok"] else "tool_error")
+    def _failure(self, call: FunctionCall, agent_data: AgentData) -> ToolOutcome:
+        """Return why no tool answered: verl reports its own failures only as text, so the causes are checked again."""
+        kind = "tool_exception"
         if call.name not in getattr(agent_data, "_active_tools", self.tools):
-            return "unknown_tool"
-        try:
-            json.loads(call.arguments)
-        except (TypeError, ValueError):
-            return "bad_arguments"
-        return "tool_exception" if text.startswith(f"Error executing tool '{call.name}'") else None
+            kind = "unknown_tool"
+        else:
+            try:
+                json.loads(call.arguments)
+            except (TypeError, ValueError):
+                kind = BAD_ARGUMENTS
+        return ToolOutcome(ok=False, error_kind=kind)
 
     def _answered(self, agent_data: AgentData) -> bool:
         """True if verl looked for tool calls in the last turn and found none."""
@@ -317,12 +271,6 @@ class TurnToolAgentLoop(ToolAgentLoop):
         log_probs = sampling_params.get("logprobs", self.rollout_config.calculate_log_probs)
         output.response_ids, output.response_mask = [self.tokenizer.pad_token_id or 0], [0]
         output.response_logprobs = [0.0] if log_probs else None
-
-    @staticmethod
-    def _record(agent_data: AgentData) -> _Record:
-        # Kept with the rollout, not on self: one loop object may run several rollouts. It goes in after
-        # the first generation, because verl takes "extra_fields is empty" as "nothing generated yet".
-        return agent_data.extra_fields.setdefault(_RECORD, _Record())
 
 
 @register("mtgrpo_raw_agent")

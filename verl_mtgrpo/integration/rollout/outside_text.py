@@ -23,11 +23,6 @@ _HTML = re.compile(
 """Some vocabularies have elements of web pages (Gemma's ``<td>``): words like others, unless they are special."""
 
 
-def readable(text: str) -> str:
-    """Text that a tokenizer takes: half surrogate pairs, which JSON can smuggle in, become ``?``."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def control_tokens(tokenizer: Any) -> dict[str, int]:
     """The texts that this tokenizer reads as one token with a meaning of its own, and their ids.
 

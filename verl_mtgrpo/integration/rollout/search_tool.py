@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from typing import Any
 
 from verl.tools.base_tool import BaseTool
@@ -15,8 +15,11 @@ from verl.utils.rollout_trace import rollout_trace_op
 
 from verl_mtgrpo.cache import JsonCache
 from verl_mtgrpo.errors import ConfigError, RetrievalError, RetrievalTimeout
+from verl_mtgrpo.integration.rollout.record import RolloutRecord, record_of
 from verl_mtgrpo.integration.rollout.search_settings import open_index, search_settings
-from verl_mtgrpo.retrieval import Passage, Retriever, render_passages
+from verl_mtgrpo.integration.rollout.tool_outcome import ToolOutcome
+from verl_mtgrpo.passages import Passage
+from verl_mtgrpo.retrieval import Retriever, render_passages
 from verl_mtgrpo.retrieval.query import clean_query, same_search
 from verl_mtgrpo.rewards.measures import NO_HITS
 
@@ -26,20 +29,12 @@ _GRACE_S = 2.0
 """A retriever that keeps time itself gives up first, and says why; this is for one that does not."""
 
 
-@dataclass
-class _Memory:
-    """What one rollout has searched for."""
-
-    asked: set[str] = field(default_factory=set)
-    searches: int = 0
-
-
 class SearchTool(BaseTool):
     """Search with one argument, ``query``; see ``config/tools/search_tool.yaml`` for the settings.
 
     verl makes one tool per agent loop worker and all its rollouts share it; the index is opened here, so that a
-    missing one stops the run before anything is generated. What a rollout has asked before is kept with the
-    rollout (verl's ``agent_data``), and goes with it.
+    missing one stops the run before anything is generated. What a rollout has asked before is kept in its
+    :class:`~.record.RolloutRecord`, and goes with it.
     """
 
     def __init__(self, config: Mapping[str, Any], tool_schema: OpenAIFunctionToolSchema | None) -> None:
@@ -55,41 +50,45 @@ class SearchTool(BaseTool):
     async def execute(
         self, instance_id: str, parameters: dict[str, Any], **kwargs: Any
     ) -> tuple[ToolResponse, float, dict[str, Any]]:
-        """Search and return ``(response, 0.0, info)``.
+        """Search and return ``(response, 0.0, info)``: ``info`` is a :class:`~.tool_outcome.ToolOutcome` as a dict.
 
         ``query`` has to be a string (or, with ``max_queries`` above 1, a list of strings): anything else counts as
         bad arguments, because a reward must not call a malformed call a success. Further arguments are ignored.
 
-        ``info`` has ``ok``, ``error_kind`` (None; ``bad_arguments``, ``no_query`` or ``search_limit``; ``no_hits``
-        with ``ok``; or the kind of a :class:`~verl_mtgrpo.errors.RetrievalError`), ``documents`` (id, title, text,
-        score of each passage, best first), ``repeat``, ``faults`` and ``latency_s``. When the search itself fails,
-        ``outage`` says why and ``on_outage`` what the agent loop has to do. It is reported and not raised, because
-        verl turns every exception of a tool into an answer that the model would be blamed for.
+        ``error_kind`` is None, ``no_hits`` (with ``ok``), ``bad_arguments``, ``no_query`` or ``search_limit``, or the
+        kind of a :class:`~verl_mtgrpo.errors.RetrievalError`. When the search itself fails, ``outage`` says why and
+        ``on_outage`` what the agent loop has to do. It is reported and not raised, because verl turns every exception
+        of a tool into an answer that the model would be blamed for.
         """
         start = time.perf_counter()
+        text, outcome = await self._search(parameters, record_of(kwargs.get("agent_data")))
+        return ToolResponse(text=text), 0.0, replace(outcome, latency_s=time.perf_counter() - start).to_info()
+
+    async def _search(self, parameters: Any, record: RolloutRecord) -> tuple[str, ToolOutcome]:
+        """Return what the model reads, and what came of the call."""
         queries, wrong = self._queries(parameters)
         if wrong:
-            return _answer(wrong[1], start, error_kind=wrong[0])
-        memory = _memory_of(kwargs.get("agent_data"))
+            return wrong[1], ToolOutcome(ok=False, error_kind=wrong[0])
         limit = self._settings.max_searches
-        if limit and memory.searches >= limit:
-            text = f"Error: this was search {memory.searches + 1} of {limit} allowed; answer with what you have."
-            return _answer(text, start, error_kind="search_limit")
-        memory.searches += 1
+        if limit and record.searches >= limit:
+            text = f"Error: this was search {record.searches + 1} of {limit} allowed; answer with what you have."
+            return text, ToolOutcome(ok=False, error_kind="search_limit")
+        record.searches += 1
         asked = {same_search(query) for query in queries}
-        repeat = asked <= memory.asked
-        memory.asked |= asked
+        repeat = asked <= record.asked
+        record.asked |= asked
         try:
             found, faults = await self._find(queries)
         except RetrievalError as error:
             logger.error("search tool: %s", error)
-            info = {"repeat": repeat, "faults": error.faults, "outage": str(error)}
-            text = "Error: the search engine is down."
-            return _answer(text, start, error_kind=error.kind, on_outage=self._settings.on_outage, **info)
-        documents = [asdict(passage) for passages in found for passage in passages]
+            down = {"error_kind": error.kind, "outage": str(error), "on_outage": self._settings.on_outage}
+            return "Error: the search engine is down.", ToolOutcome(
+                ok=False, repeat=repeat, faults=tuple(error.faults), **down
+            )
+        documents = [passage for passages in found for passage in passages]
         kind = None if documents else NO_HITS
-        text = self._render(queries, found)
-        return _answer(text, start, ok=True, error_kind=kind, documents=documents, repeat=repeat, faults=faults)
+        outcome = ToolOutcome(error_kind=kind, documents=documents, repeat=repeat, faults=tuple(faults))
+        return self._render(queries, found), outcome
 
     def _queries(self, parameters: Any) -> tuple[list[str], tuple[str, str] | None]:
         """The clean queries of a call, or the kind and text of what is wrong with it."""
@@ -149,15 +148,6 @@ class SearchTool(BaseTool):
         return "\n\n".join(f"Query: {query}\n{block}" for query, block in zip(queries, blocks, strict=True))
 
 
-def _memory_of(rollout: Any) -> _Memory:
-    """What this rollout has asked; kept on verl's object for it. Without one there is no memory."""
-    if rollout is None:
-        return _Memory()
-    if not hasattr(rollout, "_mtgrpo_searches"):
-        rollout._mtgrpo_searches = _Memory()
-    return rollout._mtgrpo_searches
-
-
 def fingerprint_for(cache: str, index: Retriever) -> str:
     """What tells the answers of this index from another's in the cache; asked for only if there is one."""
     fingerprint = index.fingerprint if cache else ""
@@ -177,10 +167,3 @@ def default_schema(max_queries: int) -> OpenAIFunctionToolSchema:
         "parameters": {"type": "object", "properties": {"query": query}, "required": ["query"]},
     }
     return OpenAIFunctionToolSchema.model_validate({"type": "function", "function": function})
-
-
-def _answer(
-    text: str, start: float, *, ok: bool = False, error_kind: str | None = None, **more: Any
-) -> tuple[ToolResponse, float, dict[str, Any]]:
-    info = {"ok": ok, "error_kind": error_kind, "documents": [], **more, "latency_s": time.perf_counter() - start}
-    return ToolResponse(text=text), 0.0, info

@@ -20,7 +20,7 @@ from transfer_queue import KVBatchMeta
 
 from verl_mtgrpo.credit import ESTIMATORS, extra_fields
 from verl_mtgrpo.integration.advantage.fields import MODES
-from verl_mtgrpo.rewards import TRANSCRIPT
+from verl_mtgrpo.rewards import TRANSCRIPT, Transcript
 
 COLUMN = "mtgrpo_transcript"
 """TransferQueue's column of packed transcripts (bytes), one per row."""
@@ -68,22 +68,22 @@ def _text_of(content: Any) -> Any:
     return kept
 
 
-def pack(transcript: Mapping[str, Any]) -> bytes:
-    """Write a transcript (``Transcript.to_dict()``) as compressed JSON.
+def pack(transcript: Transcript) -> bytes:
+    """Write a transcript as compressed JSON.
 
     A passage stands twice in a transcript, in what the search returned and in the result that the model read, and
     every call and passage names its fields. Compression at its fastest takes all of that away.
     """
-    return zlib.compress(to_json(transcript).encode(), 1)
+    return zlib.compress(to_json(transcript.to_dict()).encode(), 1)
 
 
-def unpack(packed: bytes) -> dict[str, Any]:
-    """Inverse of :func:`pack`."""
-    return json.loads(zlib.decompress(packed))
+def unpack(packed: bytes) -> str:
+    """Return the JSON that :func:`pack` wrote."""
+    return zlib.decompress(packed).decode()
 
 
 def to_json(transcript: Mapping[str, Any]) -> str:
-    """Write a transcript as compact JSON that every encoder takes, lone surrogates in a model's text included."""
+    """Write ``Transcript.to_dict()`` as compact JSON that every encoder takes, lone surrogates in a text included."""
     text = json.dumps(transcript, ensure_ascii=False, separators=(",", ":"), default=str)
     try:
         text.encode()
@@ -92,8 +92,8 @@ def to_json(transcript: Mapping[str, Any]) -> str:
     return text
 
 
-def fetch_transcripts(batch: KVBatchMeta) -> list[dict[str, Any] | None]:
-    """Return the transcript of each row of a batch, None for a row without one."""
+def fetch_transcripts(batch: KVBatchMeta) -> list[str | None]:
+    """Return the transcript of each row of a batch as JSON, None for a row without one."""
     if not batch.keys:
         return []
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[COLUMN])

@@ -115,12 +115,12 @@ def _untrained_rows(batch: KVBatchMeta, *, alone: Collection[str], documents: bo
     return rows
 
 
-def _info(fields: Any, transcript: dict[str, Any] | None, *, documents: bool) -> dict[str, Any]:
+def _info(fields: Any, transcript: str | None, *, documents: bool) -> dict[str, Any]:
     """What the reward manager said of a rollout, and its transcript."""
     info = dict((fields.get("reward_extra_info") if isinstance(fields, Mapping) else None) or {})
     info.pop("uid", None)  # verl writes the row's name there
     if transcript is not None:
-        info[TRANSCRIPT] = to_json(transcript if documents else _without_texts(transcript))
+        info[TRANSCRIPT] = transcript if documents else _without_texts(transcript)
     return info
 
 
@@ -178,9 +178,10 @@ def _settings(estimator: str, algorithm: Any) -> dict[str, Any]:
     return {name: OmegaConf.select(algorithm, name) for name in _VERLS_KNOBS.get(estimator, ())}
 
 
-def _without_texts(transcript: dict[str, Any]) -> dict[str, Any]:
-    for turn in transcript["turns"]:
+def _without_texts(transcript: str) -> str:
+    known = json.loads(transcript)
+    for turn in known["turns"]:
         for call in turn["tool_calls"]:
             for document in call["documents"]:
                 document["text"] = ""
-    return transcript
+    return to_json(known)

@@ -11,6 +11,7 @@ batch itself is verl's.
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any, ClassVar
 
@@ -28,7 +29,7 @@ from verl_mtgrpo.errors import CreditInputError
 from verl_mtgrpo.integration.advantage.fields import MODES, TOKEN_FIELDS, Provided, provide, source_of
 from verl_mtgrpo.integration.compat import check_compatible
 from verl_mtgrpo.integration.preflight import check_estimator
-from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts, to_json
+from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts
 from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
 from verl_mtgrpo.integration.trainer.dump import credit_rows, join, pick_groups, with_credit
 from verl_mtgrpo.integration.trainer.left_out import LeftOut
@@ -123,7 +124,7 @@ class _TurnTrainer(SafeStorage):
     ) -> None:
         """As verl's, with what :meth:`_log_rollout_data` or the sampler found of the rollouts."""
         validated = getattr(getattr(self, "replay_buffer", None), "validated", None) or {}  # type: ignore[attr-defined]
-        rows = self._dumped or {key: {TRANSCRIPT: to_json(one)} if one else {} for key, one in validated.items()}
+        rows = self._dumped or {key: {TRANSCRIPT: one} if one else {} for key, one in validated.items()}
         infos = with_credit(reward_extra_infos_dict, rows)
         super()._dump_generations(inputs, outputs, gts, scores, infos, dump_path)
 
@@ -209,7 +210,7 @@ def guards_of(config: Any) -> Guards:
 def _of_rows(data: Any, batch: KVBatchMeta, name: str) -> np.ndarray:
     found = np.full(len(batch.keys), None, dtype=object)
     if name == TRANSCRIPT:
-        rows = [{TRANSCRIPT: transcript} if transcript else None for transcript in fetch_transcripts(batch)]
+        rows = [{TRANSCRIPT: json.loads(one)} if one else None for one in fetch_transcripts(batch)]
     else:
         rows = rollout_fields(data)
     for row, (fields, tag) in enumerate(zip(rows, batch.tags, strict=True)):

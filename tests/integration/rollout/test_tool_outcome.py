@@ -1,0 +1,156 @@
+"""What came of a tool call: the dict that verl passes on, and tools that raise or answer oddly."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("verl")
+
+from verl.tools.base_tool import BaseTool
+from verl.tools.function_tool import FUNCTION_TOOL_REGISTRY, FunctionTool, function_tool
+from verl.tools.schemas import OpenAIFunctionToolSchema, ToolResponse
+
+from tests.integration.rollout.test_agent_loop import (  # noqa: F401  (the fixtures among them are used by name)
+    GOOD,
+    config,
+    final_answer,
+    run,
+    tokenizer,
+    transcript_of,
+)
+from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
+from verl_mtgrpo.integration.rollout.tool_outcome import ToolOutcome, watched
+from verl_mtgrpo.passages import Passage
+
+PASSAGE = Passage("p1", "Velm", "A town.", 1.5)
+
+
+def test_an_outcome_goes_through_verls_dict_and_back():
+    outcome = ToolOutcome(
+        ok=False,
+        error_kind="busy",
+        documents=[PASSAGE],
+        repeat=True,
+        faults=("timeout", "busy"),
+        outage="overloaded",
+        on_outage="raise",
+        latency_s=0.5,
+    )
+    info = outcome.to_info()
+    assert info["documents"] == [{"id": "p1", "title": "Velm", "text": "A town.", "score": 1.5}]
+    assert ToolOutcome.from_info(info) == outcome
+    assert ToolOutcome.from_info(ToolOutcome().to_info()) == ToolOutcome()
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({}, ToolOutcome()),
+        (None, ToolOutcome()),
+        ("a text", ToolOutcome()),
+        ({"mine": 3}, ToolOutcome()),
+        ({"ok": True}, ToolOutcome()),
+        ({"ok": False}, ToolOutcome(ok=False, error_kind="tool_error")),
+        ({"ok": False, "error_kind": "bad_arguments"}, ToolOutcome(ok=False, error_kind="bad_arguments")),
+        ({"ok": True, "error_kind": "no_hits"}, ToolOutcome(error_kind="no_hits")),
+        ({"error_kind": "a word of my own"}, ToolOutcome()),
+        ({"outage": "why"}, ToolOutcome(ok=False, error_kind="outage", outage="why")),
+        ({"ok": False, "outage": "why"}, ToolOutcome(ok=False, error_kind="outage", outage="why")),
+        ({"outage": "why", "error_kind": "timeout"}, ToolOutcome(ok=False, error_kind="timeout", outage="why")),
+        ({"outage": "why", "error_kind": "mine"}, ToolOutcome(ok=False, error_kind="outage", outage="why")),
+        ({"documents": "three of them"}, ToolOutcome()),
+        ({"documents": [{"id": "1", "page": 2}]}, ToolOutcome()),
+        ({"documents": [{"id": "1", "title": "T", "text": "x"}]}, ToolOutcome(documents=[Passage("1", "T", "x")])),
+        ({"faults": "timeout"}, ToolOutcome()),
+        ({"faults": ["timeout", 3]}, ToolOutcome(faults=("timeout", "3"))),
+        ({"latency_s": "soon"}, ToolOutcome()),
+        ({"latency_s": float("nan")}, ToolOutcome()),
+        ({"latency_s": 2}, ToolOutcome(latency_s=2.0)),
+    ],
+    ids=str,
+)
+def test_a_tool_of_ones_own_may_say_a_part_of_it_or_use_the_names_otherwise(info, expected):
+    assert ToolOutcome.from_info(info) == expected
+
+
+class Odd(BaseTool):
+    """Fails in the way that it is told to."""
+
+    def __init__(self, how):
+        parameters = {"type": "object", "properties": {}, "required": []}
+        function = {"name": "search", "description": "Search.", "parameters": parameters}
+        super().__init__({}, OpenAIFunctionToolSchema.model_validate({"type": "function", "function": function}))
+        self.how, self.released = how, 0
+
+    async def create(self, instance_id=None, **kwargs):
+        if self.how == "create":
+            raise RuntimeError("no room")
+        return await super().create(instance_id, **kwargs)
+
+    async def execute(self, instance_id, parameters, **kwargs):
+        if self.how == "execute":
+            raise RuntimeError("no connection")
+        if self.how == "two values":
+            return ToolResponse(text="found"), 0.0
+        return ToolResponse(text="Error executing tool 'search': an article on error messages"), 0.25, {}
+
+    async def release(self, instance_id, **kwargs):
+        self.released += 1
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [("create", "tool_exception"), ("execute", "tool_exception"), ("two values", "tool_exception"), ("quotes", None)],
+)
+def test_a_tool_that_raises_and_one_that_only_sounds_like_it(config, tokenizer, how, kind):  # noqa: F811
+    tool = Odd(how)
+    output = run(TurnToolAgentLoop, config, tokenizer, [tool], script=[GOOD, final_answer("x")], response_length=400)
+    (call,) = transcript_of(output).turns[0].tool_calls
+    assert (call.ok, call.error_kind, call.reward) == (kind is None, kind, 0.25 if kind is None else 0.0)
+    assert call.result.startswith("Error executing tool 'search'")
+    assert tool.released == (how != "create")
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (("one", 0.0, {}, "too many"), "tool_exception"),
+        ({"found": "Oslo"}, None),
+        (7, None),
+        (("one", 0.5, None), None),
+    ],
+    ids=str,
+)
+def test_what_a_function_tool_may_return_is_verls_to_say(config, tokenizer, answer, kind):  # noqa: F811
+    @function_tool
+    def search(query: str):
+        """Search.
+
+        Args:
+            query: What to look for.
+        """
+        return answer
+
+    tool = FUNCTION_TOOL_REGISTRY.pop("search")  # leave verl's global registry as it was
+    output = run(TurnToolAgentLoop, config, tokenizer, [tool], script=[GOOD, final_answer("x")], response_length=400)
+    (call,) = transcript_of(output).turns[0].tool_calls
+    assert (call.ok, call.error_kind) == (kind is None, kind)
+
+
+def test_a_watched_tool_is_the_tool_in_everything_else():
+    tool = Odd("quotes")
+    seen = watched(tool)
+    assert (seen.name, seen.tool_schema, seen.how) == ("search", tool.tool_schema, "quotes")
+
+    class Mine(FunctionTool):
+        """A user's own kind of function tool."""
+
+    mine = watched(Mine(name="mine", fn=str, tool_schema=tool.tool_schema))
+    assert isinstance(mine, FunctionTool) and mine.name == "mine"
+
+
+def test_the_module_can_be_imported_first():
+    subprocess.run([sys.executable, "-c", "import verl_mtgrpo.integration.rollout.tool_outcome"], check=True)

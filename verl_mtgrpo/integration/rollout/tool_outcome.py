@@ -1,0 +1,169 @@
+"""What came of a tool call: what the tool says of it, and what is seen of the tool while verl runs it.
+
+verl's loop passes on a dict that a tool returns third and knows nothing of it. Our search tool fills that dict from a
+:class:`ToolOutcome`; a tool of a user's own may return any part of it, such as ``{"ok": False}``. A tool that raises is
+an answer like any other in verl's loop, so tools are watched (:func:`watched`, :func:`watch`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+from verl.tools.function_tool import FunctionTool, normalize_function_tool_return
+
+from verl_mtgrpo.errors import ToolError
+from verl_mtgrpo.passages import Passage
+from verl_mtgrpo.rewards.measures import SERVICE_ERRORS
+
+
+@dataclass(frozen=True)
+class ToolOutcome:
+    """What came of one call, besides the text that the model reads and the reward.
+
+    Attributes:
+        ok: True if the tool ran and answered.
+        error_kind: What was wrong, by name (:mod:`~verl_mtgrpo.rewards.measures` lists them); None if nothing.
+        documents: The passages found, best first.
+        repeat: True if the rollout had searched for the same before.
+        faults: Kinds of tries that failed before the call ended, in order.
+        outage: Why the service behind the tool is down; empty if it is not.
+        on_outage: What an outage does to the rollout: ``drop`` or ``raise``.
+        latency_s: Seconds that the call took; None for a tool that does not say.
+    """
+
+    ok: bool = True
+    error_kind: str | None = None
+    documents: Sequence[Passage] = field(default_factory=list[Passage])
+    repeat: bool = False
+    faults: tuple[str, ...] = ()
+    outage: str = ""
+    on_outage: str = "drop"
+    latency_s: float | None = None
+
+    def to_info(self) -> dict[str, Any]:
+        """Return the dict that a tool gives to verl as its third value."""
+        return asdict(self)
+
+    @classmethod
+    def from_info(cls, info: Any) -> ToolOutcome:
+        """Read a tool's third value. Keys that are missing or hold something else say nothing.
+
+        A tool of a user's own may use the same names for something else. Without ``ok`` a call counts as a success,
+        and ``error_kind`` is not looked at.
+        """
+        info = cast("Mapping[str, Any]", info) if isinstance(info, Mapping) else {}
+        outage, kind = str(info.get("outage") or ""), info.get("error_kind")
+        ok = bool(info.get("ok", not outage))
+        if outage:
+            kind = kind if kind in SERVICE_ERRORS else "outage"
+        elif "ok" in info:
+            kind = kind or (None if ok else "tool_error")
+        else:
+            kind = None
+        faults, latency = info.get("faults"), info.get("latency_s")
+        return cls(
+            ok=ok,
+            error_kind=kind,
+            documents=_passages(info.get("documents")),
+            repeat=bool(info.get("repeat")),
+            faults=tuple(map(str, faults)) if isinstance(faults, list | tuple) else (),
+            outage=outage,
+            on_outage=str(info.get("on_outage") or "drop"),
+            latency_s=float(latency) if isinstance(latency, int | float) and math.isfinite(latency) else None,
+        )
+
+
+def _passages(listed: Any) -> list[Passage]:
+    try:
+        return [Passage(**one) for one in listed or ()]
+    except TypeError:
+        return []
+
+
+@dataclass
+class Watch:
+    """What a tool did while verl ran it.
+
+    Attributes:
+        answered: True if it returned what verl can read. verl turns whatever it raises into a text for the model.
+        reward: The reward of the call as the tool returned it. verl takes ``float`` of a function tool's.
+    """
+
+    answered: bool = False
+    reward: Any = None
+
+
+_watch: ContextVar[Watch] = ContextVar("watch over the tool that verl runs")
+
+
+def watch() -> Watch:
+    """Start to watch; call it in the task that runs the tool, and read the result when verl is done."""
+    started = Watch()
+    _watch.set(started)
+    return started
+
+
+def watched(tool: Any) -> Any:
+    """Return the tool as verl's loop may call it, telling :func:`watch` what it did."""
+    return _WatchedFunctionTool(tool) if isinstance(tool, FunctionTool) else _WatchedTool(tool)
+
+
+class _WatchedFunctionTool(FunctionTool):
+    def __init__(self, tool: FunctionTool) -> None:
+        super().__init__(name=tool.name, fn=tool.fn, tool_schema=tool.tool_schema, is_async=tool.is_async)
+        self._tool = tool
+
+    async def call(self, parameters: dict[str, Any]) -> Any:
+        seen, result = _watch.get(Watch()), await self._tool.call(parameters)
+        seen.reward = result[1] if isinstance(result, tuple) and len(result) > 1 else None
+        answer = normalize_function_tool_return(result)
+        seen.answered = True
+        return answer
+
+
+class _WatchedTool:
+    """Stands where one of verl's ``BaseTool`` stands, and is it in everything but ``execute``."""
+
+    def __init__(self, tool: Any) -> None:
+        self._tool = tool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tool, name)
+
+    async def execute(self, *arguments: Any, **named: Any) -> Any:
+        seen = _watch.get(Watch())
+        response, reward, info = await self._tool.execute(*arguments, **named)
+        seen.answered, seen.reward = True, reward
+        return response, reward, info
+
+
+def checked_reward(name: str, value: Any) -> float:
+    """Return what a tool said its call was worth; 0.0 for None, as verl counts a tool that says nothing of it.
+
+    Args:
+        name: The tool's.
+        value: What the tool returned as its second value.
+
+    Raises:
+        ToolError: it is not a finite number.
+    """
+    if value is None:
+        return 0.0
+    kind = type(value).__name__
+    try:
+        if isinstance(value, str | bytes) or kind in ("bool", "bool_") or getattr(value, "shape", ()) != ():
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isfinite(number):
+        return number
+    shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:79]}…"
+    raise ToolError(
+        f"the tool {name!r} gave {shown} ({kind}) as the reward of its call, the second value that it returns; "
+        "expected a finite number, or None for no reward; have the tool return such a number there"
+    )
