@@ -92,12 +92,12 @@ def _write(args: argparse.Namespace, processes: Sequence[Process], results: dict
 
 def chosen_estimators(names: Sequence[str] | None) -> dict[str, Credit]:
     """Those with these names, or all: this package's with the settings that matter, and verl's if it is installed."""
-    from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+    from verl_mtgrpo.credit import ESTIMATORS
     from verl_mtgrpo.lab import Rollouts
 
     def credit(rollouts: Rollouts, *, name: str, **settings: Any) -> Any:
         # What a critic would estimate is known here: the exact values.
-        fields = {field: getattr(rollouts, field) for field in extra_fields(name)}
+        fields = {field: getattr(rollouts, field) for field in ESTIMATORS[name].fields}
         return ESTIMATORS[name](rollouts.rewards, rollouts.mask, rollouts.index, **fields, **settings)[0]
 
     variants: dict[str, tuple[dict[str, Any], ...]] = {
@@ -107,7 +107,7 @@ def chosen_estimators(names: Sequence[str] | None) -> dict[str, Credit]:
     estimators: dict[str, Credit] = {}
     for name in ESTIMATORS:
         for settings in ({}, *variants.get(name, ())):
-            critic = ["exact values"] if "values" in extra_fields(name) else []
+            critic = ["exact values"] if "values" in ESTIMATORS[name].fields else []
             label = ", ".join([name, *critic, *(f"{value}" for value in settings.values())])
             estimators[label] = partial(credit, name=name, **settings)
     if importlib.util.find_spec("verl") and (not names or set(names) - set(estimators)):

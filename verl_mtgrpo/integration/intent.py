@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.core_algos import AdvantageEstimator
 
-from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.advantage.knobs import is_ours
 from verl_mtgrpo.integration.parts import pays_turns
@@ -109,7 +109,7 @@ def _differences(config: Any, group: DictConfig, name: str) -> Iterator[Override
     if pays_turns(config) and pay in PAY and pay != _value(group, _PAY):
         yield Override(_PAY, _value(group, _PAY), pay, f"what is paid would not be what {name} learns from")
     critic, has = _value(group, _CRITIC), OmegaConf.select(config, _CRITIC)
-    needs = "values" in extra_fields(str(estimator)) if estimator in ESTIMATORS else critic
+    needs = "values" in ESTIMATORS[str(estimator)].fields if estimator in ESTIMATORS else critic
     if has and not needs and not critic and (estimator in ESTIMATORS or estimator == wanted):
         yield Override(_CRITIC, needs, has, "a critic would be trained that nothing reads")
 

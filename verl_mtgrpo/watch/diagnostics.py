@@ -82,7 +82,7 @@ def credit_metrics(
 
 def _where_it_went(batch: TurnBatch, pay: TurnBatch, advantages: Tensor) -> dict[str, float]:
     alive_BK = batch.turns.alive_BK
-    advantage_BK = batch.turns.sum_rewards(advantages) / batch.turns.tokens_BK.clamp(min=1)
+    advantage_BK = batch.turns.sum_over_turns(advantages) / batch.turns.tokens_BK.clamp(min=1)
     count_K = alive_BK.sum(0)
     mean_K = advantage_BK.sum(0) / count_K
     deviation_BK = (advantage_BK - mean_K).masked_fill(~alive_BK, 0.0)
@@ -175,7 +175,7 @@ def _read(token_level_rewards: Tensor, advantages: Tensor, response_mask: Tensor
 
 def _paid(batch: TurnBatch, paid: Tensor) -> TurnBatch:
     """The batch with what was paid in place of what the estimator saw."""
-    return replace(batch, reward_BK=batch.turns.sum_rewards(paid))
+    return replace(batch, reward_BK=batch.turns.sum_over_turns(paid))
 
 
 def zero_variance_share(batch: TurnBatch, values_BK: Tensor, valid_BK: Tensor) -> Tensor:
