@@ -28,11 +28,12 @@ from tests.integration.test_reward_manager import TRANSCRIPT, config
 from tests.regressions.start_names import NAMES
 from tests.regressions.start_rewards import REWARDS
 from tests.regressions.start_setups import ESTIMATOR
+from verl_mtgrpo.config import group_names
 from verl_mtgrpo.credit import ESTIMATORS, Estimator, mt_grpo, mt_grpo_v1
 from verl_mtgrpo.demo.policy import build_tokenizer
 from verl_mtgrpo.doctor.start_check import StartCheck
 from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, TranscriptError
-from verl_mtgrpo.integration.intent import check_preset, group_names, packaged
+from verl_mtgrpo.integration.intent import check_preset, packaged
 from verl_mtgrpo.integration.reward_manager import metrics
 from verl_mtgrpo.integration.settings import TrainerTurnSettings, trainer_turn_settings
 from verl_mtgrpo.integration.trainer.sampler import refuse_failed_batch

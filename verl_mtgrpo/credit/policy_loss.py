@@ -30,7 +30,7 @@ def turn_gspo_loss(
         loss_t = max(-A_t s_{k,t}, -A_t clip(s_{k,t}, 1 - ε_low, 1 + ε_high))
 
     A turn whose tokens share one advantage is clipped as a whole or not at all, and the tokens of one turn do not
-    move the ratio of another, as they do in a ratio of the whole rollout.
+    move the ratio of another, as they would with one ratio for the whole rollout.
 
     One turn: verl's ``gspo``. One-token turns: verl's ``vanilla`` (PPO) without its second bound on the loss of
     negative advantages (``clip_ratio_c``), which ``gspo`` does not have either.

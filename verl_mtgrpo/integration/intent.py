@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.core_algos import AdvantageEstimator
 
+from verl_mtgrpo.config import GROUPS, group_names
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.advantage.knobs import is_ours
@@ -28,7 +28,6 @@ from verl_mtgrpo.integration.settings import (
     turn_reward_settings,
 )
 
-_GROUPS = files("verl_mtgrpo.config") / "mtgrpo"
 _SAME = {"grpo_vectorized": "grpo"}
 """Estimators of verl's that compute what another one does."""
 _ESTIMATOR, _CRITIC, _PAY = "algorithm.adv_estimator", "critic.enable", "reward.turn.pay"
@@ -115,16 +114,9 @@ def _differences(config: Any, group: DictConfig, name: str) -> Iterator[Override
 
 
 @cache
-def group_names() -> tuple[str, ...]:
-    """The packaged config groups ``+mtgrpo=NAME``."""
-    names = [one.name.removesuffix(".yaml") for one in _GROUPS.iterdir() if one.name.endswith(".yaml")]
-    return tuple(sorted(name for name in names if not name.startswith("_")))
-
-
-@cache
 def packaged(name: str) -> DictConfig:
     """What a packaged group sets: its file over those that it lists as defaults; nothing is resolved."""
-    own = OmegaConf.create((_GROUPS / f"{name}.yaml").read_text(encoding="utf-8"))
+    own = OmegaConf.create((GROUPS / f"{name}.yaml").read_text(encoding="utf-8"))
     below = [packaged(one) for one in own.pop("defaults", []) if one != "_self_"]
     return OmegaConf.merge(*below, own)  # type: ignore[return-value]
 
