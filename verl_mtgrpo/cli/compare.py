@@ -31,7 +31,7 @@ with three seeds take about an hour and a half.
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
-        "compare", help="MT-GRPO beside its baselines, or other methods, on the demo's task", description=_DESCRIPTION
+        "compare", help="MT-GRPO and its baselines, or other methods, on the demo's task", description=_DESCRIPTION
     )
     parser.add_argument("--methods", nargs="+", choices=group_names(), default=list(_METHODS), metavar="PRESET",
                         help=f"of {', '.join(group_names())} (default: {' '.join(_METHODS)})")  # fmt: skip

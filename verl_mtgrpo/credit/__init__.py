@@ -1,4 +1,4 @@
-"""Turn-level credit assignment: which advantage does each turn of each rollout get?
+"""Assign credit turn by turn: which advantage does each turn of each rollout get?
 
 Everything here is a pure function of torch tensors: rewards, mask and group labels in, advantages out. Nothing knows a
 trainer, a cluster or a config file, so the equations can be read, tested and used by themselves.

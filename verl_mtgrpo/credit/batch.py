@@ -90,7 +90,7 @@ def read_batch(
         )
     groups = group_rows(index, len(response_mask), response_mask.device)
     rewards = token_level_rewards.detach().float()
-    # All tokens are looked at in one pass. Only if there is something odd are masked ones left out and rows told apart.
+    # One pass over all tokens; masked ones are left out, and rows looked at one by one, only if a reward is odd.
     turns, (odd, bad_values) = segment_turns_and_fetch(
         response_mask, _any_odd(rewards), _count_bad_values(values, response_mask)
     )

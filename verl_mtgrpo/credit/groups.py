@@ -21,7 +21,7 @@ SCALES = ("std", "none")
 
 @dataclass(frozen=True)
 class Groups:
-    """Which group each row belongs to.
+    """The groups of a batch, and the rows of each.
 
     Attributes:
         id_B: ``(B,)`` int64 in ``[0, size)``.

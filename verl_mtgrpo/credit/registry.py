@@ -1,6 +1,6 @@
-"""The estimators, one record each: whoever needs to know something about an estimator reads it here.
+"""Keep one record per estimator, which holds everything that other parts of the package need to know about it.
 
-``@register_estimator(...)`` above a function is all that adds one, in this package as in a project of your own.
+``@register_estimator(...)`` above a function adds one, in this package as in your own project.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def register_estimator(
 
 
 def follow_estimators(follower: Callable[[Estimator], None]) -> None:
-    """Call ``follower`` for every estimator: for those that are here now, and for each one that is registered later.
+    """Call ``follower`` for every estimator: now for those that are here, and later for each that is registered.
 
     For code that hands estimators on to another registry. It may be imported before or after the module that registers
     an estimator.

@@ -18,7 +18,7 @@ from verl_mtgrpo.errors import CreditInputError
 
 @dataclass(frozen=True)
 class Turns:
-    """Where the turns of a batch are.
+    """The turns of a batch, and their tokens.
 
     The mask is a sequence of **runs** of equal values (:mod:`~verl_mtgrpo.credit.runs`): turns, and between
     them observations and padding.

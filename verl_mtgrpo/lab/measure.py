@@ -19,7 +19,7 @@ _CONFIDENCE = 0.99
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of one estimator in one process with one group size.
+    """The measurements of one estimator in one process with one group size.
 
     With g the gradient from one group, m its mean over groups and g* the exact gradient. Norms are Euclidean
     over all parameters, relative to |g*|.

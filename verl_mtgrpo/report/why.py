@@ -25,7 +25,7 @@ _BASELINES = {
     "alive": "the {count} rollouts that got this far averaged",
     "group": "the {count} rollouts averaged",
     "others": "the {count} others that got this far averaged",
-    "others_outcome": "nobody else got this far, and the last turns of the {count} others averaged",
+    "others_outcome": "no other rollout got this far, and the last turns of the {count} others averaged",
     "turns_of_group": "all {count} turns of the group averaged",
 }
 

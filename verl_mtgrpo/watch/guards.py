@@ -16,7 +16,7 @@ Metrics = Mapping[str, float]
 
 @dataclass(frozen=True)
 class GuardSettings:
-    """``trainer.turn.guards``: when a guard fires. Shares are from 0 to 1."""
+    """When a guard fires (``trainer.turn.guards``). Shares are from 0 to 1."""
 
     enable: bool = True
     """False: numbers are logged, no guard fires."""

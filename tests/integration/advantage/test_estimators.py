@@ -60,6 +60,18 @@ def test_an_unknown_knob_is_refused():
         through_verl(turn={"lambda": 1.0})
 
 
+def test_an_equation_knows_no_config_and_its_caller_adds_the_key():
+    with pytest.raises(CreditInputError, match=r"^discount is -1\.0, expected a .* \(set by algorithm\.turn\.discount\)$"):
+        through_verl(turn={"discount": -1.0})
+    with (
+        provide({"values": torch.full((2, 3), torch.nan)}),
+        pytest.raises(CreditInputError, match=r"the critic has diverged; .*learning rate is critic\.optim\.lr\)$"),
+    ):
+        through_verl(name="turn_gae")
+    with pytest.raises(CreditInputError, match="check the reward function's values for these rollouts$"):
+        through_verl(rewards=REWARDS * torch.nan)
+
+
 def test_group_labels_are_demanded():
     with pytest.raises(CreditInputError, match="no group labels"):
         get_adv_estimator_fn("mt_grpo")(token_level_rewards=REWARDS, response_mask=MASK, config=None)

@@ -53,7 +53,9 @@ def _register(record: Estimator) -> None:
         try:
             advantages, returns = ESTIMATORS[name](token_level_rewards, response_mask, index, **fields, **settings)
         except CreditInputError as error:
-            raise _with_key(error, name) from error
+            if key := _key_behind(error.argument, name):
+                raise CreditInputError(f"{error} ({key})") from error
+            raise
         tell(
             token_level_rewards=token_level_rewards,
             response_mask=response_mask,
@@ -78,13 +80,11 @@ def _register(record: Estimator) -> None:
 follow_estimators(_register)
 
 
-def _with_key(error: CreditInputError, name: str) -> CreditInputError:
-    """Return the error with the config key that the user has to change; estimators know arguments, not keys."""
-    if error.argument in ESTIMATORS[name].knobs:
-        return CreditInputError(f"algorithm.turn of {name}: {error}")
-    if error.argument == "values":
-        return CreditInputError(f"{error} (its learning rate is critic.optim.lr)")
-    return error
+def _key_behind(argument: str, name: str) -> str:
+    """Return the config key behind an estimator's argument, which is all that the estimator knows; empty if none."""
+    if argument in ESTIMATORS[name].knobs:
+        return f"set by algorithm.turn.{argument}"
+    return "the critic's learning rate is critic.optim.lr" if argument == "values" else ""
 
 
 def _warn_if_pointless(name: str, token_level_rewards: Tensor, response_mask: Tensor, index: np.ndarray) -> None:

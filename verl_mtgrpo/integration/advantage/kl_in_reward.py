@@ -47,7 +47,7 @@ def check_kl(config: Any) -> None:
         centred = ", or algorithm.turn.scale=none, which only centres" if "scale" in settings else ""
         raise ConfigError(
             f"algorithm.use_kl_in_reward=True with algorithm.adv_estimator={estimator}, which divides by the standard "
-            "deviation of a group: where all rollouts of a prompt earned the same, differences of the KL alone would "
+            "deviation of a group: if all rollouts of a prompt earned the same, differences in the KL alone would "
             f"become advantages of size 1; {INSTEAD}{centred}"
         )
 
@@ -63,6 +63,6 @@ def kl_noise_of_verls(config: Any) -> str | None:
     if not divides or not OmegaConf.select(config, "algorithm.use_kl_in_reward"):
         return None
     return (
-        f"verl's {algorithm.adv_estimator} divides the KL in the reward by the standard deviation of a group: where "
+        f"verl's {algorithm.adv_estimator} divides the KL in the reward by the standard deviation of a group: if "
         "all rollouts of a prompt earned the same, the KL alone becomes advantages of size 1"
     )
