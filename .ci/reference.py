@@ -40,7 +40,10 @@ set `critic.enable=True`, and `critic.model.path` to the policy's unless you set
 PRIMARY = """\
 `--config-path=pkg://verl_mtgrpo.config --config-name=mtgrpo_trainer` is verl's own primary config with one of these
 groups. It fails at once where this package is not installed."""
-ESTIMATORS = """\
+RECORDS = """\
+`algorithm.adv_estimator=NAME`. An estimator that compares rollouts needs `actor_rollout_ref.rollout.n` of 2 or more; one
+that needs a further field needs one of this package's trainer modes."""
+KNOBS_OF = """\
 The keyword arguments of the estimator, under `algorithm.turn`. *By hand* is the default where
 `algorithm.adv_estimator` is set without the group."""
 SETTINGS = "Defaults with and without a config group. Where no group is used, put `+` in front of the key."
@@ -226,17 +229,27 @@ def groups_table() -> str:
     return table(["group", "`algorithm.adv_estimator`", "`reward.turn.pay`", "critic", "what it is"], rows)
 
 
+def estimators_table() -> str:
+    """Return what each estimator is, from its record."""
+    from verl_mtgrpo.credit import ESTIMATORS
+
+    rows = (
+        [code(e.name), e.title, "yes" if e.compares_rollouts else "no", ", ".join(map(code, e.fields)), cell(e.words)]
+        for e in ESTIMATORS.values()
+    )
+    return table(["estimator", "in tables", "compares rollouts", "needs", "its advantage"], rows)
+
+
 def knobs_table() -> str:
     """Return the knobs of the estimators."""
-    from verl_mtgrpo.credit import ESTIMATORS as FUNCTIONS
+    from verl_mtgrpo.credit import ESTIMATORS
 
     rows = []
     for name, path in groups().items():
-        if name in FUNCTIONS:
-            parameters = inspect.signature(FUNCTIONS[name]).parameters
+        if name in ESTIMATORS:
             for entry in read_yaml(path):
                 if entry.key.startswith(KNOBS):
-                    by_hand = as_yaml(parameters[entry.key.removeprefix(KNOBS)].default)
+                    by_hand = as_yaml(ESTIMATORS[name].knobs[entry.key.removeprefix(KNOBS)])
                     rows.append([code(name), *map(code, (entry.key, entry.value, by_hand)), cell(entry.comment)])
     return table(["estimator", "key", "in its group", "by hand", "meaning"], rows)
 
@@ -298,7 +311,8 @@ def reference() -> str:
     parts = [
         INTRODUCTION,
         *("## Config groups", GROUPS, groups_table(), PRIMARY),
-        *("## Knobs of the estimators", ESTIMATORS, knobs_table()),
+        *("## Estimators", RECORDS, estimators_table()),
+        *("## Knobs of the estimators", KNOBS_OF, knobs_table()),
         *("## Rewards, checks, guards and dumps", SETTINGS, settings_table()),
         *("## verl's settings in the groups", VERLS, verls_table(config)),
         *("## Training on a CPU", CPU, cpu_table(config)),

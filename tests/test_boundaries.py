@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,43 @@ def test_pure_parts_never_import_their_hosts(part):
     for path in files_of(part):
         roots = {name.split(".")[0] for name in imported(path)}
         assert not roots & FORBIDDEN_IN_PURE, f"{path} imports {roots & FORBIDDEN_IN_PURE}"
+
+
+CONFIG_KEY = re.compile(r"\b(algorithm|actor_rollout_ref|critic|data|reward|rollout|trainer)\.(?!py\b)[a-z_]")
+
+
+def strings(path: Path) -> Iterator[tuple[str, bool]]:
+    """Every string of a file, and whether it is documentation: one that nothing uses."""
+    tree = ast.parse(path.read_text())
+    unused = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value, id(node) in unused
+
+
+def names_its_host(text: str, documentation: bool) -> bool:
+    """Config keys are the glue's, everywhere; in documentation a function may be compared with verl's own."""
+    return bool(CONFIG_KEY.search(text)) or (not documentation and re.search(r"\bverl\b", text, re.I) is not None)
+
+
+def test_credit_names_no_config_key_and_no_message_of_it_names_verl():
+    found = [(path.name, text) for path in files_of("credit") for text, doc in strings(path) if names_its_host(text, doc)]
+    assert not found
+
+
+def test_the_rule_above_can_fail(tmp_path):
+    (tmp_path / "one.py").write_text('''
+"""As verl's own; set by trainer.turn."""
+def f():
+    """Raise."""
+    raise ValueError(f"lower critic.optim.lr by {1}" if 1 else "verl has it")
+''')
+    assert [text for text, doc in strings(tmp_path / "one.py") if names_its_host(text, doc)] == [
+        "As verl's own; set by trainer.turn.",
+        "verl has it",
+        "lower critic.optim.lr by ",
+    ]
+    assert not names_its_host("One turn: verl's own ``rloo``.", True)
 
 
 def test_no_command_imports_another():

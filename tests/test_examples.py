@@ -115,7 +115,7 @@ def test_the_estimator(monkeypatch: pytest.MonkeyPatch):
     """
     monkeypatch.setattr(registry, "ESTIMATORS", dict(registry.ESTIMATORS))
     estimator = example("own_estimator.py").bounded_returns
-    assert registry.ESTIMATORS["bounded_returns"] is estimator
+    assert registry.ESTIMATORS["bounded_returns"].function is estimator
     rewards = torch.tensor([[2.0, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]])
     mask = torch.tensor([[1, 0, 1], [1, 0, 1], [1, 0, 0], [1, 1, 0]])
     half = 0.5**0.5

@@ -66,8 +66,7 @@ def test_every_row_has_a_meaning():
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_an_estimators_defaults_are_those_of_its_group_and_of_the_page(name):
-    parameters = inspect.signature(ESTIMATORS[name]).parameters.values()
-    by_hand = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    by_hand = ESTIMATORS[name].knobs
     group = OmegaConf.to_container(packaged(f"mtgrpo/{name}.yaml").algorithm.turn)
     assert by_hand.keys() == group.keys()
     for knob, value in group.items():

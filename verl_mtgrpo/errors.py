@@ -15,7 +15,10 @@ class ConfigError(MTGRPOError, ValueError):
 
 
 class CreditInputError(MTGRPOError, ValueError):
-    """Tensors given to an estimator have the wrong shape, type or values."""
+    """Tensors or settings given to an estimator have the wrong shape, type or values."""
+
+    argument = ""
+    """Name of the argument at fault, for callers that know where it was set; empty if that does not help."""
 
 
 class DataError(MTGRPOError, ValueError):

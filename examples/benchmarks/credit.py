@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from verl.trainer.ppo.core_algos import compute_gae_advantage_return as verl_gae
 from verl.trainer.ppo.core_algos import compute_grpo_vectorized_outcome_advantage as verl_grpo
 
-from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.credit import ESTIMATORS
 
 SIZES = ((512, 4096), (1024, 8192), (4096, 8192))
 TURNS, GROUP = 32, 8
@@ -83,7 +83,7 @@ def main() -> None:
         calls = {"verl grpo": lambda: verl_grpo(rewards, mask, uid)}  # noqa: B023 used within the iteration
         calls["verl gae"] = lambda: verl_gae(rewards, values, mask, 1.0, 1.0)  # noqa: B023
         for name, function in ESTIMATORS.items():
-            fields = dict.fromkeys(extra_fields(name), values)
+            fields = dict.fromkeys(ESTIMATORS[name].fields, values)
             calls[name] = lambda function=function, fields=fields: function(rewards, mask, uid, **fields)  # noqa: B023
         seconds = time_alternating(calls, args.repeats, args.device)
         print(f"\n(B, T) = ({rows}, {length}), up to {TURNS} turns a row, groups of {GROUP}")

@@ -5,7 +5,8 @@ One rollout that got lucky can then not outweigh its whole group. It is register
     export PYTHONPATH=$PWD/examples/extend VERL_USE_EXTERNAL_MODULES=own_estimator
     mtgrpo train -- algorithm.adv_estimator=bounded_returns '~algorithm.turn' +algorithm.turn.bound=1.5 ...
 
-(``~algorithm.turn`` takes the preset's knobs away, which are another estimator's.)
+(``~algorithm.turn`` takes the preset's knobs away, which are another estimator's.) All arguments of the decorator are
+optional: they are for `mtgrpo report` and for the checks before a run.
 """
 
 from torch import Tensor
@@ -13,11 +14,15 @@ from torch import Tensor
 from verl_mtgrpo.credit import normalize_within_group, read_batch, register_estimator
 
 
-@register_estimator
+@register_estimator(
+    title="bounded returns",
+    words="What was paid from this turn on, normalised over the rollouts that got as far, and bounded.",
+    divides_by_group_std=True,
+)
 def bounded_returns(
     token_level_rewards: Tensor, response_mask: Tensor, index, *, discount: float = 1.0, bound: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """A_{i,k} = clip(norm(G_{i,k}), ±bound), norm over the rollouts of the group that have a turn k."""
+    """Compute clip(norm(G_{i,k}), ±bound), with norm over the rollouts of the group that have a turn k."""
     batch = read_batch(token_level_rewards, response_mask, index)  # tokens -> turns, checked
     returns_BK = batch.return_to_go(discount)  # G_{i,k} = Σ_{l≥k} γ^{l-k} R_{i,l}
     alive_BK = batch.turns.alive_BK

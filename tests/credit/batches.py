@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.credit import ESTIMATORS
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Batch:
 
 def estimate(name: str, token_level_rewards: Tensor, response_mask: Tensor, index, **settings) -> tuple[Tensor, Tensor]:
     """Any estimator on the same three inputs: those with a critic get one that says 0 (others: test_critic.py)."""
-    fields = {field: torch.zeros_like(token_level_rewards, dtype=torch.float32) for field in extra_fields(name)}
+    fields = {field: torch.zeros_like(token_level_rewards, dtype=torch.float32) for field in ESTIMATORS[name].fields}
     return ESTIMATORS[name](token_level_rewards, response_mask, index, **fields, **settings)
 
 

@@ -257,7 +257,7 @@ def test_the_value_of_a_later_token_of_the_turn_does_not_matter_to_turn_gae():
         ({"values": torch.zeros(1, 6)}, r"values has shape \(1, 6\) and response_mask \(1, 7\)"),
         (
             {"values": torch.tensor(VALUES) * float("nan")},
-            "NaN or infinite at 4 generated tokens, or beyond 1e.12 there; the critic has diverged",
+            "NaN, infinite or beyond 1e.12 at 4 generated tokens: the critic has diverged",
         ),
         ({"lam": 1.5}, "lam is 1.5, expected a number from 0 to 1"),
         ({"lam": float("nan")}, "lam is nan"),

@@ -319,7 +319,7 @@ BAD_INPUT = [
 
 
 def takes(name: str, change: dict) -> bool:
-    return {*change} <= {*inspect.signature(ESTIMATORS[name]).parameters}
+    return {*change} <= {*inspect.signature(ESTIMATORS[name].function).parameters}
 
 
 @pytest.mark.parametrize(

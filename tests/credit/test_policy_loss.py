@@ -9,7 +9,7 @@ import torch
 
 from tests.credit.batches import insert_columns, multi_turn_batch
 from verl_mtgrpo.credit.policy_loss import turn_gspo_loss
-from verl_mtgrpo.errors import CreditInputError
+from verl_mtgrpo.errors import ConfigError, CreditInputError
 
 MASK = torch.tensor([[1, 1, 0, 1, 1]])
 ADVANTAGES = torch.tensor([[2.0, 2.0, 0.0, -1.0, -1.0]])
@@ -116,6 +116,11 @@ class TestAgainstVerl:
     def test_one_token_turns_are_ppo(self, mode):
         mask = torch.tensor([[1, 0, 1, 0, 1], [0, 0, 1, 0, 0], [1, 0, 0, 0, 1]])
         self.compare("vanilla", mask, mode, spread=0.5, clip_ratio_c=1e6)
+
+    def test_a_wrong_clip_range_is_refused_by_its_key(self):
+        mask = torch.tensor([[1, 0, 1]])
+        with pytest.raises(ConfigError, match=r"^actor_rollout_ref\.actor\.clip_ratio_low or .*: clip_low is -0\.1"):
+            self.compare("gspo", mask, "token-mean", spread=0.5, clip_ratio_low=-0.1)
 
     def test_several_turns_are_neither(self):
         mask = torch.tensor([[1, 1, 0, 1, 1]] * 4)

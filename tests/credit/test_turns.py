@@ -20,13 +20,13 @@ def test_rewards_are_summed_inside_each_turn_and_ignored_outside():
     mask = torch.tensor([[1, 1, 0, 1, 0]])
     rewards = torch.tensor([[0.25, 0.5, 100.0, 2.0, 100.0]])
     turns = segment_turns(mask)
-    assert turns.sum_rewards(rewards).tolist() == [[0.75, 2.0]]
+    assert turns.sum_over_turns(rewards).tolist() == [[0.75, 2.0]]
     assert turns.spread(torch.tensor([[3.0, -1.0]])).tolist() == [[3.0, 3.0, 0.0, -1.0, 0.0]]
 
 
 def test_a_tiny_reward_survives_beside_a_huge_one():
     turns = segment_turns(torch.tensor([[1, 0, 1]]))
-    assert turns.sum_rewards(torch.tensor([[1e8, 0.0, 1e-8]])).tolist() == [[1e8, pytest.approx(1e-8)]]
+    assert turns.sum_over_turns(torch.tensor([[1e8, 0.0, 1e-8]])).tolist() == [[1e8, pytest.approx(1e-8)]]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -50,7 +50,7 @@ def test_mask_of_any_dtype(dtype):
 def test_no_generated_token_anywhere():
     turns = segment_turns(torch.zeros(2, 3, dtype=torch.long))
     assert turns.max_turns == 0
-    assert turns.sum_rewards(torch.ones(2, 3)).shape == (2, 0)
+    assert turns.sum_over_turns(torch.ones(2, 3)).shape == (2, 0)
     assert turns.spread(torch.zeros(2, 0)).tolist() == [[0.0] * 3] * 2
 
 

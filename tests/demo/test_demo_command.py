@@ -8,8 +8,8 @@ import pytest
 
 from tests.demo.runs import assets_below
 from tests.report.made import dump_row, transcript, write_rows
-from verl_mtgrpo.cli.compare import METHODS
 from verl_mtgrpo.cli.demo import show_result
+from verl_mtgrpo.config import group_names
 from verl_mtgrpo.demo.runs import RunPlan, RunResult
 from verl_mtgrpo.demo.session import settings_from
 from verl_mtgrpo.demo.training import DemoSettings
@@ -35,7 +35,7 @@ def test_other_step_counts_are_refused(steps: str, monkeypatch: pytest.MonkeyPat
         settings_from(None)
 
 
-@pytest.mark.parametrize("preset", list(METHODS))
+@pytest.mark.parametrize("preset", group_names())
 def test_settings_compose_with_verls_config(preset: str, tmp_path: Path) -> None:
     """The very overrides of the command line, through Hydra's compose and verl's own primary config."""
     pytest.importorskip("verl")

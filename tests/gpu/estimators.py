@@ -25,7 +25,7 @@ from torch import Tensor
 from tests.gpu import machine, measure, simulated
 from tests.gpu.arguments import make_parser, parse_sizes
 from tests.gpu.made import GROUP, Rollouts, make_rollouts, verl_grpo
-from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.credit import ESTIMATORS
 
 TOLERANCE = 1e-5  # of an advantage, absolute, and relative for those above 1
 AGREE_AT, TURNS = (64, 16384), 16
@@ -58,7 +58,7 @@ class Report:
 
 def call(name: str, rollouts: Rollouts, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """An estimator on made rollouts."""
-    fields = dict.fromkeys(extra_fields(name), rollouts.values)
+    fields = dict.fromkeys(ESTIMATORS[name].fields, rollouts.values)
     return ESTIMATORS[name](rollouts.rewards, rollouts.mask, rollouts.index, **fields, **settings)
 
 
@@ -66,7 +66,7 @@ def measurable(report: Report) -> list[str]:
     """Estimators that need nothing but what is made here."""
     names = []
     for name in ESTIMATORS:
-        if unknown := set(extra_fields(name)) - {"values"}:
+        if unknown := set(ESTIMATORS[name].fields) - {"values"}:
             report.not_run.append(f"estimator {name}, because it needs the fields {sorted(unknown)}")
         else:
             names.append(name)
@@ -165,7 +165,7 @@ def check_times(report: Report, device: str, sizes: tuple[tuple[int, int], ...],
 
 def _must_move(name: str, result: tuple[Tensor, Tensor]) -> int:
     """Bytes a token that have to be read or written at least once: mask, rewards, fields, and what is returned."""
-    fields = len(extra_fields(name)) if name in ESTIMATORS else 0
+    fields = len(ESTIMATORS[name].fields) if name in ESTIMATORS else 0
     returned = 1 if result[0] is result[1] else 2
     return MASK + FLOAT * (1 + fields + returned)
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.utils import need_critic
 
 import verl_mtgrpo.config
-from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.doctor.startup import checks_of, examine
 from verl_mtgrpo.integration.preflight import check_run
@@ -61,7 +61,7 @@ def test_every_preset_composes_with_verls_config(preset, estimator, pay):
     check_run(run)
     findings = examine(Setup(run), checks_of("config"))
     assert {finding.status for finding in findings} == {"ok"}, findings
-    critic = estimator == "gae" or "values" in (extra_fields(estimator) if estimator in ESTIMATORS else ())
+    critic = estimator == "gae" or "values" in (ESTIMATORS[estimator].fields if estimator in ESTIMATORS else ())
     assert need_critic(run) == critic
     if critic:
         assert run.critic.model.path == run.actor_rollout_ref.model.path

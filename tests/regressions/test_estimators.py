@@ -35,7 +35,7 @@ from verl.utils.skip import rollout_skip
 from tests.credit.batches import estimate, multi_turn_batch
 from tests.integration.test_reward_manager import TRANSCRIPT, manager, score
 from tests.integration.trainer.test_trainer import config
-from verl_mtgrpo.credit import ESTIMATORS, bilevel_gae, extra_fields, turn_gae
+from verl_mtgrpo.credit import ESTIMATORS, bilevel_gae, turn_gae
 from verl_mtgrpo.doctor import startup
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.doctor.unused import unused
@@ -294,7 +294,7 @@ def test_turn_gae_stays_unbiased_whatever_its_critic_says(process):
 @pytest.mark.parametrize("seed", range(3))
 def test_rewards_and_values_with_a_gradient(name, seed):
     batch = multi_turn_batch(seed)
-    fields = {field: torch.randn_like(batch.rewards) for field in extra_fields(name)}
+    fields = {field: torch.randn_like(batch.rewards) for field in ESTIMATORS[name].fields}
     expected = ESTIMATORS[name](batch.rewards, batch.mask, batch.index, **fields)
     learned = {field: values.clone().requires_grad_() for field, values in fields.items()}
     rewards = batch.rewards.clone().requires_grad_()
@@ -312,7 +312,7 @@ def test_what_lies_outside_every_turn_is_ignored(name, bad):
     """Rewards, as every docstring says, and a critic's values, which are read at generated tokens only."""
     batch = multi_turn_batch(1)
     generated = batch.mask == 1
-    fields = {field: torch.randn_like(batch.rewards) for field in extra_fields(name)}
+    fields = {field: torch.randn_like(batch.rewards) for field in ESTIMATORS[name].fields}
     expected = ESTIMATORS[name](batch.rewards * batch.mask, batch.mask, batch.index, **fields)
     spoilt = {field: values.masked_fill(~generated, bad) for field, values in fields.items()}
     found = ESTIMATORS[name](batch.rewards.masked_fill(~generated, bad), batch.mask, batch.index, **spoilt)
@@ -392,5 +392,5 @@ def test_without_epsilon_equal_rewards_have_no_advantage_and_others_the_papers(n
 @pytest.mark.parametrize("bad", [math.inf, math.nan, 3e38])
 def test_a_critic_that_has_diverged_is_named(estimator, dtype, bad):
     values = torch.tensor([[0.1, 9.0, bad]]).to(dtype)
-    with pytest.raises(CreditInputError, match=r"at 1 generated tokens, or beyond 1e\+12 there; the critic has"):
+    with pytest.raises(CreditInputError, match=r"NaN, infinite or beyond 1e\+12 at 1 generated tokens: the critic has"):
         estimator(torch.zeros(1, 3), torch.tensor([[1, 0, 1]]), ["q"], values)

@@ -175,7 +175,7 @@ def test_the_same_file_under_another_module_name_is_the_same_function(table):
     for space in spaces:
         exec(compile(source, "/a/my_module.py", "exec"), space)
         register_estimator(space["mine"])
-    assert table["mine"] is spaces[1]["mine"]
+    assert table["mine"].function is spaces[1]["mine"]
     other = {"__name__": "other"}
     exec(compile(source, "/a/other.py", "exec"), other)
     with pytest.raises(ConfigError, match="there is an estimator mine already; rename the function"):
@@ -198,9 +198,9 @@ def test_functions_made_by_a_function_are_different(table):
 def test_a_follower_that_refuses_leaves_nothing_behind(table, monkeypatch):
     seen = []
 
-    def refuse(name, function):
-        seen.append(name)
-        if name == "first":
+    def refuse(estimator):
+        seen.append(estimator.name)
+        if estimator.name == "first":
             raise ConfigError("no")
 
     registry.follow_estimators(refuse)

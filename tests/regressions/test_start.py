@@ -28,11 +28,12 @@ from tests.integration.test_reward_manager import TRANSCRIPT, config
 from tests.regressions.start_names import NAMES
 from tests.regressions.start_rewards import REWARDS
 from tests.regressions.start_setups import ESTIMATOR
-from verl_mtgrpo.credit import ESTIMATORS, mt_grpo, mt_grpo_v1
+from verl_mtgrpo.config import group_names
+from verl_mtgrpo.credit import ESTIMATORS, Estimator, mt_grpo, mt_grpo_v1
 from verl_mtgrpo.demo.policy import build_tokenizer
 from verl_mtgrpo.doctor.start_check import StartCheck
 from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, TranscriptError
-from verl_mtgrpo.integration.intent import check_preset, group_names, packaged
+from verl_mtgrpo.integration.intent import check_preset, packaged
 from verl_mtgrpo.integration.reward_manager import metrics
 from verl_mtgrpo.integration.settings import TrainerTurnSettings, trainer_turn_settings
 from verl_mtgrpo.integration.trainer.sampler import refuse_failed_batch
@@ -82,7 +83,8 @@ def test_estimators_of_ones_own_are_known_and_no_leftovers(healthy, capsys, monk
         return mt_grpo(token_level_rewards, response_mask, index, missing_turn=missing_turn)
 
     mine.__module__ = "my_recipe"
-    monkeypatch.setitem(ESTIMATORS, "mine", mine)
+    record = Estimator(mine, "mine", "", compares_rollouts=True, divides_by_group_std=False)
+    monkeypatch.setitem(ESTIMATORS, "mine", record)
     # As verl's register_adv_est does, so that it can be undone.
     monkeypatch.setitem(core_algos.ADV_ESTIMATOR_REGISTRY, "of_verls_registry", mine)
     for name in ("mine", "of_verls_registry"):

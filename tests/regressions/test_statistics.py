@@ -28,7 +28,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from tests.integration.trainer.test_trainer import config
 from tests.queues import own_queue
-from verl_mtgrpo.credit import ESTIMATORS, divides_by_group_std, extra_fields
+from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.doctor import fit
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.errors import ConfigError
@@ -277,8 +277,8 @@ def hopeless_and_mixed(kl: float) -> tuple[torch.Tensor, torch.Tensor, list[str]
 def test_which_estimators_divide_by_a_groups_deviation(case: tuple[str, str]):
     """Judged by what they do: how far a KL of 1e-3 a token moves advantages where nobody earned anything."""
     name, (settings, divides) = case[0], DIVIDES[case]
-    assert divides_by_group_std(name, settings) is divides
-    values = [torch.full((16, 5), 0.4)] if "values" in extra_fields(name) else []
+    assert ESTIMATORS[name].divides(settings) is divides
+    values = [torch.full((16, 5), 0.4)] if "values" in ESTIMATORS[name].fields else []
     with_kl, without = (ESTIMATORS[name](*hopeless_and_mixed(kl), *values, **settings)[0][:8] for kl in (1e-3, 0.0))
     moved = float((with_kl - without).abs().max())
     assert moved > 0.5 if divides else moved < 0.02

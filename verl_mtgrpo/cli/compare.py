@@ -1,4 +1,4 @@
-"""``mtgrpo compare``: what turn-level credit adds, against two baselines with the same budget."""
+"""Compare methods that train with the same budget: ``mtgrpo compare``."""
 
 from __future__ import annotations
 
@@ -8,52 +8,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_mtgrpo.config import group_names
 from verl_mtgrpo.demo.runs import RunPlan, RunResult, train_to_end
 from verl_mtgrpo.demo.session import plan_run, prepare_assets, settings_from
 from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.launch.progress import format_duration
 from verl_mtgrpo.launch.provenance import describe_machine
 
-METHODS: Mapping[str, str] = {
-    "grpo_or": "GRPO-OR",
-    "grpo_mr": "GRPO-MR",
-    "mt_grpo": "MT-GRPO",
-    "mt_grpo_v1": "MT-GRPO (first version)",
-    "turn_rloo": "turn-level RLOO",
-    "gtpo": "GTPO",
-    "turn_reinforce_pp": "turn-level REINFORCE++",
-    "ppo_or": "PPO-OR",
-    "ppo_mr": "PPO-MR",
-    "mt_ppo": "MT-PPO",
-    "turn_gae": "turn-level GAE",
-    "bilevel_gae": "bi-level GAE",
-}
-"""What can be compared: preset, and its name in tables."""
-
-DEFAULT_METHODS = ("grpo_or", "grpo_mr", "mt_grpo")
+_METHODS = ("grpo_or", "grpo_mr", "mt_grpo")
 
 REACHED = 0.9
 
 _DESCRIPTION = """\
 Train methods with the same budget: GRPO-OR (outcome reward only), GRPO-MR (turn rewards merged into the
-outcome) and MT-GRPO (turn-level credit), unless told otherwise. A seed fixes world, policy, order of the
-questions and sampling, so within a seed all methods start from the same policy. Finished runs are skipped
-and interrupted ones go on, so the command can be stopped and given again. Three methods with three seeds
-take about an hour and a half.
+outcome) and MT-GRPO (turn-level credit), unless --methods names others. A seed fixes the world, the policy,
+the order of the questions and the sampling, so within a seed all methods start from the same policy. Finished
+runs are skipped and interrupted ones are resumed, so you can stop the command and run it again. Three methods
+with three seeds take about an hour and a half.
 """
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
-        "compare", help="MT-GRPO against its baselines, or others, on the demo's task", description=_DESCRIPTION
+        "compare", help="MT-GRPO and its baselines, or other methods, on the demo's task", description=_DESCRIPTION
     )
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(DEFAULT_METHODS), metavar="PRESET",
-                        help=f"of {', '.join(METHODS)} (default: {' '.join(DEFAULT_METHODS)})")  # fmt: skip
+    parser.add_argument("--methods", nargs="+", choices=group_names(), default=list(_METHODS), metavar="PRESET",
+                        help=f"of {', '.join(group_names())} (default: {' '.join(_METHODS)})")  # fmt: skip
     parser.add_argument("--runs", type=Path, default=Path("runs/demo"), metavar="DIR",
-                        help="where the runs are kept, shared with mtgrpo demo (default: %(default)s)")  # fmt: skip
+                        help="folder of the runs, shared with mtgrpo demo (default: %(default)s)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="DIR",
-                        help="where table, plot and data go (default: %(default)s)")  # fmt: skip
+                        help="folder for table, plot and data (default: %(default)s)")  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--steps", type=int, help="training steps (default: DEMO_STEPS or the demo's own)")
     parser.set_defaults(run=run)
@@ -69,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         for preset in results:
             plan = plan_run(args.runs, assets, preset=preset, seed=seed, settings=settings)
             done = sum(len(by_seed) for by_seed in results.values())
-            results[preset][seed] = _train(plan, label=f"[{done + 1}/{total}] {METHODS[preset]} seed {seed}")
+            results[preset][seed] = _train(plan, label=f"[{done + 1}/{total}] {_title(preset)} seed {seed}")
     write_comparison(args.out, results, settings=settings)
     return 0
 
@@ -95,7 +80,7 @@ def write_comparison(
     text = comparison_markdown(results, facts)
     (out / "comparison.md").write_text(text, encoding="utf-8")
     (out / "comparison.json").write_text(json.dumps(_data(results, facts), indent=1) + "\n", encoding="utf-8")
-    series = {METHODS[preset]: [run.metrics for run in by_seed.values()] for preset, by_seed in results.items()}
+    series = {_title(preset): [run.metrics for run in by_seed.values()] for preset, by_seed in results.items()}
     seeds = len(next(iter(results.values())))
     figure = comparison_figure(series, title=f"mean of {seeds} seeds, band from lowest to highest")
     save_figure(figure, out / "comparison.png")
@@ -103,7 +88,7 @@ def write_comparison(
 
 
 def comparison_markdown(results: Mapping[str, Mapping[int, RunResult]], facts: Mapping[str, Any]) -> str:
-    """The comparison as Markdown: what was run, the means with their spread, and each run."""
+    """Return the comparison as Markdown: the means with their spread, each run, and how they were trained."""
     from verl_mtgrpo.report.tables import HEADLINES, markdown_table, mean_and_spread
 
     columns = list(HEADLINES)
@@ -114,9 +99,9 @@ def comparison_markdown(results: Mapping[str, Mapping[int, RunResult]], facts: M
     for preset, by_seed in results.items():
         runs = list(by_seed.values())
         steps = ", ".join(_first_step(run) for run in runs)
-        summary.append([METHODS[preset], *(mean_and_spread(_ends(runs, name)) for name in columns), steps])
+        summary.append([_title(preset), *(mean_and_spread(_ends(runs, name)) for name in columns), steps])
     single = [
-        [f"{METHODS[preset]}, seed {seed}", *(mean_and_spread(_ends([run], name)) for name in columns),
+        [f"{_title(preset)}, seed {seed}", *(mean_and_spread(_ends([run], name)) for name in columns),
          format_duration(run.train_seconds)]
         for preset, by_seed in results.items()
         for seed, run in by_seed.items()
@@ -124,13 +109,20 @@ def comparison_markdown(results: Mapping[str, Mapping[int, RunResult]], facts: M
     seeds = sorted({seed for by_seed in results.values() for seed in by_seed})
     described = "\n".join(f"- {name}: {_plain(value)}" for name, value in {**facts, "seeds": seeds}.items())
     return (
-        f"# {', '.join(METHODS[preset] for preset in results)}\n\n"
-        "Sampled validation after training: mean over the seeds (lowest to highest); last column: of training, by "
-        "seed.\n\n"
+        f"# {', '.join(_title(preset) for preset in results)}\n\n"
+        "Sampled validation after training: mean over the seeds (lowest to highest). Last column: in training, one "
+        "number per seed.\n\n"
         f"{markdown_table([*header, reached], summary)}\n\n"
         f"Each run:\n\n{markdown_table(['run', *header[1:], 'training time'], single)}\n\n"
         f"Made by `mtgrpo compare` with:\n\n{described}\n"
     )
+
+
+def _title(preset: str) -> str:
+    """Return a method's name for tables: its estimator's, or, for verl's own, the paper's: GRPO-OR, MT-PPO."""
+    from verl_mtgrpo.credit import ESTIMATORS  # late: torch takes seconds to import
+
+    return ESTIMATORS[preset].title if preset in ESTIMATORS else preset.upper().replace("_", "-")
 
 
 def _train(plan: RunPlan, *, label: str) -> RunResult:
@@ -141,13 +133,13 @@ def _train(plan: RunPlan, *, label: str) -> RunResult:
 
 
 def _ends(runs: Sequence[RunResult], name: str, *, first: bool = False) -> list[float]:
-    """Each run's validation value of ``name`` at its last step, or at its first."""
+    """Return each run's validation value of ``name`` at its last step, or at its first."""
     series = [run.metrics.validation[name] for run in runs if name in run.metrics.validation]
     return [values[min(values) if first else max(values)] for values in series]
 
 
 def _first_step(run: RunResult) -> str:
-    """The first training step in which the share of rollouts that search reached ``REACHED``."""
+    """Return the first training step in which the share of rollouts that search reached ``REACHED``."""
     series = run.metrics.train.get("tool/used", {})
     return str(next((step for step in sorted(series) if series[step] >= REACHED), "never"))
 
@@ -163,7 +155,7 @@ def _data(results: Mapping[str, Mapping[int, RunResult]], facts: Mapping[str, An
 
 
 def _headline_series(run: RunResult) -> dict[str, Mapping[int, float]]:
-    """The training series the plot is made of; verl logs a hundred more."""
+    """Return the training series that are plotted; verl logs a hundred more."""
     from verl_mtgrpo.report.tables import HEADLINES
 
     return {name: run.metrics.train[name] for name in HEADLINES if name in run.metrics.train}

@@ -1,4 +1,4 @@
-"""``mtgrpo lab``: bias and variance of estimators where the exact policy gradient is known."""
+"""Measure bias and variance of estimators where the exact policy gradient is known: ``mtgrpo lab``."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Sample groups of rollouts from small multi-turn tasks, compute advantages with every estimator of this package
-(and verl's own grpo, rloo and gae where verl is installed), and compare the gradients they give with the exact
-policy gradient: bias with its 99 % interval, direction, variance, for several group sizes.
+(and verl's own grpo, rloo and gae if verl is installed), and compare the gradients that follow with the exact
+policy gradient: bias with its 99 % interval, direction, and variance, for several group sizes.
 
-A task of your own is a verl_mtgrpo.lab.Process in a Python file, about 20 lines:
+Your own task is a verl_mtgrpo.lab.Process in a Python file, about 20 lines:
 
   mtgrpo lab --process my_task.py:MY_TASK
 """
@@ -38,13 +38,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--groups", type=int, default=4_000, help="sampled groups (default: %(default)s)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[2, 4, 8, 16], metavar="G",
-                        help="rollouts in a group (default: 2 4 8 16)")  # fmt: skip
-    parser.add_argument("--process", action="append", metavar="FILE.py:NAME", help="a task of your own, repeatable; "
-                        "instead of the built-in ones")  # fmt: skip
+                        help="rollouts per group (default: 2 4 8 16)")  # fmt: skip
+    parser.add_argument("--process", action="append", metavar="FILE.py:NAME", help="your own task instead of the "
+                        "built-in ones, repeatable")  # fmt: skip
     parser.add_argument("--estimator", action="append", metavar="NAME", help="only this one, repeatable")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/lab"), metavar="DIR",
-                        help="where lab.md, lab.csv and lab.png go (default: %(default)s)")  # fmt: skip
+                        help="folder for lab.md, lab.csv and lab.png (default: %(default)s)")  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -91,13 +91,13 @@ def _write(args: argparse.Namespace, processes: Sequence[Process], results: dict
 
 
 def chosen_estimators(names: Sequence[str] | None) -> dict[str, Credit]:
-    """Those with these names, or all: this package's with the settings that matter, and verl's if it is installed."""
-    from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+    """Return the estimators with these names, or all: ours, some with several settings, and verl's if installed."""
+    from verl_mtgrpo.credit import ESTIMATORS
     from verl_mtgrpo.lab import Rollouts
 
     def credit(rollouts: Rollouts, *, name: str, **settings: Any) -> Any:
-        # What a critic would estimate is known here: the exact values.
-        fields = {field: getattr(rollouts, field) for field in extra_fields(name)}
+        # The exact values, which a critic would have to estimate, are known here.
+        fields = {field: getattr(rollouts, field) for field in ESTIMATORS[name].fields}
         return ESTIMATORS[name](rollouts.rewards, rollouts.mask, rollouts.index, **fields, **settings)[0]
 
     variants: dict[str, tuple[dict[str, Any], ...]] = {
@@ -107,7 +107,7 @@ def chosen_estimators(names: Sequence[str] | None) -> dict[str, Credit]:
     estimators: dict[str, Credit] = {}
     for name in ESTIMATORS:
         for settings in ({}, *variants.get(name, ())):
-            critic = ["exact values"] if "values" in extra_fields(name) else []
+            critic = ["exact values"] if "values" in ESTIMATORS[name].fields else []
             label = ", ".join([name, *critic, *(f"{value}" for value in settings.values())])
             estimators[label] = partial(credit, name=name, **settings)
     if importlib.util.find_spec("verl") and (not names or set(names) - set(estimators)):
@@ -121,7 +121,7 @@ def chosen_estimators(names: Sequence[str] | None) -> dict[str, Credit]:
 
 
 def load_process(spec: str) -> Process:
-    """The :class:`Process` that ``file.py:NAME`` names."""
+    """Return the :class:`Process` that ``file.py:NAME`` names."""
     from verl_mtgrpo.lab import Process
 
     path, _, name = spec.rpartition(":")

@@ -48,6 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Read the dumps, then write the page or print."""
     from verl_mtgrpo.bars import with_progress
+    from verl_mtgrpo.integration.external_modules import load_external_modules
     from verl_mtgrpo.report.catalog import read_catalog
     from verl_mtgrpo.report.credit import print_credit, write_report
     from verl_mtgrpo.report.dump_files import dump_files, parse_steps
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.rollouts < 1:
         raise ConfigError(f"--rollouts is {args.rollouts}, expected 1 or more")
+    load_external_modules()  # the records of your own estimators hold what the report says about them
     steps = parse_steps(args.steps) if args.steps is not None else None
     files = [file for dump in args.dumps for file in dump_files(dump, steps)]
     if len({file.resolve() for file in files}) < len(files):

@@ -1,33 +1,51 @@
-"""Turn-level credit assignment: which advantage each turn of each rollout gets.
+"""Assign credit turn by turn: which advantage does each turn of each rollout get?
 
-Pure functions on torch tensors: rewards, mask and group labels in, advantages out. Nothing here knows
-verl, Ray or a config. Every estimator takes what verl hands to estimators and gives back what verl
-expects: ``(advantages, returns)``.
+Everything here is a pure function of torch tensors: rewards, mask and group labels in, advantages out. Nothing knows a
+trainer, a cluster or a config file, so the equations can be read, tested and used by themselves.
+
+From tokens to turns, and back
+------------------------------
+A batch of B rollouts arrives as ``(B, T)`` tensors: ``token_level_rewards`` and ``response_mask``, which is 1 where the
+model generated a token and 0 at tool results and padding. ``index`` has one label per rollout; rollouts of the same
+prompt share it. ``mt_grpo`` turns that into advantages in five steps, and each step is one file:
+
+1. **Where does the mask change?** (``runs.py``) The mask is a sequence of runs of equal values. Their first tokens are
+   found in one pass over the batch; after that everything is a sum over runs, or a value for each run.
+2. **Which tokens are one turn?** (``turns.py``) A turn is a run of 1s. ``Turns`` knows how many each rollout has, and
+   goes both ways: ``sum_over_turns`` makes a ``(B, K)`` table out of ``(B, T)`` tokens, and ``spread`` gives each token
+   the value of its turn. K is the largest number of turns; ``alive_BK`` says which cells of the table exist.
+3. **Which rollouts are compared?** (``groups.py``) Those with the same label are a group. Means and standard deviations
+   are taken per group and per column of the table, over the cells that are marked as valid.
+4. **What was each turn paid?** (``batch.py``) ``read_batch`` checks the input, does steps 1 to 3 and returns a
+   ``TurnBatch``: turns, groups and the reward R_{i,k} of every turn. The reward of the last turn is the outcome.
+5. **What is the advantage?** (``mt_grpo.py``, ``return_to_go.py``, ``critic.py``) The equation itself: a few lines on
+   ``(B, K)`` tables, below a docstring with the formula, its special cases and its source. ``batch.advantages`` hands
+   the result to the tokens.
+
+Beside this path: ``checks.py`` refuses settings that are out of range, ``registry.py`` holds one record per estimator
+(:class:`~.registry.Estimator`), and ``policy_loss.py`` is a loss that clips whole turns instead of tokens.
+
+Names end in the axes of the tensor: ``_B`` rollouts, ``_K`` turns, ``_T`` tokens, ``_G`` groups, ``_R`` runs.
 """
 
 from verl_mtgrpo.credit.batch import TurnBatch, read_batch
-from verl_mtgrpo.credit.critic import bilevel_gae, turn_gae
 from verl_mtgrpo.credit.groups import Groups, group_rows, normalize_within_group
 from verl_mtgrpo.credit.mt_grpo import mt_grpo, mt_grpo_v1
-from verl_mtgrpo.credit.registry import (
-    ESTIMATORS,
-    compares_rollouts,
-    divides_by_group_std,
-    extra_fields,
-    register_estimator,
-)
+from verl_mtgrpo.credit.registry import ESTIMATORS, Estimator, register_estimator
 from verl_mtgrpo.credit.return_to_go import gtpo, turn_reinforce_pp, turn_rloo
 from verl_mtgrpo.credit.turns import Turns, segment_turns
 
+# isort: split
+# Estimators are listed in the order of their imports; those with a critic come last.
+from verl_mtgrpo.credit.critic import bilevel_gae, turn_gae
+
 __all__ = [
     "ESTIMATORS",
+    "Estimator",
     "Groups",
     "TurnBatch",
     "Turns",
     "bilevel_gae",
-    "compares_rollouts",
-    "divides_by_group_std",
-    "extra_fields",
     "group_rows",
     "gtpo",
     "mt_grpo",

@@ -1,4 +1,4 @@
-"""What every estimator starts from and ends with: a checked batch of turn rewards, and advantages for tokens."""
+"""Reduce a batch to turn rewards, which every estimator starts from, and hand turn advantages back to tokens."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verl_mtgrpo.credit.checks import refusal
 from verl_mtgrpo.credit.groups import Groups, group_rows
 from verl_mtgrpo.credit.turns import Turns, segment_turns_and_fetch
 from verl_mtgrpo.errors import CreditInputError
@@ -16,9 +17,9 @@ from verl_mtgrpo.errors import CreditInputError
 Index = Sequence[Hashable] | np.ndarray | Tensor
 
 LARGEST = 1e12
-"""Most that the rewards of one rollout, or one value of a critic, may amount to (their magnitudes added up). Standard
-deviations square it and add over all tokens of a batch, in float32, which ends at 3.4e38: beyond that advantages would
-be NaN or 0 without a word. No reward function pays as much on purpose."""
+"""The largest sum of the magnitudes of one rollout's rewards, and the largest value of a critic, that is accepted.
+Standard deviations square it and add it up over all tokens of a batch, in float32, which ends at 3.4e38: beyond that,
+advantages would silently be NaN or 0. No reward function pays as much on purpose."""
 
 
 @dataclass(frozen=True)
@@ -37,27 +38,27 @@ class TurnBatch:
 
     @property
     def nonempty_B1(self) -> Tensor:
-        """``(B, 1)`` bool, True for rollouts with at least one generated token."""
+        """Return ``(B, 1)`` bool, True for rollouts with at least one generated token."""
         return self.turns.count_B[:, None] > 0
 
     @property
     def intermediate_BK(self) -> Tensor:
-        """R^I_{i,k} = R_{i,k} for k < K_i, 0 at the last turn."""
+        """Return R^I_{i,k} = R_{i,k} for k < K_i, 0 at the last turn."""
         return self.reward_BK.masked_fill(self.turns.last_BK, 0.0)
 
     @property
     def outcome_B1(self) -> Tensor:
-        """R^O_i = R_{i,K_i}, the reward of the last turn, ``(B, 1)``."""
+        """Return R^O_i = R_{i,K_i}, the reward of the last turn, ``(B, 1)``."""
         return self.reward_BK.masked_fill(~self.turns.last_BK, 0.0).sum(dim=1, keepdim=True)
 
     def return_to_go(self, discount: float) -> Tensor:
-        """G_{i,k} = Σ_{l≥k} γ^{l-k} R_{i,l}, ``(B, K)``, 0 where there is no turn."""
+        """Return G_{i,k} = Σ_{l≥k} γ^{l-k} R_{i,l}, ``(B, K)``, 0 where there is no turn."""
         return discounted_sum(self.reward_BK, discount)
 
     def advantages(self, advantage_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """Give every token its turn's advantage: what verl expects, ``(advantages, returns)``.
+        """Give every token its turn's advantage; return ``(advantages, returns)``, as every estimator does.
 
-        Without a critic returns are not trained on; they equal the advantages, as in verl's ``grpo``.
+        Without a critic nothing is trained on the returns; they equal the advantages, as in verl's ``grpo``.
         """
         tokens = self.turns.spread(advantage_BK)
         return tokens, tokens
@@ -66,21 +67,21 @@ class TurnBatch:
 def read_batch(
     token_level_rewards: Tensor, response_mask: Tensor, index: Index, values: Tensor | None = None
 ) -> TurnBatch:
-    """Check what verl hands to an estimator and reduce it to turns; one host synchronisation.
+    """Check the input of an estimator and reduce it to turns, with one host synchronisation.
 
-    The batch is a constant to what follows: no gradient flows into rewards or values that have one.
+    The result is a constant: no gradient flows back into rewards or values that require one.
 
     Args:
-        token_level_rewards: ``(B, T)`` float. What lies outside every turn is ignored, NaN included.
+        token_level_rewards: ``(B, T)`` float. Rewards outside every turn are ignored, NaN included.
         response_mask: ``(B, T)``, 1 at generated tokens.
         index: ``(B,)`` group labels.
-        values: ``(B, T)`` float, a critic's values, to be checked on the same trip to the host; None: no critic. Those
-            outside every turn are ignored.
+        values: ``(B, T)`` float, a critic's values, checked in the same synchronisation; None: there is no critic.
+            Values outside every turn are ignored.
 
     Raises:
-        CreditInputError: shapes differ, the mask holds something other than 0 and 1, there is not one group label per
-            rollout, or, at generated tokens, a reward or value is NaN or infinite, a rollout's rewards add up to more
-            than :data:`LARGEST` (their magnitudes), or a value is larger.
+        CreditInputError: shapes differ, the mask holds something other than 0 and 1, the number of group labels is not
+            the number of rollouts, or, at generated tokens, a reward or value is NaN or infinite, the magnitudes of a
+            rollout's rewards add up to more than :data:`LARGEST`, or a value is larger than that.
     """
     if token_level_rewards.shape != response_mask.shape or token_level_rewards.dim() != 2:
         raise CreditInputError(
@@ -89,7 +90,7 @@ def read_batch(
         )
     groups = group_rows(index, len(response_mask), response_mask.device)
     rewards = token_level_rewards.detach().float()
-    # Of all tokens, which takes one pass; only if there is something odd, masked ones are left out and rows told apart.
+    # One pass over all tokens; masked ones are left out, and rows looked at one by one, only if a reward is odd.
     turns, (odd, bad_values) = segment_turns_and_fetch(
         response_mask, _any_odd(rewards), _count_bad_values(values, response_mask)
     )
@@ -97,15 +98,16 @@ def read_batch(
         rewards = rewards.masked_fill(response_mask == 0, 0.0)
         _refuse_bad_rewards(rewards)
     if bad_values:
-        raise CreditInputError(
-            f"values is NaN or infinite at {bad_values} generated tokens, or beyond {LARGEST:g} there; the critic has "
-            "diverged: lower critic.optim.lr, or start again from a checkpoint in which it had not"
+        raise refusal(
+            "values",
+            f"values is NaN, infinite or beyond {LARGEST:g} at {bad_values} generated tokens: the critic has diverged; "
+            "lower its learning rate, or go back to a checkpoint from before it diverged",
         )
-    return TurnBatch(turns, groups, turns.sum_rewards(rewards))
+    return TurnBatch(turns, groups, turns.sum_over_turns(rewards))
 
 
 def discounted_sum(values_BK: Tensor, discount: float) -> Tensor:
-    """G_{i,k} = Σ_{l≥k} discount^{l-k} x_{i,l}, ``(B, K)``."""
+    """Return Σ_{l≥k} discount^{l-k} x_{i,l}, ``(B, K)``."""
     turn = torch.arange(values_BK.shape[1], device=values_BK.device)
     later = turn[:, None] - turn[None, :]  # [l, k] = l - k
     weights = torch.where(later >= 0, float(discount) ** later.clamp(min=0).double(), 0.0)
@@ -114,13 +116,13 @@ def discounted_sum(values_BK: Tensor, discount: float) -> Tensor:
 
 
 def _count_bad_values(values: Tensor | None, response_mask: Tensor) -> Tensor:
-    """How many generated tokens have a value that is no number or beyond :data:`LARGEST`, a scalar."""
+    """Count the generated tokens whose value is NaN or beyond :data:`LARGEST`; return a scalar."""
     if values is None:
         return torch.zeros((), dtype=torch.int64, device=response_mask.device)
     if values.shape != response_mask.shape:
         raise CreditInputError(
             f"values has shape {tuple(values.shape)} and response_mask {tuple(response_mask.shape)}; expected one "
-            "value per response token, as verl's trainer has them after its critic has run"
+            "value per response token"
         )
     values = values.detach().float()
     ordinary = (values >= -LARGEST).logical_and_(values <= LARGEST)  # False for NaN
@@ -128,16 +130,16 @@ def _count_bad_values(values: Tensor | None, response_mask: Tensor) -> Tensor:
 
 
 def _any_odd(rewards: Tensor) -> Tensor:
-    """A scalar, not 0 if a reward is NaN or so large that a row of such could be beyond :data:`LARGEST`."""
+    """Return a scalar, not 0 if a reward is NaN, or so large that a row of such rewards may exceed :data:`LARGEST`."""
     if not rewards.numel():
         return torch.zeros((), dtype=torch.bool, device=rewards.device)
-    low, high = rewards.aminmax()  # NaN if one is
+    low, high = rewards.aminmax()  # NaN if a reward is NaN
     limit = LARGEST / rewards.shape[1]
     return ~((low >= -limit) & (high <= limit))
 
 
 def _refuse_bad_rewards(rewards: Tensor) -> None:
-    """Raise if a row of rewards, 0 outside turns, cannot be worked with."""
+    """Raise ``CreditInputError`` if a row of rewards (0 outside turns) is not finite or too large."""
     finite_B = torch.isfinite(rewards).all(dim=1)
     if not finite_B.all():
         raise CreditInputError(
@@ -148,8 +150,8 @@ def _refuse_bad_rewards(rewards: Tensor) -> None:
     if large_B.any():
         raise CreditInputError(
             f"token_level_rewards adds up to more than {LARGEST:g} in {_listed(large_B)} (largest reward: "
-            f"{float(rewards.abs().max()):.3g}), of which float32 holds no standard deviation; expected rewards of "
-            "ordinary size: scale them down in the reward function"
+            f"{float(rewards.abs().max()):.3g}), too much for a standard deviation in float32; scale them down in the "
+            "reward function"
         )
 
 

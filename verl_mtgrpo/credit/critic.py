@@ -1,4 +1,4 @@
-"""Turn-level credit with a critic: generalised advantage estimation (GAE) over turns.
+"""Credit turns with the help of a critic: generalised advantage estimation (GAE) over turns.
 
 **Which value is V_k.** verl gives a critic's values shifted by one: ``values[t]`` was read at the token *before*
 response token t, so it is the value of the history in which token t is chosen. At the first token of a turn that is
@@ -9,17 +9,17 @@ credit would bias the gradient.
 
 **Where the critic learns.** verl trains it on every generated token, towards ``returns``. In ``turn_gae`` all tokens of
 a turn have one target, the turn's λ-return. That is a correct regression target for each of them: the value of a token
-is the expectation of what is still to come given all that was written before it, and inside a turn nothing is paid and
-nothing is discounted, so what is to come is the same number from the turn's first token to its last. (A KL penalty in
-the reward is paid inside; the target then holds the whole turn's.) A regression on it gives E[λ-return | prefix] at
-every prefix; at the first token, the only one whose value is used, that is V_k. The other tokens share the critic's
-weights with the first, and their targets pull in the same direction.
+is the expected sum of what is still to come, given everything written before it. Inside a turn nothing is paid and
+nothing is discounted, so that sum is the same from the turn's first token to its last. (A KL penalty in the reward is
+paid inside a turn; the target then includes the penalties of the whole turn.) A regression on it gives
+E[λ-return | prefix] at every prefix; at the first token, the only one whose value is used, that is V_k. The other
+tokens share the critic's weights with the first, and their targets pull in the same direction.
 
-A target at first tokens alone would be as correct and useless: with ``returns = values`` elsewhere, those tokens (99 of
-100 in a turn of 100) hold the critic at its old values from the second mini-batch on. After 39 steps of 16 mini-batches
-it then explains 0.50 of the variance at first tokens where this one explains 0.97 (``tests/regressions``). What the
-targets on all tokens cost: verl's ``token-mean`` weighs a turn by its length in the critic's loss, as it does in
-every token-level critic, and never in the advantages.
+Targets at first tokens alone would be just as correct, and useless: with ``returns = values`` elsewhere, the other
+tokens (99 of 100 in a turn of 100) hold the critic at its old values from the second mini-batch on. After 39 steps of
+16 mini-batches it then explains 0.50 of the variance at first tokens, where this one explains 0.97
+(``tests/regressions``). Targets on all tokens have a price: in the critic's loss, verl's ``token-mean`` weighs a turn
+by its length, as in every token-level critic. In the advantages it never does.
 """
 
 from __future__ import annotations
@@ -31,8 +31,14 @@ from torch import Tensor
 
 from verl_mtgrpo.credit.batch import Index, discounted_sum, read_batch
 from verl_mtgrpo.credit.checks import check_number, check_share
+from verl_mtgrpo.credit.registry import register_estimator
 
 
+@register_estimator(
+    title="turn-level GAE",
+    words="Generalised advantage estimation with a turn as one action: what was paid plus what the critic expects "
+    "next, minus what it expected at the turn's first token, whitened over the turns of the batch.",
+)
 def turn_gae(
     token_level_rewards: Tensor,
     response_mask: Tensor,
@@ -54,12 +60,12 @@ def turn_gae(
 
     γ and λ count turns, not tokens: a long answer is not discounted more than a short one, and tool results
     cost nothing. Then advantages are whitened as in verl's ``gae`` (mean 0, std 1 over the batch), but over turns,
-    which are the actions here. Over tokens, as verl does, long turns would shift the mean: a constant that biases
-    nothing and adds noise (0.6 of |g*|² for groups of 2 in the laboratory's "unequal lengths"). ``whiten=False``
-    leaves it out.
+    which are the actions here. Whitened over tokens, as verl does it, long turns would shift the mean by a constant,
+    which causes no bias but adds noise (0.6 of |g*|² for groups of 2 in the laboratory's "unequal lengths").
+    ``whiten=False`` turns whitening off.
 
-    Zero values, γ = λ = 1: the return-to-go. One-token turns: verl's own ``gae``. γ = λ = 1: V is a
-    baseline only and the gradient is unbiased whatever the critic says; λ < 1 trades that for variance.
+    Zero values, γ = λ = 1: the return-to-go. One-token turns: verl's own ``gae``. γ = λ = 1: V is only a
+    baseline, and the gradient is unbiased whatever the critic says; λ < 1 gives that up for a lower variance.
 
     Source: GAE, Schulman et al., arXiv 1506.02438, eq. 16, over turns as in Turn-PPO, arXiv 2512.17008 (γ .99, λ .9
     there, from a secondary source). Turns come from the mask, so one whose reward is 0 is still a turn.
@@ -68,7 +74,7 @@ def turn_gae(
         token_level_rewards: ``(B, T)`` float; turn rewards anywhere inside their turn, the outcome in
             the last turn. Rewards outside every turn are ignored.
         response_mask: ``(B, T)``, 1 at generated tokens, 0 at observations and padding.
-        index: ``(B,)`` group labels (verl's ``uid``); not used, there is a critic instead.
+        index: ``(B,)`` group labels (verl's ``uid``); not used, because the critic is the baseline.
         values: ``(B, T)`` float, ``values[t]`` of the history before token t, as verl has them. Read at generated
             tokens only.
         discount: γ ≥ 0, per turn.
@@ -93,6 +99,11 @@ def turn_gae(
     return batch.turns.spread(advantage_BK), returns
 
 
+@register_estimator(
+    title="bi-level GAE",
+    words="Generalised advantage estimation over turns, then over the tokens inside each turn, with the critic's "
+    "values, whitened over the tokens of the batch. Shown is the mean over the turn's tokens.",
+)
 def bilevel_gae(
     token_level_rewards: Tensor,
     response_mask: Tensor,
@@ -106,8 +117,8 @@ def bilevel_gae(
 ) -> tuple[Tensor, Tensor]:
     """Compute GAE on two levels: over turns with γ_H, then over the tokens inside each turn with γ.
 
-    With b_k and e_k the first and last token of turn k, V_t = ``values[t]``, S_k = Σ_{b_k≤t<e_k} r_t what a turn
-    pays before its last token (V_{e_{K+1}} = S_{K+1} = 0)::
+    With b_k and e_k the first and last token of turn k, V_t = ``values[t]``, and S_k = Σ_{b_k≤t<e_k} r_t what is paid
+    in a turn before its last token (V_{e_{K+1}} = S_{K+1} = 0)::
 
         turns    δ_k = r_{e_k} + γ_H (S_{k+1} + V_{e_{k+1}}) - V_{e_k}
                  Â_k = Σ_{l≥k} (γ_H λ)^{l-k} δ_l
@@ -116,21 +127,22 @@ def bilevel_gae(
         return of token t = A_t + V_t
 
     The turn level hands each turn its λ-return Â_k + V_{e_k} as if paid at its last token; inside the turn this is
-    plain GAE. Every token has its own advantage and its own target: the critic's value is used at all of them, and
-    its loss is taken at all of them.
+    plain GAE. Every token has its own advantage and its own target: the critic's value is used at all tokens, and its
+    loss is taken at all tokens.
 
     One turn: verl's own ``gae`` with γ and λ. γ_H = γ = λ = 1, or one-token turns and γ_H = γ: verl's ``gae`` too.
     γ_H = γ = λ = 1: unbiased whatever the critic says.
 
     Source: RAGEN's ``bi_level_gae``, arXiv 2504.20073, ragen/trainer/core_algos.py (γ_H = 0.95 there). Deliberate
-    differences: turns come from the mask, where RAGEN takes every nonzero reward for a turn's end and so merges a
-    turn that earned 0 with the next; S_k, which is 0 where rewards lie on last tokens, as RAGEN demands.
+    differences: turns come from the mask, whereas RAGEN takes every nonzero reward for the end of a turn and so merges
+    a turn that earned 0 with the next one; and there is S_k, which is 0 if all rewards are on last tokens, as RAGEN
+    demands.
 
     Args:
         token_level_rewards: ``(B, T)`` float, as for :func:`turn_gae`; a reward before the last token of its turn
             (verl's KL penalty) is credited to the tokens up to it.
         response_mask: ``(B, T)``, 1 at generated tokens, 0 at observations and padding.
-        index: ``(B,)`` group labels; not used.
+        index: ``(B,)`` group labels, not used.
         values: ``(B, T)`` float, as for :func:`turn_gae`.
         discount: γ_H ≥ 0, per turn.
         token_discount: γ ≥ 0, per token inside a turn.
@@ -158,21 +170,21 @@ def bilevel_gae(
     delta_BT = (rewards + token_discount * _next(values) - values).where(goes_on_BT, turns.spread(advantage_BK))
     advantages = _decayed_sum(delta_BT, token_discount * lam, goes_on_BT)
     returns = advantages + values
-    return (_whiten(advantages, mask_BT, turns.sum_rewards) if whiten else advantages), returns
+    return (_whiten(advantages, mask_BT, turns.sum_over_turns) if whiten else advantages), returns
 
 
 def _gae(reward_BK: Tensor, value_BK: Tensor, discount: float, lam: float) -> Tensor:
-    """A_k = Σ_{l≥k} (γλ)^{l-k} (R_l + γ V_{l+1} - V_l), ``(B, K)``; both tables are 0 where there is no turn."""
+    """Return Σ_{l≥k} (γλ)^{l-k} (R_l + γ V_{l+1} - V_l), ``(B, K)``; both tables are 0 where there is no turn."""
     return discounted_sum(reward_BK + discount * _next(value_BK) - value_BK, discount * lam)
 
 
 def _next(values: Tensor) -> Tensor:
-    """x_{·,n+1} in the place of x_{·,n}, 0 in the last column."""
+    """Return x_{·,n+1} in place of x_{·,n}, and 0 in the last column."""
     return torch.nn.functional.pad(values[:, 1:], (0, 1)) if values.shape[1] else values
 
 
 def _decayed_sum(delta_BT: Tensor, decay: float, goes_on_BT: Tensor) -> Tensor:
-    """A_t = δ_t + decay A_{t+1} where the turn goes on, else δ_t: a column at a time, each together in memory."""
+    """Compute A_t = δ_t + decay A_{t+1} where the turn goes on, else δ_t, one column of contiguous memory at a time."""
     sum_TB, decay_TB = delta_BT.T.contiguous(), decay * goes_on_BT.T.contiguous()
     for t in range(len(sum_TB) - 2, -1, -1):
         sum_TB[t].addcmul_(decay_TB[t], sum_TB[t + 1])
@@ -180,7 +192,7 @@ def _decayed_sum(delta_BT: Tensor, decay: float, goes_on_BT: Tensor) -> Tensor:
 
 
 def _whiten(values: Tensor, valid: Tensor, partial_sums: Callable[[Tensor], Tensor] = torch.clone) -> Tensor:
-    """(A - mean) / √(var_{N-1} + 1e-8) over the valid entries, as verl's ``gae`` does over tokens; 0 elsewhere.
+    """Compute (A - mean) / √(var_{N-1} + 1e-8) over the valid entries, as verl's ``gae`` does; 0 elsewhere.
 
     Equal values give exactly 0, and so does a batch with one entry, where verl raises. ``partial_sums`` (of turns) are
     added up in double precision, so that padding does not change the last digit.
@@ -188,7 +200,7 @@ def _whiten(values: Tensor, valid: Tensor, partial_sums: Callable[[Tensor], Tens
     if not values.numel():
         return values
     count = valid.sum().clamp(min=1)
-    # Less the smallest first: equal values then centre to exactly 0.
+    # Subtract the minimum first, so that equal values centre to exactly 0.
     centred = (values - values.masked_fill(~valid, torch.inf).amin()).masked_fill_(~valid, 0.0)
     mean = (partial_sums(centred).double().sum() / count).float()
     centred = centred.sub_(mean).masked_fill_(~valid, 0.0)

@@ -1,7 +1,7 @@
-"""Statistics over the rollouts that belong together.
+"""Take statistics over the rollouts that belong together.
 
-A **group** is the set of rollouts of one prompt (same ``uid``), or any other integer grouping. Every
-statistic here is taken per group and per column (turn), over the entries that ``valid`` marks.
+A **group** is the set of rollouts of one prompt, or any other rollouts with the same label. Every statistic
+here is taken per group and per column (turn), over the entries that ``valid`` marks.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ SCALES = ("std", "none")
 
 @dataclass(frozen=True)
 class Groups:
-    """Which group each row belongs to.
+    """The groups of a batch, and the rows of each.
 
     Attributes:
         id_B: ``(B,)`` int64 in ``[0, size)``.
-        order_B: ``(B,)`` int64. The rows, those of a group together.
-        length_G: ``(groups,)`` int64. Rows of each group.
+        order_B: ``(B,)`` int64. The rows, sorted so that those of a group are together.
+        length_G: ``(groups,)`` int64. The number of rows of each group.
     """
 
     id_B: Tensor
@@ -35,7 +35,7 @@ class Groups:
 
     @property
     def size(self) -> int:
-        """Number of groups."""
+        """Return the number of groups."""
         return len(self.length_G)
 
     def sum(self, values_BK: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Groups:
         return self._reduce("sum", values_BK)
 
     def minimum(self, values_BK: Tensor) -> Tensor:
-        """Smallest entry of each group and column, ``(groups, K)``."""
+        """Return the smallest entry of each group and column, ``(groups, K)``."""
         return self._reduce("min", values_BK)
 
     def to_rows(self, values_GK: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Groups:
         return values_GK[self.id_B]
 
     def of_turns(self, turns: int) -> Groups:
-        """The same groups for ``(B, turns)`` values flattened to ``(B · turns, 1)``: all turns of a group together."""
+        """Return the groups of ``(B, turns)`` values flattened to ``(B · turns, 1)``: all turns of a group together."""
         within = torch.arange(turns, device=self.id_B.device)
         return Groups(
             self.id_B.repeat_interleave(turns),
@@ -62,7 +62,7 @@ class Groups:
     def _reduce(self, how: str, values_BK: Tensor) -> Tensor:
         if not values_BK.numel():
             return values_BK.new_zeros((self.size, values_BK.shape[1]))
-        # Row after row in a fixed order: the same result on every run; index_add_ would not be on a GPU.
+        # In a fixed order, so that results are reproducible; on a GPU those of index_add_ are not.
         return torch.segment_reduce(values_BK[self.order_B], how, lengths=self.length_G, axis=0, unsafe=True)
 
 
@@ -70,22 +70,22 @@ def group_rows(index: Sequence[Hashable] | np.ndarray | Tensor, rows: int, devic
     """Number the groups.
 
     Args:
-        index: One label per row (verl's ``uid``): strings, ints, numpy objects or an integer tensor (one on
-            a GPU costs a synchronisation of its own; labels on the host cost none).
-        rows: How many labels are expected.
-        device: Where the result lives.
+        index: One label per row (verl's ``uid``): strings, ints, numpy objects or an integer tensor. A tensor on a
+            GPU costs one more synchronisation; labels on the host cost none.
+        rows: The number of labels that is expected.
+        device: Where to put the result.
 
     Raises:
-        CreditInputError: ``index`` has another length.
+        CreditInputError: ``index`` has a different length.
     """
     if len(index) != rows:
         raise CreditInputError(
-            f"index holds {len(index)} group labels for {rows} rollouts; expected one uid per rollout"
+            f"index holds {len(index)} group labels for {rows} rollouts; expected one label per rollout"
         )
     ids = _number(index)
     lengths = np.bincount(ids) if rows else ids
     order = np.argsort(ids, kind="stable")
-    # non_blocking: a plain copy to a GPU waits for all that the GPU was given before.
+    # non_blocking: a plain copy to a GPU waits for all its earlier work.
     id_B, order_B, length_G = (
         torch.from_numpy(x.astype(np.int64)).to(device, non_blocking=True) for x in (ids, order, lengths)
     )
@@ -93,12 +93,12 @@ def group_rows(index: Sequence[Hashable] | np.ndarray | Tensor, rows: int, devic
 
 
 def _number(index: Sequence[Hashable] | np.ndarray | Tensor) -> np.ndarray:
-    """Labels as integers from 0, ``(rows,)``, on the host, where the labels are."""
+    """Return the labels as integers from 0, ``(rows,)``, on the host."""
     if isinstance(index, Tensor):
         index = index.cpu().numpy()
     if isinstance(index, np.ndarray) and index.dtype.kind in "iu":
         return np.unique(index.reshape(-1), return_inverse=True)[1]
-    # A dictionary takes labels of any kind, also mixed; sorting them, as np.unique does, would not.
+    # A dictionary takes labels of any kind, even mixed; np.unique cannot, because it sorts them.
     labels = index.tolist() if isinstance(index, np.ndarray) else index
     number: dict[Hashable, int] = {}
     return np.fromiter((number.setdefault(label, len(number)) for label in labels), np.int64, len(labels))
@@ -107,17 +107,17 @@ def _number(index: Sequence[Hashable] | np.ndarray | Tensor) -> np.ndarray:
 def normalize_within_group(
     values_BK: Tensor, valid_BK: Tensor, groups: Groups, *, scale: str, epsilon: float
 ) -> Tensor:
-    """norm(x) = (x - mean) / (std + epsilon) over the valid entries of a group, per column.
+    """Compute norm(x) = (x - mean) / (std + epsilon) over the valid entries of a group, per column.
 
-    std is the unbiased one (N-1). A set of one entry has mean 0 and std 1, as verl's ``grpo`` treats a
-    group of one; equal entries give exactly 0. ``scale="none"`` only centres.
+    std is the unbiased one (N-1). A single entry has mean 0 and std 1, as verl's ``grpo`` treats a group of
+    one; equal entries give exactly 0. ``scale="none"`` only centres.
 
     Args:
         values_BK: ``(B, K)`` float32.
-        valid_BK: ``(B, K)`` bool, True where the entry takes part.
+        valid_BK: ``(B, K)`` bool, True at entries that take part.
         groups: The group of each row.
         scale: ``"std"`` or ``"none"``.
-        epsilon: Added to std, outside the root.
+        epsilon: Added to std, outside the square root.
 
     Returns:
         ``(B, K)`` float32, exactly 0 where not valid.
@@ -132,22 +132,22 @@ def normalize_within_group(
 
 
 def divided(centred: Tensor, by: Tensor) -> Tensor:
-    """``centred / by``, exactly 0 where ``centred`` is 0: also of equal entries without an epsilon, 0 / 0."""
+    """Return ``centred / by``, exactly 0 where ``centred`` is 0, even for 0 / 0 (equal entries without an epsilon)."""
     return (centred / by).masked_fill_(centred == 0, 0.0)
 
 
 def std_within_group(values_BK: Tensor, valid_BK: Tensor, groups: Groups) -> Tensor:
-    """std_{N-1} of the valid entries of each row's group, per column; 1 for a set of one. ``(B, K)``."""
+    """Return std_{N-1} of the valid entries of each row's group, per column, ``(B, K)``; 1 for a single entry."""
     centred_BK = normalize_within_group(values_BK, valid_BK, groups, scale="none", epsilon=0.0)
     return groups.to_rows(_std(centred_BK, groups.sum(valid_BK.to(values_BK.dtype)), groups))
 
 
 def minus_mean_of_others(values_BK: Tensor, valid_BK: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
-    """x_i - mean of x_j over the other valid entries j ≠ i of the group, per column (leave-one-out).
+    """Compute x_i minus the mean of x_j over the other valid entries j ≠ i of the group, per column (leave-one-out).
 
     Returns:
-        ``(result_BK, alone_BK)``: float32, exactly 0 where not valid and x_i itself where there is no
-        other entry, which ``alone_BK`` marks with True. Equal entries give exactly 0.
+        ``(result_BK, alone_BK)``: float32, exactly 0 where not valid, and x_i itself where there is no
+        other entry; ``alone_BK`` is True there. Equal entries give exactly 0.
     """
     shifted_BK, n_GK = _shift(values_BK, valid_BK, groups)
     n_BK, sum_BK = groups.to_rows(n_GK), groups.to_rows(groups.sum(shifted_BK))
@@ -157,15 +157,18 @@ def minus_mean_of_others(values_BK: Tensor, valid_BK: Tensor, groups: Groups) ->
 
 
 def mean_of_others(values_B1: Tensor, valid_B1: Tensor, groups: Groups) -> Tensor:
-    """Mean of x_j over the other valid rows j ≠ i of the group, ``(B, 1)``; 0 where there is none."""
+    """Return the mean of x_j over the other valid rows j ≠ i of the group, ``(B, 1)``; 0 where there are none."""
     result_B1, alone_B1 = minus_mean_of_others(values_B1, valid_B1, groups)
     return (values_B1 - result_B1).masked_fill(alone_B1 | ~valid_B1, 0.0)
 
 
 def _shift(values_BK: Tensor, valid_BK: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
-    """Values less the smallest of their set (a set of one stays as it is), 0 where not valid; sizes ``(groups, K)``.
+    """Subtract the smallest valid entry of each group and column, unless it is the only one; 0 where not valid.
 
-    Equal entries then cancel exactly, and a large common offset does not eat the digits of small differences.
+    Equal entries then cancel exactly, and a large common offset does not cost small differences their digits.
+
+    Returns:
+        The shifted values ``(B, K)``, and the number of valid entries ``(groups, K)``.
     """
     n_GK = groups.sum(valid_BK.to(values_BK.dtype))
     low_GK = groups.minimum(values_BK.masked_fill(~valid_BK, torch.inf)).masked_fill(n_GK <= 1, 0.0)

@@ -1,4 +1,4 @@
-"""MT-GRPO: one advantage per turn from turn-level and outcome rewards."""
+"""Compute MT-GRPO: one advantage per turn from turn rewards and outcome rewards."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from torch import Tensor
 from verl_mtgrpo.credit.batch import Index, discounted_sum, read_batch
 from verl_mtgrpo.credit.checks import check_choice, check_finite, check_number
 from verl_mtgrpo.credit.groups import SCALES, normalize_within_group
+from verl_mtgrpo.credit.registry import register_estimator
 
 MISSING_TURN = ("zero", "exclude")
 
 
+@register_estimator(
+    title="MT-GRPO",
+    words="MT-GRPO: what a turn was paid is compared with the rollouts of the same prompt that got as far (minus their "
+    "mean, divided by their standard deviation), and the outcome with all of them. A turn's advantage is its own term "
+    "plus those of later turns plus the outcome's.",
+)
 def mt_grpo(
     token_level_rewards: Tensor,
     response_mask: Tensor,
@@ -36,14 +43,14 @@ def mt_grpo(
 
     **K > 2 is this package's extension to chains.** The paper's K-turn form (Eq. 10-12) has the same sum, but its
     Â^I_k compares G actions sampled from the *same state*: a tree of G^{K-1} rollouts, all with K turns. Here the
-    k-th turns of different chains are compared, which is the same thing for k = 1 only.
+    k-th turns of different chains are compared, which is the same only for k = 1.
 
     A rollout whose last turn is k has no R^I_{i,k}. ``missing_turn="zero"``: it takes part with 0 and
-    also receives the centred value, so not calling the tool costs what calling it earns. ``"exclude"``:
+    also receives the centred value, so that not calling the tool costs what calling it earns. ``"exclude"``:
     only rollouts with K_i > k take part and Â^I_{i,K_i} = 0.
 
-    With variable turn counts the sum over l holds a number of baselines that depends on where the
-    rollout stopped, which biases the gradient (verl RFC #7244); ``turn_rloo`` does not have this.
+    If rollouts differ in their number of turns, the number of baselines in the sum over l depends on where the
+    rollout stopped, which biases the gradient (verl RFC #7244); ``turn_rloo`` does not have this bias.
 
     Source: Zeng et al., *Reinforcing Multi-Turn Reasoning in LLM Agents via …*, arXiv 2505.11821: v1 (May 2025,
     "Turn-Level Credit Assignment"), v2 (October 2025, "Turn-Level Reward Design"; its equations are cited here), v3
@@ -90,6 +97,13 @@ def mt_grpo(
     return batch.advantages(advantage_BK)
 
 
+@register_estimator(
+    title="MT-GRPO (first version)",
+    words="MT-GRPO as in the code of the paper's first version: every turn gets the outcome, normalised over the "
+    "group. The first turn also gets what the turns before the last were paid, normalised the same way. A rollout of "
+    "one turn gets its normalised total.",
+    divides_by_group_std=True,
+)
 def mt_grpo_v1(
     token_level_rewards: Tensor,
     response_mask: Tensor,
@@ -98,7 +112,7 @@ def mt_grpo_v1(
     turn_coef: float = 1.0,
     epsilon: float = 1e-4,
 ) -> tuple[Tensor, Tensor]:
-    """Compute MT-GRPO advantages exactly as the paper's code does.
+    """Compute MT-GRPO advantages exactly as the code of the paper's first version does.
 
     With R^T_i = Σ_{k<K_i} R_{i,k} and R^O_i = R_{i,K_i}, each normalised over the rollouts of the group::
 
@@ -107,13 +121,13 @@ def mt_grpo_v1(
 
     where Â = norm(·) is (x - mean) / (std_{N-1} + epsilon). A rollout without a tool call takes part in
     norm(R^T) with R^T = 0, and gets the normalised *total* reward, which is not in the paper's formula.
-    Only the first turn gets turn-level credit, whichever turn earned it: use ``mt_grpo`` for three turns
-    or more. With two turns in every rollout it is ``mt_grpo`` up to epsilon.
+    Only the first turn gets turn-level credit, whichever turn earned it: use ``mt_grpo`` for three or more
+    turns. If every rollout has two turns, it is ``mt_grpo`` up to epsilon.
 
     Source: SiliangZeng/Multi-Turn-RL-Agent @7dbdd08, verifiers/trainers/mt_grpo_env_trainer.py, lines
-    83-96 and 178-219 (arXiv 2505.11821 v1). That code finds turn 1 as the tokens before the first tool
-    result; here it is the first run of 1s in the mask, the same tokens. It has no rule for a group of
-    one; here mean 0 and std 1, as in verl's ``grpo``.
+    83-96 and 178-219 (arXiv 2505.11821 v1). That code takes the tokens before the first tool result as turn
+    1; here turn 1 is the first run of 1s in the mask, which is the same tokens. It has no rule for a group
+    of one; here such a group has mean 0 and std 1, as in verl's ``grpo``.
 
     Args:
         token_level_rewards: ``(B, T)`` float, as for :func:`mt_grpo`.

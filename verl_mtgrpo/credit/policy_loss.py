@@ -1,4 +1,4 @@
-"""Policy losses that see a turn as one action."""
+"""Compute policy losses that treat a turn as one action."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from verl_mtgrpo.credit.checks import check_number
 from verl_mtgrpo.credit.turns import segment_turns
 from verl_mtgrpo.errors import CreditInputError
 
-_LARGEST_LOG_RATIO = 10.0  # as verl's gspo: e^10 is clipped anyway, and larger ones overflow
+_LARGEST_LOG_RATIO = 10.0  # as in verl's gspo: e^10 is clipped anyway, and larger ratios overflow
 
 
 def turn_gspo_loss(
@@ -29,10 +29,10 @@ def turn_gspo_loss(
         s_{k,t} = sg[s_k] · π_t / sg[π_t]                     of value s_k, with the gradient of token t
         loss_t = max(-A_t s_{k,t}, -A_t clip(s_{k,t}, 1 - ε_low, 1 + ε_high))
 
-    A turn is clipped as a whole or not at all (where its tokens share one advantage), and what was said in one turn
-    does not move the ratio of another, as it does in a ratio of the whole rollout.
+    A turn whose tokens share one advantage is clipped as a whole or not at all, and the tokens of one turn do not
+    move the ratio of another, as they would with one ratio for the whole rollout.
 
-    One turn: verl's ``gspo``. One-token turns: verl's ``vanilla`` (PPO), up to its second bound on the loss of
+    One turn: verl's ``gspo``. One-token turns: verl's ``vanilla`` (PPO) without its second bound on the loss of
     negative advantages (``clip_ratio_c``), which ``gspo`` does not have either.
 
     Source: GSPO-token, arXiv 2507.18071, applied per turn; the ratio per turn is ReMA's,
@@ -43,13 +43,13 @@ def turn_gspo_loss(
         old_log_prob: ``(B, T)`` float, log π°_t.
         advantages: ``(B, T)`` float.
         response_mask: ``(B, T)``, 1 (True) at generated tokens, 0 at observations and padding. Turns are its runs
-            of 1s: a mask from which single tokens were rejected afterwards has shorter ones.
+            of 1s: if single tokens were rejected and masked afterwards, turns fall into pieces.
         clip_low: ε_low ≥ 0.
         clip_high: ε_high ≥ 0.
 
     Returns:
         ``(loss, clipped)``: ``(B, T)`` float, to be aggregated over the mask, and ``(B, T)`` bool, True where the
-        clipped form is the larger. Both mean nothing where the mask is 0.
+        clipped form is the larger. Values where the mask is 0 are undefined.
 
     Raises:
         CreditInputError: shapes differ, the mask is not 0/1, or a clip range is negative.
@@ -65,7 +65,7 @@ def turn_gspo_loss(
         )
     turns = segment_turns(response_mask)
     log_ratio = (log_prob.detach() - old_log_prob).masked_fill(response_mask == 0, 0.0)
-    mean_BK = turns.sum_rewards(log_ratio) / turns.tokens_BK.clamp(min=1)
+    mean_BK = turns.sum_over_turns(log_ratio) / turns.tokens_BK.clamp(min=1)
     log_turn_ratio = turns.spread(mean_BK) + log_prob - log_prob.detach()
     ratio = log_turn_ratio.clamp(max=_LARGEST_LOG_RATIO).exp()
     plain = -advantages * ratio

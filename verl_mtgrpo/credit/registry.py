@@ -1,37 +1,98 @@
-"""The estimators by name, and what each needs."""
+"""Keep one record per estimator, which holds everything that other parts of the package need to know about it.
+
+``@register_estimator(...)`` above a function adds one, in this package as in your own project.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar, overload
 
 from torch import Tensor
 
-from verl_mtgrpo.credit.critic import bilevel_gae, turn_gae
-from verl_mtgrpo.credit.mt_grpo import mt_grpo, mt_grpo_v1
-from verl_mtgrpo.credit.return_to_go import gtpo, turn_reinforce_pp, turn_rloo
 from verl_mtgrpo.errors import ConfigError
 
-Estimator = Callable[..., tuple[Tensor, Tensor]]
-F = TypeVar("F", bound=Estimator)
-
-ESTIMATORS: dict[str, Estimator] = {
-    function.__name__: function
-    for function in (mt_grpo, mt_grpo_v1, turn_rloo, gtpo, turn_reinforce_pp, turn_gae, bilevel_gae)
-}
-"""Every estimator by the name it is registered under in verl (``algorithm.adv_estimator``)."""
+Function = Callable[..., tuple[Tensor, Tensor]]
+F = TypeVar("F", bound=Function)
 
 _GIVEN = ("token_level_rewards", "response_mask", "index")
 
-_followers: list[Callable[[str, Estimator], None]] = []
+
+@dataclass(frozen=True)
+class Estimator:
+    """One estimator and the facts about it. Calling it calls the function.
+
+    Attributes:
+        function: Takes rewards, mask and group labels, then :attr:`fields`, then :attr:`knobs` by keyword, and returns
+            ``(advantages, returns)``, ``(B, T)`` each.
+        title: Its name in tables and plots.
+        words: What it does, in a sentence or two for somebody who looks at one advantage.
+        compares_rollouts: True if its baseline needs other rollouts of the same prompt.
+        divides_by_group_std: True if it always divides by a standard deviation over the rollouts of one group.
+    """
+
+    function: Function
+    title: str
+    words: str
+    compares_rollouts: bool
+    divides_by_group_std: bool
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Compute ``(advantages, returns)``."""
+        return self.function(*args, **kwargs)
+
+    @property
+    def name(self) -> str:
+        """Return the name that it is registered under."""
+        return self.function.__name__
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """Return what it needs beyond rewards, mask and group labels, such as ``values``."""
+        return _positional(self.function)[len(_GIVEN) :]
+
+    @cached_property
+    def knobs(self) -> Mapping[str, Any]:
+        """Return its settings and their defaults: the keyword-only parameters of the function."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def divides(self, settings: Mapping[str, Any]) -> bool:
+        """Return True if, with these settings, it divides by a standard deviation over the rollouts of one group.
+
+        Such an estimator gives any difference between them the same size, however small it is. ``scale="std"`` says so
+        for your own estimators too.
+        """
+        return self.divides_by_group_std or settings.get("scale") == "std"
 
 
-def register_estimator(function: F) -> F:
-    """Add an estimator of your own to :data:`ESTIMATORS`, under the function's name; returns it unchanged.
+ESTIMATORS: dict[str, Estimator] = {}
+"""Every estimator by its name."""
 
-    Do so in a module that every process loads with verl (``VERL_USE_EXTERNAL_MODULES=my_module``); it may register
-    agent loops as well, and import of verl what it wants, before or after::
+_followers: list[Callable[[Estimator], None]] = []
+
+
+@overload
+def register_estimator(function: F, /) -> F: ...
+@overload
+def register_estimator(
+    *, title: str = ..., words: str = ..., compares_rollouts: bool | None = ..., divides_by_group_std: bool = ...
+) -> Callable[[F], F]: ...
+def register_estimator(
+    function: F | None = None,
+    /,
+    *,
+    title: str = "",
+    words: str = "",
+    compares_rollouts: bool | None = None,
+    divides_by_group_std: bool = False,
+) -> F | Callable[[F], F]:
+    """Add an estimator to :data:`ESTIMATORS`, under the function's name; return the function unchanged.
+
+    A decorator, with or without the facts that its record holds::
 
         from verl_mtgrpo.credit import register_estimator
 
@@ -40,43 +101,62 @@ def register_estimator(function: F) -> F:
             ...
             return advantages, returns
 
+    How a training run loads your module: :mod:`verl_mtgrpo.integration.advantage.estimators`.
+
     Args:
         function: Called with rewards, mask and group labels, then the fields that it names as further positional
-            parameters, which ``trainer.v1.trainer_mode=mtgrpo_sync`` passes on, and, by keyword, its knobs from
-            ``algorithm.turn``, each of which has a default. Returns ``(advantages, returns)``, ``(B, T)`` each.
+            parameters, and, by keyword, its knobs, each of which has a default.
+        title: :attr:`Estimator.title`; empty: the function's name.
+        words: :attr:`Estimator.words`; empty: the report says that it does not know how the estimator works.
+        compares_rollouts: :attr:`Estimator.compares_rollouts`; None: True unless it asks for a critic's ``values``.
+        divides_by_group_std: :attr:`Estimator.divides_by_group_std`.
 
     Registering a function again, or its new version after the module was reloaded, replaces it.
 
     Raises:
-        ConfigError: it does not start with the three parameters that all have, or the name is taken, here or in verl.
+        ConfigError: the function does not start with the three parameters that all have, or the name is taken.
     """
-    name, parameters = function.__name__, tuple(inspect.signature(function).parameters)
-    if parameters[: len(_GIVEN)] != _GIVEN:
-        raise ConfigError(f"the estimator {name} takes {parameters}, expected {_GIVEN} first, then fields, then knobs")
-    known = ESTIMATORS.get(name)
-    if known is not None and not _is_same(known, function):
-        raise ConfigError(f"there is an estimator {name} already; rename the function")
-    for follower in _followers:  # first: one that refuses the name leaves nothing behind
-        follower(name, function)
-    ESTIMATORS[name] = function
-    return function
+
+    def register(function: F) -> F:
+        compares = "values" not in _positional(function) if compares_rollouts is None else compares_rollouts
+        _add(Estimator(function, title or function.__name__, words, compares, divides_by_group_std))
+        return function
+
+    return register if function is None else register(function)
 
 
-def follow_estimators(follower: Callable[[str, Estimator], None]) -> None:
-    """Have ``follower(name, function)`` called for every estimator: those that are here now, and each that comes later.
+def follow_estimators(follower: Callable[[Estimator], None]) -> None:
+    """Call ``follower`` for every estimator: now for those that are here, and later for each that is registered.
 
-    For whoever hands them on, as the package's glue does to verl's registry. It may be imported before or after the
-    module that registers an estimator.
+    For code that hands estimators on to another registry. It may be imported before or after the module that registers
+    an estimator.
     """
-    for name, function in ESTIMATORS.items():
-        follower(name, function)
+    for estimator in ESTIMATORS.values():
+        follower(estimator)
     _followers.append(follower)
 
 
-def _is_same(known: Estimator, function: Estimator) -> bool:
-    """Whether one function is the other, or its definition executed once more, as a reload does.
+def _add(estimator: Estimator) -> None:
+    name, parameters = estimator.name, tuple(inspect.signature(estimator.function).parameters)
+    if parameters[: len(_GIVEN)] != _GIVEN:
+        raise ConfigError(f"the estimator {name} takes {parameters}, expected {_GIVEN} first, then fields, then knobs")
+    known = ESTIMATORS.get(name)
+    if known is not None and not _is_same(known.function, estimator.function):
+        raise ConfigError(f"there is an estimator {name} already; rename the function")
+    for follower in _followers:  # first: one that refuses the name leaves nothing behind
+        follower(estimator)
+    ESTIMATORS[name] = estimator
 
-    A function made inside another one is a new one each time: what it remembers may differ.
+
+def _positional(function: Function) -> tuple[str, ...]:
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+
+def _is_same(known: Function, function: Function) -> bool:
+    """Return True if one function is the other, or its definition executed once more, as a reload does.
+
+    A function that is defined inside another one is a new one each time: it may remember something else.
     """
     if known is function:
         return True
@@ -85,29 +165,6 @@ def _is_same(known: Estimator, function: Estimator) -> bool:
     return known.__module__ == function.__module__ or _file(known) == _file(function)
 
 
-def _file(function: Estimator) -> str:
-    """The file that defines it: the same module may be known by two names (``__main__``, verl's ``file.py``)."""
+def _file(function: Function) -> str:
+    """Return the file that defines it: one module may have two names, such as ``__main__`` when it is the script."""
     return inspect.unwrap(function).__code__.co_filename
-
-
-def extra_fields(name: str) -> tuple[str, ...]:
-    """What the estimator needs beyond rewards, mask and group labels, such as ``values``."""
-    parameters = inspect.signature(ESTIMATORS[name]).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)[len(_GIVEN) :]
-
-
-def compares_rollouts(name: str) -> bool:
-    """Whether the baseline is other rollouts of the prompt, of which there have to be some then."""
-    return name != "turn_reinforce_pp" and "values" not in extra_fields(name)
-
-
-def divides_by_group_std(name: str, settings: Mapping[str, Any]) -> bool:
-    """Return whether the estimator divides by a standard deviation over the rollouts of one group.
-
-    Such an estimator gives any difference between them the same size, however small it is.
-
-    Args:
-        name: One of :data:`ESTIMATORS`.
-        settings: Its knobs. ``scale="std"`` says it of an estimator of your own, too.
-    """
-    return name in (mt_grpo_v1.__name__, gtpo.__name__) or settings.get("scale") == "std"

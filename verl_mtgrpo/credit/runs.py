@@ -1,9 +1,9 @@
-"""Runs of equal values in a mask: where they begin, sums over each, a value for each. One pass over the batch.
+"""Find the runs of equal values in a mask, sum over each, and give each a value. One pass over the batch.
 
-The mask is read row after row as one sequence, ``(B·T,)``; a run never goes past the end of its row. Each
-primitive has two forms with the same result: numpy's on a host, where it is several times faster than torch
-and reading a number costs nothing, and torch's on a device. Both add in a fixed order, so results are the
-same on every run, which ``scatter_add_`` and ``index_add_`` of floats on a GPU are not.
+The mask is read row after row as one sequence, ``(B·T,)``; a run never extends beyond its row. Each primitive
+has two forms with the same result: one in numpy for the host, where it is several times faster than torch
+and reading a number costs nothing, and one in torch for a device. Both add in a fixed order, so that the
+same input always gives the same bits; ``scatter_add_`` and ``index_add_`` of floats on a GPU do not.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ def find_runs(response_mask: Tensor, *scalars: Tensor) -> tuple[Tensor, int | No
 
     Args:
         response_mask: ``(B, T)`` of any dtype.
-        scalars: Integer scalar tensors to be fetched on the same trip to the host.
+        scalars: Integer scalar tensors to fetch in the same synchronisation.
 
     Returns:
-        ``start_R`` int64, the first position of each run; K, the largest number of nonzero runs of a row,
+        ``start_R`` int64, the first position of each run; K, the largest number of nonzero runs in a row, or
         None on a host, where it is cheaper to count them later; True if the mask holds something other
-        than 0 and 1; the scalars' values.
+        than 0 and 1; the values of the scalars.
     """
     if response_mask.is_cpu:
         return _find_on_host(response_mask, *scalars)
@@ -48,8 +48,8 @@ def repeat_runs(values_R: Tensor, start_R: Tensor, shape: tuple[int, int]) -> Te
 
 
 def run_lengths(start_R: Tensor, size: int) -> Tensor:
-    """Length of each run, ``(R,)`` int64; they add up to ``size``."""
-    # new_full fills on the device; new_tensor would copy from the host, and wait for all that a GPU was given before.
+    """Return the length of each run, ``(R,)`` int64; they add up to ``size``."""
+    # new_full fills on the device; new_tensor would copy from the host and wait for all earlier work of a GPU.
     return torch.diff(start_R, append=start_R.new_full((1,), size))
 
 
@@ -68,7 +68,7 @@ def _find_on_device(response_mask: Tensor, *scalars: Tensor) -> tuple[Tensor, in
 
 
 def _runs_begin(response_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The mask as bool, and True at the first token of each run, both contiguous ``(B, T)``."""
+    """Return the mask as bool, and True at the first token of each run, both contiguous ``(B, T)``."""
     mask = (response_mask != 0).contiguous()
     begins = torch.ones_like(mask)
     torch.ne(mask[:, 1:], mask[:, :-1], out=begins[:, 1:])
@@ -76,7 +76,7 @@ def _runs_begin(response_mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _not_zero_or_one(response_mask: Tensor, mask: Tensor) -> Tensor:
-    """A scalar, not 0 if the mask holds something other than 0 and 1."""
+    """Return a scalar, not 0 if the mask holds something other than 0 and 1."""
     if response_mask.dtype == torch.bool:
         return torch.zeros((), dtype=torch.bool, device=mask.device)
     if response_mask.dtype.is_floating_point:

@@ -1,9 +1,8 @@
-"""From tokens to turns and back.
+"""Find the turns of each rollout, and go from tokens to turns and back.
 
 A **turn** is a maximal run of 1s in ``response_mask``: the tokens the model generated between two
-observations. Notation used in this folder (suffix = axes): ``_B`` rollouts, ``_K`` turns, ``_T``
-tokens, ``_R`` runs. K is the largest number of turns in the batch; turn k of a rollout with fewer turns
-does not exist, which ``Turns.alive_BK`` says.
+observations. K is the largest number of turns in the batch. A rollout with fewer turns does not have a
+turn K: ``Turns.alive_BK`` says which turns exist.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from verl_mtgrpo.errors import CreditInputError
 
 @dataclass(frozen=True)
 class Turns:
-    """Where the turns of a batch are.
+    """The turns of a batch, and their tokens.
 
     The mask is a sequence of **runs** of equal values (:mod:`~verl_mtgrpo.credit.runs`): turns, and between
     them observations and padding.
@@ -27,8 +26,8 @@ class Turns:
     Attributes:
         run_start_R: ``(R,)`` int64. First token of each run, counted through all rows (b·T + t).
         run_row_R: ``(R,)`` int64. The row each run lies in.
-        run_turn_R: ``(R,)`` int64. The turn that a run of generated tokens is, counted from 0; K (one
-            past the last) for runs the model did not generate.
+        run_turn_R: ``(R,)`` int64. The number of the turn, from 0, if the run is one; K (one past the last)
+            for runs that the model did not generate.
         count_B: ``(B,)`` int64. Number of turns K_i of each rollout, 0 for rows without generated tokens.
         max_turns: K, the largest ``count_B``.
         response_length: T.
@@ -43,32 +42,32 @@ class Turns:
 
     @property
     def alive_BK(self) -> Tensor:
-        """``(B, K)`` bool, True where the rollout has a turn k (K_i > k, k from 0)."""
+        """Return ``(B, K)`` bool, True where the rollout has a turn k (K_i > k, k from 0)."""
         return self._index_K() < self.count_B[:, None]
 
     @property
     def last_BK(self) -> Tensor:
-        """``(B, K)`` bool, True at each rollout's last turn."""
+        """Return ``(B, K)`` bool, True at each rollout's last turn."""
         return self._index_K() == self.count_B[:, None] - 1
 
     @property
     def tokens_BK(self) -> Tensor:
-        """``(B, K)`` int64, number of generated tokens of each turn, 0 where no turn."""
+        """Return ``(B, K)`` int64, the number of generated tokens of each turn, 0 where there is no turn."""
         return self._table(run_lengths(self.run_start_R, self._size))
 
     @property
     def token_turn_BT(self) -> Tensor:
-        """``(B, T)`` int64, the turn of each generated token, counted from 0; K where none was generated."""
+        """Return ``(B, T)`` int64, the turn of each generated token, from 0; K at tokens that were not generated."""
         return self._to_tokens(self.run_turn_R)
 
-    def sum_rewards(self, token_level_rewards: Tensor) -> Tensor:
-        """Sum ``(B, T)`` token rewards inside each turn: R_{i,k} as ``(B, K)`` float32, 0 where no turn.
+    def sum_over_turns(self, values_BT: Tensor) -> Tensor:
+        """Sum ``(B, T)`` numbers over the tokens of each turn: ``(B, K)`` float32, 0 where there is no turn.
 
-        Rewards on tokens outside every turn (observations, padding) belong to no turn and are left out.
+        Tokens outside every turn (observations, padding) are in no sum.
         """
         if not self.max_turns:
-            return token_level_rewards.new_zeros((len(self.count_B), 0), dtype=torch.float32)
-        return self._table(sum_runs(token_level_rewards.float(), self.run_start_R))
+            return values_BT.new_zeros((len(self.count_B), 0), dtype=torch.float32)
+        return self._table(sum_runs(values_BT.float(), self.run_start_R))
 
     def spread(self, values_BK: Tensor) -> Tensor:
         """Give every token of turn k its rollout's ``values_BK[:, k]``: ``(B, T)``, exactly 0 elsewhere."""
@@ -76,11 +75,11 @@ class Turns:
         return self._to_tokens(padded[self.run_row_R, self.run_turn_R])
 
     def at_first(self, values_BT: Tensor) -> Tensor:
-        """The value at each turn's first token, ``(B, K)`` of the same type, 0 where no turn."""
+        """Return the value at each turn's first token, ``(B, K)`` of the same type, 0 where there is no turn."""
         return self._table(values_BT.reshape(-1)[self.run_start_R])
 
     def at_last(self, values_BT: Tensor) -> Tensor:
-        """The value at each turn's last token, ``(B, K)`` of the same type, 0 where no turn."""
+        """Return the value at each turn's last token, ``(B, K)`` of the same type, 0 where there is no turn."""
         return self._table(values_BT.reshape(-1)[self.run_start_R + run_lengths(self.run_start_R, self._size) - 1])
 
     @property
@@ -88,9 +87,9 @@ class Turns:
         return len(self.count_B) * self.response_length
 
     def _table(self, values_R: Tensor) -> Tensor:
-        """Put the value of each turn's run into a ``(B, K)`` table, 0 where no turn."""
+        """Put the value of each turn's run into a ``(B, K)`` table, 0 where there is no turn."""
         table = values_R.new_zeros((len(self.count_B), self.max_turns + 1))
-        table[self.run_row_R, self.run_turn_R] = values_R  # the last column takes what is no turn
+        table[self.run_row_R, self.run_turn_R] = values_R  # the last column takes the runs that are not turns
         return table[:, : self.max_turns].contiguous()
 
     def _to_tokens(self, values_R: Tensor) -> Tensor:
@@ -119,7 +118,7 @@ def segment_turns(response_mask: Tensor) -> Turns:
 
 
 def segment_turns_and_fetch(response_mask: Tensor, *scalars: Tensor) -> tuple[Turns, list[int]]:
-    """:func:`segment_turns`, and the values of integer scalar tensors, fetched on the same trip to the host."""
+    """Do what :func:`segment_turns` does, and fetch integer scalar tensors in the same host synchronisation."""
     if response_mask.dim() != 2:
         raise CreditInputError(
             f"response_mask has shape {tuple(response_mask.shape)}, expected (rollouts, response_length)"
@@ -145,5 +144,5 @@ def _refuse(response_mask: Tensor) -> None:
     bad = int(((response_mask != 0) & (response_mask != 1)).sum())
     raise CreditInputError(
         f"response_mask holds {bad} values other than 0 and 1; expected 1 at generated tokens and 0 at "
-        "observations and padding (pass verl's response_mask, not attention or loss weights)"
+        "observations and padding (not an attention mask, nor weights of a loss)"
     )

@@ -5,12 +5,11 @@ Each is a warning: the run is what it would be without them, which is not what s
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 
 from verl.trainer.ppo.core_algos import AdvantageEstimator
 
-from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup
 from verl_mtgrpo.errors import ConfigError
@@ -40,7 +39,7 @@ def _discounts(setup: Setup) -> Iterator[tuple[str, str]]:
     name = str(setup.get("algorithm.adv_estimator"))
     if name not in ESTIMATORS and name not in list(AdvantageEstimator):
         return  # an estimator registered with verl gets the whole config and may read it
-    if name in ESTIMATORS and "values" in extra_fields(name):
+    if name in ESTIMATORS and "values" in ESTIMATORS[name].fields:
         return  # refused by the check "estimator"
     for key, readers in READS.items():
         value = setup.get(f"algorithm.{key}")
@@ -51,7 +50,7 @@ def _discounts(setup: Setup) -> Iterator[tuple[str, str]]:
 
 def _instead(name: str, key: str) -> str:
     leave = f"leave algorithm.{key} at 1.0"
-    if key == "gamma" and name in ESTIMATORS and "discount" in inspect.signature(ESTIMATORS[name]).parameters:
+    if key == "gamma" and name in ESTIMATORS and "discount" in ESTIMATORS[name].knobs:
         return f"set algorithm.turn.discount, which counts turns, and {leave}"
     if key == "lam":
         return f"{leave}: lambda is for estimators with a critic (mt_ppo; turn_gae and bilevel_gae: algorithm.turn.lam)"

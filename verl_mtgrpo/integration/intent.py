@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.core_algos import AdvantageEstimator
 
-from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.config import GROUPS, group_names
+from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.advantage.knobs import is_ours
 from verl_mtgrpo.integration.parts import pays_turns
@@ -28,7 +28,6 @@ from verl_mtgrpo.integration.settings import (
     turn_reward_settings,
 )
 
-_GROUPS = files("verl_mtgrpo.config") / "mtgrpo"
 _SAME = {"grpo_vectorized": "grpo"}
 """Estimators of verl's that compute what another one does."""
 _ESTIMATOR, _CRITIC, _PAY = "algorithm.adv_estimator", "critic.enable", "reward.turn.pay"
@@ -109,22 +108,15 @@ def _differences(config: Any, group: DictConfig, name: str) -> Iterator[Override
     if pays_turns(config) and pay in PAY and pay != _value(group, _PAY):
         yield Override(_PAY, _value(group, _PAY), pay, f"what is paid would not be what {name} learns from")
     critic, has = _value(group, _CRITIC), OmegaConf.select(config, _CRITIC)
-    needs = "values" in extra_fields(str(estimator)) if estimator in ESTIMATORS else critic
+    needs = "values" in ESTIMATORS[str(estimator)].fields if estimator in ESTIMATORS else critic
     if has and not needs and not critic and (estimator in ESTIMATORS or estimator == wanted):
         yield Override(_CRITIC, needs, has, "a critic would be trained that nothing reads")
 
 
 @cache
-def group_names() -> tuple[str, ...]:
-    """The packaged config groups ``+mtgrpo=NAME``."""
-    names = [one.name.removesuffix(".yaml") for one in _GROUPS.iterdir() if one.name.endswith(".yaml")]
-    return tuple(sorted(name for name in names if not name.startswith("_")))
-
-
-@cache
 def packaged(name: str) -> DictConfig:
     """What a packaged group sets: its file over those that it lists as defaults; nothing is resolved."""
-    own = OmegaConf.create((_GROUPS / f"{name}.yaml").read_text(encoding="utf-8"))
+    own = OmegaConf.create((GROUPS / f"{name}.yaml").read_text(encoding="utf-8"))
     below = [packaged(one) for one in own.pop("defaults", []) if one != "_self_"]
     return OmegaConf.merge(*below, own)  # type: ignore[return-value]
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import AdvantageEstimator
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 
-from verl_mtgrpo.credit import ESTIMATORS, compares_rollouts, extra_fields
+from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.advantage.fields import MODES, needs_our_trainer, source_of
 from verl_mtgrpo.integration.advantage.kl_in_reward import check_kl
@@ -62,7 +62,7 @@ def only_validates(config: Any) -> bool:
 def check_group_size(config: Any) -> None:
     """Raise ``ConfigError`` if the estimator compares rollouts and there is one a prompt, in a run that trains."""
     estimator, n = config.algorithm.adv_estimator, config.actor_rollout_ref.rollout.n
-    if estimator in ESTIMATORS and compares_rollouts(estimator) and n < 2 and not only_validates(config):
+    if estimator in ESTIMATORS and ESTIMATORS[estimator].compares_rollouts and n < 2 and not only_validates(config):
         raise ConfigError(
             f"algorithm.adv_estimator={estimator} compares the rollouts of a prompt, but "
             f"actor_rollout_ref.rollout.n={n}; set it to 2 or more (the paper uses 21)"
@@ -111,7 +111,7 @@ def check_estimator(config: Any) -> None:
         if is_ours(estimator):  # one of the user's own may do more than work out advantages
             try_knobs(estimator, settings)
         check_kl(config)
-        _check_fields(estimator, extra_fields(estimator), config)
+        _check_fields(estimator, ESTIMATORS[estimator].fields, config)
         _check_rejection(estimator, config)
     elif estimator == AdvantageEstimator.GAE and config.critic.enable is False:
         raise ConfigError(

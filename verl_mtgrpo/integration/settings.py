@@ -7,7 +7,6 @@ otherwise silently keep its default).
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -103,8 +102,7 @@ def estimator_settings(name: str, algorithm: Any) -> dict[str, Any]:
         name: One of :data:`verl_mtgrpo.credit.ESTIMATORS`.
         algorithm: verl's ``algorithm`` node (DictConfig, mapping or dataclass) or None.
     """
-    parameters = inspect.signature(ESTIMATORS[name]).parameters.values()
-    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    known = ESTIMATORS[name].knobs
     settings = known | _read_values(known, _child(algorithm, "turn"), f"algorithm.turn of {name}")
     if _child(algorithm, "norm_adv_by_std_in_grpo") is False:
         if "whiten" in known:

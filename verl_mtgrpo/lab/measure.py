@@ -1,4 +1,4 @@
-"""Bias, variance and direction of the gradients that an estimator's advantages give."""
+"""Measure bias, variance and direction of the gradients that follow from an estimator's advantages."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _CONFIDENCE = 0.99
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one estimator does in one process with one group size.
+    """The measurements of one estimator in one process with one group size.
 
     With g the gradient from one group, m its mean over groups and g* the exact gradient. Norms are Euclidean
     over all parameters, relative to |g*|.
 
     Attributes:
-        scale: ⟨m, g*⟩ / |g*|², the length of the mean gradient along the exact one. 1 without bias; group
-            means that include the rollout itself shrink it to 1 - 1/G, dividing by a std changes it freely.
+        scale: ⟨m, g*⟩ / |g*|², the length of the mean gradient along the exact one. It is 1 without bias; group
+            means that include the rollout itself shrink it to 1 - 1/G, and dividing by a std changes it freely.
         bias: |m - g*|.
-        direction_bias: |m - scale·g*| / scale, what no learning rate makes good.
-        noise_in_bias: Half-width of the confidence interval of ``bias``: what sampling alone would give.
+        direction_bias: |m - scale·g*| / scale, the part that no learning rate can correct.
+        noise_in_bias: Half-width of the confidence interval of ``bias``: the bias that sampling alone would show.
         biased: True if some component of m - g* is outside its 99 % interval (all components together).
         direction_biased: True if some component of m - scale·g* is.
-        cosine: Of m and g*.
+        cosine: The cosine of the angle between m and g*.
         variance: E|g - m|² / |g*|².
         noise: E|g - m|² / (scale² |g*|²), the variance at equal step length along g*.
-        groups: Sampled groups.
+        groups: The number of sampled groups.
     """
 
     scale: float
@@ -61,8 +61,8 @@ def measure(
 ) -> dict[str, Measurement]:
     """Measure estimators on the same ``groups`` groups of ``size`` rollouts.
 
-    The gradient of a group is 1/G Σ_i Σ_k A_{i,k} ∇ log π(turn k of i), as a policy-gradient step takes it
-    (summed over tokens). Estimators that use statistics of the batch see up to 65,536 rollouts at once.
+    The gradient of a group is 1/G Σ_i Σ_k A_{i,k} ∇ log π(turn k of i), that of a policy-gradient step that
+    sums over tokens. Estimators that use statistics of the batch see up to 65,536 rollouts at once.
     """
     generator = torch.Generator().manual_seed(seed)
     exact = process.exact_gradient().flatten()
@@ -81,7 +81,7 @@ def measure(
 
 
 def group_gradients(process: Process, rollouts: Rollouts, advantages: Tensor, size: int) -> Tensor:
-    """The gradient from each group, ``(groups, states · actions)`` float64.
+    """Return the gradient from each group, ``(groups, states · actions)`` float64.
 
     ∇ log π(a | s) with respect to the logits of s is onehot(a) - π(· | s).
     """
@@ -105,10 +105,10 @@ def _compare(total: Tensor, total_of_squares: Tensor, exact: Tensor, groups: int
     error = (variance / groups).sqrt()
     length = exact.norm()
     scale = mean @ exact / length.square()
-    # All components together at 99 %: Bonferroni over those that vary.
+    # 99 % for all components together: Bonferroni over those that vary.
     free = int((error > 0).sum().clamp(min=1))
     quantile = torch.special.ndtri(torch.tensor(1 - (1 - _CONFIDENCE) / 2 / free, dtype=torch.float64))
-    # Components that never vary agree up to rounding.
+    # Components that never vary agree only up to rounding.
     allowed = quantile * error + 1e-6 * length
     off, off_direction = mean - exact, mean - scale * exact
     return Measurement(

@@ -1,4 +1,4 @@
-"""Small multi-turn tasks with a known policy: exact values, the exact policy gradient, and samples."""
+"""Describe small multi-turn tasks with a known policy; compute exact values and gradients, and sample rollouts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Action:
     """One thing that the policy may write in a turn.
 
     Attributes:
-        name: For people.
-        logit: The policy chooses among the actions of a state by softmax of their logits.
+        name: Its name, for people.
+        logit: The policy is the softmax of the logits of a state's actions.
         reward: Paid on the turn's last token.
-        next: State of the next turn; None: the rollout ends here.
-        tokens: Length of the turn. The first token decides, the others follow from it with probability 1.
+        next: The state of the next turn; None: the rollout ends here.
+        tokens: The length of the turn. The first token decides; the others follow with probability 1.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Sampled rollouts as verl has them, and what was done in each turn.
+    """Sampled rollouts as verl passes them on, and the actions that were taken.
 
     Attributes:
         rewards: ``(B, T)`` token-level rewards.
@@ -59,10 +59,10 @@ class Process:
     """A task and the policy at which gradients are taken.
 
     Attributes:
-        name: Short, for tables.
-        about: One sentence.
-        start: State of the first turn.
-        states: What may be done in each state. No state may be reached twice in a rollout: unroll turns.
+        name: A short name, for tables.
+        about: A description in one sentence.
+        start: The state of the first turn.
+        states: The actions of each state. A rollout may reach a state only once: unroll turns.
     """
 
     name: str
@@ -72,31 +72,31 @@ class Process:
 
     @cached_property
     def order(self) -> list[str]:
-        """States reachable from the start, every state before those that follow it."""
+        """Return the states that are reachable from the start, each before those that follow it."""
         done: list[str] = []
         self._visit(self.start, done, on_path=())
         return done[::-1]
 
     @property
     def logits(self) -> Tensor:
-        """The policy's parameters θ, ``(states, actions)`` float64, -inf where a state has fewer actions."""
+        """Return the parameters θ of the policy, ``(states, actions)`` float64, -inf where there is no action."""
         return self._table([[action.logit for action in self.states[s]] for s in self.order], -torch.inf)
 
     @property
     def policy(self) -> Tensor:
-        """π(a | s), ``(states, actions)`` float64."""
+        """Return π(a | s), ``(states, actions)`` float64."""
         return self.logits.softmax(dim=1)
 
     @property
     def max_turns(self) -> int:
-        """Most turns a rollout can have."""
+        """Return the largest number of turns that a rollout can have."""
         depth: dict[str, int] = {}
         for state in reversed(self.order):
             depth[state] = 1 + max((depth[a.next] for a in self.states[state] if a.next), default=0)
         return depth[self.start]
 
     def values(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """V(s), ``(states,)``, and Q(s, a), ``(states, actions)``: expected reward from here on, differentiable."""
+        """Return V(s), ``(states,)``, and Q(s, a), ``(states, actions)``: expected reward to come, differentiable."""
         policy = logits.softmax(dim=1)
         value: dict[str, Tensor] = {}
         rows: dict[str, Tensor] = {}
@@ -108,7 +108,7 @@ class Process:
         return torch.stack([value[s] for s in self.order]), torch.stack([rows[s] for s in self.order])
 
     def exact_gradient(self) -> Tensor:
-        """∇_θ E[Σ_k R_k], ``(states, actions)`` float64: all rollouts enumerated, nothing sampled."""
+        """Return ∇_θ E[Σ_k R_k], ``(states, actions)`` float64, by enumeration of all rollouts, without sampling."""
         with torch.enable_grad():
             logits = self.logits.requires_grad_()
             values, _ = self.values(logits)
@@ -155,7 +155,7 @@ class Process:
         return Rollouts(rewards, mask, index, values, state_BK, action_BK, start_BK)
 
     def _follows(self) -> Tensor:
-        """Number of the state after each action, -1 where the rollout ends, ``(states, actions)``."""
+        """Return the number of the state after each action, -1 where the rollout ends, ``(states, actions)``."""
         number = {state: n for n, state in enumerate(self.order)}
         rows = [[number[a.next] if a.next else -1 for a in self.states[s]] for s in self.order]
         return self._table(rows, -1).long()
@@ -171,7 +171,7 @@ class Process:
         if state in on_path:
             raise CreditInputError(
                 f"process {self.name!r}: state {state!r} can be reached twice in one rollout "
-                f"({' -> '.join((*on_path, state))}); give each turn a state of its own"
+                f"({' -> '.join((*on_path, state))}); give each turn its own state"
             )
         if state in done:
             return

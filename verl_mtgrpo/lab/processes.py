@@ -1,6 +1,6 @@
-"""The laboratory's tasks: small, each with one thing that estimators get wrong or right.
+"""List the laboratory's tasks: each is small and shows one thing that estimators get right or wrong.
 
-To add one, write a :class:`Process` like these (``mtgrpo lab --process my_file.py:MY_PROCESS``).
+To add your own, write a :class:`Process` like these (``mtgrpo lab --process my_file.py:MY_PROCESS``).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from verl_mtgrpo.lab.process import Action, Process
 
 
 def _answer(right: float, *, tokens: int = 1) -> list[Action]:
-    """Answer right or wrong; ``right`` is the logit of the right answer against 0."""
+    """Return the two answers; ``right`` is the logit of the right one, and the wrong one has 0."""
     return [Action("right", right, reward=1.0, tokens=tokens), Action("wrong", 0.0, tokens=tokens)]
 
 

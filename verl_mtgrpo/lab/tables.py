@@ -1,4 +1,4 @@
-"""The laboratory's results as tables and as a plot."""
+"""Show the laboratory's results as tables and as a plot."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DASHES = ("-", "--", ":")
 
 
 def summary_tables(results: Results, *, size: int) -> str:
-    """Two Markdown tables, estimators by processes at one group size: direction bias, and noise."""
+    """Return two Markdown tables, estimators by processes at one group size: direction bias and noise."""
     estimators = list(next(iter(next(iter(results.values())).values())))
 
     def table(cell: str) -> str:
@@ -37,7 +37,7 @@ def summary_tables(results: Results, *, size: int) -> str:
 
 
 def full_tables(results: Results) -> str:
-    """One Markdown table per process, with every group size."""
+    """Return one Markdown table per process, with every group size."""
     parts: list[str] = []
     for process, by_size in results.items():
         rows: list[list[str]] = []
@@ -50,7 +50,7 @@ def full_tables(results: Results) -> str:
 
 
 def as_csv(results: Results) -> str:
-    """Every number, one row per process, group size and estimator."""
+    """Return every number as CSV, one row per process, group size and estimator."""
     out = StringIO()
     names = [field.name for field in fields(Measurement)]
     writer = csv.writer(out, lineterminator="\n")
@@ -63,7 +63,7 @@ def as_csv(results: Results) -> str:
 
 
 def lab_figure(results: Results) -> Figure:
-    """Direction bias (above) and noise (below) by group size, a column per process."""
+    """Plot direction bias (above) and noise (below) by group size, one column per process."""
     figure = Figure(figsize=(3.6 * len(results), 7.2), dpi=110, layout="constrained")
     panels = figure.subplots(2, len(results), squeeze=False)
     for column, (process, by_size) in enumerate(results.items()):

@@ -1,4 +1,4 @@
-"""verl's own estimators, for comparison in the laboratory."""
+"""Offer verl's own estimators to the laboratory, for comparison."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from verl_mtgrpo.lab.measure import Credit
 
 
 def verl_estimators() -> dict[str, Credit]:
-    """verl's ``grpo``, ``rloo`` and, with the exact values as a perfect critic and λ = γ = 1, ``gae``."""
+    """Return verl's ``grpo``, ``rloo``, and ``gae`` with the exact values as a perfect critic and λ = γ = 1."""
     return {
         "verl grpo": _outcome("grpo_vectorized"),
         "verl rloo": _outcome("rloo_vectorized"),

@@ -1,7 +1,7 @@
-"""Why a turn got its advantage: the arithmetic of the estimators without a critic, number by number.
+"""Work out the advantages of one group number by number, for estimators without a critic.
 
-Written out once more in plain Python, apart from the tensors that train: a report shows it beside the advantage that
-was trained on, and says so where the two differ.
+This repeats the arithmetic in plain Python, independent of the tensors that train: a report shows it next to the
+advantage that was trained on, and says so if the two differ.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 Rewards = Sequence[Sequence[float]]
-"""R_{i,k} of the rollouts of one group, each with its own number of turns; none for a rollout that was dropped."""
+"""R_{i,k} of the rollouts of one group, one number per turn; a rollout that was dropped has none."""
 
 
 @dataclass(frozen=True)
@@ -21,20 +21,21 @@ class Term:
     """One summand of an advantage: ``weight · (value - mean) / (std + ε)``.
 
     Attributes:
-        kind: What ``value`` is. ``turn``: what turn ``turn`` was paid. ``ended``: 0, because the rollout's last turn is
-            ``turn``, where others were paid for going on. ``outcome``: what the last turn was paid. ``turns``: what the
-            turns before the last were paid in all. ``return``: what was paid from ``turn`` on, discounted. ``total``:
-            all that the rollout was paid.
-        turn: From 1; 0 where the value belongs to the whole rollout.
-        value: The rollout's own number.
-        mean: What is taken off it.
-        std: What it is divided by, without ε; None where nothing is.
-        count: How many numbers ``mean`` is of.
+        kind: What ``value`` is. ``turn``: what turn ``turn`` was paid. ``ended``: 0, because the rollout ended with
+            ``turn``, where others were paid for going on. ``outcome``: what the last turn was paid. ``turns``: the sum
+            of what the turns before the last were paid. ``return``: what was paid from ``turn`` on, discounted.
+            ``total``: all that the rollout was paid.
+        turn: From 1; 0 if the value belongs to the whole rollout.
+        value: The number of this rollout.
+        mean: The baseline that is subtracted from ``value``.
+        std: What the difference is divided by, without ε; None if it is not divided.
+        count: The number of values that ``mean`` is taken over.
         normalized: ``(value - mean) / (std + ε)``.
-        weight: What that is multiplied by.
-        baseline: What ``mean`` is of: ``alive`` (rollouts with this turn), ``group``, ``others`` (the same without this
-            one), ``others_outcome`` (their last turns: nobody else had this turn), ``turns_of_group``, ``nobody``.
-        ended: How many of them ended with this turn and are counted as 0: what they were paid there is the outcome.
+        weight: The factor of ``normalized``.
+        baseline: What ``mean`` is taken over: ``alive`` (rollouts with this turn), ``group`` (all rollouts), ``others``
+            (rollouts with this turn, except this one), ``others_outcome`` (the last turns of the other rollouts, none
+            of which has this turn), ``turns_of_group`` (every turn of every rollout), ``nobody`` (there is no other).
+        ended: How many of them ended with this turn and count as 0, because what they were paid there is the outcome.
     """
 
     kind: str
@@ -50,7 +51,7 @@ class Term:
 
     @property
     def adds(self) -> float:
-        """What the term adds to the advantage."""
+        """Return what the term adds to the advantage."""
         return self.weight * self.normalized
 
 
@@ -59,29 +60,31 @@ Working = Sequence[Sequence[Sequence[Term]]]
 
 
 def explain(estimator: str, rewards: Rewards, settings: Mapping[str, Any]) -> Working | None:
-    """The terms of every advantage of one group.
+    """Return the terms of every advantage of one group.
 
     Args:
         estimator: Its name in verl, one of :data:`EXPLAINED`.
         rewards: The group, as the estimator saw it.
-        settings: The estimator's knobs that differ from its defaults, by their names.
+        settings: The knobs that differ from the estimator's defaults.
 
     Returns:
-        None for an estimator whose advantages are not a function of the group alone (a critic, a batch), or that this
-        package does not know.
+        None if the advantages depend on more than the group (a critic, the batch), or the estimator is unknown.
     """
+    from verl_mtgrpo.credit import ESTIMATORS  # late: torch takes seconds to import, and reading dumps does not need it
+
     explained = EXPLAINED.get(estimator)
     if explained is None:
         return None
+    defaults = ESTIMATORS[estimator].knobs if estimator in ESTIMATORS else {}
     # Rewards are float32 where they are trained on: what is equal there has to be equal here.
-    return explained([[_float32(reward) for reward in one] for one in rewards], settings)
+    return explained([[_float32(reward) for reward in one] for one in rewards], {**defaults, **settings})
 
 
 def _mt_grpo(rewards: Rewards, settings: Mapping[str, Any]) -> Working:
-    """A_k = c Σ_{l≥k} α^{l-k} Â^I_l + α^{K-k} Â^O (:func:`verl_mtgrpo.credit.mt_grpo`)."""
-    coef, discount = float(settings.get("turn_coef", 1.0)), float(settings.get("discount", 1.0))
-    norm = _Norm(settings, epsilon=1e-6)
-    excludes = settings.get("missing_turn", "zero") == "exclude"
+    """Work out A_k = c Σ_{l≥k} α^{l-k} Â^I_l + α^{K-k} Â^O (:func:`verl_mtgrpo.credit.mt_grpo`)."""
+    coef, discount = float(settings["turn_coef"]), float(settings["discount"])
+    norm = _Norm(settings)
+    excludes = settings["missing_turn"] == "exclude"
     outcomes = [one[-1] for one in rewards if one]
 
     def at_turn(one: Sequence[float], turn: int) -> Term | None:
@@ -109,9 +112,9 @@ def _mt_grpo(rewards: Rewards, settings: Mapping[str, Any]) -> Working:
 
 
 def _mt_grpo_v1(rewards: Rewards, settings: Mapping[str, Any]) -> Working:
-    """The paper's code: the first turn gets c · norm(R^T) + norm(R^O), later ones norm(R^O), a single one the total."""
-    coef = float(settings.get("turn_coef", 1.0))
-    norm = _Norm({"epsilon": settings.get("epsilon", 1e-4)}, epsilon=1e-4)
+    """Work out c · norm(R^T) + norm(R^O) for turn 1, norm(R^O) for later ones, norm(R^T + R^O) for a single turn."""
+    coef = float(settings["turn_coef"])
+    norm = _Norm(settings)
     kept = [one for one in rewards if one]
     turns, outcomes = [_sum(one[:-1]) for one in kept], [one[-1] for one in kept]
     totals = [turn + outcome for turn, outcome in zip(turns, outcomes, strict=True)]
@@ -127,9 +130,9 @@ def _mt_grpo_v1(rewards: Rewards, settings: Mapping[str, Any]) -> Working:
 
 
 def _turn_rloo(rewards: Rewards, settings: Mapping[str, Any]) -> Working:
-    """A_k = G_k less the mean G_k of the others alive at k (:func:`verl_mtgrpo.credit.turn_rloo`)."""
-    discount, epsilon = float(settings.get("discount", 1.0)), float(settings.get("epsilon", 1e-6))
-    scaled = settings.get("scale", "none") == "std"
+    """Work out A_k = G_k minus the mean G_k of the others alive at k (:func:`verl_mtgrpo.credit.turn_rloo`)."""
+    discount, epsilon = float(settings["discount"]), float(settings["epsilon"])
+    scaled = settings["scale"] == "std"
     returns = [_returns(one, discount) for one in rewards]
 
     def at_turn(row: int, turn: int) -> Term:
@@ -148,9 +151,9 @@ def _turn_rloo(rewards: Rewards, settings: Mapping[str, Any]) -> Working:
 
 
 def _gtpo(rewards: Rewards, settings: Mapping[str, Any]) -> Working:
-    """A_k = norm(G_k) over every turn of the group (:func:`verl_mtgrpo.credit.gtpo`)."""
-    discount = float(settings.get("discount", 1.0))
-    norm = _Norm({"epsilon": settings.get("epsilon", 1e-6)}, epsilon=1e-6)
+    """Work out A_k = norm(G_k) over every turn of the group (:func:`verl_mtgrpo.credit.gtpo`)."""
+    discount = float(settings["discount"])
+    norm = _Norm(settings)
     returns = [_returns(one, discount) for one in rewards]
     every = [value for one in returns for value in one]
     return [
@@ -163,9 +166,9 @@ def _gtpo(rewards: Rewards, settings: Mapping[str, Any]) -> Working:
 
 
 def _grpo(rewards: Rewards, settings: Mapping[str, Any]) -> Working:
-    """verl's ``grpo``: every token gets norm(total) over the rollouts that were not dropped, which leave the batch."""
+    """Work out verl's ``grpo``: norm(total) over the rollouts of the group; dropped ones have left the batch."""
     scale = "std" if settings.get("norm_adv_by_std_in_grpo", True) else "none"
-    norm = _Norm({"scale": scale, "epsilon": settings.get("epsilon", 1e-6)}, epsilon=1e-6)
+    norm = _Norm({"scale": scale, "epsilon": settings.get("epsilon", 1e-6)})
     totals = [_sum(one) for one in rewards if one]
     return [[[norm.term("total", 0, _sum(one), totals)] for _ in one] for one in rewards]
 
@@ -177,15 +180,15 @@ EXPLAINED: Mapping[str, Callable[[Rewards, Mapping[str, Any]], Working]] = {
     "gtpo": _gtpo,
     "grpo": _grpo,
 }
-"""Estimators whose advantages can be worked out from a group alone."""
+"""How to work out the advantages of a group. An estimator that is not here is explained by its words only."""
 
 
 class _Norm:
-    """norm(x) = (x - mean) / (std_{N-1} + ε); one number alone has mean 0 and std 1, equal ones give exactly 0."""
+    """norm(x) = (x - mean) / (std_{N-1} + ε). A single number has mean 0 and std 1; equal numbers give exactly 0."""
 
-    def __init__(self, settings: Mapping[str, Any], *, epsilon: float) -> None:
-        self._divides = settings.get("scale", "std") == "std"
-        self._epsilon = float(settings.get("epsilon", epsilon))
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._divides = settings.get("scale", "std") == "std"  # estimators without this knob divide
+        self._epsilon = float(settings["epsilon"])
 
     def term(self, kind: str, turn: int, value: float, values: Sequence[float], *, baseline: str = "group") -> Term:
         alone = len(values) == 1
@@ -198,7 +201,7 @@ class _Norm:
 
 
 def _divided(centred: float, by: float) -> float:
-    """0 / 0 is 0: what equal rewards without an ε are."""
+    """Divide; 0 / 0 is 0, which equal rewards without an ε lead to."""
     return centred / by if centred else 0.0
 
 
@@ -207,12 +210,12 @@ def _weighted(term: Term, weight: float) -> Term:
 
 
 def _returns(rewards: Sequence[float], discount: float) -> list[float]:
-    """G_k = Σ_{l≥k} γ^{l-k} R_l."""
+    """Return G_k = Σ_{l≥k} γ^{l-k} R_l of every turn k."""
     return [_sum([discount**later * reward for later, reward in enumerate(rewards[k:])]) for k in range(len(rewards))]
 
 
 def _mean(values: Sequence[float]) -> float:
-    # The mean of equal numbers is that number, which rounding may miss.
+    # Rounding must not move the mean of equal numbers away from that number.
     return values[0] if min(values) == max(values) else math.fsum(values) / len(values)
 
 

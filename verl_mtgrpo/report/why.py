@@ -1,4 +1,4 @@
-"""Why did this turn get this advantage? The working of an estimator in words, checked against what was trained on."""
+"""Explain in words why a turn got its advantage, and check the explanation against what was trained on."""
 
 from __future__ import annotations
 
@@ -9,50 +9,35 @@ from dataclasses import dataclass, replace
 from verl_mtgrpo.report.explain import Term, explain
 from verl_mtgrpo.report.rollouts import DumpedRollout
 
-IN_WORDS: Mapping[str, str] = {
-    "mt_grpo": "MT-GRPO: what a turn was paid is compared with the rollouts of the same prompt that got as far (less "
-    "their mean, divided by their standard deviation), the outcome with all of them. A turn gets its own term, those "
-    "of the turns after it, and the outcome's.",
-    "mt_grpo_v1": "MT-GRPO as in the paper's first code: every turn gets the outcome, normalised over the group; the "
-    "first one also what the turns before the last were paid, normalised the same way. A rollout of one turn gets its "
-    "normalised total.",
-    "turn_rloo": "What was paid from this turn on, less the mean of the same over the other rollouts of the prompt "
-    "that got as far (leave-one-out).",
-    "gtpo": "What was paid from this turn on, normalised over all turns of all rollouts of the prompt.",
+VERLS_WORDS: Mapping[str, str] = {
     "grpo": "GRPO: all that the rollout was paid, normalised over the rollouts of the prompt; every turn gets the "
     "same.",
-    "rloo": "RLOO: all that the rollout was paid, less the mean of the other rollouts of the prompt; every turn gets "
+    "rloo": "RLOO: all that the rollout was paid, minus the mean of the other rollouts of the prompt; every turn gets "
     "the same.",
-    "turn_reinforce_pp": "What was paid from this turn on, normalised over all generated tokens of the training batch, "
-    "whatever the prompt: it cannot be worked out from a group.",
-    "gae": "Generalised advantage estimation, token by token: rewards to come less what the critic expected, whitened "
+    "gae": "Generalised advantage estimation, token by token: rewards to come minus what the critic expected, whitened "
     "over the training batch. Shown is the mean over the turn's tokens; it cannot be worked out from a group.",
-    "turn_gae": "Generalised advantage estimation with a turn as one action: what was paid and what the critic expects "
-    "next, less what it expected at the turn's first token, whitened over the batch's turns.",
-    "bilevel_gae": "Generalised advantage estimation over turns, then over the tokens inside each turn, with the "
-    "critic's values, whitened over the batch's tokens. Shown is the mean over the turn's tokens.",
 }
-"""What an estimator does, for somebody who looks at one advantage."""
+"""What verl's own estimators do; ours say it in their records (:class:`verl_mtgrpo.credit.Estimator`)."""
 
-_UNKNOWN = "An estimator of verl's or of your own, whose working this report does not know."
+_UNKNOWN = "This report does not know how this estimator works: it is one of verl's, or your own."
 _WITH_KL = " Rewards are taken as the estimator saw them, with the KL penalty."
 _BASELINES = {
     "alive": "the {count} rollouts that got this far averaged",
     "group": "the {count} rollouts averaged",
     "others": "the {count} others that got this far averaged",
-    "others_outcome": "nobody else got this far, and the last turns of the {count} others averaged",
+    "others_outcome": "no other rollout got this far, and the last turns of the {count} others averaged",
     "turns_of_group": "all {count} turns of the group averaged",
 }
 
 
 @dataclass(frozen=True)
 class Why:
-    """The working of one turn's advantage.
+    """The explanation of one turn's advantage.
 
     Attributes:
-        terms: What it is made of; empty if that is not known.
+        terms: Its summands; empty if they are not known.
         words: The same in a sentence or two.
-        adds_up: Whether the terms sum to the advantage; None without terms.
+        adds_up: True if the terms sum to the advantage; None without terms.
     """
 
     terms: tuple[Term, ...]
@@ -61,19 +46,22 @@ class Why:
 
 
 def in_words(estimator: str) -> str:
-    """What an estimator does."""
-    return IN_WORDS.get(estimator, _UNKNOWN)
+    """Return what an estimator does, for somebody who looks at one advantage."""
+    from verl_mtgrpo.credit import ESTIMATORS  # late: torch takes seconds to import, and reading dumps does not need it
+
+    words = ESTIMATORS[estimator].words if estimator in ESTIMATORS else VERLS_WORDS.get(estimator)
+    return words or _UNKNOWN
 
 
 def explain_group(
     rollouts: Sequence[DumpedRollout], advantages: Sequence[Sequence[float]], estimator: str
 ) -> list[list[Why]]:
-    """For every turn of every rollout of a group: why its advantage is what it is.
+    """Explain the advantage of every turn of every rollout of a group.
 
     Args:
         rollouts: The whole group.
-        advantages: Theirs, as trained on or recomputed.
-        estimator: What gave them.
+        advantages: Their advantages, as trained on or recomputed.
+        estimator: The estimator that computed them.
     """
     seen = [() if one.dropped is not None else one.credited or one.turn_rewards for one in rollouts]
     working = explain(estimator, seen, rollouts[0].settings) if rollouts else None
@@ -92,7 +80,7 @@ def explain_group(
 
 
 def _differs(rollout: DumpedRollout) -> bool:
-    """Whether the estimator saw other rewards than were paid."""
+    """Return True if the rewards that the estimator saw are not those that were paid."""
     if rollout.dropped is not None or rollout.credited is None:
         return False
     return any(abs(a - b) > 1e-6 for a, b in zip(rollout.credited, rollout.turn_rewards, strict=True))
@@ -101,7 +89,7 @@ def _differs(rollout: DumpedRollout) -> bool:
 def _checked(terms: tuple[Term, ...], advantage: float) -> Why:
     total = sum(term.adds for term in terms)
     adds_up = abs(total - advantage) <= 1e-3 * max(1.0, abs(advantage))
-    # That a rollout ended is worth a sentence where others were paid for going on.
+    # The end of a rollout is worth a sentence only if others were paid for going on.
     told = [term for term in terms if term.kind != "ended" or term.adds]
     words = " ".join(map(_sentence, told))
     if len(told) > 1:
@@ -109,7 +97,7 @@ def _checked(terms: tuple[Term, ...], advantage: float) -> Why:
     if not adds_up:
         words += (
             f" This does not give the {signed(advantage)} that was trained on: rollouts of the group or settings are "
-            "missing in the dump, or the rewards were changed afterwards."
+            "missing in the dump, or the rewards were changed later."
         )
     return Why(terms, words, adds_up)
 
@@ -124,7 +112,7 @@ def _sentence(term: Term) -> str:
         "total": f"The rollout was paid {_plain(term.value)} in all",
     }[term.kind]
     if term.baseline == "nobody":
-        return f"{subject}; there is nobody to compare with: {signed(term.adds)}."
+        return f"{subject}; there is no other rollout to compare with: {signed(term.adds)}."
     compared = _BASELINES[term.baseline].format(count=term.count)
     if term.kind == "turn" and term.ended:
         compared = compared.replace(" averaged", f" ({term.ended} ended there: counted as 0) averaged")
@@ -135,7 +123,7 @@ def _sentence(term: Term) -> str:
 
 
 def _statistics(rollouts: Sequence[DumpedRollout], seen: Sequence[Sequence[float]], number: int, turn: int) -> Why:
-    """What can be said of a turn where the working is not a function of the group."""
+    """Describe a turn by the statistics of its group, where the group does not determine the advantage."""
     alive = [one for one in seen if len(one) > turn]
     mine, to_come = seen[number][turn], sum(seen[number][turn:])
     here = statistics.fmean(one[turn] for one in alive)
@@ -150,7 +138,7 @@ def _statistics(rollouts: Sequence[DumpedRollout], seen: Sequence[Sequence[float
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """+1.41, −0.83; no sign for what rounds to 0."""
+    """Format a number as +1.41 or −0.83, and without a sign if it rounds to 0."""
     text = f"{value:+.{digits}f}"
     return text.replace("-", "−") if float(text) else text[1:]
 

@@ -1,1 +1,1 @@
-"""Numbers that say where credit went, and guards that look at them."""
+"""Measure where credit went, and guard a run by these numbers."""

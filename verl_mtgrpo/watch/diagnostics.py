@@ -1,4 +1,4 @@
-"""Numbers that say where the credit of a batch went: by turn index, and how many groups had none to give."""
+"""Measure where the credit of a batch went: per turn, and in how many groups there was none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def measure_credit(
     values: Tensor | None = None,
     returns: Tensor | None = None,
 ) -> dict[str, float]:
-    """Everything that is measured of a training batch: turns and groups are found once.
+    """Measure everything about a training batch at once, so that turns and groups are found only once.
 
     Args:
         token_level_rewards: As for :func:`credit_metrics`.
@@ -30,15 +30,15 @@ def measure_credit(
         response_mask: As for :func:`credit_metrics`.
         index: As for :func:`credit_metrics`.
         paid: As for :func:`credit_health`.
-        values: ``(B, T)``, a critic's; None: there is no critic.
+        values: ``(B, T)``, the values of a critic; None: there is no critic.
         returns: ``(B, T)``, its targets.
 
     Returns:
-        What :func:`credit_metrics` and :func:`credit_health` find, and with a critic
+        The numbers of :func:`credit_metrics` and :func:`credit_health`, and, with a critic,
         :func:`turn_explained_variance` as ``critic/turn_explained_variance``.
 
     Raises:
-        CreditInputError: what :func:`credit_metrics` refuses.
+        CreditInputError: as :func:`credit_metrics`.
     """
     batch = _read(token_level_rewards, advantages, response_mask, index)
     pay = batch if paid is token_level_rewards else _paid(batch, paid)
@@ -57,24 +57,25 @@ def credit_metrics(
     *,
     paid: Tensor | None = None,
 ) -> dict[str, float]:
-    """Named numbers of a training batch, for a logger.
+    """Measure where credit went in a training batch, as named numbers for a logger.
 
-    ``turn/<k>/advantage_mean`` and ``…_std``: over the rollouts that have a turn k (k from 1), each with the mean over
-    its turn's tokens; std is the unbiased one, 0 for one rollout. ``turn/<k>/rollouts``: how many these are.
-    ``turn/<k>/reward_total``: mean of R_{i,k} over them, as the estimator saw it (with KL if that is in the reward).
-    ``turn/<k>/zero_variance``: share of the groups with two or more rollouts at turn k that were all paid the same
-    there: nothing to learn from at this turn. ``outcome/zero_variance``: the same for the last turn. A KL penalty in
-    the reward tells rollouts apart that were paid the same, so these look at ``paid``. A share of no group is left out.
+    ``turn/<k>/rollouts``: the number of rollouts that have a turn k (k from 1). The next three are over these rollouts.
+    ``turn/<k>/advantage_mean`` and ``…_std``: of the mean advantage over the turn's tokens; std is the unbiased one, 0
+    for one rollout. ``turn/<k>/reward_total``: mean of R_{i,k} as the estimator saw it, with the KL penalty if that is
+    in the reward. ``turn/<k>/zero_variance``: of the groups with two or more rollouts at turn k, the share whose
+    rollouts were all paid the same there, so that there is nothing to learn from at this turn.
+    ``outcome/zero_variance``: the same for the last turn. Both shares look at ``paid``, because a KL penalty in the
+    reward makes rollouts differ that were paid the same; if there is no such group, they are left out.
 
     Args:
         token_level_rewards: ``(B, T)``, as given to the estimator.
-        advantages: ``(B, T)``, what it returned.
-        response_mask: ``(B, T)``, 1 at generated tokens. Rows without any are in no number.
-        index: One label per row; rows with the same one are a group.
-        paid: ``(B, T)``, what the reward function paid, without a KL penalty; None: ``token_level_rewards`` has none.
+        advantages: ``(B, T)``, as returned by the estimator.
+        response_mask: ``(B, T)``, 1 at generated tokens. Rows without any are not counted.
+        index: One label per row; rows with the same label are a group.
+        paid: ``(B, T)``, what the reward function paid; None: ``token_level_rewards``, which has no KL penalty then.
 
     Raises:
-        CreditInputError: shapes differ, or what :func:`~.batch.read_batch` refuses.
+        CreditInputError: shapes differ, or as :func:`~verl_mtgrpo.credit.batch.read_batch`.
     """
     batch = _read(token_level_rewards, advantages, response_mask, index)
     return _where_it_went(batch, batch if paid is None else _paid(batch, paid), advantages)
@@ -82,7 +83,7 @@ def credit_metrics(
 
 def _where_it_went(batch: TurnBatch, pay: TurnBatch, advantages: Tensor) -> dict[str, float]:
     alive_BK = batch.turns.alive_BK
-    advantage_BK = batch.turns.sum_rewards(advantages) / batch.turns.tokens_BK.clamp(min=1)
+    advantage_BK = batch.turns.sum_over_turns(advantages) / batch.turns.tokens_BK.clamp(min=1)
     count_K = alive_BK.sum(0)
     mean_K = advantage_BK.sum(0) / count_K
     deviation_BK = (advantage_BK - mean_K).masked_fill(~alive_BK, 0.0)
@@ -105,23 +106,23 @@ def _where_it_went(batch: TurnBatch, pay: TurnBatch, advantages: Tensor) -> dict
 
 
 def credit_health(paid: Tensor, advantages: Tensor, response_mask: Tensor, index: Index) -> dict[str, float]:
-    """Numbers that :mod:`.guards` looks at, for a logger.
+    """Measure the numbers that :mod:`.guards` looks at.
 
     ``guard/turn_rewarded``: share of the rollouts that earned something before their last turn.
-    ``guard/zero_variance_groups``: share of the groups of two or more whose rollouts have as many turns and earned the
-    same at each; left out if there is no such group.
-    ``guard/bad_advantage_tokens``: generated tokens whose advantage is NaN or infinite.
-    ``guard/masked_advantage_tokens``: tokens that were not generated and have an advantage.
+    ``guard/zero_variance_groups``: of the groups of two or more rollouts, the share whose rollouts all have the same
+    number of turns and earned the same at each; left out if there is no such group.
+    ``guard/bad_advantage_tokens``: number of generated tokens whose advantage is NaN or infinite.
+    ``guard/masked_advantage_tokens``: number of tokens that were not generated but have an advantage.
 
     Args:
-        paid: ``(B, T)``, what the reward function paid, without a KL penalty: with it every rollout would seem to earn
-            something and no two the same.
-        advantages: ``(B, T)``, what the estimator returned.
-        response_mask: ``(B, T)``, 1 at generated tokens. Rows without any are in no share.
-        index: One label per row; rows with the same one are a group.
+        paid: ``(B, T)``, what the reward function paid, without a KL penalty. With one, every rollout would seem to
+            earn something, and no two the same.
+        advantages: ``(B, T)``, as returned by the estimator.
+        response_mask: ``(B, T)``, 1 at generated tokens. Rows without any are not counted.
+        index: One label per row; rows with the same label are a group.
 
     Raises:
-        CreditInputError: what :func:`~.batch.read_batch` refuses.
+        CreditInputError: as :func:`~verl_mtgrpo.credit.batch.read_batch`.
     """
     return _health(read_batch(paid, response_mask, index), advantages, response_mask)
 
@@ -129,7 +130,7 @@ def credit_health(paid: Tensor, advantages: Tensor, response_mask: Tensor, index
 def _health(batch: TurnBatch, advantages: Tensor, response_mask: Tensor) -> dict[str, float]:
     rollouts = batch.nonempty_B1.sum().clamp(min=1)
     rewarded = (batch.intermediate_BK != 0).any(dim=1).sum() / rollouts
-    # What a rollout has not, it has not earned; the number of turns tells the two apart.
+    # A turn that does not exist counts as 0 here, like one that earned 0; the number of turns tells them apart.
     earned_BX = torch.cat([batch.reward_BK, batch.turns.count_B[:, None].to(batch.reward_BK.dtype)], dim=1)
     equal_GX, several_G1 = _all_equal(batch, earned_BX, batch.nonempty_B1)
     equal = equal_GX.all(dim=1).sum() / several_G1.sum()
@@ -143,16 +144,18 @@ def _health(batch: TurnBatch, advantages: Tensor, response_mask: Tensor) -> dict
 
 
 def turn_explained_variance(values: Tensor, returns: Tensor, response_mask: Tensor) -> float | None:
-    """1 - Var(target - V) / Var(target) over the turns of a batch, both read at each turn's first token.
+    """Compute 1 - Var(target - V) / Var(target) over the turns of a batch, both read at each turn's first token.
 
-    That is where a turn's value is the value of the state it is written in (see :mod:`~verl_mtgrpo.credit.critic`).
-    1: the critic foretells what turns earn; 0: no better than their mean; below 0: worse. None for fewer than two
-    turns, or targets that are all equal.
+    The value there is that of the state in which the turn is written (see :mod:`~verl_mtgrpo.credit.critic`). 1: the
+    critic predicts exactly what turns earn; 0: it is no better than the mean of the targets; below 0: it is worse.
 
     Args:
-        values: ``(B, T)``, the critic's, before the update.
+        values: ``(B, T)``, the values of the critic before the update.
         returns: ``(B, T)``, its targets.
         response_mask: ``(B, T)``, 1 at generated tokens.
+
+    Returns:
+        None for fewer than two turns, or if all targets are equal.
     """
     return _explained(segment_turns(response_mask), values, returns)
 
@@ -174,23 +177,24 @@ def _read(token_level_rewards: Tensor, advantages: Tensor, response_mask: Tensor
 
 
 def _paid(batch: TurnBatch, paid: Tensor) -> TurnBatch:
-    """The batch with what was paid in place of what the estimator saw."""
-    return replace(batch, reward_BK=batch.turns.sum_rewards(paid))
+    """Return the batch with the rewards that were paid in place of those that the estimator saw."""
+    return replace(batch, reward_BK=batch.turns.sum_over_turns(paid))
 
 
 def zero_variance_share(batch: TurnBatch, values_BK: Tensor, valid_BK: Tensor) -> Tensor:
-    """Share of the groups with two valid entries or more whose entries are all equal, per column; NaN if there is none.
+    """Return, of the groups with two or more valid entries, the share whose entries are all equal; NaN without any.
 
-    Equal means equal: a reward that differs in its last digit is a signal to an estimator that divides by std.
+    The share is per column. Equal means exactly equal: to an estimator that divides by std, a difference in the last
+    digit is a signal.
     """
     equal_GK, several_GK = _all_equal(batch, values_BK, valid_BK)
     return equal_GK.sum(0) / several_GK.sum(0)
 
 
 def _all_equal(batch: TurnBatch, values_BK: Tensor, valid_BK: Tensor) -> tuple[Tensor, Tensor]:
-    """Per group and column: whether there are two valid entries or more and all are equal, and whether there are two.
+    """Return, per group and column, if all of two or more valid entries are equal, and if there are two or more.
 
-    ``valid_BK`` may have one column for all of them, and so has the second result then.
+    ``valid_BK`` may have one column that stands for all; the second result has one column then, too.
     """
     low_GK = batch.groups.minimum(values_BK.masked_fill(~valid_BK, torch.inf))
     high_GK = -batch.groups.minimum((-values_BK).masked_fill(~valid_BK, torch.inf))

@@ -1,8 +1,8 @@
-"""Guards: what to say when a run goes on but has stopped to learn what it should.
+"""Warn when the run is alive but no longer learning what it should.
 
-Each looks at numbers of a step (:func:`~verl_mtgrpo.watch.diagnostics.credit_health`, and what the rollouts measured)
-and fires when its condition has held for some steps in a row; what is never right fires at once. A guard that fires
-says so in one line, and again only after it had stopped. The numbers themselves are metrics of every step.
+A guard looks at the metrics of a step (:func:`~verl_mtgrpo.watch.diagnostics.credit_health` and those of the rollouts)
+and fires when its condition has held for several steps in a row, or at once if the condition is never right. It logs one
+line, and logs again only if the condition clears and returns. The numbers it looks at are logged at each step anyway.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Metrics = Mapping[str, float]
 
 @dataclass(frozen=True)
 class GuardSettings:
-    """``trainer.turn.guards``: when a guard fires. Shares are from 0 to 1."""
+    """When a guard fires (``trainer.turn.guards``). Shares are from 0 to 1."""
 
     enable: bool = True
     """False: numbers are logged, no guard fires."""
@@ -37,10 +37,10 @@ class _Guard:
     """One condition.
 
     Attributes:
-        name: Named in metrics and messages.
-        holds: True if the condition holds in a step, None if the step has not the numbers to tell.
-        says: What is wrong and what to do, with the step's numbers.
-        at_once: True if one step is enough.
+        name: Its name in metrics and messages.
+        holds: True if the condition holds in a step, None if the step does not have the metrics to tell.
+        says: Returns what is wrong and what to do, with the numbers of the step.
+        at_once: True if one step is enough to fire.
     """
 
     name: str
@@ -50,13 +50,13 @@ class _Guard:
 
 
 class Guards:
-    """The guards of one run, looked at once a step.
+    """The guards of one run, which look at its metrics once per step.
 
     Args:
         settings: When to fire.
         turn_rewards: True if turns are paid, so that a step without any turn reward is suspicious.
-        masked_advantages: True if an advantage on a token that the model did not write is a fault. verl's own ``gae``
-            leaves some there, which its losses mask.
+        masked_advantages: True if an advantage on a token that the model did not write is an error. verl's own ``gae``
+            leaves some there, and its losses mask them.
     """
 
     def __init__(self, settings: GuardSettings, *, turn_rewards: bool, masked_advantages: bool) -> None:
@@ -70,14 +70,14 @@ class Guards:
             self._guards.pop("masked_advantages")
 
     def look(self, metrics: Metrics) -> tuple[dict[str, float], list[str]]:
-        """What to log of a step.
+        """Look at one step.
 
         Args:
-            metrics: The numbers of the step.
+            metrics: The metrics of the step.
 
         Returns:
-            ``guard/<name>``, 1.0 while a guard fires and else 0.0, of the guards that had the numbers to tell; and one
-            message for each that has just begun to.
+            ``guard/<name>``, 1.0 while a guard fires and else 0.0, for each guard that had the metrics to tell; and one
+            message for each guard that has just begun to fire.
         """
         if not self._settings.enable:
             return {}, []
@@ -133,15 +133,15 @@ class Guards:
     def _tool_use(self, metrics: Metrics) -> str:
         return (
             f"{metrics['tool/used']:.0%} of the rollouts use a tool ({self._best_use:.0%} at best, "
-            f"{metrics.get('turn/count', math.nan):.1f} turns per rollout now): the policy has stopped to call it, or "
-            "never did. Look at rollouts (mtgrpo report); if calls are there but not understood, "
-            "actor_rollout_ref.rollout.multi_turn.format is not what the model writes; else pay for a call that works "
-            "(reward.turn.preset) or start from a model that calls tools"
+            f"{metrics.get('turn/count', math.nan):.1f} turns per rollout now): the policy no longer calls the tool, or "
+            "never did. Look at rollouts (mtgrpo report). If they contain calls that were not parsed, set "
+            "actor_rollout_ref.rollout.multi_turn.format to the format that the model writes; otherwise reward calls "
+            "that work (reward.turn.preset), or start from a model that calls tools"
         )
 
 
 def failed_calls(metrics: Metrics) -> float | None:
-    """Share of a step's tool calls that failed; None without calls or numbers."""
+    """Return the share of a step's tool calls that failed; None without calls, or without these metrics."""
     calls, failures = metrics.get("tool/calls"), metrics.get("tool/failures")
     return failures / calls if calls and failures is not None else None
 
@@ -155,31 +155,31 @@ def _no_turn_rewards(metrics: Metrics) -> str:
     return (
         "no rollout earned anything before its last turn, so there is no turn-level credit, only outcomes. Either no "
         f"rollout has more than one turn ({metrics.get('turn/count', math.nan):.1f} on average), or the turn rewards "
-        "are not what you think: look at rollouts (mtgrpo report), at reward.turn.preset and its components"
+        "are not what you expect: look at rollouts (mtgrpo report), and at reward.turn.preset and its components"
     )
 
 
 def _no_variance(metrics: Metrics) -> str:
     return (
         f"in {metrics['guard/zero_variance_groups']:.0%} of the groups all rollouts earned the same at every turn, so "
-        "there is nothing to learn from them: the questions are too easy or too hard for the policy, sampling is too "
-        "cold (actor_rollout_ref.rollout.temperature), or the reward tells too little apart; more rollouts "
-        "(actor_rollout_ref.rollout.n) or algorithm.filter_groups help"
+        "there is nothing to learn from them: the questions are too easy or too hard for the policy, the sampling "
+        "temperature is too low (actor_rollout_ref.rollout.temperature), or the reward is too coarse; more rollouts "
+        "per prompt (actor_rollout_ref.rollout.n) or algorithm.filter_groups help"
     )
 
 
 def _bad_advantages(metrics: Metrics) -> str:
     return (
-        f"{metrics['guard/bad_advantage_tokens']:.0f} generated tokens have an advantage that is NaN or infinite; verl "
-        "skips the update or the policy is lost. Look at the rewards (turn/<k>/reward_total), the critic's values and "
-        "the estimator; go on from the last checkpoint"
+        f"{metrics['guard/bad_advantage_tokens']:.0f} generated tokens have an advantage that is NaN or infinite: "
+        "either verl skips the update, or the policy is lost. Look at the rewards (turn/<k>/reward_total), the critic's "
+        "values and the estimator, and resume from the last checkpoint"
     )
 
 
 def _masked_advantages(metrics: Metrics) -> str:
     return (
         f"{metrics['guard/masked_advantage_tokens']:.0f} tokens that the model did not write (tool results, padding) "
-        "have an advantage; a loss that does not mask them would train on them. It is a fault of the estimator: "
+        "have an advantage; a loss that does not mask them would train on them. Correct the estimator: "
         "advantages have to be 0 where response_mask is 0"
     )
 
@@ -191,6 +191,6 @@ def _tool_failures(metrics: Metrics) -> str:
     kinds = ", ".join(f"{name.removeprefix('tool/errors/')} {value:.2g}" for value, name in worst[:3])
     return (
         f"{failed_calls(metrics) or 0.0:.0%} of the tool calls fail (per rollout: {kinds or 'of unknown kind'}); "
-        "timeout, unreachable, busy and server_error are the search's, not_carried_out are calls beyond "
-        "actor_rollout_ref.rollout.multi_turn.max_parallel_calls, the others are the model's own"
+        "timeout, unreachable, busy and server_error are failures of the search, not_carried_out are calls beyond "
+        "actor_rollout_ref.rollout.multi_turn.max_parallel_calls, and the others are mistakes of the model"
     )

@@ -15,7 +15,7 @@ from verl import DataProto
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 from verl.trainer.ppo.ray_trainer import compute_advantage
 
-from verl_mtgrpo.credit import ESTIMATORS, extra_fields, mt_grpo
+from verl_mtgrpo.credit import ESTIMATORS, mt_grpo
 from verl_mtgrpo.errors import ConfigError, CreditInputError
 from verl_mtgrpo.integration.advantage import estimators
 from verl_mtgrpo.integration.advantage.fields import provide
@@ -38,7 +38,7 @@ def through_verl(rewards=REWARDS, mask=MASK, uid=UID, name="mt_grpo", **algorith
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_verls_dispatch_reaches_every_estimator(name):
-    fields = dict.fromkeys(extra_fields(name), torch.tensor([[0.5, 9.0, 0.2], [0.4, 9.0, 0.1]]))
+    fields = dict.fromkeys(ESTIMATORS[name].fields, torch.tensor([[0.5, 9.0, 0.2], [0.4, 9.0, 0.1]]))
     with provide(fields):  # what our trainers do
         batch = through_verl(name=name)
     advantages, returns = ESTIMATORS[name](REWARDS, MASK, UID, **fields)
@@ -58,6 +58,18 @@ def test_settings_reach_the_equation():
 def test_an_unknown_knob_is_refused():
     with pytest.raises(ConfigError, match=r"unknown keys \['lambda'\]"):
         through_verl(turn={"lambda": 1.0})
+
+
+def test_an_equation_knows_no_config_and_its_caller_adds_the_key():
+    with pytest.raises(CreditInputError, match=r"^discount is -1\.0, expected a .* \(set by algorithm\.turn\.discount\)$"):
+        through_verl(turn={"discount": -1.0})
+    with (
+        provide({"values": torch.full((2, 3), torch.nan)}),
+        pytest.raises(CreditInputError, match=r"the critic has diverged; .*learning rate is critic\.optim\.lr\)$"),
+    ):
+        through_verl(name="turn_gae")
+    with pytest.raises(CreditInputError, match="check the reward function's values for these rollouts$"):
+        through_verl(rewards=REWARDS * torch.nan)
 
 
 def test_group_labels_are_demanded():

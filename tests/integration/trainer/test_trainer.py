@@ -13,7 +13,7 @@ from verl.trainer.ppo.v1 import get_trainer_cls, trainer_base
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
 from tests.verl_source import only_tested_version, source_hash
-from verl_mtgrpo.credit import ESTIMATORS, extra_fields, register_estimator
+from verl_mtgrpo.credit import ESTIMATORS, Estimator, register_estimator
 from verl_mtgrpo.errors import CompatibilityError, ConfigError
 from verl_mtgrpo.integration.advantage.fields import MODES, provide, take
 from verl_mtgrpo.integration.preflight import check_run
@@ -145,7 +145,8 @@ def asks_for_much(token_level_rewards, response_mask, index, entropies, rollout_
     ],
 )
 def test_every_field_that_verl_may_not_compute_is_checked(override, message, monkeypatch):
-    monkeypatch.setitem(ESTIMATORS, "asks_for_much", asks_for_much)
+    record = Estimator(asks_for_much, "much", "", compares_rollouts=True, divides_by_group_std=False)
+    monkeypatch.setitem(ESTIMATORS, "asks_for_much", record)
     enough = ["actor_rollout_ref.rollout.calculate_log_probs=True", "algorithm.use_kl_in_reward=True"]
     run = ["algorithm.adv_estimator=asks_for_much", "~algorithm.turn", "actor_rollout_ref.rollout.n=2", *enough]
     check_run(config(*run))
@@ -157,8 +158,9 @@ def test_an_estimator_of_ones_own(monkeypatch):
     monkeypatch.setattr("verl_mtgrpo.credit.registry.ESTIMATORS", estimators := dict(ESTIMATORS))
     assert register_estimator(asks_for_much) is asks_for_much
     assert register_estimator(asks_for_much) is asks_for_much, "loading a module twice does no harm"
-    assert extra_fields("asks_for_much") == ("entropies", "rollout_log_probs", "ref_log_prob", "transcript")
-    assert estimators["asks_for_much"] is asks_for_much
+    record = estimators["asks_for_much"]
+    assert record.function is asks_for_much
+    assert record.fields == ("entropies", "rollout_log_probs", "ref_log_prob", "transcript")
 
     def turn_gae(token_level_rewards, response_mask, index):
         return token_level_rewards, token_level_rewards

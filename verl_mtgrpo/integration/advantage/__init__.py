@@ -1,1 +1,1 @@
-"""verl's seam for advantages and losses: our estimators and what they may ask for."""
+"""Plug into verl's seam for advantages and losses: our estimators, and the fields that they may ask for."""

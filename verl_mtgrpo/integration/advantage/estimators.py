@@ -1,7 +1,12 @@
-"""Registers the turn-level estimators in verl's registry (``algorithm.adv_estimator=...``), yours too.
+"""Register the turn-level estimators with verl (``algorithm.adv_estimator=NAME``), your own ones too.
 
-Each is a thin wrapper: settings from ``algorithm.turn``, the equation from ``verl_mtgrpo.credit``, and what an
-estimator needs beyond rewards, mask and group labels from the trainer (:mod:`.fields`).
+Each is a thin wrapper: its settings come from ``algorithm.turn``, the equation from :mod:`verl_mtgrpo.credit`, and what
+it needs beyond rewards, mask and group labels from the trainer (:mod:`.fields`).
+
+Register your own estimator (:func:`verl_mtgrpo.credit.register_estimator`) in a module that every process loads with
+verl: ``VERL_USE_EXTERNAL_MODULES=my_module``. The module may register agent loops too, and may import anything of verl
+before or after. Fields beyond rewards, mask and group labels need one of our trainer modes, such as
+``trainer.v1.trainer_mode=mtgrpo_sync``.
 """
 
 from __future__ import annotations
@@ -13,8 +18,8 @@ import numpy as np
 from torch import Tensor
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
 
-from verl_mtgrpo.credit import ESTIMATORS, compares_rollouts, extra_fields, segment_turns
-from verl_mtgrpo.credit.registry import Estimator, follow_estimators
+from verl_mtgrpo.credit import ESTIMATORS, Estimator, segment_turns
+from verl_mtgrpo.credit.registry import follow_estimators
 from verl_mtgrpo.errors import ConfigError, CreditInputError
 from verl_mtgrpo.integration.advantage.fields import take, tell
 from verl_mtgrpo.integration.settings import estimator_settings
@@ -23,11 +28,12 @@ logger = logging.getLogger(__name__)
 _warned: set[str] = set()
 _sound: set[str] = set()
 _OURS = "_mtgrpo_estimator"
-"""Attribute of the wrappers, by which a name of ours in verl's registry is known from verl's own."""
+"""Attribute that marks our wrappers in verl's registry, where verl's own estimators are too."""
 
 
-def _register(name: str, function: Estimator) -> None:
-    """Give verl a wrapper that looks the function up when it is called, so that a reloaded one needs no second."""
+def _register(record: Estimator) -> None:
+    """Give verl a wrapper that looks the estimator up when it is called, so that it also serves a reloaded one."""
+    name = record.name
     if name in ADV_ESTIMATOR_REGISTRY:
         if not hasattr(ADV_ESTIMATOR_REGISTRY[name], _OURS):
             raise ConfigError(f"verl has an estimator {name} already, which would be hidden; rename the function")
@@ -43,8 +49,13 @@ def _register(name: str, function: Estimator) -> None:
         if index is None:
             raise CreditInputError(f"{name} got no group labels (index); expected verl's uid, one per rollout")
         settings = estimator_settings(name, config)
-        fields = take(name, extra_fields(name))
-        advantages, returns = ESTIMATORS[name](token_level_rewards, response_mask, index, **fields, **settings)
+        fields = take(name, ESTIMATORS[name].fields)
+        try:
+            advantages, returns = ESTIMATORS[name](token_level_rewards, response_mask, index, **fields, **settings)
+        except CreditInputError as error:
+            if key := _key_behind(error.argument, name):
+                raise CreditInputError(f"{error} ({key})") from error
+            raise
         tell(
             token_level_rewards=token_level_rewards,
             response_mask=response_mask,
@@ -52,12 +63,12 @@ def _register(name: str, function: Estimator) -> None:
             advantages=advantages,
             returns=returns,
         )
-        if not getattr(config, "use_kl_in_reward", False):  # with a KL in it every turn seems to be paid something
+        if not getattr(config, "use_kl_in_reward", False):  # with a KL penalty every turn seems to be paid
             _warn_if_pointless(name, token_level_rewards, response_mask, index)
         return advantages, returns
 
     estimator.__name__ = estimator.__qualname__ = name
-    estimator.__doc__ = f"""``algorithm.adv_estimator={name}``: see :func:`{function.__module__}.{name}`.
+    estimator.__doc__ = f"""Compute ``algorithm.adv_estimator={name}``: see :func:`{record.function.__module__}.{name}`.
 
     Called by verl's trainer with ``(B, T)`` rewards and mask, the ``uid`` of each row and the
     ``algorithm`` config node.
@@ -69,20 +80,27 @@ def _register(name: str, function: Estimator) -> None:
 follow_estimators(_register)
 
 
-def _warn_if_pointless(name: str, token_level_rewards: Tensor, response_mask: Tensor, index: np.ndarray) -> None:
-    """Warn, once per process and kind, about batches in which turn-level credit cannot do anything.
+def _key_behind(argument: str, name: str) -> str:
+    """Return the config key behind an estimator's argument, which is all that the estimator knows; empty if none."""
+    if argument in ESTIMATORS[name].knobs:
+        return f"set by algorithm.turn.{argument}"
+    return "the critic's learning rate is critic.optim.lr" if argument == "values" else ""
 
-    Looks until it has seen one sound batch, so it costs nothing in the long run.
+
+def _warn_if_pointless(name: str, token_level_rewards: Tensor, response_mask: Tensor, index: np.ndarray) -> None:
+    """Warn, once per process and kind, about batches in which turn-level credit has no effect.
+
+    Stop looking after the first sound batch, so that it costs nothing in the long run.
     """
     if name in _sound or not len(index):
         return
     turns = segment_turns(response_mask)
-    intermediate = turns.sum_rewards(token_level_rewards).masked_fill(turns.last_BK, 0.0).any()
-    groups = not compares_rollouts(name) or len(set(index.tolist())) < len(index)
+    intermediate = turns.sum_over_turns(token_level_rewards).masked_fill(turns.last_BK, 0.0).any()
+    groups = not ESTIMATORS[name].compares_rollouts or len(set(index.tolist())) < len(index)
     if not intermediate:
         _warn_once(
-            f"{name}: no rollout of this batch got a turn reward, so {name} only sees outcomes. The agent "
-            "loop is probably not mtgrpo_tool_agent or the reward manager not mtgrpo: set "
+            f"{name}: no rollout of this batch got a turn reward, so {name} sees only outcomes. Probably the "
+            "agent loop is not mtgrpo_tool_agent, or the reward manager is not mtgrpo: set "
             "actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent and "
             "reward.reward_manager.name=mtgrpo (or the group +mtgrpo=mt_grpo, which sets both)."
         )

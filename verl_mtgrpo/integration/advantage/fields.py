@@ -1,8 +1,8 @@
-"""Which fields an estimator may ask for beyond rewards, mask and group labels, and how they reach it.
+"""Hand an estimator the fields that it asks for beyond rewards, mask and group labels.
 
-verl calls a registered estimator with rewards, mask, config and group labels, whatever else its trainer has fetched.
-Our trainers (:mod:`verl_mtgrpo.integration.trainer`) fetch what the estimator names as a parameter and leave it here
-for the time of that one call; :mod:`.estimators` takes it.
+verl calls a registered estimator with rewards, mask, config and group labels only, whatever else its trainer has
+fetched. Our trainers (:mod:`verl_mtgrpo.integration.trainer`) fetch what the estimator names as a parameter and put it
+here for the duration of that one call; :mod:`.estimators` takes it from here.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ TOKEN_FIELDS = {
 }
 """Parameter of an estimator -> verl's name of the field, one number per response token, ``(B, T)`` float.
 
-Any other name is a field of each rollout, of the agent loop's ``extra_fields`` (``transcript``) or else of the reward
-manager's ``reward_extra_info`` (``turn_rewards``, ``reward_extra_info`` itself); it comes as an object array ``(B,)``,
-None for a rollout without it."""
+Any other name is a field of each rollout: one of the agent loop's ``extra_fields`` (``transcript``), or else one of the
+reward manager's ``reward_extra_info`` (``turn_rewards``, or ``reward_extra_info`` itself). The estimator gets it as an
+object array ``(B,)``, with None for a rollout that does not have it."""
 
 PREFIX = "mtgrpo_"
-"""What stands before verl's name of a trainer mode in ours."""
+"""Our name of a trainer mode is this prefix and verl's name."""
 MODES = {PREFIX + mode: mode for mode in ("sync", "colocate_async", "separate_async")}
 """Our trainer modes -> verl's mode that each extends."""
 
@@ -41,13 +41,13 @@ _SOURCE = {
 
 
 class Provided:
-    """The fields of one call, and what the estimator saw and returned.
+    """The fields that one call may take, and what the estimator saw and returned.
 
     Attributes:
-        fields: By name, what the estimator may take.
-        taken: Whether it did.
+        fields: What the estimator may take, by name.
+        taken: True if it took them.
         credit: ``token_level_rewards``, ``response_mask``, ``index``, ``advantages`` and ``returns`` of the call; None
-            if no estimator of ours was called.
+            if none of our estimators was called.
     """
 
     def __init__(self, fields: Mapping[str, Any]):
@@ -61,10 +61,10 @@ _provided: ContextVar[Provided | None] = ContextVar("mtgrpo_fields", default=Non
 
 @contextmanager
 def provide(fields: Mapping[str, Any]) -> Iterator[Provided]:
-    """Let the estimator that is called inside take these fields, and say what it made of the batch.
+    """Offer these fields to the estimator that is called inside the context, and collect what it returned.
 
     Raises:
-        CompatibilityError: nothing was taken, so this verl did not call the estimator where it was expected to.
+        CompatibilityError: nothing was taken, so this version of verl did not call the estimator where we expect it.
     """
     provided = Provided(fields)
     token = _provided.set(provided)
@@ -74,13 +74,13 @@ def provide(fields: Mapping[str, Any]) -> Iterator[Provided]:
         _provided.reset(token)
     if fields and not provided.taken:
         raise CompatibilityError(
-            f"verl did not call the estimator that needs {', '.join(fields)} while it computed advantages; this "
-            "version of verl is not one that verl_mtgrpo was tested with: install verl 0.9.1"
+            f"verl did not call the estimator that needs {', '.join(fields)} while it computed advantages; "
+            "verl_mtgrpo was not tested with this version of verl: install verl 0.9.1"
         )
 
 
 def take(estimator: str, names: Sequence[str]) -> dict[str, Any]:
-    """The fields that an estimator needs, in a call from one of our trainers; ``ConfigError`` from another one."""
+    """Return the fields that an estimator needs; raise ``ConfigError`` if the trainer is not one of ours."""
     if not names:
         return {}
     provided = _provided.get()
@@ -91,13 +91,13 @@ def take(estimator: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 def tell(**credit: Any) -> None:
-    """Keep what an estimator saw and returned for the trainer, which would have to fetch it from the queue again."""
+    """Keep what an estimator saw and returned, so that the trainer need not fetch it from the queue again."""
     if (provided := _provided.get()) is not None:
         provided.credit = credit
 
 
 def needs_our_trainer(estimator: str, names: Sequence[str], mode: str) -> str:
-    """What to say to somebody who runs ``estimator`` under one of verl's own trainers."""
+    """Return the message for a run of ``estimator`` under one of verl's own trainers."""
     ours = f"trainer.v1.trainer_mode={PREFIX}{mode}" if PREFIX + mode in MODES else f"one of {', '.join(MODES)}"
     return (
         f"algorithm.adv_estimator={estimator} needs {', '.join(names)}, which verl's own trainers give to no "
@@ -107,7 +107,7 @@ def needs_our_trainer(estimator: str, names: Sequence[str], mode: str) -> str:
 
 
 def source_of(name: str) -> str:
-    """What makes a field exist, for error messages."""
+    """Return what makes a field exist, for error messages."""
     if name in TOKEN_FIELDS:
-        return f"set {_SOURCE[name]}" if name in _SOURCE else "verl's trainer computes it in every step"
+        return f"set {_SOURCE[name]}" if name in _SOURCE else "verl's trainer computes it in each step"
     return "it would come from each rollout's reward_extra_info (reward function) or extra_fields (agent loop)"

@@ -1,16 +1,16 @@
-"""Which estimators may see a KL penalty in the reward (``algorithm.use_kl_in_reward``), and why others may not.
+"""Refuse a KL penalty in the reward (``algorithm.use_kl_in_reward``) for estimators that would distort it.
 
-An estimator that divides by the standard deviation of a *group* turns whatever differs between its rollouts into
-advantages of size 1. In a group in which all earned the same, which at a single turn is the rule rather than the
-exception, the only thing that differs is the KL penalty, or the rounding between actor and reference: with a
-coefficient of 1e-3 eight equal rollouts get advantages of ±0.7 to ±1.3 from it. The penalty's own weight is lost, too:
-it is divided by the same standard deviation as the reward.
+An estimator that divides by the standard deviation of a *group* turns any difference between its rollouts into
+advantages of size 1. All rollouts of a group often earn the same, above all at a single turn. Then they differ only in
+the KL penalty, or in the rounding between actor and reference: with a coefficient of 1e-3, eight equal rollouts get
+advantages of ±0.7 to ±1.3 from it. The weight of the penalty is lost too: it is divided by the same standard deviation
+as the reward.
 
 RLHF keeps the two apart (Ziegler et al., arXiv 1909.08593, and Ouyang et al., arXiv 2203.02155: the reward is
 normalised first, the KL penalty keeps its own coefficient), and so does GRPO (arXiv 2402.03300, equation 3: the KL is a
-term of the loss, outside of the normalised advantage). verl has that term: ``actor_rollout_ref.actor.use_kl_loss``.
-An estimator that does not divide (``turn_rloo``, ``mt_grpo`` with ``scale=none``), that divides by the deviation of the
-whole batch (``turn_reinforce_pp``), or that has a critic may have the KL in the reward.
+term of the loss, outside the normalised advantage). verl has that term: ``actor_rollout_ref.actor.use_kl_loss``.
+The KL may be in the reward if the estimator does not divide (``turn_rloo``, ``mt_grpo`` with ``scale=none``), divides
+by the standard deviation of the whole batch (``turn_reinforce_pp``), or has a critic.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from verl_mtgrpo.credit import ESTIMATORS, divides_by_group_std
+from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.settings import estimator_settings
 
 VERLS_DIVIDING = ("grpo", "grpo_vectorized")
-"""verl's own estimators that divide by the deviation of a group's totals unless ``norm_adv_by_std_in_grpo=False``."""
+"""verl's estimators that divide by the standard deviation of a group's totals; ``norm_adv_by_std_in_grpo=False`` turns
+that off."""
 
 INSTEAD = (
     "set algorithm.use_kl_in_reward=False and actor_rollout_ref.actor.use_kl_loss=True with "
@@ -33,7 +34,7 @@ INSTEAD = (
 
 
 def check_kl(config: Any) -> None:
-    """Raise ``ConfigError`` if one of our estimators would divide the KL penalty by the deviation of a group.
+    """Raise ``ConfigError`` if one of our estimators would divide the KL penalty by a group's standard deviation.
 
     Args:
         config: verl's whole config.
@@ -42,26 +43,26 @@ def check_kl(config: Any) -> None:
     if not OmegaConf.select(config, "algorithm.use_kl_in_reward") or estimator not in ESTIMATORS:
         return
     settings = estimator_settings(estimator, config.algorithm)
-    if divides_by_group_std(estimator, settings):
+    if ESTIMATORS[estimator].divides(settings):
         centred = ", or algorithm.turn.scale=none, which only centres" if "scale" in settings else ""
         raise ConfigError(
             f"algorithm.use_kl_in_reward=True with algorithm.adv_estimator={estimator}, which divides by the standard "
-            "deviation of a group: where all rollouts of a prompt earned the same, differences of the KL alone would "
+            "deviation of a group: if all rollouts of a prompt earned the same, differences in the KL alone would "
             f"become advantages of size 1; {INSTEAD}{centred}"
         )
 
 
 def kl_noise_of_verls(config: Any) -> str | None:
-    """Say what is wrong if one of *verl's* estimators does so; None if nothing is.
+    """Return what is wrong if one of *verl's* estimators does so, else None.
 
-    verl allows it and may have been asked for it on purpose, so this is no error. Totals of whole rollouts are equal
-    less often than the rewards of one turn.
+    verl allows it, and the user may want it, so this is not an error. The totals of whole rollouts are equal less often
+    than the rewards of one turn.
     """
     algorithm = config.algorithm
     divides = algorithm.adv_estimator in VERLS_DIVIDING and algorithm.get("norm_adv_by_std_in_grpo", True)
     if not divides or not OmegaConf.select(config, "algorithm.use_kl_in_reward"):
         return None
     return (
-        f"verl's {algorithm.adv_estimator} divides the KL in the reward by the standard deviation of a group: where "
+        f"verl's {algorithm.adv_estimator} divides the KL in the reward by the standard deviation of a group: if "
         "all rollouts of a prompt earned the same, the KL alone becomes advantages of size 1"
     )

@@ -1,6 +1,6 @@
-"""Are the values of an estimator's knobs legal? The estimator itself is asked, on a batch of four rollouts.
+"""Check the values of an estimator's knobs by calling the estimator on a batch of four rollouts.
 
-So there is one definition of what is legal, the function's own, and it is asked before the run instead of in step 1.
+So what is legal is defined once, by the function, and the run is refused before it starts instead of in step 1.
 """
 
 from __future__ import annotations
@@ -10,31 +10,31 @@ from typing import Any
 
 import torch
 
-from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError, MTGRPOError
 from verl_mtgrpo.integration.advantage.fields import TOKEN_FIELDS
 
-# Two groups of two rollouts, two turns each but for the last, and no two rewards alike.
+# Two groups of two rollouts, with two turns each except the last; no two rewards are equal.
 _MASK = torch.tensor([[1, 1, 0, 1, 1], [1, 1, 0, 1, 0], [1, 0, 0, 1, 1], [1, 1, 0, 0, 0]])
 _REWARDS = torch.tensor([[0, 0.2, 0, 0, 1.0], [0, 0.7, 0, 0.5, 0], [0.3, 0, 0, 0, 0.1], [0, 0.4, 0, 0, 0]])
 _INDEX = ["a", "a", "b", "b"]
 
 
 def is_ours(name: str) -> bool:
-    """Whether the estimator comes with this package."""
-    return ESTIMATORS[name].__module__.startswith("verl_mtgrpo.")
+    """Return True if the estimator comes with this package."""
+    return ESTIMATORS[name].function.__module__.startswith("verl_mtgrpo.")
 
 
 def try_knobs(name: str, settings: Mapping[str, Any]) -> None:
-    """Raise ``ConfigError`` if the estimator refuses its settings, or makes advantages of them that are no numbers.
+    """Raise ``ConfigError`` if the estimator refuses its settings, or returns advantages that are NaN or infinite.
 
-    One of the user's own that asks for fields of rollouts is not asked: what these hold is not known here.
+    An estimator that asks for fields of rollouts is not called: we do not know what these fields hold.
 
     Args:
         name: One of :data:`verl_mtgrpo.credit.ESTIMATORS`.
         settings: All of its knobs.
     """
-    fields = extra_fields(name)
+    fields = ESTIMATORS[name].fields
     if not all(field in TOKEN_FIELDS for field in fields):
         return
     given = {field: torch.zeros_like(_REWARDS) for field in fields}
@@ -51,6 +51,6 @@ def try_knobs(name: str, settings: Mapping[str, Any]) -> None:
         ) from error
     if not torch.isfinite(advantages).all():
         raise ConfigError(
-            f"algorithm.turn of {name}: {dict(settings)} gives advantages that are NaN or infinite for rewards from 0 "
-            "to 1; choose smaller values"
+            f"algorithm.turn of {name}: with {dict(settings)} advantages are NaN or infinite for rewards from 0 to 1; "
+            "choose smaller values"
         )

@@ -1,4 +1,4 @@
-"""Registers the turn-level policy loss with verl: ``actor_rollout_ref.actor.policy_loss.loss_mode=turn_gspo``."""
+"""Register the turn-level policy loss with verl: ``actor_rollout_ref.actor.policy_loss.loss_mode=turn_gspo``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from verl.trainer.ppo.core_algos import agg_loss, register_policy_loss
 from verl.utils.torch_functional import masked_mean
 
 from verl_mtgrpo.credit.policy_loss import turn_gspo_loss
-from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.errors import ConfigError, CreditInputError
+
+_ACTOR = "actor_rollout_ref.actor"
+_KEYS = {side: f"{_ACTOR}.clip_ratio_{side[5:]} or {_ACTOR}.clip_ratio" for side in ("clip_low", "clip_high")}
 
 
 @register_policy_loss("turn_gspo")
@@ -22,17 +25,22 @@ def turn_gspo(
     config: Any = None,
     rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """GSPO with a ratio per turn: :func:`verl_mtgrpo.credit.policy_loss.turn_gspo_loss`, aggregated as verl does.
+    """Compute GSPO with a ratio per turn (:func:`~verl_mtgrpo.credit.policy_loss.turn_gspo_loss`), aggregated by verl.
 
-    Reads ``clip_ratio``, ``clip_ratio_low`` and ``clip_ratio_high`` of the actor. GSPO clips at a few 1e-4 (its
-    paper: 3e-4 and 4e-4), because a geometric mean moves far less than a token's ratio; verl's default of 0.2 hardly
-    ever clips here. ``loss_agg_mode`` is the actor's; GSPO's paper uses ``seq-mean-token-mean``.
+    ``clip_ratio``, ``clip_ratio_low`` and ``clip_ratio_high`` are the actor's. GSPO clips at a few 1e-4 (3e-4 and 4e-4
+    in its paper), because a geometric mean moves far less than the ratio of one token; verl's default of 0.2 hardly
+    ever clips here. ``loss_agg_mode`` is the actor's too; GSPO's paper uses ``seq-mean-token-mean``.
     """
     if config is None:
         raise ConfigError("the policy loss turn_gspo got no actor config; expected verl's ActorConfig as config")
     low = config.clip_ratio if config.clip_ratio_low is None else config.clip_ratio_low
     high = config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high
-    loss, clipped = turn_gspo_loss(log_prob, old_log_prob, advantages, response_mask, clip_low=low, clip_high=high)
+    try:
+        loss, clipped = turn_gspo_loss(log_prob, old_log_prob, advantages, response_mask, clip_low=low, clip_high=high)
+    except CreditInputError as error:
+        if key := _KEYS.get(error.argument):
+            raise ConfigError(f"{key}: {error}") from error
+        raise
     if rollout_is_weights is not None:
         loss = loss * rollout_is_weights
     total = agg_loss(loss_mat=loss, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info)

@@ -18,7 +18,7 @@ import transfer_queue as tq
 from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 
-from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.integration.advantage.fields import MODES
 from verl_mtgrpo.rewards import TRANSCRIPT, Transcript
 
@@ -41,7 +41,7 @@ def destination(config: Any) -> Destination:
     if OmegaConf.select(config, "trainer.v1.trainer_mode") not in MODES or not sampler.endswith(OUR_SAMPLER):
         return "info"
     estimator = OmegaConf.select(config, "algorithm.adv_estimator")
-    asked = estimator in ESTIMATORS and TRANSCRIPT in extra_fields(estimator)
+    asked = estimator in ESTIMATORS and TRANSCRIPT in ESTIMATORS[estimator].fields
     dumps = ("trainer.rollout_data_dir", "trainer.validation_data_dir")
     return "column" if asked or any(OmegaConf.select(config, key) for key in dumps) else "nowhere"
 

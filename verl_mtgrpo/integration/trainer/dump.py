@@ -142,8 +142,8 @@ def turn_columns(
     """
     turns = segment_turns(response_mask)
     columns = {
-        "turn_credited": turns.sum_rewards(rewards.float()),
-        "turn_advantages": turns.sum_rewards(advantages.float()) / turns.tokens_BK.clamp(min=1),
+        "turn_credited": turns.sum_over_turns(rewards.float()),
+        "turn_advantages": turns.sum_over_turns(advantages.float()) / turns.tokens_BK.clamp(min=1),
     }
     if values is not None:
         columns["turn_values"] = turns.at_first(values.float())

@@ -21,7 +21,7 @@ from typing import Any
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 
-from verl_mtgrpo.credit import ESTIMATORS, compares_rollouts
+from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.integration.trainer.queue import select
 from verl_mtgrpo.rewards import DROPPED
 
@@ -89,7 +89,7 @@ class LeftOut:
 
 def compares(estimator: str) -> bool:
     """Return whether an estimator, ours or verl's, has other rollouts of the prompt as its baseline."""
-    return compares_rollouts(estimator) if estimator in ESTIMATORS else estimator in VERLS_COMPARING
+    return ESTIMATORS[estimator].compares_rollouts if estimator in ESTIMATORS else estimator in VERLS_COMPARING
 
 
 def sort_rows(keys: Sequence[str], infos: Sequence[Mapping[str, Any]], *, need_company: bool) -> Sorted:

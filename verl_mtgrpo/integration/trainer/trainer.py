@@ -24,7 +24,7 @@ from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from verl_mtgrpo.credit import ESTIMATORS, extra_fields
+from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import CreditInputError
 from verl_mtgrpo.integration.advantage.fields import MODES, TOKEN_FIELDS, Provided, provide, source_of
 from verl_mtgrpo.integration.compat import check_compatible
@@ -75,7 +75,7 @@ class _TurnTrainer(SafeStorage):
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """As verl's, with the estimator's further fields at hand; then the credit is measured and guarded."""
         estimator = str(self.config.algorithm.adv_estimator)  # type: ignore[attr-defined]
-        names = extra_fields(estimator) if estimator in ESTIMATORS else ()
+        names = ESTIMATORS[estimator].fields if estimator in ESTIMATORS else ()
         with provide(fetch(batch, names)) as provided:
             batch = super()._compute_advantage(batch, metrics)  # type: ignore[misc]
         metrics.update(measure(batch, rewards_column(self.config), provided))  # type: ignore[attr-defined]
