@@ -41,8 +41,8 @@ PRIMARY = """\
 `--config-path=pkg://verl_mtgrpo.config --config-name=mtgrpo_trainer` is verl's own primary config with one of these
 groups. It fails at once where this package is not installed."""
 RECORDS = """\
-`algorithm.adv_estimator=NAME`. An estimator that compares rollouts needs `actor_rollout_ref.rollout.n` of 2 or more; one
-that needs a further field needs one of this package's trainer modes."""
+`algorithm.adv_estimator=NAME`. An estimator that compares rollouts needs `actor_rollout_ref.rollout.n` of 2 or more.
+One that needs a further field runs only in this package's trainer modes."""
 KNOBS_OF = """\
 The keyword arguments of the estimator, under `algorithm.turn`. *By hand* is the default where
 `algorithm.adv_estimator` is set without the group."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterable
 from importlib.metadata import metadata, packages_distributions, requires
@@ -18,7 +19,7 @@ from tests.verl_source import only_tested_version
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib  # pytest requires it there
+    import tomli as tomllib  # pytest requires it on Python 3.10
 
 pytest.importorskip("verl")
 
@@ -26,12 +27,21 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 FOR_DEVELOPERS = ("dev", "bench", "docs")
-# Come with others that are declared (matplotlib, transformers, pytest). Named in pyproject as well, they would be
-# chosen first, and pip would take minutes to find versions of the rest that fit.
-BROUGHT = {"pillow", "safetensors", "tomli", "starlette"}
-BROUGHT |= {"huggingface-hub", "jinja2", "omegaconf", "pydantic", "pyyaml", "tokenizers"}
 # Imported by verl's own trainer, which does not require them (pyproject.toml says so).
 FOR_VERL = {"pyzmq", "msgspec", "cachetools"}
+# Imported and not declared, because pip would try hundreds of versions of each; required by what we or verl require.
+FROM_REQUIREMENTS = {
+    "huggingface-hub": "transformers",
+    "jinja2": "torch",
+    "omegaconf": "hydra-core",
+    "pillow": "matplotlib",
+    "pydantic": "fastapi",
+    "pyyaml": "transformers",
+    "safetensors": "transformers",
+    "starlette": "fastapi",
+    "tokenizers": "transformers",
+    "tomli": "pytest",
+}
 
 
 def distribution(requirement: str) -> str:
@@ -60,9 +70,19 @@ def imported(folder: str) -> dict[str, str]:
     return found
 
 
+def required_by(name: str) -> set[str]:
+    """What an installed distribution requires, without its extras, on any Python."""
+    return names(one for one in requires(name) or [] if "extra ==" not in one)
+
+
 def brought_by_verl() -> set[str]:
-    """What comes with verl and others; and torch, which comes in the build that fits the machine."""
-    return {"verl", "verl-mtgrpo", "torch"} | BROUGHT | names(one for one in requires("verl") or [] if "extra ==" not in one)
+    """What verl requires; torch, which comes in the build that fits the machine; and what these bring."""
+    return {"verl", "verl-mtgrpo", "torch"} | required_by("verl") | set(FROM_REQUIREMENTS)
+
+
+@pytest.mark.parametrize(("name", "by"), FROM_REQUIREMENTS.items())
+def test_what_is_not_declared_is_brought(name, by):
+    assert name in required_by(by)
 
 
 def test_every_import_of_the_package_is_declared():
@@ -95,6 +115,12 @@ def test_every_python_version_is_tested():
     stated = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
     allowed = SpecifierSet(PROJECT["requires-python"])
     assert tested == stated == [f"3.{minor}" for minor in range(30) if f"3.{minor}" in allowed]
+
+
+def test_nothing_is_tracked_that_git_ignores():
+    """git replaces what it finds where a tracked file belongs: a tracked link .venv once removed an environment."""
+    listing = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    assert subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout == ""
 
 
 def make_targets(text: str) -> set[str]:
