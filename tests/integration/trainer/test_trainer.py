@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -180,6 +182,16 @@ def test_the_buffer_is_given_our_manager_before_verl_trains(kind, sampling, give
     monkeypatch.setattr(trainer_base.PPOTrainer, "fit", fit)
     trainer.fit(manager)
     assert trained == [(manager, manager if given else None)]
+
+
+@pytest.mark.parametrize("module", ["rollout.workers", "trainer.buffer", "trainer.storage"])
+def test_what_the_trainer_imports_may_be_imported_first(module):
+    """As in a rollout worker, which unpickles its reward workers: verl's trainers come with it, and ours with them."""
+    code = (
+        f"import verl_mtgrpo.integration.{module}, sys; print('verl_mtgrpo.integration.trainer.trainer' in sys.modules)"
+    )
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert asked.stdout.strip().endswith("True" if module != "trainer.storage" else "False"), asked.stderr
 
 
 @pytest.mark.parametrize("mode", ["sync", "colocate_async"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import transfer_queue as tq
@@ -17,7 +18,6 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from verl_mtgrpo.errors import WorkerDiedError
 from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts
-from verl_mtgrpo.integration.rollout.workers import TurnAgentLoopManager
 from verl_mtgrpo.integration.trainer.accounting import (
     count_rollouts,
     refuse_empty_batch,
@@ -31,6 +31,9 @@ from verl_mtgrpo.integration.trainer.left_out import compares, sort_rows
 from verl_mtgrpo.integration.trainer.queue import LeftOut, rollout_fields
 from verl_mtgrpo.integration.trainer.waiting import StallGuard
 from verl_mtgrpo.rewards.pattern import TURN_PATTERN
+
+if TYPE_CHECKING:
+    from verl_mtgrpo.integration.rollout.workers import TurnAgentLoopManager
 
 LOOK_EVERY = 1e-4
 """Seconds between looks at the queue for each key in it. A look costs TransferQueue's one controller process some 7
@@ -146,6 +149,31 @@ class TurnReplayBuffer(TurnBuffer, ReplayBuffer):
 
 class TurnReplayBufferAsync(TurnBuffer, ReplayBufferAsync):
     """For verl's asynchronous modes."""
+
+
+_OURS = {ReplayBuffer: TurnReplayBuffer, ReplayBufferAsync: TurnReplayBufferAsync}
+
+
+def build_buffer(verls: ReplayBuffer, config: Any) -> ReplayBuffer:
+    """Build our replay buffer with everything that verl's trainer gave to its own; leave a custom sampler as it is.
+
+    Args:
+        verls: what verl's trainer built. It keeps its arguments as attributes of the same names.
+        config: verl's whole config.
+    """
+    ours = _OURS.get(type(verls))
+    if ours is None:
+        return verls
+    settings = {name: getattr(verls, name) for name in signature(type(verls)).parameters}
+    waiting = config.trainer.v1.sampler.sampler_kwargs or {}
+    if waiting.get("poll_interval") is not None:
+        settings["poll_interval"] = float(waiting["poll_interval"])
+    return ours(
+        estimator=str(config.algorithm.adv_estimator),
+        rollouts_per_prompt=config.actor_rollout_ref.rollout.n,
+        stall_timeout_s=waiting.get("stall_timeout_s"),
+        **settings,
+    )
 
 
 def poll_interval(keys: int, least: float) -> float:

@@ -14,10 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer
-
 from verl_mtgrpo.checkpoints import PREFIX, TRACKER, checkpoint_folder, last_checkpoint
 from verl_mtgrpo.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 _MB = 1 << 20
 _SIGNS = ("inline_container", os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))

@@ -32,14 +32,13 @@ from __future__ import annotations
 
 import json
 import logging
-from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import transfer_queue as tq
 from torch import Tensor
 from transfer_queue import KVBatchMeta
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
@@ -50,10 +49,12 @@ from verl_mtgrpo.errors import CreditInputError
 from verl_mtgrpo.integration.advantage.fields import MODES, TOKEN_FIELDS, Provided, provide, source_of
 from verl_mtgrpo.integration.compat import check_compatible
 from verl_mtgrpo.integration.preflight import check_estimator, check_filtering
+
+# Modules, not names: if one is imported first, it imports verl's trainers, and the plugin then imports this one too.
+from verl_mtgrpo.integration.rollout import workers
 from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts
-from verl_mtgrpo.integration.rollout.workers import TurnAgentLoopManager
 from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
-from verl_mtgrpo.integration.trainer.buffer import TurnBuffer, TurnReplayBuffer, TurnReplayBufferAsync
+from verl_mtgrpo.integration.trainer import buffer
 from verl_mtgrpo.integration.trainer.dump import credit_rows, join, pick_groups, with_credit
 from verl_mtgrpo.integration.trainer.queue import (
     PAID,
@@ -71,10 +72,6 @@ from verl_mtgrpo.watch.diagnostics import measure_credit
 from verl_mtgrpo.watch.guards import Guards
 
 logger = logging.getLogger(__name__)
-
-
-OUR_BUFFERS = {ReplayBuffer: TurnReplayBuffer, ReplayBufferAsync: TurnReplayBufferAsync}
-"""verl's replay buffers -> ours on top of each."""
 
 _Verls = PPOTrainer if TYPE_CHECKING else object
 
@@ -104,24 +101,13 @@ class _TurnTrainer(SafeStorage, _Verls):
 
     def _build_replay_buffer(self) -> ReplayBuffer:
         """Build our replay buffer with what verl works out for its own; leave a custom sampler as it is."""
-        verls = super()._build_replay_buffer()
-        ours = OUR_BUFFERS.get(type(verls))
-        if ours is None:
-            return verls
-        settings = {name: getattr(verls, name) for name in signature(type(verls)).parameters}
-        waiting = self.config.trainer.v1.sampler.sampler_kwargs or {}
-        if waiting.get("poll_interval") is not None:
-            settings["poll_interval"] = float(waiting["poll_interval"])
-        return ours(
-            estimator=str(self.config.algorithm.adv_estimator),
-            rollouts_per_prompt=self.config.actor_rollout_ref.rollout.n,
-            stall_timeout_s=waiting.get("stall_timeout_s"),
-            **settings,
-        )
+        return buffer.build_buffer(super()._build_replay_buffer(), self.config)
 
     def fit(self, agent_loop_manager: Any) -> None:
         """Train as verl does; our replay buffer may ask our manager to look after its workers."""
-        if isinstance(self.replay_buffer, TurnBuffer) and isinstance(agent_loop_manager, TurnAgentLoopManager):
+        if isinstance(self.replay_buffer, buffer.TurnBuffer) and isinstance(
+            agent_loop_manager, workers.TurnAgentLoopManager
+        ):
             self.replay_buffer.manager = agent_loop_manager
         super().fit(agent_loop_manager)
 
@@ -152,14 +138,14 @@ class _TurnTrainer(SafeStorage, _Verls):
 
     def _validate(self) -> dict[str, float]:
         """As verl's; if it is written down, our buffer keeps the transcripts, which verl does not fetch."""
-        buffer = self.replay_buffer
-        if not isinstance(buffer, TurnBuffer) or not self.config.trainer.get("validation_data_dir"):
+        ours = self.replay_buffer
+        if not isinstance(ours, buffer.TurnBuffer) or not self.config.trainer.get("validation_data_dir"):
             return super()._validate()
-        buffer.validated = {}
+        ours.validated = {}
         try:
             return super()._validate()
         finally:
-            buffer.validated = None
+            ours.validated = None
 
     def _val_metrics_update(
         self,
