@@ -57,8 +57,7 @@ TOOL = """\
 METRICS = """\
 Training logs all of them per step; a metric that is undefined for a rollout is averaged over the others. Validation
 logs those of rollouts, as `val-aux/<data source>/<name>/mean@<n>`. In `trainer.v1.trainer_mode=sync`, which is verl's
-own trainer, nothing is logged that is computed from advantages: `guard/…`, `…/zero_variance`, `turn/<k>/advantage_…`,
-`turn/<k>/reward_total` and `critic/turn_explained_variance`."""
+own trainer, only validation logs any of them."""
 KINDS = "`<kind>` of the model's own errors, or of your own tool's: {call}. `<kind>` of the search's: {service}."
 
 

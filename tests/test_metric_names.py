@@ -16,8 +16,8 @@ import torch
 
 from tests.judge_server import JudgeServer
 from verl_mtgrpo.integration.reward_manager import metrics
+from verl_mtgrpo.integration.trainer.accounting import count_rollouts, rollout_metrics, share_failed
 from verl_mtgrpo.integration.trainer.left_out import Sorted
-from verl_mtgrpo.integration.trainer.sampler import count_rollouts, rollout_metrics, share_failed
 from verl_mtgrpo.integration.verl_score import read_score
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, TurnRewards, load_preset
 from verl_mtgrpo.rewards.judge import Judge

@@ -148,7 +148,7 @@ class Side:
 
         groups = self.args.rollouts // GROUP
         self._old_log_probs()
-        buffer = self._sampler()
+        buffer = self._buffer()
         tags = [{"is_prompt": True, "status": "finished", "global_steps": 1}] * groups
         gc.collect()
         with peak_memory(self):
@@ -182,26 +182,16 @@ class Side:
 
     def _interval(self, buffer: Any) -> float:
         """Seconds between two looks at as many rollouts."""
-        from verl_mtgrpo.integration.trainer.trainer import sampler
+        from verl_mtgrpo.integration.trainer.buffer import poll_interval
 
-        adapt = getattr(sampler, "poll_interval", None)  # versions before adapt nothing
         keys = self.args.rollouts * (GROUP + 1) // GROUP
-        return adapt(keys, buffer.poll_interval) if self.ours and adapt else buffer.poll_interval
+        return poll_interval(keys, buffer.poll_interval) if self.ours else buffer.poll_interval
 
-    def _sampler(self) -> Any:
-        from omegaconf import OmegaConf
-        from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+    def _buffer(self) -> Any:
+        """Return the replay buffer that the side's trainer builds."""
+        from verl.trainer.ppo.v1 import get_trainer_cls
 
-        from verl_mtgrpo.integration.trainer.sampler import TurnReplayBuffer
-
-        settings = self.config.trainer.v1.sampler.sampler_kwargs
-        return (TurnReplayBuffer if self.ours else ReplayBuffer)(
-            trainer_mode="sync",
-            trainer_config=OmegaConf.create({}),
-            max_off_policy_threshold=1,
-            max_off_policy_strategy="drop",
-            sampler_kwargs=settings if self.ours else OmegaConf.create({}),
-        )
+        return get_trainer_cls("mtgrpo_sync" if self.ours else "sync")(self.config).replay_buffer
 
     def _trainer(self, buffer: Any = None) -> Any:
         from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
@@ -219,7 +209,7 @@ class Side:
         return trainer
 
     def _credit(self, batch: Any) -> None:
-        from verl_mtgrpo.integration.trainer.trainer import trainer as ours
+        from verl_mtgrpo.integration.trainer import trainer as ours
 
         trainer, spent, measure = self._trainer(), list[float](), ours.measure
 

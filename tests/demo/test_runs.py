@@ -49,7 +49,7 @@ class _Trainer:
 
     def save(self, step: int) -> None:
         marker = self.plan.folder / "checkpoints" / "latest_checkpointed_iteration.txt"
-        marker.parent.mkdir(exist_ok=True)
+        (marker.parent / f"global_step_{step}").mkdir(parents=True)
         marker.write_text(str(step))
 
 

@@ -24,8 +24,8 @@ from tests.judge_server import JudgeServer
 from verl_mtgrpo.demo.policy import build_tokenizer
 from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run
+from verl_mtgrpo.integration.trainer.accounting import refuse_empty_batch, rollout_metrics
 from verl_mtgrpo.integration.trainer.left_out import Sorted
-from verl_mtgrpo.integration.trainer.sampler import _with_settings, refuse_empty_batch, rollout_metrics
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
 
 JUDGED = [
@@ -214,29 +214,6 @@ def test_rejecting_whole_rollouts_or_in_bypass_mode_leaves_turns_alone():
     check_run(config(f"{correction}.rollout_rs=token_k1", f"{correction}.bypass_mode=True"))
 
 
-def test_group_filtering_reaches_the_sampler_through_the_config_groups():
-    filtering = ["algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=outcome/em"]
-    run = config(*filtering)
-    check_run(run)
-    settings = _with_settings({"sampler_kwargs": run.trainer.v1.sampler.sampler_kwargs, "trainer_mode": "sync"})
-    del settings["sampler_kwargs"]
-    assert settings == {
-        "trainer_mode": "sync",
-        "poll_interval": 0.2,
-        "filter_groups_metric": "outcome/em",
-        "train_batch_size": run.data.train_batch_size,
-        "gen_batch_size": 1,
-        "max_inflight_gen_batches": 1,
-        "sync_refill_failed_groups": False,
-    }
-    assert _with_settings({"sampler_kwargs": config().trainer.v1.sampler.sampler_kwargs})["poll_interval"] == 0.2
-    with pytest.raises(ConfigError, match="does nothing here: verl tells custom samplers nothing"):
-        check_run(config(*filtering, "trainer.v1.sampler.sampler_kwargs.filter_groups=null"))
-    nameless = config(filtering[0], "algorithm.filter_groups.metric=null").trainer.v1.sampler.sampler_kwargs
-    with pytest.raises(ConfigError, match=r"needs algorithm.filter_groups.metric"):
-        _with_settings({"sampler_kwargs": nameless})
-
-
 def test_a_model_without_chat_template_stops_the_run_before_the_first_rollout():
     with pytest.raises(ConfigError, match=r"no chat template, .*actor_rollout_ref.model.custom_chat_template"):
         manager(template=None)
@@ -343,7 +320,7 @@ def test_latency_has_percentiles():
 
 
 def test_a_rollout_in_several_outputs_is_refused_by_estimators_that_would_take_them_for_rollouts():
-    from verl_mtgrpo.integration.trainer.sampler import refuse_several_outputs
+    from verl_mtgrpo.integration.trainer.accounting import refuse_several_outputs
 
     whole = ["a_0_0", "a_1_0", "b_0_0", "b_1_0"]
     for estimator in ("mt_grpo", "turn_gae"):

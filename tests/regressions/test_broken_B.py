@@ -22,7 +22,7 @@ from tests.integration.test_reward_manager import TRANSCRIPT
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.doctor.startup import CHECKS, DOCTOR, examine
 from verl_mtgrpo.integration.reward_manager import metrics
-from verl_mtgrpo.integration.trainer.sampler import rollout_metrics
+from verl_mtgrpo.integration.trainer.accounting import rollout_metrics
 from verl_mtgrpo.integration.verl_score import read_score
 from verl_mtgrpo.rewards import TurnRewards
 from verl_mtgrpo.rewards.presets import check_numbers, pay

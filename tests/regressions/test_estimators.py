@@ -40,7 +40,8 @@ from verl_mtgrpo.doctor import startup
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.doctor.unused import unused
 from verl_mtgrpo.errors import CreditInputError
-from verl_mtgrpo.integration.trainer.sampler import TurnReplayBuffer, TurnReplayBufferAsync, rollout_metrics
+from verl_mtgrpo.integration.trainer.accounting import rollout_metrics
+from verl_mtgrpo.integration.trainer.buffer import TurnReplayBuffer, TurnReplayBufferAsync
 from verl_mtgrpo.lab import PROCESSES, measure
 from verl_mtgrpo.report.explain import explain
 from verl_mtgrpo.rewards.pattern import TURN_PATTERN, turn_pattern

@@ -36,7 +36,7 @@ from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, T
 from verl_mtgrpo.integration.intent import check_preset, packaged
 from verl_mtgrpo.integration.reward_manager import metrics
 from verl_mtgrpo.integration.settings import TrainerTurnSettings, trainer_turn_settings
-from verl_mtgrpo.integration.trainer.sampler import refuse_failed_batch
+from verl_mtgrpo.integration.trainer.accounting import refuse_failed_batch
 from verl_mtgrpo.rewards import TurnRewards
 from verl_mtgrpo.rewards.measures import tool_trouble, tool_use
 from verl_mtgrpo.rewards.metric_names import own_metrics

@@ -33,9 +33,9 @@ from verl_mtgrpo.doctor import fit
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.preflight import check_estimator
+from verl_mtgrpo.integration.trainer.buffer import TurnReplayBuffer, TurnReplayBufferAsync
 from verl_mtgrpo.integration.trainer.left_out import Sorted, compares, sort_rows
 from verl_mtgrpo.integration.trainer.queue import token_columns, without_padding
-from verl_mtgrpo.integration.trainer.sampler import TurnReplayBuffer, TurnReplayBufferAsync
 from verl_mtgrpo.integration.trainer.trainer import TurnTrainerSync, guards_of, measure
 from verl_mtgrpo.watch.diagnostics import credit_metrics
 
@@ -134,14 +134,16 @@ def fill(groups: dict[str, list[list[float] | None]], step: int) -> None:
         )
 
 
-def sampler(estimator: str, kind: type = TurnReplayBuffer) -> Any:
-    settings = {"estimator": estimator, "rollouts_per_prompt": 4, "poll_interval": 0.01}
+def buffer_for(estimator: str, kind: type = TurnReplayBuffer, rollouts_per_prompt: int = 4) -> Any:
     return kind(
+        estimator=estimator,
+        rollouts_per_prompt=rollouts_per_prompt,
+        poll_interval=0.01,
         trainer_mode="sync",
         trainer_config=OmegaConf.create({}),
         max_off_policy_threshold=1,
         max_off_policy_strategy="drop",
-        sampler_kwargs=OmegaConf.create(settings),
+        sampler_kwargs=OmegaConf.create({}),
     )
 
 
@@ -173,7 +175,7 @@ def advantages(batch: Any, estimator: str) -> dict[str, list[float]]:
 def test_a_dropped_rollout_moves_nobodys_advantage(queue: None, estimator: str, kind: type):
     """The oracle is the estimator itself, called for the surviving rollouts of each group and nothing else."""
     fill(GROUPS, step=1)
-    buffer = sampler(estimator, kind)
+    buffer = buffer_for(estimator, kind)
     batch, metrics = buffer.sample(1, "train", len(GROUPS))
     assert [metrics[f"rollouts_total/{fate}"] for fate in ("asked", "trained", "dropped", "alone", "failed")] == [
         *(20, 10, 9, 1, 0)
@@ -211,7 +213,7 @@ def without_the_others(estimator: str, rollouts: list[list[float]]) -> list[list
 
 @pytest.mark.verl
 def test_lost_rollouts_stay_for_the_dump_until_the_next_step(queue: None):
-    buffer = sampler("grpo")
+    buffer = buffer_for("grpo")
     fill({"mixed": GROUPS["mixed"], "alone": GROUPS["alone"]}, step=1)
     first, _ = buffer.sample(1, "train", 2)
     fill({"whole": GROUPS["whole"]}, step=1)
@@ -231,8 +233,7 @@ def test_lost_rollouts_stay_for_the_dump_until_the_next_step(queue: None):
 @pytest.mark.verl
 def test_one_rollout_a_prompt_by_intention_is_no_loss(queue: None):
     fill({"a": [[0.3, 1.0]], "b": [[0.3, 1.0]]}, step=1)
-    buffer = sampler("grpo")
-    buffer.sampler_kwargs.rollouts_per_prompt = 1
+    buffer = buffer_for("grpo", rollouts_per_prompt=1)
     batch, metrics = buffer.sample(1, "train", 2)
     assert (len(batch.keys), metrics["rollouts_total/alone"]) == (2, 0.0)
     tq.kv_clear(keys=batch.keys, partition_id="train")
@@ -241,7 +242,7 @@ def test_one_rollout_a_prompt_by_intention_is_no_loss(queue: None):
 @pytest.mark.verl
 def test_a_critics_estimator_keeps_a_rollout_without_company(queue: None):
     fill({"alone": GROUPS["alone"]}, step=1)
-    buffer = sampler("gae")
+    buffer = buffer_for("gae")
     batch, metrics = buffer.sample(1, "train", 1)
     assert batch.keys == ["alone_2_0"]
     assert metrics["rollouts_total/alone"] == 0.0
@@ -341,7 +342,7 @@ def test_guards_of_a_real_step_see_what_was_paid(queue: None):
     """Nobody earns anything before the last turn, all outcomes are equal, and the KL makes every token differ."""
     groups = {uid: [[0.0, 1.0]] * 4 for uid in "abc"}
     fill(groups, step=1)
-    batch, _ = sampler("turn_rloo").sample(1, "train", 3)
+    batch, _ = buffer_for("turn_rloo").sample(1, "train", 3)
     noise = torch.randn(len(batch), 6, generator=torch.Generator().manual_seed(0)) * 0.1
     tq.kv_batch_put(
         keys=batch.keys,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from verl_mtgrpo.checkpoints import PREFIX
 from verl_mtgrpo.errors import ConfigError, DataError
 from verl_mtgrpo.launch.checkpoint import MODEL_PATH, find_checkpoint, model_of
 from verl_mtgrpo.launch.command import TrainCommand, hydra_value
@@ -131,7 +132,7 @@ def _validate(args: argparse.Namespace) -> dict[str, Path]:
     check_preset(args.preset, args.targets)
     folder = args.out.resolve() / "validation"
     checkpoint = find_checkpoint(args.checkpoint) if args.checkpoint else None
-    step = int(checkpoint.name.removeprefix("global_step_")) if checkpoint else 0
+    step = int(checkpoint.name.removeprefix(PREFIX)) if checkpoint else 0
     model, merge = args.model, None
     if checkpoint:
         model, merge = model_of(checkpoint, args.targets, args.out.resolve())

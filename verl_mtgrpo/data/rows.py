@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from verl_mtgrpo.atomic import atomic_write
 from verl_mtgrpo.errors import DataError
 
 _SEARCH = (
@@ -111,16 +111,11 @@ def write_parquet(rows: Iterable[dict[str, Any]], path: Path | str) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise DataError(f"{path.parent} is a file, or below one; give a folder for the results") from error
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with pq.ParquetWriter(draft, table.schema) as writer:
-            writer.write_table(table)
-            for batch in batches:
-                writer.write_table(pa.Table.from_pylist(batch, schema=table.schema))
-                count += len(batch)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with atomic_write(path) as draft, pq.ParquetWriter(draft, table.schema) as writer:
+        writer.write_table(table)
+        for batch in batches:
+            writer.write_table(pa.Table.from_pylist(batch, schema=table.schema))
+            count += len(batch)
     return count
 
 

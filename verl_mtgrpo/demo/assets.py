@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import random
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from verl_mtgrpo.atomic import atomic_folder, lock_beside
 from verl_mtgrpo.data.rows import make_row, write_parquet
 from verl_mtgrpo.demo.warmup_demos import Demonstrator, Habits
 from verl_mtgrpo.demo.warmup_settings import WarmupSettings
@@ -85,15 +83,11 @@ def prepare_demo(
     settings = settings or DemoSettings()
     out = Path(out)
     key = _key(seed, settings)
-    with _lock(out):
+    with lock_beside(out):
         if not _is_current(out, key):
             _refuse_foreign(out)
-            draft = out.with_name(f".{out.name}.unfinished")
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-            _make(draft, key, seed, settings, progress)
-            shutil.rmtree(out, ignore_errors=True)
-            os.replace(draft, out)
+            with atomic_folder(out) as draft:
+                _make(draft, key, seed, settings, progress)
     return _assets(out)
 
 
@@ -235,12 +229,3 @@ def _bar(steps: int, progress: bool) -> Generator[Callable[[], None], None, None
             bar.update()
 
         yield advance
-
-
-@contextlib.contextmanager
-def _lock(out: Path) -> Generator[None, None, None]:
-    """Let one process at a time work on ``out``; the system drops the lock of a killed one."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (out.with_name(f".{out.name}.lock")).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from verl_mtgrpo.atomic import atomic_write
+from verl_mtgrpo.checkpoints import last_checkpoint
 from verl_mtgrpo.cpu import ROLLOUT_NAME
 from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.launch.command import TrainCommand, hydra_value, run_train_command
@@ -165,9 +167,8 @@ def train_to_end(plan: RunPlan, *, label: str, show_command: bool = False) -> Ru
 
 
 def checkpoint_step(folder: Path) -> int:
-    """Step of the run's last checkpoint, 0 if it has none."""
-    marker = folder / "checkpoints" / "latest_checkpointed_iteration.txt"
-    return int(marker.read_text().strip()) if marker.exists() else 0
+    """Return the step of the run's last checkpoint, 0 if it has none."""
+    return last_checkpoint(folder / "checkpoints") or 0
 
 
 def _run_timed(
@@ -236,7 +237,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    """Written whole or not at all: a run may be killed at any moment."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    part.replace(path)
+    """Write the file whole or not at all: a run may be killed at any moment."""
+    with atomic_write(path) as draft:
+        draft.write_text(json.dumps(data, indent=1), encoding="utf-8")

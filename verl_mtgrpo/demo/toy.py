@@ -8,12 +8,11 @@ tests and dry runs, which need a real policy that speaks the format; there is no
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from verl_mtgrpo.atomic import atomic_folder, lock_beside
 from verl_mtgrpo.data.rows import make_row, write_parquet
 from verl_mtgrpo.demo.policy import build_model, build_tokenizer, save_policy, search_call
 from verl_mtgrpo.demo.warmup_demos import RENAME_NONE, Demonstration, Habits
@@ -98,23 +97,17 @@ def make_toy(folder: Path, speech: Speech, *, questions: int = 8) -> Path:
     """
     folder, key = Path(folder), json.dumps({"version": _VERSION, "questions": questions, **asdict(speech)})
     manifest = folder / _MANIFEST
-    if manifest.exists() and manifest.read_text(encoding="utf-8") == key:
-        return folder
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        _make(draft, speech, questions)
-        (draft / _MANIFEST).write_text(key, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with lock_beside(folder):
+        if not manifest.exists() or manifest.read_text(encoding="utf-8") != key:
+            with atomic_folder(folder) as draft:
+                _make(draft, speech, questions)
+                (draft / _MANIFEST).write_text(key, encoding="utf-8")
     return folder
 
 
 def _make(folder: Path, speech: Speech, questions: int) -> None:
     from verl_mtgrpo.demo.warmup import SampleMaker, torch_threads, warm_up
 
-    folder.mkdir(parents=True)
     BM25Index.build([PASSAGE], folder / "index", source="toy")
     rows = [
         make_row(QUESTION, [RIGHT], index=n, split="train", id=str(n), data_source="toy", system_prompt=None)

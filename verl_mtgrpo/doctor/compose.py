@@ -129,7 +129,7 @@ def _explained(error: Exception) -> str:
         _, _, listed = options[2].partition(":")
         names = [name for name in listed.split("Config search path")[0].split() if not name.startswith("_")]
         return f"{one_line(options[0])}; choose one of {', '.join(names)}"
-    if "mtgrpo_asset" in message or "mtgrpo_sampler" in message:
+    if "mtgrpo_asset" in message or "mtgrpo_skip_tokenizer" in message:
         return f"{one_line(message)}; the plugin is not loaded here: see the check plugin"
     return f"{one_line(message).replace(';', ',')}; correct it on the command line"
 

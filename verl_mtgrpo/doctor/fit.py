@@ -19,6 +19,7 @@ from verl_mtgrpo.doctor.versions import (
     verl_version,
 )
 from verl_mtgrpo.errors import ConfigError, MTGRPOError
+from verl_mtgrpo.integration.advantage.fields import builds_our_buffer
 from verl_mtgrpo.integration.advantage.kl_in_reward import INSTEAD, kl_noise_of_verls
 from verl_mtgrpo.integration.advantage.knobs import is_ours, try_knobs
 from verl_mtgrpo.integration.compat import check_compatible
@@ -223,19 +224,19 @@ def _context(setup: Setup) -> Iterator[Finding]:
 def watch(setup: Setup) -> Iterator[Finding]:
     """``trainer.turn``: what is watched and written down."""
     settings = trainer_turn_settings(setup.get("trainer"))
-    _check_sampler(setup)
+    _check_waiting(setup)
     guards = "guards on" if settings.guards.enable else "guards off"
     folder = setup.get("trainer.rollout_data_dir")
     dump = f"rollouts into {folder}" if folder else "no rollouts written (trainer.rollout_data_dir)"
     yield Finding("watch", "ok", f"preflight {settings.preflight}, {guards}, {dump}")
 
 
-def _check_sampler(setup: Setup) -> None:
-    """Raise ``ConfigError`` for settings of our sampler that it cannot wait by."""
+def _check_waiting(setup: Setup) -> None:
+    """Raise ``ConfigError`` for settings that our replay buffer cannot wait by."""
     from verl_mtgrpo.integration.trainer.waiting import StallGuard
 
     where = "trainer.v1.sampler.sampler_kwargs"
-    if "verl_mtgrpo" not in str(setup.get("trainer.v1.sampler.custom_sampler.path")):
+    if not builds_our_buffer(setup.config):
         return
     StallGuard(setup.get(f"{where}.stall_timeout_s"))  # refuses what it cannot wait by
     interval = setup.get(f"{where}.poll_interval")

@@ -15,6 +15,7 @@ from verl_mtgrpo.installed import TESTED_VERL, verl_version
 _LOOPS, _TRAINERS = "verl.experimental.agent_loop", "verl.trainer.ppo.v1"
 _TRAINER = (
     "__init__",
+    "_build_replay_buffer",
     "_compute_advantage",
     "_dump_generations",
     "_log_rollout_data",
@@ -22,9 +23,10 @@ _TRAINER = (
     "_val_metrics_update",
     "_validate",
     "_write_generations",
+    "fit",
     "on_step_begin",
 )
-_SAMPLER = ("__init__", "_clear_groups", "_dapo_filtered_keys", "_wait_for_next_poll", "sample")
+_BUFFER = ("__init__", "_clear_groups", "_dapo_filtered_keys", "_wait_for_next_poll", "sample")
 OVERRIDDEN = {
     f"{_LOOPS}.agent_loop:AgentLoopOutput": ("as_dict", "model_post_init"),
     f"{_LOOPS}.tool_agent_loop:ToolAgentLoop": (
@@ -45,8 +47,8 @@ OVERRIDDEN = {
     ),
     "verl.tools.base_tool:BaseTool": ("__init__", "execute"),
     f"{_TRAINERS}.agent_loop_tq:AgentLoopManagerTQ": ("__init__", "_init_agent_loop_workers", "generate_sequences"),
-    f"{_TRAINERS}.replay_buffer:ReplayBuffer": _SAMPLER,
-    f"{_TRAINERS}.replay_buffer:ReplayBufferAsync": _SAMPLER,
+    f"{_TRAINERS}.replay_buffer:ReplayBuffer": _BUFFER,
+    f"{_TRAINERS}.replay_buffer:ReplayBufferAsync": _BUFFER,
     f"{_TRAINERS}.trainer_sync:PPOTrainerSync": _TRAINER,
     f"{_TRAINERS}.trainer_colocate_async:PPOTrainerColocateAsync": _TRAINER,
     f"{_TRAINERS}.trainer_separate_async:PPOTrainerSeparateAsync": _TRAINER,

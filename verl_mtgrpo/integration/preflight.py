@@ -70,21 +70,13 @@ def check_group_size(config: Any) -> None:
 
 
 def check_filtering(config: Any) -> None:
-    """Raise ``ConfigError`` if ``algorithm.filter_groups`` is on and our sampler is not told."""
-    sampler = OmegaConf.select(config, "trainer.v1.sampler.custom_sampler.path") or ""
-    filtering = OmegaConf.select(config, "algorithm.filter_groups.enable")
-    told = OmegaConf.select(config, "trainer.v1.sampler.sampler_kwargs.filter_groups")
-    if filtering and not OmegaConf.select(config, "algorithm.filter_groups.metric"):
+    """Raise ``ConfigError`` if ``algorithm.filter_groups`` is on and does not say by what."""
+    select = OmegaConf.select
+    if select(config, "algorithm.filter_groups.enable") and not select(config, "algorithm.filter_groups.metric"):
         raise ConfigError(
             "algorithm.filter_groups.enable=True without a metric; set algorithm.filter_groups.metric to "
             "turn_pattern (what each turn was paid), reward (the total), or a name that the reward gives for every "
             "rollout, such as outcome/em"
-        )
-    if filtering and sampler.endswith("verl_mtgrpo.integration.trainer.sampler") and told is None:
-        raise ConfigError(
-            "algorithm.filter_groups does nothing here: verl tells custom samplers nothing of it; take the config "
-            "group +mtgrpo=..., or set under trainer.v1.sampler.sampler_kwargs: "
-            "+filter_groups='${algorithm.filter_groups}' and +train_batch_size='${data.train_batch_size}'"
         )
 
 

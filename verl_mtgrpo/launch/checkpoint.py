@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from verl_mtgrpo.checkpoints import PREFIX, checkpoint_folder, last_checkpoint
 from verl_mtgrpo.errors import ConfigError
 
 MODEL_PATH = "actor_rollout_ref.model.path"
@@ -46,16 +47,16 @@ class Merge:
 
 
 def find_checkpoint(folder: Path) -> Path:
-    """``global_step_N`` itself, or the last one in a folder of checkpoints.
+    """Return ``global_step_N`` itself, or the last one in a folder of checkpoints.
 
     Raises:
         ConfigError: There is none.
     """
     folder = folder.resolve()
-    latest = folder / "latest_checkpointed_iteration.txt"
-    if latest.is_file():
-        folder = folder / f"global_step_{latest.read_text().strip()}"
-    step = folder.name.removeprefix("global_step_")
+    last = last_checkpoint(folder)
+    if last is not None:
+        folder = checkpoint_folder(folder, last)
+    step = folder.name.removeprefix(PREFIX)
     if step == folder.name or not step.isdigit() or not (folder / "actor").is_dir():
         raise ConfigError(
             f"--checkpoint {folder}: no checkpoint of verl, expected a folder global_step_N with the policy in actor/, "

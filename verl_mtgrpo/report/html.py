@@ -13,7 +13,6 @@ import hashlib
 import html
 import json
 import math
-import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
+from verl_mtgrpo.atomic import atomic_write
 from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.report.catalog import Catalog, Entry, Group
 from verl_mtgrpo.report.explain import Term
@@ -66,21 +66,16 @@ def write_page(
         on_group: Wraps the groups as they pass by: a progress bar.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
     index = _index(catalog, title=title, made_by=made_by, metrics=metrics)
     head, middle, end = _frame(title)
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(head)
-            file.write(f'<script type="application/json" id="index">{embedded(index)}</script>\n')
-            file.write(middle)
-            for number, (group, rollouts) in enumerate(on_group(catalog.read_groups(catalog.groups))):
-                chunk = packed(_details(group, rollouts))
-                file.write(f'<script type="application/octet-stream" id="g{number}">{chunk}</script>\n')
-            file.write(end)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_write(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(head)
+        file.write(f'<script type="application/json" id="index">{embedded(index)}</script>\n')
+        file.write(middle)
+        for number, (group, rollouts) in enumerate(on_group(catalog.read_groups(catalog.groups))):
+            chunk = packed(_details(group, rollouts))
+            file.write(f'<script type="application/octet-stream" id="g{number}">{chunk}</script>\n')
+        file.write(end)
 
 
 def embedded(value: Any) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import secrets
 import shutil
@@ -26,13 +25,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
+from filelock import FileLock, Timeout
+
+from verl_mtgrpo.atomic import atomic_write, is_draft
 from verl_mtgrpo.errors import IndexFormatError, MTGRPOError, RetrievalError, StorageError
 from verl_mtgrpo.retrieval.addresses import meant_address
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: two builds at once are then the user's to avoid
-    fcntl = None
 
 MANIFEST = "manifest.json"
 _LOCK = ".lock"
@@ -178,13 +175,13 @@ class Staging:
         self.folder = out / f"data-{secrets.token_hex(6)}"
         self._created = False
         self._published = False
-        self._lock: int | None = None
+        self._lock = FileLock(out / _LOCK)
 
     def __enter__(self) -> Staging:
         _refuse_foreign_folder(self.out, self._format)
         self._created = not self.out.exists()
         self.out.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock_folder(self.out)
+        self._hold_lock()
         self._remove_unused(keep=_data_in_use(self.out, self._format))
         self.folder.mkdir()
         return self
@@ -193,12 +190,8 @@ class Staging:
         """Make the new folder the index, and remove the one it replaces."""
         manifest = replace(manifest, files=hash_files(self.folder))
         text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
-        draft = self.out / f"{MANIFEST}.new"
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, self.out / MANIFEST)
+        with atomic_write(self.out / MANIFEST) as draft:
+            draft.write_text(text, encoding="utf-8")
         self._published = True
         self._remove_unused(keep=manifest.data)
 
@@ -214,13 +207,25 @@ class Staging:
                 with contextlib.suppress(OSError):
                     (self.out / _LOCK).unlink(missing_ok=True)
                     self.out.rmdir()
-        if self._lock is not None:
-            os.close(self._lock)
+        self._lock.release()
+
+    def _hold_lock(self) -> None:
+        """Hold the folder's lock; the system drops it on a kill."""
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise RetrievalError(
+                f"another process is building an index in {self.out}; wait for it or give another --out"
+            ) from None
+        except (OSError, NotImplementedError):  # a file system without locks
+            pass
 
     def _remove_unused(self, keep: str | None) -> None:
         for entry in self.out.iterdir():
             if _DATA.fullmatch(entry.name) and entry.name != keep:
                 shutil.rmtree(entry, ignore_errors=True)
+            elif is_draft(entry.name, of=MANIFEST):
+                entry.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -258,8 +263,8 @@ def _refuse_foreign_folder(out: Path, format: str) -> None:
         return
     if not out.is_dir():
         raise IndexFormatError(f"{out} is a file; an index is a folder: give another --out")
-    ours = {MANIFEST, f"{MANIFEST}.new", _LOCK}
-    foreign = sorted(e.name for e in out.iterdir() if e.name not in ours and not _DATA.fullmatch(e.name))
+    names = sorted(entry.name for entry in out.iterdir() if not _DATA.fullmatch(entry.name))
+    foreign = [name for name in names if name not in (MANIFEST, _LOCK) and not is_draft(name, of=MANIFEST)]
     if foreign:
         raise IndexFormatError(
             f"{out} already holds other files ({', '.join(foreign[:3])}); "
@@ -288,20 +293,3 @@ def _data_in_use(out: Path, format: str) -> str | None:
             f"{manifest} was not written by verl-mtgrpo; give another --out, or remove that folder first"
         )
     return str(data.get("data"))
-
-
-def _lock_folder(out: Path) -> int | None:
-    """Hold the folder's lock until the returned descriptor is closed; the system drops it on a kill."""
-    if fcntl is None:
-        return None
-    descriptor = os.open(out / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise RetrievalError(
-            f"another process is building an index in {out}; wait for it or give another --out"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    return descriptor

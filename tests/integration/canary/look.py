@@ -178,7 +178,10 @@ def expected_override(ours: Parameters | None, theirs: ast.AST, read: Parameters
     """What the table has to say of an override: our parameters, without optional ones that verl's does not have."""
     if ours is None or read is None or (isinstance(theirs, Function) and is_property(theirs)):
         return None
-    known = {*read.names, *ours.required, "*", "**"}
+    required = ours.required
+    if theirs.name == "__init__" and ours.others:  # made by our own code, which gives what verl's does not take
+        required -= set(ours.keyword)
+    known = {*read.names, *required, "*", "**"}
     return tuple(name for name in ours.written if name in known or read.others or read.rest)
 
 

@@ -31,7 +31,7 @@ from verl_mtgrpo.errors import ConfigError, DropRollout, RetrievalBusy, Retrieva
 from verl_mtgrpo.integration.reward_manager import refuse_unfinished
 from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
 from verl_mtgrpo.integration.rollout.search_tool import SearchTool, fingerprint_for
-from verl_mtgrpo.integration.trainer.sampler import share_failed, warn_of_outages
+from verl_mtgrpo.integration.trainer.accounting import share_failed, warn_of_outages
 from verl_mtgrpo.retrieval import BM25Index, HTTPRetriever, Passage
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, TurnRewards
 from verl_mtgrpo.rewards.measures import charge_repeats, tool_trouble, tool_use

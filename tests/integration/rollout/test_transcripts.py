@@ -21,6 +21,7 @@ from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
 
 DUMP = "trainer.rollout_data_dir=/tmp/none"
+SAMPLER = "trainer.v1.sampler.custom_sampler"
 PASSAGE = "The tower of Oslo stands by the harbour. " * 12
 
 
@@ -48,7 +49,7 @@ def transcript(turns: int = 4, passages: int = 3, words: random.Random | None = 
         ("training dump", (DUMP,), "column"),
         ("validation dump", ("trainer.validation_data_dir=/tmp/none",), "column"),
         ("verl's own trainer", (DUMP, "trainer.v1.trainer_mode=sync"), "info"),
-        ("another sampler", (DUMP, "trainer.v1.sampler.custom_sampler.path=pkg://mine"), "info"),
+        ("another sampler", (DUMP, f"{SAMPLER}.path=pkg://mine", f"{SAMPLER}.name=Mine"), "info"),
     ],
 )
 def test_where_they_go(case, overrides, expected):

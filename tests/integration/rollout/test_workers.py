@@ -50,7 +50,6 @@ def manager(cluster: None) -> Iterator[Manager]:
     made = Manager(settings, None)
     auto_await(made._init_agent_loop_workers)()
     yield made
-    workers._Current.manager = None
     for worker in made.agent_loop_workers:
         with suppress(RayActorError):
             ray.kill(worker)

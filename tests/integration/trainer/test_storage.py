@@ -17,8 +17,9 @@ pytest.importorskip("verl")
 from ray.exceptions import ActorDiedError
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
+from verl_mtgrpo.checkpoints import last_checkpoint
 from verl_mtgrpo.errors import ConfigError, StorageError
-from verl_mtgrpo.integration.trainer.storage import _explained, check_last_checkpoint, last_checkpoint
+from verl_mtgrpo.integration.trainer.storage import _explained, check_last_checkpoint
 from verl_mtgrpo.integration.trainer.trainer import TurnTrainerSync
 
 ROWS = (["question"] * 3, ["answer"] * 3, [None] * 3, [1.0] * 3, {"uid": ["a", "b", "c"]})

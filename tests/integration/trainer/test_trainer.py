@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
+from typing import Any
 
 import pytest
 
 pytest.importorskip("verl")
 
 from hydra import compose, initialize_config_module
-from verl.trainer.ppo.v1 import get_trainer_cls, trainer_base
+from verl.trainer.ppo.v1 import AgentLoopManagerTQ, get_trainer_cls, trainer_base
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
 from tests.verl_source import only_tested_version, source_hash
@@ -17,6 +20,8 @@ from verl_mtgrpo.credit import ESTIMATORS, Estimator, register_estimator
 from verl_mtgrpo.errors import CompatibilityError, ConfigError
 from verl_mtgrpo.integration.advantage.fields import MODES, provide, take
 from verl_mtgrpo.integration.preflight import check_run
+from verl_mtgrpo.integration.rollout.workers import TurnAgentLoopManager
+from verl_mtgrpo.integration.trainer.buffer import TurnBuffer
 from verl_mtgrpo.integration.trainer.storage import SafeStorage
 from verl_mtgrpo.integration.trainer.trainer import _TurnTrainer
 
@@ -29,8 +34,10 @@ def config(*overrides: str, preset: str = "turn_gae"):
 RELIED_ON = {
     # stores trainer_mode and looks its settings up by it
     "PPOTrainer.__init__": (trainer_base.PPOTrainer.__init__, "6f938d77859b66ae"),
-    # chooses the replay buffer by trainer_mode
+    # chooses its replay buffer by trainer_mode, and its arguments are the buffer's attributes of the same names
     "PPOTrainer._build_replay_buffer": (trainer_base.PPOTrainer._build_replay_buffer, "c6c5bd0783311ea3"),
+    # stores the manager of rollout workers, and nothing waited for the replay buffer before
+    "PPOTrainer.fit": (trainer_base.PPOTrainer.fit, "7d83a81c2e62979f"),
     # rows in the order of batch.keys, right padded with 0, and one call of the estimator in this thread
     "PPOTrainer._compute_advantage": (trainer_base.PPOTrainer._compute_advantage, "2a4a2aa4a475b228"),
     # samples each validation batch by the replay buffer, clears it, and dumps at the end, rows named in "uid"
@@ -55,14 +62,14 @@ RELIED_ON = {
 @pytest.mark.parametrize("name", RELIED_ON)
 def test_what_the_trainers_rely_on_is_as_it_was_when_they_were_written(name):
     function, expected = RELIED_ON[name]
-    assert source_hash(function) == expected, f"verl's {name} has changed: read it, then update integration/trainer.py"
+    assert source_hash(function) == expected, f"verl's {name} has changed: read it, then update trainer/trainer.py"
 
 
 def test_no_more_is_overridden_than_what_is_guarded_above():
     ours = {name for name, value in vars(_TurnTrainer).items() if callable(value) or isinstance(value, property)}
     assert ours == {
         *("__init__", "trainer_mode", "_compute_advantage", "_log_rollout_data", "_dump_generations"),
-        *("_validate", "_val_metrics_update"),
+        *("_validate", "_val_metrics_update", "_build_replay_buffer", "fit"),
     }
 
 
@@ -72,7 +79,8 @@ def test_each_extends_verls_trainer_of_its_mode_and_nothing_comes_between(ours, 
     assert trainer.__mro__[1:4] == (_TurnTrainer, SafeStorage, parent)
     assert trainer.stock_mode == stock
     # verl's own class of the mode does not compute advantages or write rollouts in another way.
-    for name in ("_compute_advantage", "_log_rollout_data", "_dump_generations", "_write_generations"):
+    unchanged = ("_build_replay_buffer", "fit", "_compute_advantage", "_log_rollout_data", "_dump_generations")
+    for name in (*unchanged, "_write_generations"):
         assert getattr(parent, name) is getattr(trainer_base.PPOTrainer, name)
     # Nor do their constructors ask for more.
     assert list(inspect.signature(parent.__init__).parameters) == ["self", "config"]
@@ -89,20 +97,108 @@ SEPARATE = [
 
 
 @pytest.mark.parametrize(
-    ("mode", "overrides", "sampler", "sync_step"),
+    ("mode", "overrides", "buffer", "sync_step"),
     [
         ("sync", ["+trainer.v1.sync.parameter_sync_step=2"], "TurnReplayBuffer", 2),
         ("colocate_async", [], "TurnReplayBufferAsync", 1),
         ("separate_async", SEPARATE, "TurnReplayBufferAsync", 3),
     ],
 )
-def test_verls_constructor_sees_verls_name_of_the_mode(mode, overrides, sampler, sync_step):
+def test_verls_constructor_sees_verls_name_of_the_mode(mode, overrides, buffer, sync_step):
     trainer = get_trainer_cls(f"mtgrpo_{mode}")(config(f"trainer.v1.trainer_mode=mtgrpo_{mode}", *overrides))
     assert trainer.trainer_mode == mode
     assert trainer.replay_buffer.trainer_mode == mode
-    assert type(trainer.replay_buffer).__name__ == sampler
+    assert type(trainer.replay_buffer).__name__ == buffer
     assert trainer.parameter_sync_step == sync_step, "read below verl's name of the mode"
     assert trainer.use_critic
+
+
+def buffer_of(*overrides: str, preset: str = "mt_grpo") -> Any:
+    run = config("actor_rollout_ref.rollout.n=4", *overrides, preset=preset)
+    return get_trainer_cls("mtgrpo_sync")(run).replay_buffer
+
+
+FILTER = ["algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=outcome/em"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], {"poll_interval": 0.2, "filter_groups_metric": None, "sync_refill_failed_groups": False}),
+        (["trainer.v1.sampler.sampler_kwargs.poll_interval=3"], {"poll_interval": 3.0}),
+        (["trainer.v1.sampler.sampler_kwargs.poll_interval=null"], {"poll_interval": 2.0}),  # verl's own
+        (
+            [*FILTER, "data.train_batch_size=6"],
+            {"filter_groups_metric": "outcome/em", "train_batch_size": 6, "gen_batch_size": 1},
+        ),
+        ([*FILTER, "algorithm.filter_groups.max_inflight_gen_batches=3"], {"max_inflight_gen_batches": 3}),
+        (
+            ["trainer.v1.sampler.sync_refill_failed_groups=True"],
+            {"sync_refill_failed_groups": True, "gen_batch_size": 1, "filter_groups_metric": None},
+        ),
+        (["trainer.v1.sampler.max_off_policy_threshold=5"], {"max_off_policy_threshold": 5}),
+    ],
+)
+def test_the_buffer_is_built_with_verls_settings_and_ours(overrides, expected):
+    buffer = buffer_of(*overrides)
+    assert {name: getattr(buffer, name) for name in expected} == expected
+    assert (buffer.estimator, buffer.rollouts_per_prompt, buffer._guard.timeout_s) == ("mt_grpo", 4, 1800.0)
+    assert buffer.refill_fn.__name__ == "_add_prompts_to_generate"
+
+
+def test_other_estimators_and_no_timeout():
+    buffer = buffer_of("trainer.v1.sampler.sampler_kwargs.stall_timeout_s=null", preset="grpo_mr")
+    assert (buffer.estimator, buffer._guard.timeout_s) == ("grpo", None)
+
+
+def test_filtering_without_a_metric_stops_the_trainer():
+    with pytest.raises(ConfigError, match=r"filter_groups.enable=True without a metric; set .*metric to turn_pattern"):
+        buffer_of(FILTER[0], "algorithm.filter_groups.metric=null")
+
+
+CUSTOM = [
+    "trainer.v1.sampler.custom_sampler.path=pkg://tests.gpu.stock",
+    "trainer.v1.sampler.custom_sampler.name=OftenLookingReplayBuffer",
+]
+
+
+def test_a_custom_sampler_is_verls_business():
+    buffer = buffer_of(*CUSTOM)
+    assert type(buffer).__name__ == "OftenLookingReplayBuffer" and not isinstance(buffer, TurnBuffer)
+
+
+@pytest.mark.parametrize(("kind", "sampling", "given"), [
+    (TurnAgentLoopManager, [], True),
+    (AgentLoopManagerTQ, [], False),  # verl's manager replaces nothing
+    (TurnAgentLoopManager, CUSTOM, False),  # and a custom sampler asks for nothing
+])  # fmt: skip
+def test_the_buffer_is_given_our_manager_before_verl_trains(kind, sampling, given, monkeypatch):
+    trainer = get_trainer_cls("mtgrpo_sync")(config(*sampling, preset="mt_grpo"))
+    manager, trained = object.__new__(kind), []
+
+    def fit(trainer: Any, manager: Any) -> None:
+        trained.append((manager, getattr(trainer.replay_buffer, "manager", None)))
+
+    monkeypatch.setattr(trainer_base.PPOTrainer, "fit", fit)
+    trainer.fit(manager)
+    assert trained == [(manager, manager if given else None)]
+
+
+@pytest.mark.parametrize("module", ["rollout.workers", "trainer.buffer", "trainer.storage"])
+def test_what_the_trainer_imports_may_be_imported_first(module):
+    """As in a rollout worker, which unpickles its reward workers: verl's trainers come with it, and ours with them."""
+    code = (
+        f"import verl_mtgrpo.integration.{module}, sys; print('verl_mtgrpo.integration.trainer.trainer' in sys.modules)"
+    )
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert asked.stdout.strip().endswith("True" if module != "trainer.storage" else "False"), asked.stderr
+
+
+@pytest.mark.parametrize("mode", ["sync", "colocate_async"])
+def test_verls_own_trainer_takes_the_presets_with_its_own_buffer(mode):
+    run = config(f"trainer.v1.trainer_mode={mode}", "actor_rollout_ref.rollout.n=4", preset="mt_grpo")
+    check_run(run)
+    assert type(get_trainer_cls(mode)(run).replay_buffer).__module__ == "verl.trainer.ppo.v1.replay_buffer"
 
 
 @pytest.mark.parametrize("mode", ["sync", "colocate_async"])

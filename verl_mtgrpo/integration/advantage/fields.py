@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from verl_mtgrpo.errors import CompatibilityError, ConfigError
+from verl_mtgrpo.installed import TESTED_VERL
 
 TOKEN_FIELDS = {
     "values": "values",
@@ -31,6 +34,14 @@ PREFIX = "mtgrpo_"
 """Our name of a trainer mode is this prefix and verl's name."""
 MODES = {PREFIX + mode: mode for mode in ("sync", "colocate_async", "separate_async")}
 """Our trainer modes -> verl's mode that each extends."""
+
+
+def builds_our_buffer(config: Any) -> bool:
+    """Return whether a run samples by our replay buffer: in one of our trainer modes, without a custom sampler."""
+    custom = OmegaConf.select(config, "trainer.v1.sampler.custom_sampler") or {}
+    ours = OmegaConf.select(config, "trainer.v1.trainer_mode") in MODES
+    return ours and not (custom.get("path") and custom.get("name"))
+
 
 _SOURCE = {
     "values": "critic.enable=True",
@@ -75,7 +86,7 @@ def provide(fields: Mapping[str, Any]) -> Iterator[Provided]:
     if fields and not provided.taken:
         raise CompatibilityError(
             f"verl did not call the estimator that needs {', '.join(fields)} while it computed advantages; "
-            "verl_mtgrpo was not tested with this version of verl: install verl 0.9.1"
+            f"verl_mtgrpo was not tested with this version of verl: install verl {TESTED_VERL}"
         )
 
 

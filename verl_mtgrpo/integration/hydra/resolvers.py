@@ -4,8 +4,6 @@
 ``verl_mtgrpo/config``. It also is a guard: in a process without the plugin the resolver is unknown, and
 resolving the config fails before any model is loaded.
 
-``${mtgrpo_sampler:${trainer.v1.trainer_mode}}`` is the name of the sampler that goes with a trainer mode.
-
 ``${mtgrpo_skip_tokenizer:${actor_rollout_ref.rollout.multi_turn.format}}`` says whether the rollout engine can do
 without a tokenizer in a format.
 """
@@ -31,16 +29,10 @@ def asset(name: str) -> str:
     return str(path)
 
 
-def sampler(trainer_mode: str) -> str:
-    """Name the class of our sampler module for a trainer mode: verl's asynchronous modes need another."""
-    return "TurnReplayBuffer" if trainer_mode in ("sync", "mtgrpo_sync") else "TurnReplayBufferAsync"
-
-
 def skip_tokenizer(format: str) -> bool:
     """Whether the engine has to stop at no closing tag: verl's own formats end with the end of a turn, a token."""
     return format not in CUT_FORMATS
 
 
 OmegaConf.register_new_resolver("mtgrpo_asset", asset, replace=True)
-OmegaConf.register_new_resolver("mtgrpo_sampler", sampler, replace=True)
 OmegaConf.register_new_resolver("mtgrpo_skip_tokenizer", skip_tokenizer, replace=True)

@@ -3,8 +3,8 @@
 A transcript holds the text of a rollout and of all passages that it found, ten to a hundred kilobytes. When its reward
 is known it is read by dumps (``trainer.rollout_data_dir``, ``trainer.validation_data_dir``) and by estimators with a
 parameter ``transcript``. Under our trainers it stands in a column of its own, :data:`COLUMN`, which they fetch for the
-rows that they need. verl's own trainers and samplers know of no such column and write only ``reward_extra_info`` into
-their validation dumps, so there it stands in that.
+rows that they need. verl's own trainers and custom samplers know of no such column, and write only
+``reward_extra_info`` into their validation dumps, so there it stands in that.
 """
 
 from __future__ import annotations
@@ -19,14 +19,11 @@ from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 
 from verl_mtgrpo.credit import ESTIMATORS
-from verl_mtgrpo.integration.advantage.fields import MODES
+from verl_mtgrpo.integration.advantage.fields import builds_our_buffer
 from verl_mtgrpo.rewards import TRANSCRIPT, Transcript
 
 COLUMN = "mtgrpo_transcript"
 """TransferQueue's column of packed transcripts (bytes), one per row."""
-
-OUR_SAMPLER = "verl_mtgrpo.integration.trainer.sampler"
-"""The module that ``trainer.v1.sampler.custom_sampler.path`` names in all config groups."""
 
 Destination = Literal["column", "info", "nowhere"]
 
@@ -37,8 +34,7 @@ def destination(config: Any) -> Destination:
     Args:
         config: verl's whole config.
     """
-    sampler = OmegaConf.select(config, "trainer.v1.sampler.custom_sampler.path") or ""
-    if OmegaConf.select(config, "trainer.v1.trainer_mode") not in MODES or not sampler.endswith(OUR_SAMPLER):
+    if not builds_our_buffer(config):
         return "info"
     estimator = OmegaConf.select(config, "algorithm.adv_estimator")
     asked = estimator in ESTIMATORS and TRANSCRIPT in ESTIMATORS[estimator].fields

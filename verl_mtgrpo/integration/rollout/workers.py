@@ -3,7 +3,8 @@
 verl starts its workers once. If one dies in the middle of a step, what it was doing never ends, and the trainer waits
 for it for ever; if it dies between two steps, the next one ends with Ray's traceback. Chosen by
 ``actor_rollout_ref.rollout.agent.agent_loop_manager_class``, this manager looks which of the run's named actors are
-gone whenever the sampler waits (:class:`~verl_mtgrpo.integration.trainer.sampler.TurnReplayBuffer` asks for it):
+gone whenever the trainer waits for rollouts (its replay buffer asks for it:
+:class:`~verl_mtgrpo.integration.trainer.buffer.TurnBuffer`):
 
 - A rollout worker is replaced, and the questions that it had not finished are asked again, once: a question that was
   there when two workers died is given up, and its missing rollouts are counted as failed.
@@ -95,7 +96,6 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
             next(name for name in sorted(self.actors) if name.startswith(f"agent_loop_worker_{number}_"))
             for number in range(len(self.agent_loop_workers))
         ]
-        _Current.manager = self
 
     def generate_sequences(self, prompts: Any) -> None:
         """As verl's; that a worker is dead is found out by :meth:`look`, which knows what it was given."""
@@ -135,7 +135,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         """
         there = self._named_actors()
         if there is None:
-            return set()  # nobody knows: the next look may; the sampler's guard ends a wait that is too long
+            return set()  # nobody knows: the next look may; the buffer's guard ends a wait that is too long
         dead = self.actors - there
         servers = sorted(name for name in dead if _SERVER in name)
         if servers:
@@ -339,17 +339,6 @@ def _reward_workers_alive() -> list[Any]:
 
 
 def stall_timeout(config: Any) -> float:
-    """Seconds after which a run that waits gives up (``stall_timeout_s`` of our sampler); infinite without."""
+    """Seconds after which a run that waits gives up (``sampler_kwargs.stall_timeout_s``); infinite without."""
     seconds = OmegaConf.select(config, "trainer.v1.sampler.sampler_kwargs.stall_timeout_s")
     return math.inf if seconds is None else float(seconds)
-
-
-class _Current:
-    """The manager of this process, which the trainer's sampler asks to look after its workers."""
-
-    manager: TurnAgentLoopManager | None = None
-
-
-def current_manager() -> TurnAgentLoopManager | None:
-    """The manager of this process; None if the run uses verl's own."""
-    return _Current.manager

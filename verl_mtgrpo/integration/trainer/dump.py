@@ -20,8 +20,7 @@ from transfer_queue import KVBatchMeta
 from verl_mtgrpo.credit import ESTIMATORS, segment_turns
 from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts, to_json
 from verl_mtgrpo.integration.settings import estimator_settings
-from verl_mtgrpo.integration.trainer.left_out import LeftOut
-from verl_mtgrpo.integration.trainer.queue import rewards_column, rollout_fields, select, token_columns
+from verl_mtgrpo.integration.trainer.queue import LeftOut, rewards_column, rollout_fields, select, token_columns
 from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON, TRANSCRIPT, TURN_REWARDS
 
 _VERLS_KNOBS = {

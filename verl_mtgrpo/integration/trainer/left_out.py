@@ -3,9 +3,8 @@
 A dropped rollout (its search was down, no reward could be found) is nobody's fault, so it must not move anybody's
 baseline. Masking its tokens is not enough: verl's own ``grpo`` and ``rloo`` average over the *rows* of a group and
 would count it as a reward of 0. Three rollouts that all earned 1 would be praised for a fourth that was lost. Hence
-the row itself leaves, in the sampler, which every estimator, metric and loss stands behind; where the batch then no
-longer divides into mini-batches, verl fills it with masked rows of a group of their own
-(``verl.trainer.ppo.padding_utils``).
+the row itself leaves, in the replay buffer, before any estimator, metric or loss. If the batch then cannot be divided
+into mini-batches, verl fills it with masked rows of a group of their own (``verl.trainer.ppo.padding_utils``).
 
 A rollout whose whole group was lost has nobody to be compared with, and an estimator that compares rollouts would give
 it its raw reward as advantage. It leaves as well.
@@ -15,14 +14,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import transfer_queue as tq
-from transfer_queue import KVBatchMeta
-
 from verl_mtgrpo.credit import ESTIMATORS
-from verl_mtgrpo.integration.trainer.queue import select
 from verl_mtgrpo.rewards import DROPPED
 
 VERLS_COMPARING = (
@@ -54,37 +49,6 @@ class Sorted:
     kept: list[int]
     dropped: list[int]
     alone: list[int]
-
-
-@dataclass
-class LeftOut:
-    """The rows that left the batches of the current step. They stay in the queue until the next step, for the dump.
-
-    Attributes:
-        dropped: Rows of dropped rollouts.
-        alone: Rows of rollouts without another one of their group.
-        step: The training step that they were sampled for.
-    """
-
-    dropped: list[KVBatchMeta] = field(default_factory=list)
-    alone: list[KVBatchMeta] = field(default_factory=list)
-    step: int | None = None
-
-    def begin(self, step: int) -> None:
-        """Forget what earlier steps left out, in the queue too. A step may sample several batches."""
-        if step == self.step:
-            return
-        for batch in (*self.dropped, *self.alone):
-            tq.kv_clear(keys=batch.keys, partition_id=batch.partition_id)
-        self.dropped, self.alone, self.step = [], [], step
-
-    def take_out(self, batch: KVBatchMeta, rows: Sorted) -> KVBatchMeta:
-        """Return the batch without the rows that leave it."""
-        if not rows.dropped and not rows.alone:
-            return batch
-        self.dropped += [select(batch, rows.dropped)] if rows.dropped else []
-        self.alone += [select(batch, rows.alone)] if rows.alone else []
-        return select(batch, rows.kept)
 
 
 def compares(estimator: str) -> bool:

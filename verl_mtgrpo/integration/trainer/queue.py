@@ -1,13 +1,16 @@
-"""Reading a training batch out of verl's TransferQueue."""
+"""Read a training batch out of verl's TransferQueue, and keep there what left it until the next step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import transfer_queue as tq
 from torch import Tensor
 from transfer_queue import KVBatchMeta
+
+from verl_mtgrpo.integration.trainer.left_out import Sorted
 
 PAID = "rm_scores"
 """verl's name of the rewards that the agent loop wrote, one number per response token, without a KL penalty."""
@@ -55,3 +58,34 @@ def select(batch: KVBatchMeta, rows: Sequence[int]) -> KVBatchMeta:
     return KVBatchMeta(
         partition_id=batch.partition_id, keys=[batch.keys[row] for row in rows], tags=[batch.tags[row] for row in rows]
     )
+
+
+@dataclass
+class LeftOut:
+    """The rows that left the batches of the current step. They stay in the queue until the next step, for the dump.
+
+    Attributes:
+        dropped: Rows of dropped rollouts.
+        alone: Rows of rollouts without another one of their group.
+        step: The training step that they were sampled for.
+    """
+
+    dropped: list[KVBatchMeta] = field(default_factory=list)
+    alone: list[KVBatchMeta] = field(default_factory=list)
+    step: int | None = None
+
+    def begin(self, step: int) -> None:
+        """Forget what earlier steps left out, in the queue too. A step may sample several batches."""
+        if step == self.step:
+            return
+        for batch in (*self.dropped, *self.alone):
+            tq.kv_clear(keys=batch.keys, partition_id=batch.partition_id)
+        self.dropped, self.alone, self.step = [], [], step
+
+    def take_out(self, batch: KVBatchMeta, rows: Sorted) -> KVBatchMeta:
+        """Return the batch without the rows that leave it."""
+        if not rows.dropped and not rows.alone:
+            return batch
+        self.dropped += [select(batch, rows.dropped)] if rows.dropped else []
+        self.alone += [select(batch, rows.alone)] if rows.alone else []
+        return select(batch, rows.kept)

@@ -12,19 +12,22 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from verl_mtgrpo.checkpoints import PREFIX, TRACKER, checkpoint_folder, last_checkpoint
 from verl_mtgrpo.errors import ConfigError, StorageError
 
-TRACKER = "latest_checkpointed_iteration.txt"
-"""verl's name of the file that says which checkpoint is the last whole one; it is written after the checkpoint."""
-_FOLDER = "global_step_"
+if TYPE_CHECKING:
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
 _MB = 1 << 20
 _SIGNS = ("inline_container", os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 """Where torch's writer of files and safetensors' raise errors of their own: what those say of a full disk."""
 
+_Verls = PPOTrainer if TYPE_CHECKING else object
 
-class SafeStorage:
+
+class SafeStorage(_Verls):
     """What our trainers do differently from verl's in writing; comes before verl's class among the bases."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
@@ -33,22 +36,22 @@ class SafeStorage:
 
     def on_step_begin(self) -> None:
         """verl's; raises ``StorageError`` if a dump that was begun before could not be written."""
-        for future in self._dump_futures:  # type: ignore[attr-defined]
+        for future in self._dump_futures:
             if future.done():
                 future.result()
-        super().on_step_begin()  # type: ignore[misc]
+        super().on_step_begin()
 
     def _dump_generations(self, *args: Any, **kwargs: Any) -> None:
         """verl's; that an earlier one failed is said when this step has been logged."""
         with suppress(StorageError):
-            super()._dump_generations(*args, **kwargs)  # type: ignore[misc]
+            super()._dump_generations(*args, **kwargs)
 
     @classmethod
     def _write_generations(cls, *args: Any, **kwargs: Any) -> None:
         """verl's, in its thread: the file of a step is there whole, or not at all."""
         dump_path, step = args[-2:]
         try:
-            super()._write_generations(*args, **kwargs)  # type: ignore[misc]
+            super()._write_generations(*args, **kwargs)
         except OSError as error:
             file = Path(dump_path) / f"{step}.jsonl"
             with suppress(OSError):
@@ -63,9 +66,9 @@ class SafeStorage:
 
     def _save_checkpoint(self) -> None:
         """verl's; a full disk and other failures to write say what is left to go on from."""
-        trainer = self.config.trainer  # type: ignore[attr-defined]
-        with _explained(Path(trainer.default_local_dir), self.global_steps):  # type: ignore[attr-defined]
-            super()._save_checkpoint()  # type: ignore[misc]
+        trainer = self.config.trainer
+        with _explained(Path(trainer.default_local_dir), self.global_steps):
+            super()._save_checkpoint()
 
 
 def check_last_checkpoint(trainer: Any) -> None:
@@ -80,10 +83,9 @@ def check_last_checkpoint(trainer: Any) -> None:
     tracker = folder / TRACKER
     if trainer.resume_mode != "auto" or not tracker.exists():
         return
-    step = last_checkpoint(folder)
-    if step is not None:
+    if last_checkpoint(folder) is not None:
         return
-    there = sorted(int(path.name.removeprefix(_FOLDER)) for path in folder.glob(f"{_FOLDER}*"))
+    there = sorted(int(path.name.removeprefix(PREFIX)) for path in folder.glob(f"{PREFIX}*"))
     said = tracker.read_text(errors="replace").strip()
     raise ConfigError(
         f"{tracker} says {said!r}, and there is no such checkpoint beside it (there is: "
@@ -91,14 +93,6 @@ def check_last_checkpoint(trainer: Any) -> None:
         "whole into that file, or take another trainer.default_local_dir, or remove the file to begin again. "
         "(trainer.max_actor_ckpt_to_keep=1 lets verl remove the last checkpoint before the new one is whole: take 2)"
     )
-
-
-def last_checkpoint(folder: Path) -> int | None:
-    """Step of the checkpoint that verl goes on from; None if there is none."""
-    with suppress(OSError, ValueError):
-        step = int((folder / TRACKER).read_text())
-        return step if (folder / f"{_FOLDER}{step}").is_dir() else None
-    return None
 
 
 @contextmanager
@@ -118,8 +112,9 @@ def _explained(folder: Path, step: int) -> Iterator[None]:
         if "inline_container" in reason:  # torch's words for it name no cause
             reason = f"a file could not be written whole, as on a full disk ({reason.strip()})"
         raise StorageError(
-            f"the checkpoint of step {step} could not be written to {folder / f'{_FOLDER}{step}'}: {reason.strip()}; "
-            f"{_free(folder)}; {left_text}. Make room, or name another trainer.default_local_dir, then start again"
+            f"the checkpoint of step {step} could not be written to {checkpoint_folder(folder, step)}: "
+            f"{reason.strip()}; {_free(folder)}; {left_text}. Make room, or name another trainer.default_local_dir, "
+            "then start again"
         ) from error
 
 

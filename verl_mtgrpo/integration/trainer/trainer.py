@@ -1,25 +1,45 @@
 """verl's trainers, which also see where the credit goes: ``trainer.v1.trainer_mode=mtgrpo_sync``.
 
-Each class is verl's trainer of one mode (``sync``, ``colocate_async``, ``separate_async``) with four things changed:
-before verl computes advantages, the fields that the estimator names as parameters are fetched from the TransferQueue
-and put where it finds them; behind it, what the advantages are is measured turn by turn and the guards look at it; the
-rollouts that verl writes to ``trainer.rollout_data_dir`` come with their transcripts and advantages (and what cannot be
-written stops the run with a message: :mod:`.storage`); and
-``self.trainer_mode`` says verl's name of the mode, so that everything in verl that depends on it goes on as ever. The
-batch itself is verl's.
+Each class is verl's trainer of one mode (``sync``, ``colocate_async``, ``separate_async``), changed in five places:
+
+- Before verl computes advantages, the fields that the estimator names as parameters are fetched from the TransferQueue
+  and put where it finds them. Afterwards the advantages are measured turn by turn, and the guards look at the numbers.
+- The replay buffer is ours (:mod:`.buffer`), built with what verl works out for its own, unless
+  ``trainer.v1.sampler.custom_sampler`` names another one. It is given the manager of the rollout workers, which
+  replaces those that die.
+- The rollouts that verl writes to ``trainer.rollout_data_dir`` come with their transcripts and advantages, and what
+  cannot be written stops the run with a message (:mod:`.storage`).
+- Validation averages the many numbers that rollouts report instead of drawing bootstrap samples (:mod:`.validation`).
+- ``self.trainer_mode`` says verl's name of the mode, so that everything in verl that depends on it goes on as ever.
+
+The batch itself is verl's.
+
+verl's own trainers (``trainer.v1.trainer_mode=sync`` and so on) train with the same agent loop, search tool and reward
+manager, and with every estimator that names no further fields. These things are missing there:
+
+- the metrics ``turn/…``, ``tool/…``, ``outcome/…`` and ``rollouts_total/…`` of training steps; validation logs all but
+  the last;
+- the guards;
+- transcripts and advantages in the dump of training rollouts; dumps of validations have transcripts;
+- the stall timeout and the poll interval of ``trainer.v1.sampler.sampler_kwargs``;
+- the replacement of workers that died.
+
+There a dropped rollout stays in the batch with all its tokens masked: our estimators leave it out of their baselines,
+verl's own count it as one that earned 0.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import transfer_queue as tq
 from torch import Tensor
 from transfer_queue import KVBatchMeta
-from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
@@ -28,13 +48,17 @@ from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import CreditInputError
 from verl_mtgrpo.integration.advantage.fields import MODES, TOKEN_FIELDS, Provided, provide, source_of
 from verl_mtgrpo.integration.compat import check_compatible
-from verl_mtgrpo.integration.preflight import check_estimator
+from verl_mtgrpo.integration.preflight import check_estimator, check_filtering
+
+# Modules, not names: if one is imported first, it imports verl's trainers, and the plugin then imports this one too.
+from verl_mtgrpo.integration.rollout import workers
 from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts
 from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
+from verl_mtgrpo.integration.trainer import buffer
 from verl_mtgrpo.integration.trainer.dump import credit_rows, join, pick_groups, with_credit
-from verl_mtgrpo.integration.trainer.left_out import LeftOut
 from verl_mtgrpo.integration.trainer.queue import (
     PAID,
+    LeftOut,
     padded,
     rewards_column,
     rollout_fields,
@@ -49,8 +73,10 @@ from verl_mtgrpo.watch.guards import Guards
 
 logger = logging.getLogger(__name__)
 
+_Verls = PPOTrainer if TYPE_CHECKING else object
 
-class _TurnTrainer(SafeStorage):
+
+class _TurnTrainer(SafeStorage, _Verls):
     """What our trainers do differently from verl's; comes before verl's class among the bases."""
 
     stock_mode: ClassVar[str]
@@ -58,6 +84,7 @@ class _TurnTrainer(SafeStorage):
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         check_compatible()  # before any model is loaded
         check_estimator(config)
+        check_filtering(config)
         self._turn_settings = trainer_turn_settings(config.trainer)
         self._guards = guards_of(config)
         self._dumped: dict[str, dict[str, Any]] = {}
@@ -72,39 +99,53 @@ class _TurnTrainer(SafeStorage):
     def trainer_mode(self, _name: str) -> None:
         """verl's constructor stores ``trainer.v1.trainer_mode`` here, which is our name of it."""
 
+    def _build_replay_buffer(self) -> ReplayBuffer:
+        """Build our replay buffer with what verl works out for its own; leave a custom sampler as it is."""
+        return buffer.build_buffer(super()._build_replay_buffer(), self.config)
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        """Train as verl does; our replay buffer may ask our manager to look after its workers."""
+        if isinstance(self.replay_buffer, buffer.TurnBuffer) and isinstance(
+            agent_loop_manager, workers.TurnAgentLoopManager
+        ):
+            self.replay_buffer.manager = agent_loop_manager
+        super().fit(agent_loop_manager)
+
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """As verl's, with the estimator's further fields at hand; then the credit is measured and guarded."""
-        estimator = str(self.config.algorithm.adv_estimator)  # type: ignore[attr-defined]
+        estimator = str(self.config.algorithm.adv_estimator)
         names = ESTIMATORS[estimator].fields if estimator in ESTIMATORS else ()
         with provide(fetch(batch, names)) as provided:
-            batch = super()._compute_advantage(batch, metrics)  # type: ignore[misc]
-        metrics.update(measure(batch, rewards_column(self.config), provided))  # type: ignore[attr-defined]
+            batch = super()._compute_advantage(batch, metrics)
+        metrics.update(measure(batch, rewards_column(self.config), provided))
         fired, messages = self._guards.look(metrics)
         metrics.update(fired)
         for message in messages:
-            logger.warning("step %d: %s", self.global_steps, message)  # type: ignore[attr-defined]
+            logger.warning("step %d: %s", self.global_steps, message)
         return batch
 
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
         """Write what verl writes, of the groups that the settings take, with transcripts, credit and lost rollouts."""
         settings = self._turn_settings.dump
-        left_out = getattr(self.replay_buffer, "left_out", None) or LeftOut()  # type: ignore[attr-defined]
+        left_out = getattr(self.replay_buffer, "left_out", None) or LeftOut()
         whole = join(without_padding(batch), [*left_out.dropped, *left_out.alone])
-        batch = pick_groups(whole, settings.groups, seed=self.global_steps)  # type: ignore[attr-defined]
-        self._dumped = credit_rows(batch, self.config, documents=settings.documents, left_out=left_out)  # type: ignore[attr-defined]
+        batch = pick_groups(whole, settings.groups, seed=self.global_steps)
+        self._dumped = credit_rows(batch, self.config, documents=settings.documents, left_out=left_out)
         try:
-            super()._log_rollout_data(batch, timing_raw, rollout_data_dir)  # type: ignore[misc]
+            super()._log_rollout_data(batch, timing_raw, rollout_data_dir)
         finally:
             self._dumped = {}
 
     def _validate(self) -> dict[str, float]:
-        """As verl's; if it is written down, the sampler keeps the transcripts, which verl does not fetch."""
-        keep = bool(self.config.trainer.get("validation_data_dir"))  # type: ignore[attr-defined]
-        self.replay_buffer.validated = {} if keep else None  # type: ignore[attr-defined]
+        """As verl's; if it is written down, our buffer keeps the transcripts, which verl does not fetch."""
+        ours = self.replay_buffer
+        if not isinstance(ours, buffer.TurnBuffer) or not self.config.trainer.get("validation_data_dir"):
+            return super()._validate()
+        ours.validated = {}
         try:
-            return super()._validate()  # type: ignore[misc]
+            return super()._validate()
         finally:
-            self.replay_buffer.validated = None  # type: ignore[attr-defined]
+            ours.validated = None
 
     def _val_metrics_update(
         self,
@@ -116,14 +157,14 @@ class _TurnTrainer(SafeStorage):
     ) -> dict[str, float]:
         """As verl's for its core metric; what else rollouts report is averaged (:mod:`.validation`)."""
         verls, ours = split(reward_extra_infos_dict)
-        named = super()._val_metrics_update(data_sources, sample_uids, verls, sample_turns, **others)  # type: ignore[misc]
+        named = super()._val_metrics_update(data_sources, sample_uids, verls, sample_turns, **others)
         return {**averages(data_sources, sample_uids, ours), **named}
 
     def _dump_generations(
         self, inputs: list, outputs: list, gts: list, scores: list, reward_extra_infos_dict: dict, dump_path: str
     ) -> None:
-        """As verl's, with what :meth:`_log_rollout_data` or the sampler found of the rollouts."""
-        validated = getattr(getattr(self, "replay_buffer", None), "validated", None) or {}  # type: ignore[attr-defined]
+        """As verl's, with what :meth:`_log_rollout_data` or our buffer found of the rollouts."""
+        validated = getattr(getattr(self, "replay_buffer", None), "validated", None) or {}
         rows = self._dumped or {key: {TRANSCRIPT: one} if one else {} for key, one in validated.items()}
         infos = with_credit(reward_extra_infos_dict, rows)
         super()._dump_generations(inputs, outputs, gts, scores, infos, dump_path)

@@ -1,0 +1,166 @@
+"""Account for the rollouts of a training step: what they measured, how many were lost and why, when to stop.
+
+Pure functions of verl's names of rows (``{uid}_{session}_{index}``) and the ``reward_extra_info`` of each; the replay
+buffers of :mod:`.buffer` call them for every batch that they sample.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from verl_mtgrpo.credit import ESTIMATORS
+from verl_mtgrpo.errors import CreditInputError, EmptyBatchError
+from verl_mtgrpo.integration.trainer.left_out import Sorted, rollout_of, rollouts_in
+from verl_mtgrpo.rewards import DROPPED_REASON
+from verl_mtgrpo.rewards.measures import BY_KIND
+
+logger = logging.getLogger(__name__)
+
+MANY_LOST = 0.05
+"""Share of a step's rollouts that may be lost to outages and errors before an ERROR says so."""
+
+
+def rollout_metrics(infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Average the named numbers of a batch's rollouts (``reward_extra_info`` of each).
+
+    A name that is None or absent in a rollout (a turn it did not have) is averaged over the others, but counts of
+    failures by kind are absent where they are 0. ``turn/k/rollouts`` says how many rollouts reached turn k;
+    ``tool/latency_s/p50``, ``/p95`` and ``/max`` are over the longest calls of the rollouts that made one.
+    """
+    values: dict[str, list[float]] = defaultdict(list)
+    infos = list(infos)
+    for info in infos:
+        for name, value in info.items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+                values[name].append(float(value))
+    means = {
+        name: sum(found) / (len(infos) if name.startswith(BY_KIND) else len(found)) for name, found in values.items()
+    }
+    counts = {
+        name.removesuffix("/reward") + "/rollouts": float(len(found))
+        for name, found in values.items()
+        if name.startswith("turn/") and name.endswith("/reward")
+    }
+    slowest = values.get("tool/latency_s")
+    latency = dict(zip(("p50", "p95", "max"), np.percentile(slowest, (50, 95, 100)), strict=True)) if slowest else {}
+    return {**means, **counts, **{f"tool/latency_s/{name}": float(value) for name, value in latency.items()}}
+
+
+def share_failed(keys: Sequence[str], asked: int) -> dict[str, float]:
+    """Return ``outcome/failed``: the share of the rollouts asked for that are missing because they raised an error.
+
+    Args:
+        keys: verl's names of the rows of the batch.
+        asked: Number of rollouts that the batch was to have.
+    """
+    return {"outcome/failed": 1.0 - len(_rows_by_rollout(keys)) / asked}
+
+
+def count_rollouts(keys: Sequence[str], rows: Sorted, asked: int, filtered: int, again: int) -> dict[str, float]:
+    """Count what became of every rollout of a step: ``rollouts_total/…``.
+
+    ``asked`` is the sum of ``trained``, ``dropped`` (left out by the reward manager), ``alone`` (the only one left of
+    its group, with nobody to be compared with), ``failed`` (raised an error) and ``filtered`` (whole groups that verl
+    takes out). ``repeated`` were begun, lost with their worker and asked for again; they are among the asked once.
+    verl adds up names with ``total`` in them where a step has several batches.
+
+    Args:
+        keys: verl's names of the rows of the batch, those that leave it included.
+        rows: Which of them leave it.
+        asked: Number of rollouts that the batch was to have.
+        filtered: Number of rollouts of the groups that verl took out before.
+        again: Number of rollouts asked for a second time.
+    """
+    counts = {
+        "asked": asked + filtered,
+        "trained": rollouts_in(keys, rows.kept),
+        "dropped": rollouts_in(keys, rows.dropped),
+        "alone": rollouts_in(keys, rows.alone),
+        "failed": asked - len(_rows_by_rollout(keys)),
+        "filtered": filtered,
+        "repeated": again,
+    }
+    return {f"rollouts_total/{name}": float(count) for name, count in counts.items()}
+
+
+def warn_of_outages(measured: Mapping[str, float], global_steps: int) -> None:
+    """Log an ERROR if more rollouts than :data:`MANY_LOST` of a step are lost to outages or errors."""
+    failed = measured.get("outcome/failed", 0.0)
+    lost = failed + (1.0 - failed) * measured.get("tool/outage", 0.0)
+    if lost > MANY_LOST:
+        kinds = [f"{name} {value:.3g}" for name, value in measured.items() if name.startswith("tool/errors/") and value]
+        message = (
+            f"step {global_steps}: {lost:.0%} of the rollouts are lost: {failed:.0%} failed (errors above), the "
+            f"others had no search. Per rollout: {', '.join(kinds) or 'no tool errors'}"
+        )
+        logger.error(message)
+
+
+def refuse_several_outputs(keys: Sequence[str], estimator: str) -> None:
+    """Raise ``CreditInputError`` if a rollout came as several rows and the estimator takes each row for a rollout.
+
+    verl lets an agent loop return a list of outputs, and brings them together for its own ``grpo`` only.
+
+    Args:
+        keys: verl's names of the rows.
+        estimator: ``algorithm.adv_estimator``.
+    """
+    rows = _rows_by_rollout(keys)
+    several = [session for session, count in rows.items() if count > 1]
+    if several and estimator in ESTIMATORS:
+        raise CreditInputError(
+            f"{len(several)} of {len(rows)} rollouts came as several outputs (such as {several[0]}: "
+            f"{rows[several[0]]}), each of which {estimator} would take for a rollout of its own: its turns would be "
+            "counted from 1 again and compared with the wrong ones. Let the agent loop return one output with all "
+            "turns, or use verl's own algorithm.adv_estimator=grpo, which shares the last output's advantage out"
+        )
+
+
+def refuse_empty_batch(infos: Sequence[Mapping[str, Any]], rows: Sorted, global_steps: int) -> None:
+    """Raise ``EmptyBatchError`` if every rollout of a batch was lost, with the commonest reasons.
+
+    verl would stop too, but say only that a mask is empty.
+
+    Args:
+        infos: ``reward_extra_info`` of each row.
+        rows: Which rows are trained on.
+        global_steps: The training step.
+    """
+    if not infos or rows.kept:
+        return
+    reasons = Counter(str(infos[row].get(DROPPED_REASON) or "no reason given") for row in rows.dropped)
+    listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+    lost = f"all {len(infos)} rollouts of the batch were dropped"
+    if rows.alone:
+        lost = (
+            f"of {len(infos)} rollouts of the batch {len(rows.dropped)} were dropped, and each of the others is the "
+            "only one left of its group, with nothing to be compared with"
+        )
+    raise EmptyBatchError(
+        f"step {global_steps}: {lost}. Nothing is left to train on: "
+        f"{listed or 'rollouts failed (errors above)'}. Repair that, then start again: verl goes on from its last "
+        "checkpoint"
+    )
+
+
+def refuse_failed_batch(error: RuntimeError, global_steps: int) -> None:
+    """Raise ``EmptyBatchError`` if what verl says of a batch is that none of its rollouts came to an end."""
+    if "no materializable trajectories" in str(error):
+        raise EmptyBatchError(
+            f"step {global_steps}: all rollouts of the batch failed, nothing is left to train on. What they failed of "
+            "is in this log (`Error in _run_prompt`). Repair that, then start again: verl goes on from its last "
+            "checkpoint. If it was bad luck with a small batch (failures now and then, data.train_batch_size of a few "
+            "questions), trainer.v1.sampler.sync_refill_failed_groups=True has verl ask other questions in place of "
+            "those whose rollouts all failed; where every rollout fails it would only go on asking"
+        ) from error
+
+
+def _rows_by_rollout(keys: Sequence[str]) -> Counter[str]:
+    """Count the rows of each rollout of a batch."""
+    return Counter(map(rollout_of, keys))
