@@ -1,8 +1,8 @@
 """Warn when the run is alive but no longer learning what it should.
 
 A guard looks at the metrics of a step (:func:`~verl_mtgrpo.watch.diagnostics.credit_health` and those of the rollouts)
-and fires when its condition has held for several steps in a row, or at once if the condition is never right. It logs one
-line, and logs again only if the condition clears and returns. The numbers it looks at are logged at each step anyway.
+and fires when its condition has held for several steps in a row, or at once if the condition is never right. It logs
+one line, and logs again only if the condition clears and returns. The numbers it looks at are logged anyway.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ class Guards:
     def _tool_use(self, metrics: Metrics) -> str:
         return (
             f"{metrics['tool/used']:.0%} of the rollouts use a tool ({self._best_use:.0%} at best, "
-            f"{metrics.get('turn/count', math.nan):.1f} turns per rollout now): the policy no longer calls the tool, or "
-            "never did. Look at rollouts (mtgrpo report). If they contain calls that were not parsed, set "
+            f"{metrics.get('turn/count', math.nan):.1f} turns per rollout now): the policy no longer calls the tool, "
+            "or never did. Look at rollouts (mtgrpo report). If they contain calls that were not parsed, set "
             "actor_rollout_ref.rollout.multi_turn.format to the format that the model writes; otherwise reward calls "
             "that work (reward.turn.preset), or start from a model that calls tools"
         )
@@ -171,8 +171,8 @@ def _no_variance(metrics: Metrics) -> str:
 def _bad_advantages(metrics: Metrics) -> str:
     return (
         f"{metrics['guard/bad_advantage_tokens']:.0f} generated tokens have an advantage that is NaN or infinite: "
-        "either verl skips the update, or the policy is lost. Look at the rewards (turn/<k>/reward_total), the critic's "
-        "values and the estimator, and resume from the last checkpoint"
+        "either verl skips the update, or the policy is lost. Look at the rewards (turn/<k>/reward_total), the "
+        "critic's values and the estimator, and resume from the last checkpoint"
     )
 
 
