@@ -81,9 +81,13 @@ class SearchTool(BaseTool):
             found, faults = await self._find(queries)
         except RetrievalError as error:
             logger.error("search tool: %s", error)
-            down = {"error_kind": error.kind, "outage": str(error), "on_outage": self._settings.on_outage}
             return "Error: the search engine is down.", ToolOutcome(
-                ok=False, repeat=repeat, faults=tuple(error.faults), **down
+                ok=False,
+                error_kind=error.kind,
+                repeat=repeat,
+                faults=tuple(error.faults),
+                outage=str(error),
+                on_outage=self._settings.on_outage,
             )
         documents = [passage for passages in found for passage in passages]
         kind = None if documents else NO_HITS
