@@ -11,8 +11,10 @@ from verl.utils.torch_functional import masked_mean
 from verl_mtgrpo.credit.policy_loss import turn_gspo_loss
 from verl_mtgrpo.errors import ConfigError, CreditInputError
 
-_ACTOR = "actor_rollout_ref.actor"
-_KEYS = {side: f"{_ACTOR}.clip_ratio_{side[5:]} or {_ACTOR}.clip_ratio" for side in ("clip_low", "clip_high")}
+_KEYS = {
+    "clip_low": "actor_rollout_ref.actor.clip_ratio_low or actor_rollout_ref.actor.clip_ratio",
+    "clip_high": "actor_rollout_ref.actor.clip_ratio_high or actor_rollout_ref.actor.clip_ratio",
+}
 
 
 @register_policy_loss("turn_gspo")
