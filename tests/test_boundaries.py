@@ -119,7 +119,9 @@ def names_its_host(text: str, documentation: bool) -> bool:
 
 
 def test_credit_names_no_config_key_and_no_message_of_it_names_verl():
-    found = [(path.name, text) for path in files_of("credit") for text, doc in strings(path) if names_its_host(text, doc)]
+    found = [
+        (path.name, text) for path in files_of("credit") for text, doc in strings(path) if names_its_host(text, doc)
+    ]
     assert not found
 
 

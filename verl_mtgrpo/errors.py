@@ -1,13 +1,35 @@
 """Every error this package raises on purpose.
 
-One root, so that a caller can catch all of them; each kind is also the builtin it replaces, so that
-code which knows nothing of us still behaves. All of them take one message and nothing else, which
-keeps them picklable: Ray sends exceptions between processes.
+One root, so that a caller can catch all of them; each kind is also the builtin it replaces, so that code that knows
+nothing of us still behaves. An error says in three fields what was found, what was expected and what to do about it.
+All of them can be pickled: Ray sends exceptions between processes.
 """
+
+from __future__ import annotations
 
 
 class MTGRPOError(Exception):
-    """Root of all errors of verl_mtgrpo."""
+    """Root of all errors of verl_mtgrpo.
+
+    ``str()`` joins the fields to one sentence: ``{message}, expected {expected}; {fix}``, without those that are empty.
+
+    Args:
+        message: What was found.
+        expected: What was expected in its place.
+        fix: What to do about it.
+    """
+
+    def __init__(self, message: str = "", *, expected: str = "", fix: str = "") -> None:
+        super().__init__(message)
+        self.expected, self.fix = expected, fix
+
+    @property
+    def found(self) -> str:
+        """What was found and what was expected, without what to do about it."""
+        return f"{self.args[0]}, expected {self.expected}" if self.expected else str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.found}; {self.fix}" if self.fix else self.found
 
 
 class ConfigError(MTGRPOError, ValueError):
@@ -120,3 +142,11 @@ class RetrievalBadAnswer(RetrievalError):
 
 class CompatibilityError(MTGRPOError, RuntimeError):
     """The installed verl (or another package) is not one this version was tested with."""
+
+
+class GenerationError(MTGRPOError, RuntimeError):
+    """A request could not be generated, or was cut off before its end."""
+
+
+class TrainingFailed(MTGRPOError, RuntimeError):
+    """The training process ended with an error; the message has its cause and the path of its log."""

@@ -55,12 +55,12 @@ def parse(words: Sequence[str]) -> CommandLine:
         option, given, value = word.partition("=")
         if option in _VALUE_OPTIONS:
             if not given and not rest:
-                raise ConfigError(f"{option} has no value; give one, as in {option}=NAME")
+                raise ConfigError(f"{option} has no value", fix=f"give one, as in {option}=NAME")
             options[_VALUE_OPTIONS[option]] = value if given else rest.pop(0)
         elif word.startswith("-"):
             raise ConfigError(
-                f"{word} is no override and not understood here; leave it out, or write a folder of configs as "
-                "hydra.searchpath=[file:///folder]"
+                f"{word} is no override and not understood here",
+                fix="leave it out, or write a folder of configs as hydra.searchpath=[file:///folder]",
             )
         else:
             overrides.append(word.strip())

@@ -240,7 +240,7 @@ def _check_sampler(setup: Setup) -> None:
     StallGuard(setup.get(f"{where}.stall_timeout_s"))  # refuses what it cannot wait by
     interval = setup.get(f"{where}.poll_interval")
     if interval is not None and not (isinstance(interval, int | float) and interval >= 0):
-        raise ConfigError(f"{where}.poll_interval is {interval!r}, expected a number of seconds")
+        raise ConfigError(f"{where}.poll_interval is {interval!r}", expected="a number of seconds")
 
 
 def verls_own(setup: Setup) -> Iterator[Finding]:

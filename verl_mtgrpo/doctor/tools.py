@@ -74,7 +74,7 @@ def _native(path: str | None) -> list[Tool]:
         entries = [OmegaConf.to_container(one, resolve=True) for one in listed]
     except Exception as error:  # YAML's and OmegaConf's errors have no common root
         raise ConfigError(
-            f"{path} is no tool YAML: {one_line(str(error))}; see the packaged search_tool.yaml"
+            f"{path} is no tool YAML: {one_line(str(error))}", fix="see the packaged search_tool.yaml"
         ) from error
     return [_native_tool(entry, path) for entry in entries]
 
@@ -88,12 +88,12 @@ def _native_tool(entry: Any, path: str) -> Tool:
         kind = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # the module is the user's: importing it may raise anything
         raise _NotHere(
-            f"the tool class {name} of {path} cannot be imported: {type(error).__name__}: {one_line(str(error))}; "
-            "correct class_name, or install its package where training runs"
+            f"the tool class {name} of {path} cannot be imported: {type(error).__name__}: {one_line(str(error))}",
+            fix="correct class_name, or install its package where training runs",
         ) from error
     config, schema = entry.get("config") or {}, entry.get("tool_schema")
     if config.get("type") != "native":
-        raise ConfigError(f"{path}: config.type of {name} is {config.get('type')!r}; verl 0.9 knows only native")
+        raise ConfigError(f"{path}: config.type of {name} is {config.get('type')!r}", fix="verl 0.9 knows only native")
     searches = isinstance(kind, type) and issubclass(kind, SearchTool)
     if searches:
         settings, _ = search_settings(config)
@@ -112,7 +112,8 @@ def _validated(schema: Any, path: str) -> Any:
     except ValidationError as error:
         wrong = ", ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
         raise ConfigError(
-            f"{path}: verl refuses a tool_schema ({wrong}); write it as the packaged search_tool.yaml does"
+            f"{path}: verl refuses a tool_schema ({wrong})",
+            fix="write it as the packaged search_tool.yaml does",
         ) from error
     return schema
 
@@ -128,8 +129,8 @@ def _functions(setup: Setup) -> list[Tool]:
         functions = load_function_tools_from_path(resolve_config_path(path))
     except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
         raise _NotHere(
-            f"{MULTI_TURN}.function_tool_path={path} cannot be loaded: {type(error).__name__}: {one_line(str(error))}; "
-            "correct the path or the file"
+            f"{MULTI_TURN}.function_tool_path={path} cannot be loaded: {type(error).__name__}: {one_line(str(error))}",
+            fix="correct the path or the file",
         ) from error
     dumped = [one.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for one in functions]
     return [Tool(one.name, schema, {}, False) for one, schema in zip(functions, dumped, strict=True)]

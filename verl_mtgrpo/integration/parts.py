@@ -60,7 +60,8 @@ def check_parts(config: Any) -> None:
     if OmegaConf.select(config, "trainer.use_v1") is False:
         raise ConfigError(
             "trainer.use_v1=False is verl's old trainer, which pays the sum of a rollout's rewards on its last token, "
-            "so turn rewards would be lost; leave it at True"
+            "so turn rewards would be lost",
+            fix="leave it at True",
         )
     _check_loop_and_manager(config)
     if OmegaConf.select(config, _LOOP) in LOOPS:
@@ -72,8 +73,11 @@ def check_tool_file(config: Any) -> None:
     path = OmegaConf.select(config, f"{_MULTI_TURN}.tool_config_path")
     if path and not _exists(path):
         raise ConfigError(
-            f"{_MULTI_TURN}.tool_config_path={path} is not there; give the path of a tool YAML, or leave the key out "
-            "with the group +mtgrpo=..., which names the packaged search tool"
+            f"{_MULTI_TURN}.tool_config_path={path} is not there",
+            fix=(
+                "give the path of a tool YAML, or leave the key out with the group +mtgrpo=..., which names the "
+                "packaged search tool"
+            ),
         )
 
 
@@ -81,9 +85,11 @@ def _check_groups(config: Any) -> None:
     for key, group in _lost_groups(config).items():
         value = OmegaConf.select(config, key)
         raise ConfigError(
-            f"{key}={value} came through as a plain key: Hydra did not find the config group, so nothing of it "
-            "is set; put 'hydra.searchpath=[pkg://verl_mtgrpo.config]' on the command line before "
-            f"+{group}={value}, and run in an environment in which verl-mtgrpo is installed"
+            f"{key}={value} came through as a plain key: Hydra did not find the config group, so nothing of it is set",
+            fix=(
+                f"put 'hydra.searchpath=[pkg://verl_mtgrpo.config]' on the command line before +{group}={value}, and "
+                "run in an environment in which verl-mtgrpo is installed"
+            ),
         )
 
 
@@ -113,33 +119,38 @@ def _check_loop_and_manager(config: Any) -> None:
         manager = None  # a class of one's own, whatever its name
     if manager == "mtgrpo" and loop not in LOOPS:
         raise ConfigError(
-            f"{_MANAGER}=mtgrpo needs the turns that mtgrpo_tool_agent records, but {_LOOP}={loop}; set it to "
-            "mtgrpo_tool_agent (an override on the command line wins over the group +mtgrpo=...)"
+            f"{_MANAGER}=mtgrpo needs the turns that mtgrpo_tool_agent records, but {_LOOP}={loop}",
+            fix="set it to mtgrpo_tool_agent (an override on the command line wins over the group +mtgrpo=...)",
         )
     if loop in LOOPS and manager in VERLS_MANAGERS:
         raise ConfigError(
-            f"{_LOOP}={loop} places turn rewards, but {_MANAGER}={manager} gives one number per rollout; set "
-            f"{_MANAGER}=mtgrpo"
+            f"{_LOOP}={loop} places turn rewards, but {_MANAGER}={manager} gives one number per rollout",
+            fix=f"set {_MANAGER}=mtgrpo",
         )
     if estimator in ESTIMATORS and loop in VERLS_LOOPS:
         raise ConfigError(
             f"algorithm.adv_estimator={estimator} gives each turn its own advantage, but {_LOOP}={loop} pays one "
-            f"reward at the end of a rollout; set {_LOOP}=mtgrpo_tool_agent and {_MANAGER}=mtgrpo, or take the group "
-            "+mtgrpo=..., which sets both and the tool"
+            "reward at the end of a rollout",
+            fix=(
+                f"set {_LOOP}=mtgrpo_tool_agent and {_MANAGER}=mtgrpo, or take the group +mtgrpo=..., which sets both "
+                "and the tool"
+            ),
         )
     if manager in VERLS_MANAGERS and OmegaConf.select(config, "reward.turn"):
-        raise ConfigError(f"reward.turn is read by {_MANAGER}=mtgrpo only, but it is {manager}; set it to mtgrpo")
+        raise ConfigError(f"reward.turn is read by {_MANAGER}=mtgrpo only, but it is {manager}", fix="set it to mtgrpo")
 
 
 def _check_tool(config: Any) -> None:
     multi_turn = OmegaConf.select(config, _MULTI_TURN)
     if not multi_turn.enable:
-        raise ConfigError(f"{_MULTI_TURN}.enable={multi_turn.enable}, but an agent has turns; set it to True")
+        raise ConfigError(f"{_MULTI_TURN}.enable={multi_turn.enable}, but an agent has turns", fix="set it to True")
     if not (multi_turn.get("tool_config_path") or multi_turn.get("function_tool_path")):
         raise ConfigError(
-            f"the agent has no tool, so every rollout would have one turn; set {_MULTI_TURN}.tool_config_path (the "
-            "packaged search tool is '${mtgrpo_asset:tools/search_tool.yaml}') or "
-            f"{_MULTI_TURN}.function_tool_path"
+            "the agent has no tool, so every rollout would have one turn",
+            fix=(
+                f"set {_MULTI_TURN}.tool_config_path (the packaged search tool is "
+                f"'${{mtgrpo_asset:tools/search_tool.yaml}}') or {_MULTI_TURN}.function_tool_path"
+            ),
         )
 
 
@@ -161,6 +172,6 @@ def check_agent_names(file: str) -> None:
     others = sorted(str(name) for name in names if name in VERLS_LOOPS)
     if others:
         raise ConfigError(
-            f"{file} has a column agent_name that says {', '.join(others)}, and verl takes it before {_LOOP}; drop the "
-            "column, or write mtgrpo_tool_agent into it"
+            f"{file} has a column agent_name that says {', '.join(others)}, and verl takes it before {_LOOP}",
+            fix="drop the column, or write mtgrpo_tool_agent into it",
         )

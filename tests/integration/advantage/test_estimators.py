@@ -61,7 +61,9 @@ def test_an_unknown_knob_is_refused():
 
 
 def test_an_equation_knows_no_config_and_its_caller_adds_the_key():
-    with pytest.raises(CreditInputError, match=r"^discount is -1\.0, expected a .* \(set by algorithm\.turn\.discount\)$"):
+    with pytest.raises(
+        CreditInputError, match=r"^discount is -1\.0, expected a .* \(set by algorithm\.turn\.discount\)$"
+    ):
         through_verl(turn={"discount": -1.0})
     with (
         provide({"values": torch.full((2, 3), torch.nan)}),
