@@ -128,8 +128,9 @@ class TurnToolAgentLoop(ToolAgentLoop):
         )
         if len(turns) != len(spans):
             raise TranscriptError(
-                f"{len(spans)} runs of response_mask but {len(record.calls)} generations recorded; "
-                "verl's ToolAgentLoop does not work as in the versions this package was tested with"
+                f"{len(spans)} runs of response_mask but {len(record.calls)} generations recorded: verl's "
+                "ToolAgentLoop does not work as in the versions this package was tested with",
+                fix="install such a version: mtgrpo doctor names it",
             )
         transcript = Transcript(
             turns=turns,
@@ -265,8 +266,9 @@ class TurnToolAgentLoop(ToolAgentLoop):
         """
         if self.rollout_config.enable_rollout_routing_replay:
             raise NoTokensError(
-                "the rollout server gave no token for the first turn, and so no routed experts, which every row of the "
-                "batch needs (actor_rollout_ref.rollout.enable_rollout_routing_replay=True); the server's log says why"
+                "the rollout server gave no token for the first turn, and so no routed experts, which every row of "
+                "the batch needs (actor_rollout_ref.rollout.enable_rollout_routing_replay=True)",
+                fix="see the server's log, which says why",
             )
         log_probs = sampling_params.get("logprobs", self.rollout_config.calculate_log_probs)
         output.response_ids, output.response_mask = [self.tokenizer.pad_token_id or 0], [0]
@@ -303,8 +305,8 @@ class RawContinuationAgentLoop(TurnToolAgentLoop):
         texts = [message["content"] for message in new]
         if not all(isinstance(text, str) for text in texts):
             raise ConfigError(
-                "mtgrpo_raw_agent continues in plain text, but a tool gave an image or something else that is no text; "
-                "set actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent"
+                "mtgrpo_raw_agent continues in plain text, but a tool gave an image or something else that is no text",
+                fix="set actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent",
             )
         text = "\n\n" + "\n".join(texts) + "\n\n"
         ids = await apart(DECODE, partial(self.tokenizer.encode, text, add_special_tokens=False))

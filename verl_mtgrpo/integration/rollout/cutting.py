@@ -64,7 +64,8 @@ class CuttingServer:
         if getattr(output, "routed_experts", None) is not None:
             raise ConfigError(
                 "a turn is cut at its closing tag in this format, and the routed experts of the model cannot be cut "
-                "with it; set actor_rollout_ref.rollout.enable_rollout_routing_replay=False, or speak hermes"
+                "with it",
+                fix="set actor_rollout_ref.rollout.enable_rollout_routing_replay=False, or speak hermes",
             )
         log_probs = output.log_probs[:keep] if output.log_probs else output.log_probs
         return output.model_copy(update={"token_ids": output.token_ids[:keep], "log_probs": log_probs})
