@@ -36,6 +36,10 @@ class ConfigError(MTGRPOError, ValueError):
     """A setting is missing, unknown or does not fit the others."""
 
 
+class AbsentError(ConfigError):
+    """Something that this process cannot find, and another process of the run may."""
+
+
 class CreditInputError(MTGRPOError, ValueError):
     """Tensors or settings given to an estimator have the wrong shape, type or values."""
 
@@ -57,6 +61,10 @@ class ToolError(MTGRPOError, TypeError):
 
 class JudgeError(MTGRPOError, RuntimeError):
     """The model that judges rollouts could not be asked, or gave no score."""
+
+
+class TooLongError(JudgeError):
+    """What a judge was to read is longer than its context."""
 
 
 class DropRollout(MTGRPOError, RuntimeError):

@@ -113,33 +113,35 @@ def _look(args: argparse.Namespace, line: CommandLine) -> list[Finding]:
 
 
 def _look_at_config(line: CommandLine) -> list[Finding]:
+    from verl_mtgrpo.doctor.checks import examine
     from verl_mtgrpo.doctor.compose import compose_config
     from verl_mtgrpo.doctor.findings import Finding, from_error
     from verl_mtgrpo.doctor.setup import Setup
-    from verl_mtgrpo.doctor.startup import DOCTOR, examine
 
     try:
         config = compose_config(line)
     except ConfigError as error:
         return [from_error("config", error), Finding("parts", "skip", "nothing more can be checked without a config")]
     composed = Finding("config", "ok", f"verl's {line.name or 'ppo_trainer'} with {len(line.overrides)} overrides")
-    return [composed, *examine(Setup(config, patience_s=SERVICE_S), DOCTOR)]
+    return [composed, *examine(Setup(config, patience_s=SERVICE_S))]
 
 
 def _index_alone(line: CommandLine) -> list[Finding]:
     """The index that the environment or --index names, as the packaged search tool would open it."""
     from omegaconf import OmegaConf
 
+    from verl_mtgrpo.doctor.checks import examine, named
     from verl_mtgrpo.doctor.findings import Finding
-    from verl_mtgrpo.doctor.services import index
-    from verl_mtgrpo.doctor.setup import Setup, Tool
-    from verl_mtgrpo.doctor.startup import Check, examine
+    from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup
+    from verl_mtgrpo.integration.hydra.resolvers import asset
+    from verl_mtgrpo.integration.parts import LOOPS
 
-    spec = os.environ.get("MTGRPO_INDEX")
-    if not spec:
+    if not os.environ.get("MTGRPO_INDEX"):
         return [Finding("index", "skip", "neither --index nor MTGRPO_INDEX names an index")]
-    tool = Tool("search", None, {"index": spec}, True)
-    return examine(Setup(OmegaConf.create(), patience_s=SERVICE_S, tools=[tool]), [Check("index", index)])
+    config = OmegaConf.create()
+    OmegaConf.update(config, f"{ROLLOUT}.agent.default_agent_loop", LOOPS[0])
+    OmegaConf.update(config, f"{MULTI_TURN}.tool_config_path", asset("tools/search_tool.yaml"))
+    return examine(Setup(config, patience_s=SERVICE_S), named("index"))
 
 
 @contextlib.contextmanager

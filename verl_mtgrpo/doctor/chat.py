@@ -1,4 +1,4 @@
-"""The policy's tokenizer and chat template: one rollout of two turns through the agent loop itself.
+"""The policy's chat template: one rollout of two turns through the agent loop itself.
 
 The loop is the run's own, with verl's own builder of token ids; only the model is replaced by two texts and the tool by
 a function. So what is checked is what is trained on: which tokens count as generated, and what stands between them.
@@ -10,108 +10,21 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from verl_mtgrpo.doctor.findings import Finding, one_line
-from verl_mtgrpo.doctor.models import hub_folder
+from verl_mtgrpo.doctor.models import MODEL
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup, Tool
-from verl_mtgrpo.integration.parts import LOOPS
-from verl_mtgrpo.integration.preflight import check_tokenizer
+from verl_mtgrpo.integration.parts import LOOPS, RAW
 from verl_mtgrpo.integration.rollout.end_of_turn import EndOfTurn, closing_tags, end_of_turn
 from verl_mtgrpo.rewards.formats import ANSWER as ANSWER_TAG
 from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS
 
-MODEL = "actor_rollout_ref.model"
 QUESTION, RESULT, ANSWER = "Where is the tower?", "The tower is in Oslo, by the harbour.", "<answer>Oslo</answer>"
-RAW = "mtgrpo_raw_agent"
 _THOUGHT = "I have to look."
 _ROOM = 100_000
-
-
-def tokenizer(setup: Setup) -> Iterator[Finding]:
-    """Load it as verl does; leaves it and verl's builder in ``setup``."""
-    from verl.utils.tokenizer import hf_tokenizer
-    from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
-
-    path = str(setup.get(f"{MODEL}.tokenizer_path") or setup.get(f"{MODEL}.path"))
-    where, problem = _locate(setup, path)
-    if problem:
-        yield problem
-        return
-    try:
-        trusted = bool(setup.get(f"{MODEL}.trust_remote_code"))
-        loaded = hf_tokenizer(where, trust_remote_code=trusted)
-    except Exception as error:  # transformers raises many kinds
-        message = f"no tokenizer can be loaded from {path}: {type(error).__name__}: {one_line(str(error))[:200]}"
-        yield Finding("tokenizer", "fail", message, f"give the folder of a Hugging Face model as {MODEL}.path")
-        return
-    template = setup.get(f"{MODEL}.custom_chat_template")
-    if template and "{{" not in template and "{%" not in template:  # the path of a file, most likely
-        key = f"{MODEL}.custom_chat_template"
-        message = f"{key} is {one_line(template)[:100]!r}, which is no Jinja template: verl takes its text, not a path"
-        fix = f"""export CHAT_TEMPLATE="$(cat FILE)" and set '{key}=${{oc.env:CHAT_TEMPLATE}}'"""
-        yield Finding("tokenizer", "fail", message, fix)
-        return
-    if template:
-        loaded.chat_template = template
-    check_tokenizer(loaded)
-    if problem := _lost_spaces(loaded, path):
-        yield problem
-        return
-    setup.tokenizer, kind = loaded, _model_type(where)
-    try:
-        arguments = setup.get("data.apply_chat_template_kwargs") or {}
-        setup.builder = create_continuous_token_builder(
-            loaded, hf_model_type=kind, chat_template_kwargs=dict(arguments)
-        )
-    except ValueError as error:  # a multimodal model, or one without the tokens that its family has
-        yield Finding("tokenizer", "skip", f"{path}: verl builds its prompts in another way: {one_line(str(error))}")
-        return
-    template_of = "custom chat template" if template else "chat template of the model"
-    yield Finding("tokenizer", "ok", f"{path}: {len(loaded)} tokens, {template_of}, model type {kind}")
-
-
-def _lost_spaces(loaded: Any, path: str) -> Finding | None:
-    """A warning if spaces do not survive the tokenizer.
-
-    transformers 5 does that to byte-level tokenizers whose ``tokenizer_class`` is LlamaTokenizerFast, such as those of
-    DeepSeek-V3 and R1 with their distilled models (huggingface/transformers #45488, #48206), without a word.
-    """
-    read = loaded.decode(loaded.encode(QUESTION, add_special_tokens=False))
-    if read != QUESTION.replace(" ", ""):
-        return None
-    message = f"{path}: the tokenizer loses spaces, as {type(loaded).__name__}: {QUESTION!r} comes back as {read!r}"
-    fix = 'copy its files, set "tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json, and give the '
-    return Finding(
-        "tokenizer", "warn", message, f"{fix}folder as {MODEL}.tokenizer_path, also to what serves the model"
-    )
-
-
-def _locate(setup: Setup, path: str) -> tuple[str, Finding | None]:
-    """The folder of a model: itself, or in the cache of the Hugging Face hub; nothing is downloaded."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return str(folder), None
-    if "://" in path:
-        return path, Finding("tokenizer", "skip", f"{path} is not on this machine's disk and was not fetched")
-    if path.startswith(("/", "~", ".")) or path.count("/") > 1:
-        fix = f"give the folder of a Hugging Face model, or a name on the hub, as {MODEL}.path"
-        return path, setup.absent("tokenizer", f"{MODEL}.path={path} is not there", fix)
-    if cached := hub_folder(path):
-        return cached, None
-    message = f"{path} is no folder here and not in the Hugging Face cache, so its chat template was not tried"
-    return path, Finding("tokenizer", "skip", message, f"run `hf download {path}` first")
-
-
-def _model_type(folder: str) -> str | None:
-    config = Path(folder) / "config.json"
-    try:
-        return json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError):
-        return None
 
 
 def chat(setup: Setup) -> Iterator[Finding]:
@@ -225,7 +138,7 @@ async def _rollout(setup: Setup, loop: str, tool: Tool, server: _Reciter) -> Any
 
     schema = OpenAIFunctionToolSchema.model_validate(tool.schema) if tool.schema else default_schema(1)
     known = FunctionTool(name=tool.name, fn=lambda **_: RESULT, tool_schema=schema, is_async=False)
-    kind = RawContinuationAgentLoop if loop == "mtgrpo_raw_agent" else TurnToolAgentLoop
+    kind = RawContinuationAgentLoop if loop == RAW else TurnToolAgentLoop
     made = kind(
         trainer_config=DictConfigWrap(_without_limits(setup)),
         server_manager=server,

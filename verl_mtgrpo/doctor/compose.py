@@ -93,7 +93,7 @@ def compose_config(line: CommandLine) -> Any:
             config = compose(name, list(line.overrides))
         OmegaConf.to_container(config, resolve=True)  # as the trainer does, so that what cannot be resolved is found
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explained(error)) from error
+        raise _explained(error) from error
     return config
 
 
@@ -112,8 +112,8 @@ def _initialised(path: str | None) -> Any:
     return initialize_config_dir(os.path.realpath(path), version_base=None)
 
 
-def _explained(error: Exception) -> str:
-    """Hydra's message in one line, and what to do."""
+def _explained(error: Exception) -> ConfigError:
+    """Return Hydra's message in one line, with what to do."""
     from verl_mtgrpo.integration.parts import GROUPS
 
     message = str(error)
@@ -121,17 +121,19 @@ def _explained(error: Exception) -> str:
     if unknown:
         key = unknown["key"]
         if key in GROUPS:
-            return f"{key} is a config group that is not part of verl's config yet; add it with a plus: +{key}=NAME"
+            fix = f"add it with a plus: +{key}=NAME"
+            return ConfigError(f"{key} is a config group that is not part of verl's config yet", fix=fix)
         close = difflib.get_close_matches(key, _known_keys(), n=3, cutoff=0.8)
         meant = f"did you mean {' or '.join(close)}?" if close else "correct the name"
-        return f"verl has no setting {key}; {meant} (to add a key of your own, write +{key}=...)"
+        fix = f"{meant} (to add a key of your own, write +{key}=...)"
+        return ConfigError(f"verl has no setting {key}", fix=fix)
     if options[1]:
         _, _, listed = options[2].partition(":")
         names = [name for name in listed.split("Config search path")[0].split() if not name.startswith("_")]
-        return f"{one_line(options[0])}; choose one of {', '.join(names)}"
+        return ConfigError(one_line(options[0]), fix=f"choose one of {', '.join(names)}")
     if "mtgrpo_asset" in message or "mtgrpo_sampler" in message:
-        return f"{one_line(message)}; the plugin is not loaded here: see the check plugin"
-    return f"{one_line(message).replace(';', ',')}; correct it on the command line"
+        return ConfigError(one_line(message), fix="the plugin is not loaded here: see the check plugin")
+    return ConfigError(one_line(message), fix="correct it on the command line")
 
 
 def _known_keys() -> list[str]:

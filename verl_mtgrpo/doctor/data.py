@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.errors import DataError, MTGRPOError
 from verl_mtgrpo.integration.data_sources import refuse_unscored
 from verl_mtgrpo.integration.parts import VERLS_MANAGERS, check_agent_names
-from verl_mtgrpo.rewards import JUDGES, PRESETS
+from verl_mtgrpo.rewards import PACKAGED
 from verl_mtgrpo.rewards.answers import accepted_answers
 
 CHECK = "data"
@@ -23,58 +23,54 @@ WRITE = "mtgrpo data writes such files: mtgrpo data QUESTIONS --out DIR"
 
 
 def data(setup: Setup) -> Iterator[Finding]:
-    """Training and validation questions; leaves the first training rows in ``setup.rows``."""
+    """Yield what there is to say of the training and validation questions."""
+    yield from setup.questions.said()
+
+
+def open_questions(setup: Setup) -> Generator[Finding, None, list[dict[str, Any]]]:
+    """Read the question files and return the first training rows in which nothing is wrong."""
     if setup.get("data.custom_cls.path"):
         yield Finding(CHECK, "skip", "questions come from a data set class of your own (data.custom_cls)")
-        return
-    problems, counts = [], []
+        return []
+    problems, counts, first = [], [], []
     for key in ("data.train_files", "data.val_files"):
         total = 0
         for file in _files(setup.get(key)):
-            try:
-                count, rows = _read(setup, key, file)
-            except _Unreadable as error:
-                problems.append(error.finding)
+            read = _read(setup, key, file)
+            if isinstance(read, Finding):
+                problems.append(read)
                 total = -1
                 break
+            count, rows = read
             total += count
             wrong = [*_rows_problems(setup, key, file, rows)]
             problems += wrong
-            if key == "data.train_files" and not setup.rows and not wrong:
-                setup.rows = rows  # other checks read them as verl does
+            if key == "data.train_files" and not first and not wrong:
+                first = rows
         counts.append(total)
     if not problems:
         problems += _amount(setup, counts[0])
     yield from problems or [Finding(CHECK, "ok", f"{counts[0]} questions for training, {counts[1]} for validation")]
-
-
-class _Unreadable(Exception):
-    """A file that cannot be looked at, and the finding about it."""
-
-    def __init__(self, finding: Finding) -> None:
-        super().__init__(finding.message)
-        self.finding = finding
+    return first
 
 
 def _files(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else [str(one) for one in value or []]
 
 
-def _read(setup: Setup, key: str, file: str) -> tuple[int, list[dict[str, Any]]]:
-    """How many rows a file has, and the first of them."""
+def _read(setup: Setup, key: str, file: str) -> tuple[int, list[dict[str, Any]]] | Finding:
+    """Return how many rows a file has, and the first of them; a finding about a file that cannot be read."""
     path = Path(file).expanduser()
     if "://" in file:
-        raise _Unreadable(Finding(CHECK, "skip", f"{file} is not on this machine's disk and was not read"))
+        return Finding(CHECK, "skip", f"{file} is not on this machine's disk and was not read")
     if not path.is_file():
-        raise _Unreadable(setup.absent(CHECK, f"{key}={file} is not there", f"give the path of a file; {WRITE}"))
+        return setup.absent(CHECK, f"{key}={file} is not there", f"give the path of a file; {WRITE}")
     try:
         count, rows = _parquet(path) if path.suffix == ".parquet" else _json(path)
     except Exception as error:  # whatever pyarrow or json make of a broken file
         message = f"{file} cannot be read: {type(error).__name__}: {one_line(str(error))[:200]}"
-        raise _Unreadable(Finding(CHECK, "fail", message, f"make it again; {WRITE}")) from error
-    if not count:
-        raise _Unreadable(Finding(CHECK, "fail", f"{file} has no rows", WRITE))
-    return count, rows
+        return Finding(CHECK, "fail", message, f"make it again; {WRITE}")
+    return (count, rows) if count else Finding(CHECK, "fail", f"{file} has no rows", WRITE)
 
 
 def _parquet(path: Path) -> tuple[int, list[dict[str, Any]]]:
@@ -122,7 +118,7 @@ def _rows_problems(setup: Setup, key: str, file: str, rows: list[dict[str, Any]]
         yield found
         return
     if missing:
-        message = f"{file} has no column {', '.join(missing)}; it has {', '.join(sorted(columns))}".replace(";", ",")
+        message = f"{file} has no column {', '.join(missing)}, it has {', '.join(sorted(columns))}"
         more = ", or set data.prompt_key" if prompt in missing else ""
         yield Finding(CHECK, "fail", message, f"add it{more}; {WRITE}")
         return
@@ -134,7 +130,7 @@ def _rows_problems(setup: Setup, key: str, file: str, rows: list[dict[str, Any]]
         if file.endswith(".parquet"):
             check_agent_names(file)
         ours = setup.get("reward.reward_manager.name") == "mtgrpo" and "reward_model" in columns
-        if ours and setup.get("reward.turn.preset") in (None, *PRESETS, *JUDGES):
+        if ours and setup.get("reward.turn.preset") in (None, *PACKAGED):
             for row in rows:
                 accepted_answers((row["reward_model"] or {}).get("ground_truth"))
         if _scored_by_verl(setup):

@@ -23,20 +23,12 @@ from verl_mtgrpo.integration.advantage.kl_in_reward import INSTEAD, kl_noise_of_
 from verl_mtgrpo.integration.advantage.knobs import is_ours, try_knobs
 from verl_mtgrpo.integration.compat import check_compatible
 from verl_mtgrpo.integration.hydra.resolvers import asset
-from verl_mtgrpo.integration.intent import check_preset, check_signs
-from verl_mtgrpo.integration.parts import check_parts, uses_turns
-from verl_mtgrpo.integration.preflight import (
-    check_estimator,
-    check_filtering,
-    check_group_size,
-    check_rewards,
-    only_validates,
-)
+from verl_mtgrpo.integration.intent import check_preset
+from verl_mtgrpo.integration.parts import RAW, check_parts, uses_turns
+from verl_mtgrpo.integration.preflight import OF_ESTIMATOR, check_rewards, group_of_one
+from verl_mtgrpo.integration.rollout.cutting import raw_agent_needs_tags, routed_experts_are_not_cut
 from verl_mtgrpo.integration.settings import estimator_settings, trainer_turn_settings, turn_reward_settings
 from verl_mtgrpo.rewards.formats import CUT_FORMATS
-
-COMPARING = ("grpo", "grpo_passk", "rloo", "rloo_vectorized")
-"""verl's own estimators that have nothing to compare in a group of one; verl does not refuse it."""
 
 SHORT_RESULT = 64
 """Characters below which hardly any tool result says anything."""
@@ -89,7 +81,7 @@ def estimator(setup: Setup) -> Iterator[Finding]:
     name, n = setup.get("algorithm.adv_estimator"), setup.get(f"{ROLLOUT}.n")
     mode = setup.get("trainer.v1.trainer_mode")
     problems = _names(setup)
-    for check in (check_preset, check_signs, check_estimator, check_group_size, check_filtering):
+    for check in OF_ESTIMATOR:
         try:
             check(setup.config)
         except MTGRPOError as error:
@@ -97,9 +89,8 @@ def estimator(setup: Setup) -> Iterator[Finding]:
             if check is check_preset and ESTIMATOR.key in str(error):
                 break  # the others would speak of the group's knobs, which are not this estimator's
     problems += _own_estimator(setup, name) if not problems else []
-    if name in COMPARING and n < 2 and not only_validates(setup.config):
-        message = f"algorithm.adv_estimator={name} compares the rollouts of a prompt, and {ROLLOUT}.n={n}"
-        problems.append(Finding("estimator", "warn", message, f"set {ROLLOUT}.n to 2 or more"))
+    if name not in ESTIMATORS and (alone := group_of_one(setup.config)):  # verl accepts it for its own
+        problems.append(from_error("estimator", alone, status="warn"))
     noise = kl_noise_of_verls(setup.config)
     if noise and uses_turns(setup.config):
         problems.append(Finding("estimator", "warn", noise, INSTEAD))
@@ -192,22 +183,16 @@ def _format(setup: Setup) -> Iterator[Finding]:
     spoken, loop = setup.get(key), setup.get(f"{ROLLOUT}.agent.default_agent_loop")
     known = sorted(ToolParser._registry)
     if spoken not in known:
-        yield Finding("turns", "fail", f"{key}={spoken}: verl has no tool parser of this name", _one_of(key, known))
+        message = f"{key}={spoken}: verl has no tool parser of this name"
+        yield Finding("turns", "fail", message, f"set {key} to one of {', '.join(known)}")
         return
-    if loop == "mtgrpo_raw_agent" and spoken not in CUT_FORMATS:
-        message = f"mtgrpo_raw_agent needs a format with closing tags, but {key}={spoken}"
-        yield Finding("turns", "fail", message, _one_of(key, CUT_FORMATS))
+    if loop == RAW and spoken not in CUT_FORMATS:
+        yield from_error("turns", raw_agent_needs_tags(spoken))
     if spoken in CUT_FORMATS and setup.get(f"{ROLLOUT}.enable_rollout_routing_replay"):
-        message = f"turns of {spoken} are cut at their closing tag, and routed experts cannot be cut with them"
-        fix = f"set {ROLLOUT}.enable_rollout_routing_replay=False, or {key}=hermes"
-        yield Finding("turns", "fail", message, fix)
+        yield from_error("turns", routed_experts_are_not_cut(spoken))
     if spoken in CUT_FORMATS and engine == "sglang" and setup.get(f"{ROLLOUT}.skip_tokenizer_init") is not False:
         message = f"sglang cannot stop at the closing tags of {spoken} without a tokenizer: it writes on, then is cut"
         yield Finding("turns", "warn", message, f"set {ROLLOUT}.skip_tokenizer_init=False")
-
-
-def _one_of(key: str, names: object) -> str:
-    return f"set {key} to one of {', '.join(map(str, names))}"  # type: ignore[call-overload]
 
 
 def _context(setup: Setup) -> Iterator[Finding]:
@@ -270,7 +255,7 @@ def verls_own(setup: Setup) -> Iterator[Finding]:
         if isinstance(cause, ImportError):  # of the engine, which another node may have; the check engine says more
             yield Finding("verl", "skip", f"verl's own checks cannot be made here: {one_line(str(cause))[:120]}")
             return
-        message = f"verl refuses the config: {one_line(str(cause) or repr(cause))}".replace(";", ",")
+        message = f"verl refuses the config: {one_line(str(cause) or repr(cause))}"
         yield Finding("verl", "fail", message, "change what it names")
         return
     yield Finding("verl", "ok", "verl's own checks of the config pass")

@@ -10,6 +10,7 @@ from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import Setup
 
 CHECK = "models"
+MODEL = "actor_rollout_ref.model"
 CRITIC, REWARD = "critic.model", "reward.reward_model"
 
 

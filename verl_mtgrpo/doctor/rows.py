@@ -71,4 +71,4 @@ def question_set(check: str, key: str, file: str) -> Finding | None:
 
 
 def _shown(value: Any) -> str:
-    return repr(value)[:80].replace(";", ",")
+    return repr(value)[:80]

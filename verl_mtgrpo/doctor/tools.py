@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from verl_mtgrpo.doctor.findings import Finding, from_error, one_line
+from verl_mtgrpo.doctor.findings import Finding, one_line
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup, Tool
-from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.errors import AbsentError, ConfigError
 from verl_mtgrpo.integration.parts import LOOPS, check_tool_file
 from verl_mtgrpo.integration.rollout.search_settings import search_settings
 
@@ -18,22 +18,24 @@ CHECK = "tools"
 
 
 def tools(setup: Setup) -> Iterator[Finding]:
-    """Can they be made, and are they called what prompts call them? Leaves them in ``setup.tools``."""
+    """Yield whether the tools can be made, and whether they are called what the prompts call them."""
+    yield from setup.toolbox.said()
+    names = [tool.name for tool in setup.tools]
+    if names:
+        problems = [*_names(setup, names), *_lengths(setup)]
+        yield from problems or [Finding(CHECK, "ok", ", ".join(_described(tool) for tool in setup.tools))]
+
+
+def open_tools(setup: Setup) -> Generator[Finding, None, list[Tool]]:
+    """Read the tools from their files and return them."""
     if setup.get(f"{ROLLOUT}.agent.default_agent_loop") not in LOOPS:
         yield Finding(CHECK, "skip", "the agent loop is not one of this package")
-        return
-    try:
-        setup.tools = _all(setup)
-    except _NotHere as error:
-        missing = from_error(CHECK, error)
-        yield setup.absent(CHECK, missing.message, missing.fix)
-        return
-    names = [tool.name for tool in setup.tools]
-    if not names:
+        return []
+    check_tool_file(setup.config)
+    found = [*_native(setup.get(f"{MULTI_TURN}.tool_config_path")), *_functions(setup)]
+    if not found:
         yield _no_tool(setup)
-        return
-    problems = [*_names(setup, names), *_lengths(setup)]
-    yield from problems or [Finding(CHECK, "ok", ", ".join(_described(tool) for tool in setup.tools))]
+    return found
 
 
 def _no_tool(setup: Setup) -> Finding:
@@ -46,18 +48,6 @@ def _no_tool(setup: Setup) -> Finding:
         return Finding(CHECK, "fail", f"{functions} declares no tool", fix)
     fix = "list at least one, as the packaged search_tool.yaml does"
     return Finding(CHECK, "fail", f"{listed} declares no tool", fix)
-
-
-class _NotHere(ConfigError):
-    """A tool that this process cannot find; another one might."""
-
-
-def _all(setup: Setup) -> list[Tool]:
-    try:
-        check_tool_file(setup.config)
-    except ConfigError as error:
-        raise _NotHere(str(error)) from error
-    return [*_native(setup.get(f"{MULTI_TURN}.tool_config_path")), *_functions(setup)]
 
 
 def _described(tool: Tool) -> str:
@@ -87,7 +77,7 @@ def _native_tool(entry: Any, path: str) -> Tool:
     try:
         kind = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # the module is the user's: importing it may raise anything
-        raise _NotHere(
+        raise AbsentError(
             f"the tool class {name} of {path} cannot be imported: {type(error).__name__}: {one_line(str(error))}",
             fix="correct class_name, or install its package where training runs",
         ) from error
@@ -128,7 +118,7 @@ def _functions(setup: Setup) -> list[Tool]:
     try:
         functions = load_function_tools_from_path(resolve_config_path(path))
     except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
-        raise _NotHere(
+        raise AbsentError(
             f"{MULTI_TURN}.function_tool_path={path} cannot be loaded: {type(error).__name__}: {one_line(str(error))}",
             fix="correct the path or the file",
         ) from error

@@ -139,7 +139,7 @@ def _compute_score(setup: Setup) -> Iterator[Finding]:
     except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
         reason = described(error.__cause__ or error, str(path))
         message = f"{SCORE}.path={path} cannot be loaded: {one_line(reason)}"
-        yield setup.absent(CHECK, message.replace(";", ","), f"correct {SCORE}.path and {SCORE}.name")
+        yield setup.absent(CHECK, message, f"correct {SCORE}.path and {SCORE}.name")
         return
     if problem := _no_truth(setup):
         yield problem
@@ -196,7 +196,7 @@ def _arity(
         signature.bind(*given, **named)
     except TypeError as error:
         message = f"the reward function {name} takes {signature}, which does not fit: {error}"
-        return Finding(CHECK, "fail", message.replace(";", ","), f"let it take {expected}")
+        return Finding(CHECK, "fail", message, f"let it take {expected}")
     return None
 
 
@@ -207,7 +207,7 @@ def _raised(name: str, truth: Any, error: BaseException, file: str) -> Finding:
     except MTGRPOError:
         message += f" (the ground truth is {truth!r:.60}, a {type(truth).__name__})"
     fix = "if a real rollout could do the same, correct it: each that raises is lost with its group"
-    return Finding(CHECK, "warn", message.replace(";", ","), fix)
+    return Finding(CHECK, "warn", message, fix)
 
 
 def _call(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:

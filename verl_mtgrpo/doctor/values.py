@@ -47,7 +47,7 @@ def values(setup: Setup) -> Iterator[Finding]:
         for key in keys:
             value = OmegaConf.select(setup.config, key, default=_ABSENT)
             if value is not _ABSENT and not fits(value):
-                shown = "null" if value is None else repr(value).replace(";", ",")
+                shown = "null" if value is None else repr(value)
                 yield Finding("values", "fail", f"{key} is {shown}, expected {expected}", f"set {key} to {expected}")
 
 

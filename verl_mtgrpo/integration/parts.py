@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 from verl.utils.import_utils import resolve_config_path
 
 from verl_mtgrpo.credit import ESTIMATORS
-from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.errors import AbsentError, ConfigError
 
-LOOPS = ("mtgrpo_tool_agent", "mtgrpo_raw_agent")
+RAW = "mtgrpo_raw_agent"
+LOOPS = ("mtgrpo_tool_agent", RAW)
 """Our agent loops."""
 VERLS_LOOPS = ("single_turn_agent", "tool_agent")
 """verl's own, which put one reward on a rollout's last token. A loop of your own may well do otherwise."""
@@ -69,10 +70,10 @@ def check_parts(config: Any) -> None:
 
 
 def check_tool_file(config: Any) -> None:
-    """Raise ``ConfigError`` if there is no tool YAML where the config says."""
+    """Raise ``AbsentError`` if there is no tool YAML where the config says."""
     path = OmegaConf.select(config, f"{_MULTI_TURN}.tool_config_path")
     if path and not _exists(path):
-        raise ConfigError(
+        raise AbsentError(
             f"{_MULTI_TURN}.tool_config_path={path} is not there",
             fix=(
                 "give the path of a tool YAML, or leave the key out with the group +mtgrpo=..., which names the "

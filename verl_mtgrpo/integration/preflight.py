@@ -11,6 +11,7 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.integration.advantage.comparing import compares
 from verl_mtgrpo.integration.advantage.fields import MODES, needs_our_trainer, source_of
 from verl_mtgrpo.integration.advantage.kl_in_reward import check_kl
 from verl_mtgrpo.integration.advantage.knobs import is_ours, try_knobs
@@ -34,22 +35,6 @@ _COMPUTED: dict[str, Callable[[Any], bool]] = {
 """Fields that verl computes in some runs only, and whether it does in this one."""
 
 
-def check_run(config: Any) -> None:
-    """Raise ``ConfigError`` if parts of the run do not fit together.
-
-    Args:
-        config: verl's whole config.
-    """
-    check_parts(config)
-    check_preset(config)
-    check_signs(config)
-    if config.reward.reward_manager.name == "mtgrpo":
-        check_rewards(config)
-    check_estimator(config)
-    check_group_size(config)
-    check_filtering(config)
-
-
 def only_validates(config: Any) -> bool:
     """Whether the run ends after the validation before its first step: then nothing is compared and nothing learnt.
 
@@ -59,15 +44,22 @@ def only_validates(config: Any) -> bool:
     return bool(select(config, "trainer.val_only") and select(config, "trainer.val_before_train"))
 
 
-def check_group_size(config: Any) -> None:
-    """Raise ``ConfigError`` if the estimator compares rollouts and there is one a prompt, in a run that trains."""
+def group_of_one(config: Any) -> ConfigError | None:
+    """Return what is wrong if the estimator compares rollouts and there is one per prompt, in a run that trains."""
     estimator, n = config.algorithm.adv_estimator, config.actor_rollout_ref.rollout.n
-    if estimator in ESTIMATORS and ESTIMATORS[estimator].compares_rollouts and n < 2 and not only_validates(config):
-        raise ConfigError(
-            f"algorithm.adv_estimator={estimator} compares the rollouts of a prompt, but "
-            f"actor_rollout_ref.rollout.n={n}",
-            fix="set it to 2 or more (the paper uses 21)",
-        )
+    if not compares(estimator) or n >= 2 or only_validates(config):
+        return None
+    return ConfigError(
+        f"algorithm.adv_estimator={estimator} compares the rollouts of a prompt, but actor_rollout_ref.rollout.n={n}",
+        fix="set it to 2 or more (the paper uses 21)",
+    )
+
+
+def check_group_size(config: Any) -> None:
+    """Raise ``ConfigError`` if one of our estimators has nothing to compare; verl accepts that for its own."""
+    problem = group_of_one(config)
+    if problem and config.algorithm.adv_estimator in ESTIMATORS:
+        raise problem
 
 
 def check_filtering(config: Any) -> None:
@@ -239,3 +231,20 @@ def check_rewards(config: Any) -> None:
     spoken = config.actor_rollout_ref.rollout.multi_turn.format
     if settings.preset in NEED_RULES:
         text_format(spoken)
+
+
+OF_ESTIMATOR = (check_preset, check_signs, check_estimator, check_group_size, check_filtering)
+"""What there is to check of an estimator; where the first one fails, the others may speak of another's settings."""
+
+
+def check_run(config: Any) -> None:
+    """Raise ``ConfigError`` if parts of the run do not fit together.
+
+    Args:
+        config: verl's whole config.
+    """
+    check_parts(config)
+    for check in OF_ESTIMATOR:
+        check(config)
+    if config.reward.reward_manager.name == "mtgrpo":
+        check_rewards(config)

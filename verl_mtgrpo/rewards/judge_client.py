@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from verl_mtgrpo.cache import JsonCache
-from verl_mtgrpo.errors import ConfigError, DropRollout, JudgeError
+from verl_mtgrpo.errors import ConfigError, DropRollout, JudgeError, TooLongError
 from verl_mtgrpo.rewards.answers import accepted_answers, contains, exact_match, f1, last_answer
-from verl_mtgrpo.rewards.judge_http import Endpoint, TooLongError
+from verl_mtgrpo.rewards.judge_http import Endpoint
 from verl_mtgrpo.rewards.judge_text import cut_results, longest_result, prompt_for, question_of, quoted, said
 from verl_mtgrpo.rewards.transcript import Transcript, TurnRewards
 

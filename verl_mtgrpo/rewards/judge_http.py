@@ -17,7 +17,7 @@ import random
 import re
 from typing import TYPE_CHECKING, Any
 
-from verl_mtgrpo.errors import ConfigError, JudgeError
+from verl_mtgrpo.errors import ConfigError, JudgeError, TooLongError
 from verl_mtgrpo.retry_after import parse_retry_after
 from verl_mtgrpo.text import encodable
 
@@ -43,10 +43,6 @@ _TRIES_AT_TOKENIZE = 3
 """A server that fails in a handler, as verl's router does, closes the connection that the client would use next."""
 _TEMPLATE_TOKENS = 64
 """Room for what the judge's chat template adds to a prompt, and for the shortest reply."""
-
-
-class TooLongError(JudgeError):
-    """The prompt is longer than the judge's context."""
 
 
 class Endpoint:

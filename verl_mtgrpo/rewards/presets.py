@@ -29,6 +29,9 @@ PRESETS: dict[str, RewardFunction] = {
 JUDGES = ("judge", "judge_paper")
 """Presets that ask a language model; :mod:`~verl_mtgrpo.rewards.judge` and :mod:`~verl_mtgrpo.rewards.judge_paper`."""
 
+PACKAGED = (*PRESETS, *JUDGES)
+"""Every name that ``reward.turn.preset`` may have besides a function of the user's own."""
+
 NEED_RULES = ("paper_v2", "search_r1_em", "search_r1_format", "judge_paper")
 """Presets that read the tags of turns, so that they need the rules of the format (:data:`~.formats.FORMATS`)."""
 
@@ -51,7 +54,7 @@ def load_preset(name: str) -> RewardFunction:
         raise ConfigError(
             f"reward.turn.preset is {name!r}",
             expected=(
-                f"one of {sorted([*PRESETS, *JUDGES])}, or a function of your own as package.module:function or "
+                f"one of {sorted(PACKAGED)}, or a function of your own as package.module:function or "
                 "path/to/file.py:function"
             ),
         )

@@ -55,7 +55,7 @@ from verl.utils.tokenizer.continuous_token import MergeResult
 
 from verl_mtgrpo.errors import ConfigError, NoTokensError, RetrievalError, TranscriptError
 from verl_mtgrpo.integration.rollout.calls import call_marks, make_readable, not_carried_out, written_calls
-from verl_mtgrpo.integration.rollout.cutting import CuttingServer, cut_text
+from verl_mtgrpo.integration.rollout.cutting import CuttingServer, cut_text, raw_agent_needs_tags
 from verl_mtgrpo.integration.rollout.loop_setup import loop_setup
 from verl_mtgrpo.integration.rollout.output import TurnAgentLoopOutput
 from verl_mtgrpo.integration.rollout.record import new_record, record_of
@@ -63,7 +63,6 @@ from verl_mtgrpo.integration.rollout.tool_outcome import ToolOutcome, checked_re
 from verl_mtgrpo.integration.rollout.transcripts import text_of_messages
 from verl_mtgrpo.integration.rollout.turn_spans import turn_spans
 from verl_mtgrpo.rewards import NO_TOKENS, OUTAGE, TRANSCRIPT, ToolCall, Transcript, Turn
-from verl_mtgrpo.rewards.formats import CUT_FORMATS
 from verl_mtgrpo.rewards.measures import BAD_ARGUMENTS
 from verl_mtgrpo.rewards.transcript import MALFORMED_CALL
 from verl_mtgrpo.text import encodable
@@ -286,10 +285,7 @@ class RawContinuationAgentLoop(TurnToolAgentLoop):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not self.cut_format:
-            raise ConfigError(
-                f"mtgrpo_raw_agent needs a format with closing tags ({', '.join(CUT_FORMATS)}), but "
-                f"actor_rollout_ref.rollout.multi_turn.format={self.tool_parser_name}"
-            )
+            raise raw_agent_needs_tags(self.tool_parser_name)
 
     async def ct_merge_context_msg(
         self,

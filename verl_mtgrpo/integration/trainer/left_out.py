@@ -21,24 +21,8 @@ from typing import Any
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 
-from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.integration.trainer.queue import select
 from verl_mtgrpo.rewards import DROPPED
-
-VERLS_COMPARING = (
-    "gdpo",
-    "gpg",
-    "grpo",
-    "grpo_passk",
-    "grpo_vectorized",
-    "opo",
-    "optimal_token_baseline",
-    "reinforce_plus_plus_baseline",
-    "rloo",
-    "rloo_vectorized",
-    "tir_optimal_token_baseline",
-)
-"""verl's own estimators whose baseline is the other rollouts of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +69,6 @@ class LeftOut:
         self.dropped += [select(batch, rows.dropped)] if rows.dropped else []
         self.alone += [select(batch, rows.alone)] if rows.alone else []
         return select(batch, rows.kept)
-
-
-def compares(estimator: str) -> bool:
-    """Return whether an estimator, ours or verl's, has other rollouts of the prompt as its baseline."""
-    return ESTIMATORS[estimator].compares_rollouts if estimator in ESTIMATORS else estimator in VERLS_COMPARING
 
 
 def sort_rows(keys: Sequence[str], infos: Sequence[Mapping[str, Any]], *, need_company: bool) -> Sorted:

@@ -26,9 +26,10 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, WorkerDiedError
+from verl_mtgrpo.integration.advantage.comparing import compares
 from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts
 from verl_mtgrpo.integration.rollout.workers import current_manager
-from verl_mtgrpo.integration.trainer.left_out import LeftOut, Sorted, compares, rollout_of, rollouts_in, sort_rows
+from verl_mtgrpo.integration.trainer.left_out import LeftOut, Sorted, rollout_of, rollouts_in, sort_rows
 from verl_mtgrpo.integration.trainer.queue import rollout_fields
 from verl_mtgrpo.integration.trainer.waiting import StallGuard
 from verl_mtgrpo.rewards import DROPPED_REASON

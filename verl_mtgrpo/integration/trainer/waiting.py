@@ -57,7 +57,8 @@ class StallGuard:
         )
         if self.timeout_s is not None and still >= self.timeout_s:
             raise StalledError(
-                f"{what}. Something that makes rollouts hangs: the rollout server, a tool or a reward that never answers",
+                f"{what}. Something that makes rollouts hangs: the rollout server, a tool or a reward that never "
+                "answers",
                 fix=(
                     "look above for the last thing they said, give tools and rewards a timeout, or raise "
                     "trainer.v1.sampler.sampler_kwargs.stall_timeout_s if one rollout may take that long; then start "
