@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _command_line(args: argparse.Namespace) -> CommandLine:
-    """What is to be looked at: what was typed, with what the options add as `mtgrpo train` does."""
+    """Return what is to be checked: what was typed, with what the options add as `mtgrpo train` does."""
     from verl_mtgrpo.doctor.compose import parse
 
     typed = parse(args.overrides)
@@ -127,7 +127,7 @@ def _look_at_config(line: CommandLine) -> list[Finding]:
 
 
 def _index_alone(line: CommandLine) -> list[Finding]:
-    """The index that the environment or --index names, as the packaged search tool would open it."""
+    """Open the index that the environment or --index names, as the packaged search tool would."""
     from omegaconf import OmegaConf
 
     from verl_mtgrpo.doctor.checks import examine, named
@@ -146,7 +146,7 @@ def _index_alone(line: CommandLine) -> list[Finding]:
 
 @contextlib.contextmanager
 def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
-    """The variables that the run would get, and Python's path of ``python -m``, while it is looked at."""
+    """Set the variables that the run would get, and Python's path of ``python -m``, meanwhile."""
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     here = os.getcwd()
@@ -164,7 +164,7 @@ def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """stdout is for findings: what libraries print meanwhile goes to stderr, and their warnings nowhere."""
+    """Keep stdout for findings: what libraries print meanwhile goes to stderr, and their warnings nowhere."""
     level = logging.root.manager.disable
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")

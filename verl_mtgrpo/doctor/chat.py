@@ -28,7 +28,7 @@ _ROOM = 100_000
 
 
 def chat(setup: Setup) -> Iterator[Finding]:
-    """A question, a tool call, its result and an answer, in the run's agent loop."""
+    """Run a question, a tool call, its result and an answer through the run's agent loop."""
     spoken = str(setup.get(f"{MULTI_TURN}.format"))
     loop = setup.get(f"{ROLLOUT}.agent.default_agent_loop")
     if setup.builder is None or loop not in LOOPS:
@@ -52,7 +52,7 @@ def chat(setup: Setup) -> Iterator[Finding]:
 
 
 def _template_fix(loop: str) -> str:
-    """What to do about a chat template; one that fails without roles is not helped by doing without them."""
+    """Return what to do about a chat template. One that fails without roles is not helped by doing without them."""
     if loop == RAW:
         return f"give a Jinja template that shows messages of the roles system and user by {MODEL}.custom_chat_template"
     return (
@@ -100,7 +100,7 @@ def _two_turns(setup: Setup, loop: str, spoken: str) -> Iterator[Finding]:
 
 
 def _no_end_of_turn(setup: Setup, ends: EndOfTurn, loop: str, spoken: str) -> Iterator[Finding]:
-    """Only where it matters: where turns are cut, and something has to stand between them and the next message."""
+    """Warn of a missing end of turn where turns are cut and something has to separate the messages."""
     if spoken not in CUT_FORMATS or loop == RAW or ends.token is not None:
         return
     written = f"{ends.text!r}, which is {len(ends.closing)} tokens" if ends.text else "no token of its own"
@@ -113,7 +113,7 @@ def _no_end_of_turn(setup: Setup, ends: EndOfTurn, loop: str, spoken: str) -> It
 
 
 def _malformed(output: Any, ends: EndOfTurn, spoken: str) -> Iterator[Finding]:
-    """A thought that the template opens is part of every turn, and not every format has a place for it."""
+    """Warn if the template opens a thought, which is then part of every turn, and the format has no place for it."""
     if not ends.opened:
         return
     texts = [turn["text"] for turn in output.extra_fields["transcript"]["turns"]]
@@ -127,7 +127,7 @@ def _malformed(output: Any, ends: EndOfTurn, spoken: str) -> Iterator[Finding]:
 
 
 async def _rollout(setup: Setup, loop: str, tool: Tool, server: _Reciter) -> Any:
-    """One rollout of the run's agent loop, without its limits."""
+    """Return one rollout of the run's agent loop, without its limits."""
     from verl.experimental.agent_loop.agent_loop import DictConfigWrap, ToolListWrap
     from verl.tools.function_tool import FunctionTool
     from verl.tools.schemas import OpenAIFunctionToolSchema
@@ -161,7 +161,7 @@ def _without_limits(setup: Setup) -> Any:
 
 
 class _Reciter:
-    """Stands where verl's client of the rollout servers stands, and says one given text after the other.
+    """Stand in for verl's client of the rollout servers, and say one given text after the other.
 
     As a model does, it goes on with a thought that the chat template opened, and ends as the template ends turns.
     """
@@ -184,7 +184,7 @@ class _Reciter:
 
 
 def call_text(spoken: str, tool: Tool) -> str:
-    """How a model that speaks the format calls the tool."""
+    """Return how a model that speaks the format calls the tool."""
     parameters = (tool.schema or {}).get("function", {}).get("parameters", {})
     arguments = dict.fromkeys(parameters.get("required") or ["query"], "the tower")
     rules = FORMATS[spoken]
@@ -212,7 +212,7 @@ def _bare(text: str) -> str:
 
 
 def prompt_ids(setup: Setup, messages: list[dict[str, Any]]) -> list[int]:
-    """A prompt as the agent loop builds it."""
+    """Return a prompt as the agent loop builds it."""
     spoken = setup.get(f"{MULTI_TURN}.format")
     schemas = None if spoken in CUT_FORMATS else [tool.schema for tool in setup.tools if tool.schema]
     return setup.builder.build_initial_tokens(messages, tools=schemas)

@@ -1,4 +1,4 @@
-"""Every check, once: `mtgrpo doctor` prints what they find, the start of a run stops at failures."""
+"""List every check once: `mtgrpo doctor` prints what they find, the start of a run stops at failures."""
 
 from __future__ import annotations
 

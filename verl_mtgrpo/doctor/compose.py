@@ -1,4 +1,4 @@
-"""A command line of verl's trainer -> the config that the trainer would compose from it."""
+"""Turn a command line of verl's trainer into the config that the trainer would compose from it."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class CommandLine:
 
     @property
     def names_group(self) -> bool:
-        """Whether our config group is on it already."""
+        """Return whether it names our config group already."""
         return self.name == "mtgrpo_trainer" or any(re.match(r"\+{0,2}mtgrpo=", one) for one in self.overrides)
 
 
 def parse(words: Sequence[str]) -> CommandLine:
-    """Overrides alone, or a whole pasted command, of which the program is left out.
+    """Read overrides alone, or a whole pasted command, of which the program is left out.
 
     Raises:
         ConfigError: there is an option that Hydra would take for something else than a run.
@@ -69,7 +69,7 @@ def parse(words: Sequence[str]) -> CommandLine:
 
 
 def _split_at_program(words: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before ``verl.trainer.main_ppo`` (nothing, if it is not there), and what stands behind it."""
+    """Return the words before ``verl.trainer.main_ppo`` (none if it is not there), and the words behind it."""
     for position, word in enumerate(words):
         if word == MAIN or word.endswith("main_ppo.py"):
             return words[:position], words[position + 1 :]
@@ -77,7 +77,7 @@ def _split_at_program(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def compose_config(line: CommandLine) -> Any:
-    """The config; not resolved, as the trainer's main function gets it.
+    """Return the config, not resolved, as the trainer's main function gets it.
 
     Raises:
         ConfigError: Hydra cannot compose it; the message says why and, where it can be guessed, what was meant.
@@ -98,7 +98,7 @@ def compose_config(line: CommandLine) -> Any:
 
 
 def _initialised(path: str | None) -> Any:
-    """Hydra, looking for configs where the trainer would."""
+    """Start Hydra so that it looks for configs where the trainer would."""
     from hydra import initialize_config_dir, initialize_config_module
 
     if path is None:
@@ -137,7 +137,7 @@ def _explained(error: Exception) -> ConfigError:
 
 
 def _known_keys() -> list[str]:
-    """Every key of verl's config with our groups."""
+    """Return every key of verl's config with our groups."""
     from hydra import compose
     from omegaconf import OmegaConf
 

@@ -1,4 +1,4 @@
-"""The question files: are they there, and do their first rows hold what verl and the rewards read?"""
+"""Check the question files: are they there, and do their first rows hold what verl and the rewards read?"""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _parquet(path: Path) -> tuple[int, list[dict[str, Any]]]:
 
 
 def _json(path: Path) -> tuple[int, list[dict[str, Any]]]:
-    """A list of objects, or an object a line, as the data sets library reads both."""
+    """Read a list of objects, or one object per line, as the datasets library does."""
     import json
 
     if path.suffix not in (".json", ".jsonl"):
@@ -102,13 +102,13 @@ def _json(path: Path) -> tuple[int, list[dict[str, Any]]]:
 
 
 def _is_one_document(start: str) -> bool:
-    """Whether an object goes on behind its first line, as in a file that was written with indentation."""
+    """Return whether an object goes on behind its first line, as in a file that was written with indentation."""
     line = start.partition("\n")[0].strip()
     return line.endswith(("{", "[", ",")) or line == ""
 
 
 def _rows_problems(setup: Setup, key: str, file: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
-    """What is wrong with a file's first rows, one thing at most."""
+    """Yield what is wrong with a file's first rows, one thing at most."""
     if not all(isinstance(row, dict) for row in rows):
         yield Finding(CHECK, "fail", f"{file} holds no rows but {describe(rows[0])} an entry", WRITE)
         return
@@ -141,7 +141,7 @@ def _rows_problems(setup: Setup, key: str, file: str, rows: list[dict[str, Any]]
 
 
 def _read_by_rewards(setup: Setup) -> list[str]:
-    """Columns without which no rollout has a reward; verl itself reports rows without a data_source as "unknown"."""
+    """Return the columns without which no rollout has a reward; to verl a row without data_source is "unknown"."""
     manager = setup.get("reward.reward_manager.name")
     if setup.get("reward.reward_manager.source") not in (None, "register"):
         return []  # a class of the user's own, whatever its name
@@ -153,13 +153,13 @@ def _read_by_rewards(setup: Setup) -> list[str]:
 
 
 def _scored_by_verl(setup: Setup) -> bool:
-    """Whether the outcome is for verl's own reward function to give."""
+    """Return whether verl's own reward function gives the outcome."""
     asked = setup.get("reward.reward_manager.name") == "mtgrpo" and setup.get("reward.turn.outcome") == "compute_score"
     return asked and not setup.get("reward.custom_reward_function.path")
 
 
 def _sources(file: str, rows: list[dict[str, Any]]) -> set[str]:
-    """The ``data_source`` of all rows of a parquet file, of the first rows of others."""
+    """Return the ``data_source`` of all rows of a parquet file, of the first rows of others."""
     if not file.endswith(".parquet"):
         return {str(row["data_source"]) for row in rows if "data_source" in row}
     import pyarrow.parquet as pq

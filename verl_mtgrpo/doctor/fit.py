@@ -1,4 +1,4 @@
-"""Checks of the config alone: do its parts fit together, and is there room for what is to happen?"""
+"""Check the config alone: do its parts fit together, and is there room for what is to happen?"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SHORT_RESULT = 64
 
 
 def compatible(setup: Setup) -> Iterator[Finding]:
-    """Whether the installed verl has what this package overrides; a version that was not tested only warns."""
+    """Yield whether the installed verl has what this package overrides; a version that was not tested only warns."""
     check_compatible()
     found = verl_version()
     if found == TESTED_VERL:
@@ -47,7 +47,7 @@ def compatible(setup: Setup) -> Iterator[Finding]:
 
 
 def parts(setup: Setup) -> Iterator[Finding]:
-    """Agent loop, reward manager and tool."""
+    """Yield whether agent loop, reward manager and tool fit together."""
     if not uses_turns(setup.config):
         fix = "add 'hydra.searchpath=[pkg://verl_mtgrpo.config]' +mtgrpo=mt_grpo (doctor and train: --preset mt_grpo)"
         message = "nothing of verl-mtgrpo is in this command line, so it trains as verl does, with one reward a rollout"
@@ -61,7 +61,7 @@ def parts(setup: Setup) -> Iterator[Finding]:
 
 
 def _two_kinds_of_tools(setup: Setup) -> Iterator[Finding]:
-    """Whether the group's search tool joins tools of the user's own, because an index happens to be there.
+    """Warn if the group's search tool joins tools of the user's own, because an index happens to be there.
 
     It is not taken away: a run may well want both, and would lose the search without a word.
     """
@@ -77,7 +77,7 @@ def _two_kinds_of_tools(setup: Setup) -> Iterator[Finding]:
 
 
 def estimator(setup: Setup) -> Iterator[Finding]:
-    """The estimator, its knobs, the trainer mode and the group size."""
+    """Yield whether the estimator, its knobs, the trainer mode and the group size fit together."""
     name, n = setup.get("algorithm.adv_estimator"), setup.get(f"{ROLLOUT}.n")
     mode = setup.get("trainer.v1.trainer_mode")
     problems = _names(setup)
@@ -98,7 +98,7 @@ def estimator(setup: Setup) -> Iterator[Finding]:
 
 
 def _names(setup: Setup) -> list[Finding]:
-    """Names that no registry of verl's has; not certain where the run has other processes or loads modules later."""
+    """Return findings about names that no registry of verl has; uncertain where other processes load more modules."""
     found = []
     for unknown in unknown_names(setup.config):
         if unknown.certain:
@@ -110,7 +110,7 @@ def _names(setup: Setup) -> list[Finding]:
 
 
 def _own_estimator(setup: Setup, name: str) -> list[Finding]:
-    """What an estimator of the user's own says to its knobs; it may want batches of another kind, so this warns."""
+    """Return what an estimator of the user's own says to its knobs; it may want other batches, so this only warns."""
     if name not in ESTIMATORS or is_ours(name):
         return []
     try:
@@ -127,7 +127,7 @@ def _estimator_line(setup: Setup, name: str, n: int, mode: str) -> Finding:
 
 
 def rewards(setup: Setup) -> Iterator[Finding]:
-    """What is paid, and by whom."""
+    """Yield what is paid, and whether the reward settings fit together."""
     if setup.get("reward.reward_manager.name") != "mtgrpo":
         yield Finding("rewards", "skip", "the reward manager is not mtgrpo")
         return
@@ -137,7 +137,7 @@ def rewards(setup: Setup) -> Iterator[Finding]:
 
 
 def batch(setup: Setup) -> Iterator[Finding]:
-    """Questions of a step and of an update."""
+    """Yield how many questions a step and an update have."""
     size, mini = setup.get("data.train_batch_size"), setup.get("actor_rollout_ref.actor.ppo_mini_batch_size")
     n = setup.get(f"{ROLLOUT}.n")
     if not size or not mini:
@@ -153,7 +153,7 @@ def batch(setup: Setup) -> Iterator[Finding]:
 
 
 def turns(setup: Setup) -> Iterator[Finding]:
-    """How many turns there may be, the format of calls, and where a turn ends."""
+    """Yield how many turns there may be, and whether the format of calls and the room for them fit."""
     problems = [*_turn_limits(setup), *_result_limit(setup), *_format(setup), *_context(setup)]
     most = setup.get(f"{MULTI_TURN}.max_assistant_turns")
     length = setup.get(f"{ROLLOUT}.response_length")
@@ -169,7 +169,7 @@ def _turn_limits(setup: Setup) -> Iterator[Finding]:
 
 
 def _result_limit(setup: Setup) -> Iterator[Finding]:
-    """Results of the search tool are compared with its own limit elsewhere; of other tools nothing is known."""
+    """Warn of a short limit for results. Those of the search tool are checked elsewhere; of others nothing is known."""
     key = f"{MULTI_TURN}.max_tool_response_length"
     if setup.get(f"{MULTI_TURN}.function_tool_path") and int(setup.get(key) or 0) < SHORT_RESULT:
         message = f"{key}={setup.get(key)}: verl cuts every tool result at so many characters"
@@ -206,7 +206,7 @@ def _context(setup: Setup) -> Iterator[Finding]:
 
 
 def watch(setup: Setup) -> Iterator[Finding]:
-    """``trainer.turn``: what is watched and written down."""
+    """Yield what is watched and written down (``trainer.turn``)."""
     settings = trainer_turn_settings(setup.get("trainer"))
     _check_sampler(setup)
     guards = "guards on" if settings.guards.enable else "guards off"
@@ -229,7 +229,7 @@ def _check_sampler(setup: Setup) -> None:
 
 
 def verls_own(setup: Setup) -> Iterator[Finding]:
-    """What verl checks of a config itself, in its own words."""
+    """Yield what verl checks of a config itself, in its own words."""
     import contextlib
     import io
 
@@ -262,7 +262,7 @@ def verls_own(setup: Setup) -> Iterator[Finding]:
 
 
 def engine(setup: Setup) -> Iterator[Finding]:
-    """Whether what generates can be there."""
+    """Yield whether what generates is installed and works as configured."""
     name = setup.get(f"{ROLLOUT}.name")
     if not name:  # verl's config says ???
         fix = f"set {ROLLOUT}.name=vllm or sglang (on a CPU take the group +mtgrpo_cpu=default, or --cpu)"

@@ -1,4 +1,4 @@
-"""The part of `mtgrpo doctor` that takes processes of its own: does verl know our names there, and on all nodes?"""
+"""Check in other processes whether verl knows our names there, and on all nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def registered(*, with_ray: bool) -> list[Finding]:
 
 
 def cluster() -> list[Finding]:
-    """What each node of the cluster at RAY_ADDRESS has installed, against this environment."""
+    """Compare what each node of the cluster at RAY_ADDRESS has installed with this environment."""
     from verl_mtgrpo.doctor.findings import Finding
 
     where = f"the Ray cluster at {os.environ.get('RAY_ADDRESS')}"
@@ -79,7 +79,7 @@ def cluster() -> list[Finding]:
 
 
 def compare_nodes(nodes: list[dict[str, Any]]) -> list[Finding]:
-    """Findings about what :mod:`.doctor_cluster` was told."""
+    """Return findings about what :mod:`.cluster` was told."""
     from verl_mtgrpo.doctor.findings import Finding
     from verl_mtgrpo.installed import installed
 
@@ -120,7 +120,7 @@ def _stops_when_late() -> Callable[[], None]:
 
 
 def _answer(text: str, begins: str = '{"names"') -> dict[str, Any] | None:
-    """The JSON object at the end of what the program printed."""
+    """Return the JSON object at the end of what the program printed."""
     for line in reversed(text.splitlines()):
         if line.startswith(begins):
             return json.loads(line)

@@ -1,4 +1,4 @@
-"""What a run asks while it runs: the search, and the judge."""
+"""Check what a run asks while it runs: the search, and the judge."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def open_searches(setup: Setup) -> Generator[Finding, None, list[Found]]:
 
 
 def without_search(setup: Setup) -> str:
-    """How to do without the search tool, for a run that has tools of its own; else nothing."""
+    """Return how to do without the search tool, for a run that has tools of its own; else nothing."""
     own = setup.get(f"{MULTI_TURN}.function_tool_path")
     return f"if {own} has all the tools of this run, set {MULTI_TURN}.tool_config_path=null; else " if own else ""
 
@@ -86,7 +86,7 @@ def _search(setup: Setup, tool: Tool, spec: Any) -> tuple[Finding, list[Found]]:
 
 
 def judge(setup: Setup) -> Iterator[Finding]:
-    """One tiny request to the judge, if there is one."""
+    """Send one tiny request to the judge, if there is one."""
     reward = setup.get("reward")
     try:
         settings = turn_reward_settings(reward)
@@ -103,7 +103,7 @@ def judge(setup: Setup) -> Iterator[Finding]:
 
 
 def _shown(url: str) -> str:
-    """The address without user name, password and query, any of which may be a secret."""
+    """Return the address without user name, password and query, any of which may be a secret."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 

@@ -101,55 +101,55 @@ class Setup:
 
     @cached_property
     def questions(self) -> Opened[list[dict[str, Any]]]:
-        """The first training questions; empty if a file of questions has something wrong."""
+        """Read the first training questions; none if something is wrong in each of their files."""
         from verl_mtgrpo.doctor.data import open_questions
 
         return _opened(open_questions(self), [])
 
     @cached_property
     def toolbox(self) -> Opened[list[Tool]]:
-        """The tools that the agent may call."""
+        """Read the tools that the agent may call."""
         from verl_mtgrpo.doctor.tools import open_tools
 
         return _opened(open_tools(self), [])
 
     @cached_property
     def policy(self) -> Opened[Policy]:
-        """The tokenizer of the policy, with its chat template."""
+        """Load the tokenizer of the policy, with its chat template."""
         from verl_mtgrpo.doctor.tokenizer import open_policy
 
         return _opened(open_policy(self), Policy())
 
     @cached_property
     def searches(self) -> Opened[list[Found]]:
-        """What each search tool finds for the first training questions."""
+        """Search with each search tool for the first training questions."""
         from verl_mtgrpo.doctor.services import open_searches
 
         return _opened(open_searches(self), [])
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The first training questions, as verl reads them."""
+        """Return the first training questions, as verl reads them."""
         return self.questions.value
 
     @property
     def tools(self) -> list[Tool]:
-        """The tools that the agent may call."""
+        """Return the tools that the agent may call."""
         return self.toolbox.value
 
     @property
     def tokenizer(self) -> Any:
-        """verl's tokenizer of the policy; None if it cannot be loaded here."""
+        """Return verl's tokenizer of the policy; None if it cannot be loaded here."""
         return self.policy.value.tokenizer
 
     @property
     def builder(self) -> Any:
-        """verl's builder of token ids for the policy; None if there is none."""
+        """Return verl's builder of token ids for the policy; None if there is none."""
         return self.policy.value.builder
 
     @property
     def found(self) -> list[Found]:
-        """What each search tool finds for the first training questions."""
+        """Return what each search tool finds for the first training questions."""
         return self.searches.value
 
     def get(self, key: str) -> Any:
@@ -158,7 +158,7 @@ class Setup:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether the run has processes on other machines or in another environment: they may find what is not here."""
+        """Return whether the run has processes on other machines or in other environments, which may find more."""
         several = int(self.get("trainer.nnodes") or 1) > 1
         running = os.environ.get("RAY_ADDRESS") or self.get("ray_kwargs.ray_init.address")
         own = self.get("ray_kwargs.ray_init.runtime_env") or {}

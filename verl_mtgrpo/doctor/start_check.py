@@ -1,4 +1,4 @@
-"""The checks of :mod:`.checks` in the process that starts a run, before Ray and before any model is loaded.
+"""Make the checks of :mod:`.checks` in the process that starts a run, before Ray and before any model is loaded.
 
 The reward manager checks the run as well, but it is one of the parts that can be forgotten, and it is made after the
 model. Hydra calls what is listed under ``hydra.callbacks`` when a run starts; this one is put there for every program
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 class StartCheck(Callback):
-    """Ends the program with a message if the parts of the run do not fit together."""
+    """End the program with a message if the parts of the run do not fit together."""
 
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
-        """Called by Hydra with the composed config.
+        """Check the composed config, which Hydra passes.
 
         Raises:
             SystemExit: The run would not do what it says. Hydra turns other exceptions of callbacks into warnings.

@@ -1,4 +1,4 @@
-"""The policy's tokenizer: can it be loaded, has it a chat template, and do texts survive it?"""
+"""Check the policy's tokenizer: can it be loaded, does it have a chat template, and do texts survive it?"""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def open_policy(setup: Setup) -> Generator[Finding, None, Policy]:
 
 
 def _lost_spaces(loaded: Any, path: str) -> Finding | None:
-    """A warning if spaces do not survive the tokenizer.
+    """Return a warning if spaces do not survive the tokenizer.
 
     transformers 5 does that to byte-level tokenizers whose ``tokenizer_class`` is LlamaTokenizerFast, such as those of
     DeepSeek-V3 and R1 with their distilled models (huggingface/transformers #45488, #48206), without a word.
@@ -78,7 +78,7 @@ def _lost_spaces(loaded: Any, path: str) -> Finding | None:
 
 
 def _locate(setup: Setup, path: str) -> tuple[str, Finding | None]:
-    """The folder of a model: itself, or in the cache of the Hugging Face hub; nothing is downloaded."""
+    """Find the folder of a model: the path itself, or one in the cache of the Hugging Face hub, without download."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return str(folder), None

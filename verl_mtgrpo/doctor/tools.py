@@ -1,4 +1,4 @@
-"""The tools that the agent may call: read from the tool YAML as verl does, without making them."""
+"""Check the tools that the agent may call: read from their files as verl does, without making them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def open_tools(setup: Setup) -> Generator[Finding, None, list[Tool]]:
 
 
 def _no_tool(setup: Setup) -> Finding:
-    """A file of tools has none in it; that no file is named at all is said by the check of the parts."""
+    """Return what to say of a file with no tools in it; if no file is named at all, the check of the parts says so."""
     listed, functions = setup.get(f"{MULTI_TURN}.tool_config_path"), setup.get(f"{MULTI_TURN}.function_tool_path")
     if not listed and not functions:
         return Finding(CHECK, "skip", "no file of tools is named")
@@ -93,7 +93,7 @@ def _native_tool(entry: Any, path: str) -> Tool:
 
 
 def _validated(schema: Any, path: str) -> Any:
-    """A tool's schema, as verl demands it."""
+    """Return a tool's schema if verl accepts it."""
     from pydantic import ValidationError
     from verl.tools.schemas import OpenAIFunctionToolSchema
 
@@ -127,7 +127,7 @@ def _functions(setup: Setup) -> list[Tool]:
 
 
 def _names(setup: Setup, names: list[str]) -> Iterator[Finding]:
-    """Whether what the format and the rows call a tool is a tool."""
+    """Yield whether what the format and the rows call a tool is a tool of the run."""
     have, rename = f"the run has {', '.join(names)}", "rename the tool (tool_schema.function.name), or "
     chosen = [set((row.get("extra_info") or {}).get("tool_selection") or names) for row in setup.rows]
     left = [one & set(names) for one in chosen] or [set(names)]
@@ -144,7 +144,7 @@ def _names(setup: Setup, names: list[str]) -> Iterator[Finding]:
 
 
 def _lengths(setup: Setup) -> Iterator[Finding]:
-    """Whether verl cuts results once more, in the middle of a word."""
+    """Warn if verl cuts results once more, in the middle of a word."""
     key = f"{MULTI_TURN}.max_tool_response_length"
     most = setup.get(key)
     for tool in setup.tools:

@@ -1,4 +1,4 @@
-"""Whether the parts of a turn-level run are all there: each forgotten one would train something else in silence.
+"""Check that the parts of a turn-level run are all there: each forgotten one would train something else in silence.
 
 Turn rewards need an agent loop that records turns, a reward manager that scores them and a tool to call. verl takes
 each by name and has a default for each, so a command line that forgets one runs, with all rewards at the end.
@@ -33,7 +33,7 @@ _MULTI_TURN = "actor_rollout_ref.rollout.multi_turn"
 
 
 def uses_turns(config: Any) -> bool:
-    """True if anything in verl's config is ours; a run of verl alone is none of our business."""
+    """Return True if anything in verl's config is ours; a run of verl alone is none of our business."""
     select = OmegaConf.select
     return bool(
         select(config, "algorithm.adv_estimator") in ESTIMATORS
@@ -46,7 +46,7 @@ def uses_turns(config: Any) -> bool:
 
 
 def pays_turns(config: Any) -> bool:
-    """True if our reward manager pays, and not one of verl's or a class of the user's own."""
+    """Return True if our reward manager pays, and not one of verl's or a class of the user's own."""
     source = OmegaConf.select(config, "reward.reward_manager.source")
     return OmegaConf.select(config, _MANAGER) == "mtgrpo" and source in (None, "register")
 
@@ -95,7 +95,7 @@ def _check_groups(config: Any) -> None:
 
 
 def _lost_groups(config: Any) -> dict[str, str]:
-    """Keys beside verl's own that were meant to be one of our groups, perhaps misspelt, and which.
+    """Return keys beside verl's own that were meant to be one of our groups, perhaps misspelt, and which.
 
     A key that only looks like one is the user's own; a misspelt one has a config of the group as its value.
     """
@@ -109,7 +109,7 @@ def _lost_groups(config: Any) -> dict[str, str]:
 
 
 def _configs_of(group: str) -> set[str]:
-    """Names of the configs of a group of ours."""
+    """Return the names of the configs of one of our groups."""
     return {file.name.removesuffix(".yaml") for file in (resources.files("verl_mtgrpo.config") / group).iterdir()}
 
 

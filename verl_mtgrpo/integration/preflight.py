@@ -1,4 +1,4 @@
-"""Cheap checks of a run's config, done before the first rollout."""
+"""Check a run's config before the first rollout, without opening anything."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _COMPUTED: dict[str, Callable[[Any], bool]] = {
 
 
 def only_validates(config: Any) -> bool:
-    """Whether the run ends after the validation before its first step: then nothing is compared and nothing learnt.
+    """Return whether the run ends after the validation before its first step: nothing is compared or learnt then.
 
     verl reads ``trainer.val_only`` in that validation only, so without ``val_before_train`` it trains.
     """
@@ -96,7 +96,7 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 
 def check_estimator(config: Any) -> None:
-    """Raise ``ConfigError`` if the estimator's settings are wrong or this run has not what it needs.
+    """Raise ``ConfigError`` if the estimator's settings are wrong or this run does not have what it needs.
 
     Args:
         config: verl's whole config.
@@ -127,7 +127,7 @@ def check_estimator(config: Any) -> None:
 
 
 def _check_fields(estimator: str, names: tuple[str, ...], config: Any) -> None:
-    """Whether the trainer can give the estimator the fields that it names."""
+    """Raise ``ConfigError`` if the trainer cannot give the estimator the fields that it names."""
     mode = config.trainer.v1.trainer_mode
     if names and mode not in MODES:
         raise needs_our_trainer(estimator, names, mode)
@@ -149,7 +149,7 @@ def _check_fields(estimator: str, names: tuple[str, ...], config: Any) -> None:
 
 
 def _check_rejection(estimator: str, config: Any) -> None:
-    """Whether the mask that the estimator gets still tells the turns.
+    """Raise ``ConfigError`` if the mask that the estimator gets does not show the turns any more.
 
     verl's rollout correction takes rejected tokens out of ``response_mask`` before it computes advantages (not in
     bypass mode). A token taken out of a turn makes two turns of it, and takes its reward away if it was the last.
