@@ -13,16 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from verl_mtgrpo.doctor.processes import registered
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.launch.options import index_of
 
 if TYPE_CHECKING:
     from verl_mtgrpo.doctor.compose import CommandLine
-    from verl_mtgrpo.doctor.findings import Finding
-
-SERVICE_S = 5.0
-"""Longest time in seconds that a search service may take to answer here."""
 
 _DESCRIPTION = """\
 Look for what would stop a training run, or make it train something else in silence: versions, the plugin in a fresh
@@ -61,11 +56,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Look, print what was found, and say by the exit code whether anything failed."""
     from verl_mtgrpo.doctor.findings import any_failed, as_dicts, as_text, from_error
+    from verl_mtgrpo.doctor.look import look
 
     try:
         line = _command_line(args)
         with _environment(line.env), _quiet():
-            found = _look(args, line)
+            found = look(line, quick=args.quick, with_ray=not args.no_ray)
     except ConfigError as error:
         found = [from_error("command", error)]
     if args.json:
@@ -91,57 +87,6 @@ def _command_line(args: argparse.Namespace) -> CommandLine:
     if args.cpu and not any(one.startswith("+mtgrpo_cpu=") for one in typed.overrides) and (added or typed.overrides):
         added += ["+mtgrpo_cpu=default"]
     return replace(typed, overrides=(*added, *typed.overrides), env=env)
-
-
-def _look(args: argparse.Namespace, line: CommandLine) -> list[Finding]:
-    from verl_mtgrpo.doctor.findings import Finding, any_failed
-    from verl_mtgrpo.doctor.plugin import entry_point, external_modules
-    from verl_mtgrpo.doctor.versions import check_versions
-
-    found = [*check_versions()]
-    found += entry_point()
-    found += external_modules()
-    if any_failed(found):
-        return [*found, Finding("config", "skip", "not looked at before this is repaired")]
-    if not args.quick:
-        found += registered(with_ray=not args.no_ray)
-    if not line.overrides and line.name is None:
-        found += _index_alone(line)
-        hint = "give one, to have it checked: mtgrpo doctor -- <what comes after main_ppo>"
-        return [*found, Finding("config", "skip", "no command line was given", hint)]
-    return found + _look_at_config(line)
-
-
-def _look_at_config(line: CommandLine) -> list[Finding]:
-    from verl_mtgrpo.doctor.checks import examine
-    from verl_mtgrpo.doctor.compose import compose_config
-    from verl_mtgrpo.doctor.findings import Finding, from_error
-    from verl_mtgrpo.doctor.setup import Setup
-
-    try:
-        config = compose_config(line)
-    except ConfigError as error:
-        return [from_error("config", error), Finding("parts", "skip", "nothing more can be checked without a config")]
-    composed = Finding("config", "ok", f"verl's {line.name or 'ppo_trainer'} with {len(line.overrides)} overrides")
-    return [composed, *examine(Setup(config, patience_s=SERVICE_S))]
-
-
-def _index_alone(line: CommandLine) -> list[Finding]:
-    """Open the index that the environment or --index names, as the packaged search tool would."""
-    from omegaconf import OmegaConf
-
-    from verl_mtgrpo.doctor.checks import examine, named
-    from verl_mtgrpo.doctor.findings import Finding
-    from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup
-    from verl_mtgrpo.integration.hydra.resolvers import asset
-    from verl_mtgrpo.integration.parts import LOOPS
-
-    if not os.environ.get("MTGRPO_INDEX"):
-        return [Finding("index", "skip", "neither --index nor MTGRPO_INDEX names an index")]
-    config = OmegaConf.create()
-    OmegaConf.update(config, f"{ROLLOUT}.agent.default_agent_loop", LOOPS[0])
-    OmegaConf.update(config, f"{MULTI_TURN}.tool_config_path", asset("tools/search_tool.yaml"))
-    return examine(Setup(config, patience_s=SERVICE_S), named("index"))
 
 
 @contextlib.contextmanager
