@@ -34,7 +34,7 @@ class JsonCache:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"the cache {path} cannot be used: {error}; give another path, or none") from error
+            raise ConfigError(f"the cache {path} cannot be used: {error}", fix="give another path, or none") from error
 
     @staticmethod
     def key(*asked: Any) -> str:

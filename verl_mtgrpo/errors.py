@@ -1,17 +1,43 @@
 """Every error this package raises on purpose.
 
-One root, so that a caller can catch all of them; each kind is also the builtin it replaces, so that
-code which knows nothing of us still behaves. All of them take one message and nothing else, which
-keeps them picklable: Ray sends exceptions between processes.
+One root, so that a caller can catch all of them; each kind is also the builtin it replaces, so that code that knows
+nothing of us still behaves. An error says in three fields what was found, what was expected and what to do about it.
+All of them can be pickled: Ray sends exceptions between processes.
 """
+
+from __future__ import annotations
 
 
 class MTGRPOError(Exception):
-    """Root of all errors of verl_mtgrpo."""
+    """Root of all errors of verl_mtgrpo.
+
+    ``str()`` joins the fields to one sentence: ``{message}, expected {expected}; {fix}``, without those that are empty.
+
+    Args:
+        message: What was found.
+        expected: What was expected in its place.
+        fix: What to do about it.
+    """
+
+    def __init__(self, message: str = "", *, expected: str = "", fix: str = "") -> None:
+        super().__init__(message)
+        self.expected, self.fix = expected, fix
+
+    @property
+    def found(self) -> str:
+        """What was found and what was expected, without what to do about it."""
+        return f"{self.args[0]}, expected {self.expected}" if self.expected else str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.found}; {self.fix}" if self.fix else self.found
 
 
 class ConfigError(MTGRPOError, ValueError):
     """A setting is missing, unknown or does not fit the others."""
+
+
+class AbsentError(ConfigError):
+    """Something that this process cannot find, and another process of the run may."""
 
 
 class CreditInputError(MTGRPOError, ValueError):
@@ -35,6 +61,10 @@ class ToolError(MTGRPOError, TypeError):
 
 class JudgeError(MTGRPOError, RuntimeError):
     """The model that judges rollouts could not be asked, or gave no score."""
+
+
+class TooLongError(JudgeError):
+    """What a judge was to read is longer than its context."""
 
 
 class DropRollout(MTGRPOError, RuntimeError):
@@ -120,3 +150,11 @@ class RetrievalBadAnswer(RetrievalError):
 
 class CompatibilityError(MTGRPOError, RuntimeError):
     """The installed verl (or another package) is not one this version was tested with."""
+
+
+class GenerationError(MTGRPOError, RuntimeError):
+    """A request could not be generated, or was cut off before its end."""
+
+
+class TrainingFailed(MTGRPOError, RuntimeError):
+    """The training process ended with an error; the message has its cause and the path of its log."""

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.tiny_model import make_model
-from verl_mtgrpo.cpu.generation import GenerationError, Request, TokenGenerator
+from verl_mtgrpo.cpu.generation import Request, TokenGenerator
 from verl_mtgrpo.cpu.sampling import SamplingParams
-from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.errors import ConfigError, GenerationError
 
 VOCABULARY = 97
 END = 7

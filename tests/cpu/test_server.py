@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from tests.tiny_model import save_model
-from verl_mtgrpo.cpu.generation import GenerationError
-from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.errors import ConfigError, GenerationError
 
 pytest.importorskip("verl")
 

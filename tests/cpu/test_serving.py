@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.tiny_model import make_model
-from verl_mtgrpo.cpu.generation import GenerationError, TokenGenerator
+from verl_mtgrpo.cpu.generation import TokenGenerator
 from verl_mtgrpo.cpu.sampling import SamplingParams
 from verl_mtgrpo.cpu.serving import GenerationThread
-from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.errors import ConfigError, GenerationError
 
 VOCABULARY = 61
 TIMEOUT = 60

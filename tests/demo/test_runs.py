@@ -14,8 +14,8 @@ from verl_mtgrpo.demo import runs
 from verl_mtgrpo.demo.runs import RunPlan, checkpoint_step, finished_result, train_to_end
 from verl_mtgrpo.demo.session import plan_run
 from verl_mtgrpo.demo.training import DemoSettings
+from verl_mtgrpo.errors import TrainingFailed
 from verl_mtgrpo.launch.command import TrainCommand
-from verl_mtgrpo.launch.failure import TrainingFailed
 
 _SETTINGS = dataclasses.replace(DemoSettings(), steps=2)
 

@@ -25,8 +25,8 @@ from tests.training import REPOSITORY
 from verl_mtgrpo.cli.main import main
 from verl_mtgrpo.demo.policy import CHAT_TEMPLATE
 from verl_mtgrpo.doctor import compose
+from verl_mtgrpo.doctor.checks import CHECKS
 from verl_mtgrpo.doctor.start_check import StartCheck
-from verl_mtgrpo.doctor.startup import DOCTOR
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_a_healthy_set_up_is_well(preset, healthy, composed, capsys):
     code, findings = doctor(capsys, healthy, preset=preset)
     assert ([one for one in findings if one["status"] != "ok"], code) == ([], 0)
     assert {one["check"] for one in findings} == {"versions", "plugin", "config"} | {
-        check.name for check in DOCTOR if check.name not in ("values", "reward", "models", "judge", "unused")
+        check.name for check in CHECKS if check.name not in ("values", "reward", "models", "judge", "unused")
     }
     StartCheck().on_job_start(config=composed[-1])
 

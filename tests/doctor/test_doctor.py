@@ -76,11 +76,11 @@ def test_an_index_alone_is_opened(capsys, tmp_path):
 
 
 def test_an_error_says_what_was_found_and_what_to_do():
-    assert from_error("a", ConfigError("n is 1; set it to 2; or 3")) == Finding(
-        "a", "fail", "n is 1", "set it to 2; or 3"
+    assert from_error("a", ConfigError("n; is 1", fix="set it to 2; or 3")) == Finding(
+        "a", "fail", "n; is 1", "set it to 2; or 3"
     )
     expected = Finding("a", "fail", "n is 'x', expected one of 1, 2", "set it to one of 1, 2")
-    assert from_error("a", ConfigError("n is 'x', expected one of 1, 2")) == expected
+    assert from_error("a", ConfigError("n is 'x'", expected="one of 1, 2")) == expected
     assert from_error("a", ConfigError("two\nlines"), "do it") == Finding("a", "fail", "two lines", "do it")
 
 

@@ -16,8 +16,8 @@ from verl.trainer.ppo.utils import need_critic
 
 import verl_mtgrpo.config
 from verl_mtgrpo.credit import ESTIMATORS
+from verl_mtgrpo.doctor.checks import checks_at_start, examine
 from verl_mtgrpo.doctor.setup import Setup
-from verl_mtgrpo.doctor.startup import checks_of, examine
 from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.integration.settings import estimator_settings
 
@@ -58,7 +58,7 @@ def test_every_preset_composes_with_verls_config(preset, estimator, pay):
     assert (run.algorithm.adv_estimator, run.reward.turn.pay) == (estimator, pay)
     assert run.actor_rollout_ref.rollout.agent.default_agent_loop == "mtgrpo_tool_agent"
     check_run(run)
-    findings = examine(Setup(run), checks_of("config"))
+    findings = examine(Setup(run), checks_at_start("config"))
     assert {finding.status for finding in findings} == {"ok"}, findings
     critic = estimator == "gae" or "values" in (ESTIMATORS[estimator].fields if estimator in ESTIMATORS else ())
     assert need_critic(run) == critic

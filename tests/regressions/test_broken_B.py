@@ -19,8 +19,8 @@ from hydra import compose, initialize_config_module
 from tests.doctor.setups import ROLLOUT, TURNS, fake_package
 from tests.doctor.test_broken_setups import healthy, surroundings  # noqa: F401  fixtures
 from tests.integration.test_reward_manager import TRANSCRIPT
+from verl_mtgrpo.doctor.checks import CHECKS, checks_at_start, examine
 from verl_mtgrpo.doctor.setup import Setup
-from verl_mtgrpo.doctor.startup import CHECKS, DOCTOR, examine
 from verl_mtgrpo.integration.reward_manager import metrics
 from verl_mtgrpo.integration.trainer.accounting import rollout_metrics
 from verl_mtgrpo.integration.verl_score import read_score
@@ -33,10 +33,12 @@ FILTER = "algorithm.filter_groups.enable=True"
 OWN_MANAGER = ("reward.reward_manager.source=importlib", "reward.reward_manager.name=Mine")
 
 
-def found(healthy, *change: str, checks=CHECKS):  # noqa: F811
+def found(healthy, *change: str, checks=()):  # noqa: F811
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose("ppo_trainer", [*GROUP, *healthy.overrides, "trainer.n_gpus_per_node=1", *change])
-    return examine(Setup(config, patience_s=2.0), [check for check in checks if check.name != "cpus"])
+    return examine(
+        Setup(config, patience_s=2.0), [check for check in checks or checks_at_start() if check.name != "cpus"]
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +128,7 @@ def test_what_verl_cannot_check_without_an_engine_is_skipped(healthy):  # noqa: 
     # validate_config imports vllm for LoRA; another node may have it
     lora = ("trainer.nnodes=2", "actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.actor.use_dynamic_bsz=True")
     more = ("log_prob_use_dynamic_bsz=True", "load_format=safetensors", "tensor_model_parallel_size=1")
-    told = found(healthy, ENGINE, *lora, *(f"{ROLLOUT}.{one}" for one in more), checks=DOCTOR)
+    told = found(healthy, ENGINE, *lora, *(f"{ROLLOUT}.{one}" for one in more), checks=CHECKS)
     assert [one.status for one in told if one.check == "verl"] == ["skip"]
 
 

@@ -254,7 +254,7 @@ def test_e30_a_validation_does_not_compare_rollouts(estimator: str):
     pytest.importorskip("verl")
     from omegaconf import OmegaConf
 
-    from verl_mtgrpo.doctor.fit import COMPARING
+    from verl_mtgrpo.integration.advantage.comparing import VERLS_COMPARING
     from verl_mtgrpo.integration.preflight import check_group_size
 
     def config(**trainer: bool) -> Any:
@@ -263,7 +263,7 @@ def test_e30_a_validation_does_not_compare_rollouts(estimator: str):
 
     check_group_size(config(val_only=True, val_before_train=True))
     for trains in ({}, {"val_only": True, "val_before_train": False}, {"val_before_train": True}):
-        if estimator not in COMPARING:
+        if estimator not in VERLS_COMPARING:
             with pytest.raises(ConfigError, match=r"rollout\.n=1"):
                 check_group_size(config(**trains))
 

@@ -36,7 +36,7 @@ from tests.credit.batches import estimate, multi_turn_batch
 from tests.integration.test_reward_manager import TRANSCRIPT, manager, score
 from tests.integration.trainer.test_trainer import config
 from verl_mtgrpo.credit import ESTIMATORS, bilevel_gae, turn_gae
-from verl_mtgrpo.doctor import startup
+from verl_mtgrpo.doctor.checks import CHECKS, checks_at_start
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.doctor.unused import unused
 from verl_mtgrpo.errors import CreditInputError
@@ -200,7 +200,7 @@ def test_a_setting_that_is_read_is_not_spoken_of(preset, overrides):
 
 
 def test_the_start_and_the_doctor_look():
-    for checks in (startup.CHECKS, startup.DOCTOR, startup.checks_of("config")):
+    for checks in (CHECKS, checks_at_start("full"), checks_at_start("config")):
         assert [check.name for check in checks].count("unused") == 1
 
 

@@ -21,10 +21,10 @@ from tests.doctor.setups import DATA, JUDGE, ROLLOUT, TURNS, Healthy, dead_url
 from tests.training import REPOSITORY
 from verl_mtgrpo.data.rows import SYSTEM_PROMPTS
 from verl_mtgrpo.demo.policy import CHAT_TEMPLATE
+from verl_mtgrpo.doctor.checks import examine, named
 from verl_mtgrpo.doctor.compose import CommandLine, compose_config
 from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import Setup
-from verl_mtgrpo.doctor.startup import CHECKS, examine
 
 QWEN3 = REPOSITORY.parent / "shared" / "data" / "tokenizers" / "qwen3"
 GROUPS = ("hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo", "+mtgrpo_cpu=default")
@@ -45,8 +45,7 @@ def surroundings(run: Healthy, monkeypatch: pytest.MonkeyPatch) -> None:
 def look(run: Healthy, *overrides: str, checks: Iterable[str]) -> list[Finding]:
     """What these checks say of the set-up with these overrides."""
     config = compose_config(CommandLine((*GROUPS, *run.overrides, *overrides)))
-    asked = [check for check in CHECKS if check.name in set(checks)]
-    return examine(Setup(config), asked)
+    return examine(Setup(config), named(*checks))
 
 
 def status(found: list[Finding], check: str) -> str:
@@ -308,9 +307,7 @@ def test_d23_the_count_is_rays_and_transfer_queues_own(cpus, starts, run, monkey
     from ray.exceptions import GetTimeoutError
 
     config = compose_config(CommandLine((*GROUPS, *run.overrides, f"{CPUS}={cpus}", f"{UNITS}=3")))
-    assert status(examine(Setup(config), [c for c in CHECKS if c.name == "cpus"]), "cpus") == (
-        "ok" if starts else "fail"
-    )
+    assert status(examine(Setup(config), named("cpus")), "cpus") == ("ok" if starts else "fail")
     monkeypatch.delenv("VERL_PLATFORM")
 
     @ray.remote

@@ -32,9 +32,10 @@ from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.doctor import fit
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.integration.advantage.comparing import compares
 from verl_mtgrpo.integration.preflight import check_estimator
 from verl_mtgrpo.integration.trainer.buffer import TurnReplayBuffer, TurnReplayBufferAsync
-from verl_mtgrpo.integration.trainer.left_out import Sorted, compares, sort_rows
+from verl_mtgrpo.integration.trainer.left_out import Sorted, sort_rows
 from verl_mtgrpo.integration.trainer.queue import token_columns, without_padding
 from verl_mtgrpo.integration.trainer.trainer import TurnTrainerSync, guards_of, measure
 from verl_mtgrpo.watch.diagnostics import credit_metrics

@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
 def _answer_check(args: argparse.Namespace) -> AnswerCheck | None:
     if args.index is None:
         if args.only_answerable or args.check_top is not None:
-            raise ConfigError("--only-answerable and --check-top need the index to look into: give --index DIR")
+            raise ConfigError("--only-answerable and --check-top need the index to look into", fix="give --index DIR")
         return None
     from verl_mtgrpo.data.answerable import AnswerCheck
     from verl_mtgrpo.retrieval import open_retriever
@@ -176,5 +176,7 @@ def _text_or_file(value: str) -> str:
         return value
     path = Path(value[1:])
     if not path.is_file():
-        raise ConfigError(f"--system-prompt {value}: {path} is not a file")
+        raise ConfigError(
+            f"--system-prompt {value}: {path} is not a file", fix="write the path of a text file behind @"
+        )
     return path.read_text(encoding="utf-8").strip()

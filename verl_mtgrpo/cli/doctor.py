@@ -13,16 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from verl_mtgrpo.doctor.processes import registered
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.launch.options import index_of
 
 if TYPE_CHECKING:
     from verl_mtgrpo.doctor.compose import CommandLine
-    from verl_mtgrpo.doctor.findings import Finding
-
-SERVICE_S = 5.0
-"""Longest time in seconds that a search service may take to answer here."""
 
 _DESCRIPTION = """\
 Look for what would stop a training run, or make it train something else in silence: versions, the plugin in a fresh
@@ -61,11 +56,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Look, print what was found, and say by the exit code whether anything failed."""
     from verl_mtgrpo.doctor.findings import any_failed, as_dicts, as_text, from_error
+    from verl_mtgrpo.doctor.look import look
 
     try:
         line = _command_line(args)
         with _environment(line.env), _quiet():
-            found = _look(args, line)
+            found = look(line, quick=args.quick, with_ray=not args.no_ray)
     except ConfigError as error:
         found = [from_error("command", error)]
     if args.json:
@@ -76,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _command_line(args: argparse.Namespace) -> CommandLine:
-    """What is to be looked at: what was typed, with what the options add as `mtgrpo train` does."""
+    """Return what is to be checked: what was typed, with what the options add as `mtgrpo train` does."""
     from verl_mtgrpo.doctor.compose import parse
 
     typed = parse(args.overrides)
@@ -93,58 +89,9 @@ def _command_line(args: argparse.Namespace) -> CommandLine:
     return replace(typed, overrides=(*added, *typed.overrides), env=env)
 
 
-def _look(args: argparse.Namespace, line: CommandLine) -> list[Finding]:
-    from verl_mtgrpo.doctor.findings import Finding, any_failed
-    from verl_mtgrpo.doctor.plugin import entry_point, external_modules
-    from verl_mtgrpo.doctor.versions import check_versions
-
-    found = [*check_versions()]
-    found += entry_point()
-    found += external_modules()
-    if any_failed(found):
-        return [*found, Finding("config", "skip", "not looked at before this is repaired")]
-    if not args.quick:
-        found += registered(with_ray=not args.no_ray)
-    if not line.overrides and line.name is None:
-        found += _index_alone(line)
-        hint = "give one, to have it checked: mtgrpo doctor -- <what comes after main_ppo>"
-        return [*found, Finding("config", "skip", "no command line was given", hint)]
-    return found + _look_at_config(line)
-
-
-def _look_at_config(line: CommandLine) -> list[Finding]:
-    from verl_mtgrpo.doctor.compose import compose_config
-    from verl_mtgrpo.doctor.findings import Finding, from_error
-    from verl_mtgrpo.doctor.setup import Setup
-    from verl_mtgrpo.doctor.startup import DOCTOR, examine
-
-    try:
-        config = compose_config(line)
-    except ConfigError as error:
-        return [from_error("config", error), Finding("parts", "skip", "nothing more can be checked without a config")]
-    composed = Finding("config", "ok", f"verl's {line.name or 'ppo_trainer'} with {len(line.overrides)} overrides")
-    return [composed, *examine(Setup(config, patience_s=SERVICE_S), DOCTOR)]
-
-
-def _index_alone(line: CommandLine) -> list[Finding]:
-    """The index that the environment or --index names, as the packaged search tool would open it."""
-    from omegaconf import OmegaConf
-
-    from verl_mtgrpo.doctor.findings import Finding
-    from verl_mtgrpo.doctor.services import index
-    from verl_mtgrpo.doctor.setup import Setup, Tool
-    from verl_mtgrpo.doctor.startup import Check, examine
-
-    spec = os.environ.get("MTGRPO_INDEX")
-    if not spec:
-        return [Finding("index", "skip", "neither --index nor MTGRPO_INDEX names an index")]
-    tool = Tool("search", None, {"index": spec}, True)
-    return examine(Setup(OmegaConf.create(), patience_s=SERVICE_S, tools=[tool]), [Check("index", index)])
-
-
 @contextlib.contextmanager
 def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
-    """The variables that the run would get, and Python's path of ``python -m``, while it is looked at."""
+    """Set the variables that the run would get, and Python's path of ``python -m``, meanwhile."""
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     here = os.getcwd()
@@ -162,7 +109,7 @@ def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """stdout is for findings: what libraries print meanwhile goes to stderr, and their warnings nowhere."""
+    """Keep stdout for findings: what libraries print meanwhile goes to stderr, and their warnings nowhere."""
     level = logging.root.manager.disable
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")

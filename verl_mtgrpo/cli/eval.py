@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from verl_mtgrpo.checkpoints import PREFIX
-from verl_mtgrpo.errors import ConfigError, DataError
+from verl_mtgrpo.errors import ConfigError, DataError, TrainingFailed
 from verl_mtgrpo.launch.checkpoint import MODEL_PATH, find_checkpoint, model_of
 from verl_mtgrpo.launch.command import TrainCommand, hydra_value
 from verl_mtgrpo.launch.echo import run_and_show
-from verl_mtgrpo.launch.failure import TrainingFailed, failure_report
+from verl_mtgrpo.launch.failure import failure_report
 from verl_mtgrpo.launch.options import check_preset, index_variable
 from verl_mtgrpo.launch.provenance import describe_source
 from verl_mtgrpo.report.dump_files import step_files
@@ -107,10 +107,12 @@ def find_dumps(targets: Sequence[str]) -> dict[str, Path]:
         DataError: there is no such file, or no dump in the folder.
     """
     if not targets:
-        raise ConfigError("nothing to measure: name a validation dump or its folder, or give --checkpoint or --model")
+        raise ConfigError(
+            "there is nothing to measure", fix="name a validation dump or its folder, or give --checkpoint or --model"
+        )
     found = [_dump_of(Path(target)) for target in targets]
     if len(set(found)) < len(found):
-        raise ConfigError(f"the same dump twice: {', '.join(map(str, found))}; name each once")
+        raise ConfigError(f"the same dump twice: {', '.join(map(str, found))}", fix="name each once")
     return {str(dump): dump for dump in found}
 
 
@@ -118,12 +120,13 @@ def _dump_of(target: Path) -> Path:
     if target.is_file():
         return target
     if not target.is_dir():
-        raise DataError(f"{target} does not exist; expected a validation dump (<step>.jsonl) or a folder of them")
+        raise DataError(f"{target} does not exist", expected="a validation dump (<step>.jsonl) or a folder of them")
     for folder in (target, target / "validation"):
         if steps := step_files(folder):
             return steps[max(steps)]
     raise DataError(
-        f"{target} holds no <step>.jsonl; verl writes them where trainer.validation_data_dir says, at every validation"
+        f"{target} holds no <step>.jsonl",
+        fix="verl writes them where trainer.validation_data_dir says, at every validation",
     )
 
 

@@ -84,10 +84,10 @@ def run(args: argparse.Namespace) -> int:
     """Build the index and print its manifest, or check one."""
     if args.check is not None:
         if args.corpora or args.out is not None:
-            raise ConfigError("--check builds nothing: give it the folder of an index, without CORPUS and --out")
+            raise ConfigError("--check builds nothing", fix="give it the folder of an index, without CORPUS and --out")
         return _check(args.check)
     if not args.corpora or args.out is None:
-        raise ConfigError("mtgrpo index needs a CORPUS and --out DIR, or --check DIR; see: mtgrpo index --help")
+        raise ConfigError("mtgrpo index needs a CORPUS and --out DIR, or --check DIR", fix="see: mtgrpo index --help")
     from verl_mtgrpo.data.corpus import read_corpora
 
     start = time.perf_counter()
@@ -106,10 +106,14 @@ def _build(args: argparse.Namespace, passages: Iterable[Passage], source: str) -
 
     if args.dense is None and args.vectors is None:
         if args.kind != "flat" or args.query_prefix is not None or args.passage_prefix is not None:
-            raise ConfigError("--kind, --query-prefix and --passage-prefix belong to an index of vectors: give --dense")
+            raise ConfigError(
+                "--kind, --query-prefix and --passage-prefix belong to an index of vectors", fix="give --dense"
+            )
         return BM25Index.build(passages, args.out, source=source, progress=True, analyser=args.analyser)
     if args.analyser != "english":
-        raise ConfigError("--analyser belongs to a BM25 index; an index of vectors has no words")
+        raise ConfigError(
+            "--analyser belongs to a BM25 index, and an index of vectors has no words", fix="leave out --analyser"
+        )
     return DenseIndex.build(
         passages,
         args.out,

@@ -55,9 +55,12 @@ def run(args: argparse.Namespace) -> int:
     from verl_mtgrpo.lab import PROCESSES, measure
 
     if not importlib.util.find_spec("matplotlib"):
-        raise ConfigError("mtgrpo lab draws with matplotlib, which is not installed: pip install matplotlib")
+        raise ConfigError("mtgrpo lab draws with matplotlib, which is not installed", fix="pip install matplotlib")
     if min(args.sizes) < 2 or args.groups < 2:
-        raise ConfigError("--sizes and --groups must be at least 2: there is no baseline in a group of one")
+        raise ConfigError(
+            f"--sizes is {args.sizes} and --groups {args.groups}",
+            expected="2 or more, as there is no baseline in a group of one",
+        )
     processes = [load_process(spec) for spec in args.process] if args.process else list(PROCESSES)
     estimators = chosen_estimators(args.estimator)
     results: dict[str, Any] = {process.name: {} for process in processes}
@@ -116,7 +119,9 @@ def chosen_estimators(names: Sequence[str] | None) -> dict[str, Credit]:
         estimators |= verl_estimators()
     unknown = sorted(set(names or ()) - set(estimators))
     if unknown:
-        raise ConfigError(f"--estimator {unknown[0]!r} is unknown; known are {', '.join(map(repr, estimators))}")
+        raise ConfigError(
+            f"--estimator {unknown[0]!r} is unknown", fix=f"choose from {', '.join(map(repr, estimators))}"
+        )
     return {name: credit for name, credit in estimators.items() if not names or name in names}
 
 
@@ -126,8 +131,10 @@ def load_process(spec: str) -> Process:
 
     path, _, name = spec.rpartition(":")
     if not path or not Path(path).is_file():
-        raise ConfigError(f"--process {spec}: expected FILE.py:NAME with an existing file, like my_task.py:MY_TASK")
+        raise ConfigError(
+            f"--process {spec} names no file that exists", expected="FILE.py:NAME, like my_task.py:MY_TASK"
+        )
     found = runpy.run_path(path).get(name)
     if not isinstance(found, Process):
-        raise ConfigError(f"--process {spec}: {name} is {found!r}, expected a verl_mtgrpo.lab.Process")
+        raise ConfigError(f"--process {spec}: {name} is {found!r}", expected="a verl_mtgrpo.lab.Process")
     return found

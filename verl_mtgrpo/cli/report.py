@@ -55,14 +55,14 @@ def run(args: argparse.Namespace) -> int:
     from verl_mtgrpo.report.metrics import read_metrics
 
     if args.rollouts < 1:
-        raise ConfigError(f"--rollouts is {args.rollouts}, expected 1 or more")
+        raise ConfigError(f"--rollouts is {args.rollouts}", expected="1 or more")
     load_external_modules()  # the records of your own estimators hold what the report says about them
     steps = parse_steps(args.steps) if args.steps is not None else None
     files = [file for dump in args.dumps for file in dump_files(dump, steps)]
     if len({file.resolve() for file in files}) < len(files):
-        raise ConfigError("the same dump twice; name each once")
+        raise ConfigError("the same dump twice", fix="name each once")
     for missing in (path for path in args.metrics if not path.is_file()):
-        raise DataError(f"--metrics {missing} does not exist; expected what verl's file logger wrote (*.jsonl)")
+        raise DataError(f"--metrics {missing} does not exist", expected="what verl's file logger wrote (*.jsonl)")
     metrics = read_metrics(args.metrics) if args.metrics else None
     counted = partial(with_progress, progress=True, label="reading", unit="rollouts")
     catalog = read_catalog(files, counted)

@@ -72,12 +72,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     if not 0 <= args.port <= 65535:
-        raise ConfigError(f"--port is {args.port}, expected 0 to 65535")
+        raise ConfigError(f"--port is {args.port}", expected="0 to 65535")
     scaled = args.min_replicas is not None or args.max_replicas is not None
     if not args.ray and (scaled or args.replicas is not None):
-        raise ConfigError("replicas need Ray: add --ray, or leave out --replicas, --min-replicas and --max-replicas")
+        raise ConfigError(
+            "replicas need Ray", fix="add --ray, or leave out --replicas, --min-replicas and --max-replicas"
+        )
     if scaled and args.replicas is not None:
-        raise ConfigError("--replicas is a fixed number; give either it or --min-replicas and --max-replicas")
+        raise ConfigError("--replicas is a fixed number", fix="give either it or --min-replicas and --max-replicas")
 
 
 def _settings(args: argparse.Namespace) -> ServerSettings:
@@ -98,7 +100,10 @@ def _settings(args: argparse.Namespace) -> ServerSettings:
 
 def missing_extra(error: ImportError) -> CompatibilityError:
     """The error for a package that only ``mtgrpo serve`` needs."""
-    return CompatibilityError(f'the search service needs more packages ({error}); pip install "verl-mtgrpo[serve]"')
+    return CompatibilityError(
+        f"the search service needs more packages ({error})",
+        fix='pip install "verl-mtgrpo[serve]"',
+    )
 
 
 def _run_here(args: argparse.Namespace, settings: ServerSettings) -> int:
@@ -141,7 +146,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"cannot listen on {host} port {port} ({error}); give another --host or --port") from error
+        raise ConfigError(
+            f"cannot listen on {host} port {port} ({error})", fix="give another --host or --port"
+        ) from error
 
 
 def _url(host: str, port: int) -> str:
@@ -169,7 +176,7 @@ def _run_on_ray(args: argparse.Namespace, settings: ServerSettings) -> int:
     except ImportError as error:
         raise missing_extra(error) from error
     if args.port == 0:
-        raise ConfigError("--port is 0; Ray Serve needs a port that is the same on every node")
+        raise ConfigError("--port is 0, and Ray Serve needs a port that is the same on every node", fix="name one")
     scale = ray_serve.Scale(
         replicas=1 if args.replicas is None else args.replicas,
         min_replicas=args.min_replicas,
@@ -199,8 +206,8 @@ def _check_address(url: str) -> None:
         HTTPRetriever(url.replace("://0.0.0.0:", "://127.0.0.1:").replace("://[::]:", "://[::1]:")).ping()
     except RetrievalUnreachable as error:
         raise ConfigError(
-            f"nobody listens at {url}: Ray Serve runs on this cluster already, with another address; give that one "
-            "(--host, --port), or end it with: serve shutdown"
+            f"nobody listens at {url}: Ray Serve runs on this cluster already, with another address",
+            fix="give that one (--host, --port), or end it with: serve shutdown",
         ) from error
     except RetrievalError:
         pass  # it answers; that it is still starting is for clients to wait for

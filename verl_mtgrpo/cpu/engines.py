@@ -87,10 +87,11 @@ def _check_config(model_config: Any, engine_config: Any) -> None:
     }
     for key, (got, expected) in wanted.items():
         if got != expected:
-            raise ConfigError(f"{key}={got} does not work on VERL_PLATFORM=cpu, expected {expected}: {_CPU_GROUP}.")
+            raise ConfigError(f"{key}={got} does not work on VERL_PLATFORM=cpu", expected=str(expected), fix=_CPU_GROUP)
     attention = model_config.hf_config._attn_implementation
     if attention not in ("sdpa", "eager"):
         raise ConfigError(
-            f"attn_implementation={attention} does not run on VERL_PLATFORM=cpu, expected sdpa or eager: "
-            f"{_CPU_GROUP} (model.override_config.attn_implementation=sdpa)."
+            f"attn_implementation={attention} does not run on VERL_PLATFORM=cpu",
+            expected="sdpa or eager",
+            fix=f"{_CPU_GROUP} (model.override_config.attn_implementation=sdpa)",
         )

@@ -15,11 +15,7 @@ import torch
 
 from verl_mtgrpo.cpu.kv_cache import BatchCache
 from verl_mtgrpo.cpu.sampling import BatchSampler, SamplingParams
-from verl_mtgrpo.errors import ConfigError, MTGRPOError
-
-
-class GenerationError(MTGRPOError, RuntimeError):
-    """A request could not be generated, or was cut off before its end."""
+from verl_mtgrpo.errors import ConfigError, GenerationError
 
 
 @dataclass(frozen=True)
@@ -110,9 +106,9 @@ class TokenGenerator:
     def add(self, request: Request) -> None:
         """Queue a request. Raises ConfigError for an empty prompt or undecodable stop strings."""
         if not request.prompt_ids:
-            raise ConfigError("the prompt is empty, expected at least one token.")
+            raise ConfigError("the prompt is empty", expected="at least one token")
         if request.params.stop and self._decode is None:
-            raise ConfigError("stop strings need a tokenizer, which this generator was not given.")
+            raise ConfigError("stop strings need a tokenizer, which this generator was not given")
         self._waiting.append(request)
         self._unanswered[id(request)] = request
 
@@ -220,7 +216,8 @@ class TokenGenerator:
         """Draw a token for every row and give it to those still alive; returns (tokens, rows that ended)."""
         if not torch.isfinite(logits).all():
             raise GenerationError(
-                "the model gave logits that are not finite: its weights are broken (did training diverge?)."
+                "the model gave logits that are not finite: its weights are broken",
+                fix="did training diverge? Lower the learning rate, or start from an earlier checkpoint",
             )
         uniform = torch.tensor([r.next_uniform() for r in rows], dtype=torch.float64)
         tokens, log_probs = sampler.sample(logits, uniform, raw_log_probs=self._raw_log_probs)
@@ -260,6 +257,7 @@ def _check_attention(config: Any) -> None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise ConfigError(
-            f"the model has layers of type {sorted(kinds)}; the CPU rollout server generates only with full "
-            "attention in all layers (for Qwen2: use_sliding_window=false in its config)."
+            f"the model has layers of type {sorted(kinds)}, and the CPU rollout server generates only with full "
+            "attention in all layers",
+            fix="choose another model, or for Qwen2 set use_sliding_window=false in its config",
         )

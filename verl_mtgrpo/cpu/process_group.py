@@ -29,7 +29,8 @@ def use_plain_gloo(module: Any) -> None:
     if original is None or "backend" not in inspect.signature(original).parameters:
         raise CompatibilityError(
             f"verl {verl_version()} has no verl.utils.distributed.{_FUNCTION}(..., backend=...), which "
-            f"VERL_PLATFORM=cpu needs to start gloo. Tested with verl {TESTED_VERL}: install that."
+            "VERL_PLATFORM=cpu needs to start gloo",
+            fix=f"tested with verl {TESTED_VERL}: install that",
         )
 
     @functools.wraps(original)

@@ -39,7 +39,9 @@ class CpuRollout(BaseRollout):
     ) -> None:
         """Send all weights, as they are (no cast), and wait until the server uses them."""
         if wire_format != "named_tensors":
-            raise ConfigError(f"weights arrive as {wire_format!r}, the CPU rollout takes named_tensors only.")
+            raise ConfigError(
+                f"weights arrive as {wire_format!r}", expected="named_tensors, all that the CPU rollout takes"
+            )
         # The generator gathers shards from all ranks, so every rank must run it to its end.
         state = {name: weight.detach().cpu() async for name, weight in ensure_async_iterator(weights)}
         await self.server.load_weights.remote(state, global_steps)

@@ -45,13 +45,13 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
-            raise ConfigError(f"max_tokens is {self.max_tokens}, expected at least 1.")
+            raise ConfigError(f"max_tokens is {self.max_tokens}", expected="at least 1")
         if self.temperature < 0:
-            raise ConfigError(f"temperature is {self.temperature}, expected 0 (greedy) or more.")
+            raise ConfigError(f"temperature is {self.temperature}", expected="0 (greedy) or more")
         if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p is {self.top_p}, expected a number in (0, 1].")
+            raise ConfigError(f"top_p is {self.top_p}", expected="a number in (0, 1]")
         if self.top_k < -1:
-            raise ConfigError(f"top_k is {self.top_k}, expected -1 or 0 (off) or a positive number.")
+            raise ConfigError(f"top_k is {self.top_k}", expected="-1 or 0 (off) or a positive number")
 
     @classmethod
     def from_verl(cls, params: Mapping[str, Any], *, max_tokens: int) -> SamplingParams:
@@ -64,7 +64,9 @@ class SamplingParams:
         for handled_by_caller in ("max_tokens", "max_new_tokens", "logprobs"):
             rest.pop(handled_by_caller, None)
         if (penalty := rest.pop("repetition_penalty", 1.0)) != 1.0:
-            raise ConfigError(f"repetition_penalty is {penalty}, the CPU rollout server knows only 1.0 (off).")
+            raise ConfigError(
+                f"repetition_penalty is {penalty}", expected="1.0 (off), all that the CPU rollout server knows"
+            )
         stop = rest.pop("stop", None) or ()
         known = cls(
             max_tokens=max_tokens,
@@ -78,8 +80,8 @@ class SamplingParams:
         )
         if unknown := {key: value for key, value in rest.items() if value is not None}:
             raise ConfigError(
-                f"the CPU rollout server does not know the sampling parameters {unknown}; "
-                "leave them out or use a GPU rollout server."
+                f"the CPU rollout server does not know the sampling parameters {unknown}",
+                fix="leave them out, or use a GPU rollout server",
             )
         return known
 

@@ -14,10 +14,10 @@ from verl.workers.config import HFModelConfig, RolloutConfig
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
 from verl_mtgrpo.cpu import ROLLOUT_NAME
-from verl_mtgrpo.cpu.generation import Completion, GenerationError, TokenGenerator
+from verl_mtgrpo.cpu.generation import Completion, TokenGenerator
 from verl_mtgrpo.cpu.sampling import SamplingParams, end_token_ids
 from verl_mtgrpo.cpu.serving import GenerationThread
-from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.errors import ConfigError, GenerationError
 
 
 def server_name(replica_rank: int) -> str:
@@ -63,15 +63,16 @@ class CpuServer:
         if self.config.max_model_len > limit:
             raise ConfigError(
                 f"rollout.max_model_len is {self.config.max_model_len}, but the model's "
-                f"max_position_embeddings is {limit}: lower it, or leave it null."
+                f"max_position_embeddings is {limit}",
+                fix="lower it, or leave it null",
             )
         if self.config.logprobs_mode not in ("processed_logprobs", "raw_logprobs"):
             raise ConfigError(
-                f"rollout.logprobs_mode is {self.config.logprobs_mode!r}, {ROLLOUT_NAME} knows "
-                "processed_logprobs and raw_logprobs."
+                f"rollout.logprobs_mode is {self.config.logprobs_mode!r}",
+                expected=f"processed_logprobs or raw_logprobs, which are all that {ROLLOUT_NAME} knows",
             )
         if self.model_config.lora_rank > 0 and not self.model_config.lora.get("merge", False):
-            raise ConfigError(f"{ROLLOUT_NAME} serves no LoRA adapters: set model.lora.merge=True.")
+            raise ConfigError(f"{ROLLOUT_NAME} serves no LoRA adapters", fix="set model.lora.merge=True")
 
     def _build_model(self) -> torch.nn.Module:
         from transformers import AutoModelForCausalLM
@@ -100,9 +101,9 @@ class CpuServer:
         GenerationError, as does every failure.
         """
         if image_data or video_data:
-            raise ConfigError(f"{ROLLOUT_NAME} generates from text only, the request carries images or video.")
+            raise ConfigError(f"{ROLLOUT_NAME} generates from text only, and the request carries images or video")
         if not self._weights_loaded:
-            raise GenerationError("the rollout server has no weights yet: none were sent (load_format=dummy).")
+            raise GenerationError("the rollout server has no weights yet: none were sent (load_format=dummy)")
         prompt_ids = normalize_token_ids(prompt_ids)
         limit = self._max_tokens(len(prompt_ids), sampling_params)
         sampling_params = {"ignore_eos": self.config.ignore_eos, **sampling_params}
@@ -110,8 +111,8 @@ class CpuServer:
         completion = await asyncio.wrap_future(self.thread.submit(prompt_ids, params))
         if completion.finish == "abort" and self._abort_is_error:
             raise GenerationError(
-                f"request {request_id} was cut off after {len(completion.token_ids)} tokens and the sync "
-                "trainer does not resume it."
+                f"request {request_id} was cut off after {len(completion.token_ids)} tokens, and the sync "
+                "trainer does not resume it"
             )
         return self._output(completion, with_log_probs=bool(sampling_params.get("logprobs")))
 
@@ -121,7 +122,7 @@ class CpuServer:
         if room < 1:
             raise ConfigError(
                 f"the prompt has {prompt_length} tokens, which leaves nothing to generate within "
-                f"max_model_len={self.config.max_model_len}."
+                f"max_model_len={self.config.max_model_len}"
             )
         limit = sampling_params.get("max_tokens", sampling_params.get("max_new_tokens"))
         if limit is None:
@@ -200,10 +201,11 @@ class CpuReplica(RolloutReplica):
         if self.world_size != 1:
             raise ConfigError(
                 f"a {ROLLOUT_NAME} replica is one process, but tensor x data x pipeline parallel size is "
-                f"{self.world_size}: set rollout.tensor_model_parallel_size=1 (and the others to 1)."
+                f"{self.world_size}",
+                fix="set rollout.tensor_model_parallel_size=1 (and the others to 1)",
             )
         if self.is_reward_model or self.is_teacher_model:
-            raise ConfigError(f"rollout name {ROLLOUT_NAME} serves the policy only, no reward or teacher model.")
+            raise ConfigError(f"rollout name {ROLLOUT_NAME} serves the policy only, and no reward or teacher model")
         node_id = await self.workers[0].__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
         name = server_name(self.replica_rank)
         server = (
@@ -227,7 +229,8 @@ def _check_shapes(sent: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     if wrong := sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name)):
         name = wrong[0]
         raise GenerationError(
-            f"the trainer's weights do not fit the rollout model at {len(wrong)} places, first at {name}: "
-            f"got shape {shapes.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}. Actor and rollout "
-            "must be the same model (actor_rollout_ref.model)."
+            f"the trainer's weights do not fit the rollout model at {len(wrong)} places, first at {name}: got shape "
+            f"{shapes.get(name, 'nothing')}",
+            expected=str(wanted.get(name, "nothing")),
+            fix="actor and rollout have to be the same model (actor_rollout_ref.model)",
         )

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from verl_mtgrpo.cpu.generation import Completion, GenerationError, Request, TokenGenerator
+from verl_mtgrpo.cpu.generation import Completion, Request, TokenGenerator
 from verl_mtgrpo.cpu.sampling import SamplingParams
+from verl_mtgrpo.errors import GenerationError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -103,7 +104,7 @@ class GenerationThread:
         future: Future[T] = Future()
         with self._wakeup:
             if self._closed:
-                raise GenerationError("the generation thread is closed, no request can be served any more.")
+                raise GenerationError("the generation thread is closed, no request can be served any more")
             self._calls.append((function, future))
             self._wakeup.notify()
         return future
@@ -118,7 +119,7 @@ class GenerationThread:
             for function, future in calls:
                 _answer(function, future)
             if closed:
-                self._fail_all(GenerationError("the generation thread was closed before the request ended."))
+                self._fail_all(GenerationError("the generation thread was closed before the request ended"))
                 return
             if self._can_step:
                 self._step()

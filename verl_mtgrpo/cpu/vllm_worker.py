@@ -44,5 +44,5 @@ class ReloadingWorkerExtension(vLLMColocateWorkerExtension):
         receiver = BucketedWeightReceiver(zmq_handle=self._get_zmq_handle(), device=self.device, use_shm=use_shm)
         receiver.receive_weights(on_bucket_received=keep)
         if peft_config and base_sync_done:
-            raise ConfigError("an adapter (LoRA) was sent, but vLLM on the CPU takes whole weights only.")
+            raise ConfigError("an adapter (LoRA) was sent, but vLLM on the CPU takes whole weights only")
         self.reload_weights(weights_iterator=iter(weights.items()))

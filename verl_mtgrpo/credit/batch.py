@@ -86,7 +86,8 @@ def read_batch(
     if token_level_rewards.shape != response_mask.shape or token_level_rewards.dim() != 2:
         raise CreditInputError(
             f"token_level_rewards has shape {tuple(token_level_rewards.shape)} and response_mask "
-            f"{tuple(response_mask.shape)}; expected the same (rollouts, response_length) for both"
+            f"{tuple(response_mask.shape)}",
+            expected="the same (rollouts, response_length) for both",
         )
     groups = group_rows(index, len(response_mask), response_mask.device)
     rewards = token_level_rewards.detach().float()
@@ -100,8 +101,8 @@ def read_batch(
     if bad_values:
         raise refusal(
             "values",
-            f"values is NaN, infinite or beyond {LARGEST:g} at {bad_values} generated tokens: the critic has diverged; "
-            "lower its learning rate, or go back to a checkpoint from before it diverged",
+            f"values is NaN, infinite or beyond {LARGEST:g} at {bad_values} generated tokens: the critic has diverged",
+            fix="lower its learning rate, or go back to a checkpoint from before it diverged",
         )
     return TurnBatch(turns, groups, turns.sum_over_turns(rewards))
 
@@ -121,8 +122,8 @@ def _count_bad_values(values: Tensor | None, response_mask: Tensor) -> Tensor:
         return torch.zeros((), dtype=torch.int64, device=response_mask.device)
     if values.shape != response_mask.shape:
         raise CreditInputError(
-            f"values has shape {tuple(values.shape)} and response_mask {tuple(response_mask.shape)}; expected one "
-            "value per response token"
+            f"values has shape {tuple(values.shape)} and response_mask {tuple(response_mask.shape)}",
+            expected="one value per response token",
         )
     values = values.detach().float()
     ordinary = (values >= -LARGEST).logical_and_(values <= LARGEST)  # False for NaN
@@ -143,15 +144,15 @@ def _refuse_bad_rewards(rewards: Tensor) -> None:
     finite_B = torch.isfinite(rewards).all(dim=1)
     if not finite_B.all():
         raise CreditInputError(
-            f"token_level_rewards is NaN or infinite in {_listed(~finite_B)}; "
-            "check the reward function's values for these rollouts"
+            f"token_level_rewards is NaN or infinite in {_listed(~finite_B)}",
+            fix="check the reward function's values for these rollouts",
         )
     large_B = rewards.abs().sum(dim=1) > LARGEST
     if large_B.any():
         raise CreditInputError(
             f"token_level_rewards adds up to more than {LARGEST:g} in {_listed(large_B)} (largest reward: "
-            f"{float(rewards.abs().max()):.3g}), too much for a standard deviation in float32; scale them down in the "
-            "reward function"
+            f"{float(rewards.abs().max()):.3g}), too much for a standard deviation in float32",
+            fix="scale them down in the reward function",
         )
 
 

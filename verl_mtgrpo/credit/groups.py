@@ -80,7 +80,8 @@ def group_rows(index: Sequence[Hashable] | np.ndarray | Tensor, rows: int, devic
     """
     if len(index) != rows:
         raise CreditInputError(
-            f"index holds {len(index)} group labels for {rows} rollouts; expected one label per rollout"
+            f"index holds {len(index)} group labels for {rows} rollouts",
+            expected="one label per rollout",
         )
     ids = _number(index)
     lengths = np.bincount(ids) if rows else ids

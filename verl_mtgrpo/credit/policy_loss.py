@@ -60,8 +60,8 @@ def turn_gspo_loss(
     if len(shapes) > 1:
         raise CreditInputError(
             f"log_prob, old_log_prob, advantages and response_mask have the shapes {tuple(log_prob.shape)}, "
-            f"{tuple(old_log_prob.shape)}, {tuple(advantages.shape)} and {tuple(response_mask.shape)}; expected the "
-            "same (rollouts, response_length) for all"
+            f"{tuple(old_log_prob.shape)}, {tuple(advantages.shape)} and {tuple(response_mask.shape)}",
+            expected="the same (rollouts, response_length) for all",
         )
     turns = segment_turns(response_mask)
     log_ratio = (log_prob.detach() - old_log_prob).masked_fill(response_mask == 0, 0.0)

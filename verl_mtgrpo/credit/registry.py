@@ -139,10 +139,13 @@ def follow_estimators(follower: Callable[[Estimator], None]) -> None:
 def _add(estimator: Estimator) -> None:
     name, parameters = estimator.name, tuple(inspect.signature(estimator.function).parameters)
     if parameters[: len(_GIVEN)] != _GIVEN:
-        raise ConfigError(f"the estimator {name} takes {parameters}, expected {_GIVEN} first, then fields, then knobs")
+        raise ConfigError(
+            f"the estimator {name} takes {parameters}",
+            expected=f"{_GIVEN} first, then fields, then knobs",
+        )
     known = ESTIMATORS.get(name)
     if known is not None and not _is_same(known.function, estimator.function):
-        raise ConfigError(f"there is an estimator {name} already; rename the function")
+        raise ConfigError(f"there is an estimator {name} already", fix="rename the function")
     for follower in _followers:  # first: one that refuses the name leaves nothing behind
         follower(estimator)
     ESTIMATORS[name] = estimator

@@ -121,7 +121,8 @@ def segment_turns_and_fetch(response_mask: Tensor, *scalars: Tensor) -> tuple[Tu
     """Do what :func:`segment_turns` does, and fetch integer scalar tensors in the same host synchronisation."""
     if response_mask.dim() != 2:
         raise CreditInputError(
-            f"response_mask has shape {tuple(response_mask.shape)}, expected (rollouts, response_length)"
+            f"response_mask has shape {tuple(response_mask.shape)}",
+            expected="(rollouts, response_length)",
         )
     rows, length = response_mask.shape
     if not response_mask.numel():
@@ -143,6 +144,8 @@ def segment_turns_and_fetch(response_mask: Tensor, *scalars: Tensor) -> tuple[Tu
 def _refuse(response_mask: Tensor) -> None:
     bad = int(((response_mask != 0) & (response_mask != 1)).sum())
     raise CreditInputError(
-        f"response_mask holds {bad} values other than 0 and 1; expected 1 at generated tokens and 0 at "
-        "observations and padding (not an attention mask, nor weights of a loss)"
+        f"response_mask holds {bad} values other than 0 and 1",
+        expected=(
+            "1 at generated tokens and 0 at observations and padding (not an attention mask, nor weights of a loss)"
+        ),
     )

@@ -50,7 +50,7 @@ class AnswerCheck:
     def __init__(self, retriever: Retriever, *, top: int, name: str) -> None:
         """``top`` passages are looked into; ``name`` says in the manifest where they are from."""
         if top < 1:
-            raise ConfigError(f"the number of passages to look into is {top}, expected at least 1")
+            raise ConfigError(f"the number of passages to look into is {top}", expected="at least 1")
         self._retriever, self._top, self._name = retriever, top, name
         self._tallies: dict[str, dict[str, Tally]] = {}
 

@@ -25,7 +25,7 @@ from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.retrieval.types import content_id, split_contents
 
 _EXPECTED = (
-    "expected {id, contents}, {id?, title?, text}, SQuAD's {data: [{title, paragraphs}]}, a file of "
+    "{id, contents}, {id?, title?, text}, SQuAD's {data: [{title, paragraphs}]}, a file of "
     "{title: [sentences]}, or questions with ctxs, context or paragraphs"
 )
 _Unnamed = tuple["str | None", str, str]
@@ -53,7 +53,7 @@ def read_corpora(paths: Sequence[Path | str]) -> Iterator[Passage]:
 
 def _passages_of(where: str, record: Any) -> Iterable[_Unnamed]:
     if not isinstance(record, dict):
-        raise DataError(f"{where} is {describe(record)}; {_EXPECTED}")
+        raise DataError(f"{where} is {describe(record)}", expected=_EXPECTED)
     fields = cast("dict[str, Any]", record)
     try:
         # First, because a title may be any word, also the name of a column.
@@ -81,9 +81,10 @@ def _passages_of(where: str, record: Any) -> Iterable[_Unnamed]:
             return [(None, str(p["title"]), str(p["paragraph_text"])) for p in fields["paragraphs"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{where} looks like a known layout but is broken ({type(error).__name__}: {error}); {_EXPECTED}"
+            f"{where} looks like a known layout but is broken ({type(error).__name__}: {error})",
+            expected=_EXPECTED,
         ) from error
-    raise DataError(f"{where} has {describe(record)}; {_EXPECTED}")
+    raise DataError(f"{where} has {describe(record)}", expected=_EXPECTED)
 
 
 def _from_contents(fields: dict[str, Any]) -> _Unnamed:

@@ -70,7 +70,7 @@ def write_dataset(
         DataError: A set cannot be read.
     """
     if only_answerable and check is None:
-        raise ConfigError("answerable questions only, but no index to look them up in; give one")
+        raise ConfigError("answerable questions only, but no index to look them up in", fix="give one")
     fraction = (0.0 if tests else 0.1) if val_fraction is None else val_fraction
     parts = plan_parts(sources, tests, edition=edition, local=local, data_source=data_source)
     check_limit(max_train)
@@ -85,7 +85,7 @@ def write_dataset(
         ]
         train = _check_train(chosen.train, check, max_train, progress, keep_all=not only_answerable)
     if not train and any(part.role == "train" or (part.role == "divide" and fraction < 1) for part in parts):
-        raise ConfigError(_nothing_left(chosen, fraction, only_answerable))
+        raise _nothing_left(chosen, fraction, only_answerable)
     splits = {
         name: _write_split(part, out / f"{name}.parquet", name, system_prompt, tools)
         for name, part in (("train", train), ("val", val))
@@ -173,13 +173,14 @@ def _check_train(
     return sorted(kept, key=lambda question: positions[id(question)])
 
 
-def _nothing_left(chosen: _Choice, fraction: float, only_answerable: bool) -> str:
+def _nothing_left(chosen: _Choice, fraction: float, only_answerable: bool) -> ConfigError:
     reasons = [f"{sum(reader.count for reader in chosen.readers)} read and a validation fraction of {fraction}"]
     if chosen.repeated:
         reasons.append(f"{chosen.repeated.total()} left out because validation asks them too")
     if only_answerable:
         reasons.append("no gold answer of the others found in the index")
-    return f"no question is left for training: {', '.join(reasons)}; lower the fraction, or give other sets"
+    message = f"no question is left for training: {', '.join(reasons)}"
+    return ConfigError(message, fix="lower the fraction, or give other sets")
 
 
 def _write_split(

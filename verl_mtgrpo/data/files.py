@@ -36,7 +36,7 @@ def read_records(path: Path | str) -> Iterator[tuple[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path} is not a file; give the path of a {KNOWN} file")
+        raise DataError(f"{path} is not a file", fix=f"give the path of a {KNOWN} file")
     kind = _kind(path)
     try:
         if kind == ".parquet":
@@ -48,7 +48,7 @@ def read_records(path: Path | str) -> Iterator[tuple[str, Any]]:
         else:
             yield from _json_lines(path)
     except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
-        raise DataError(f"{path} is a damaged gzip file ({error}); fetch or write it again") from error
+        raise DataError(f"{path} is a damaged gzip file ({error})", fix="fetch or write it again") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
@@ -78,7 +78,7 @@ def describe(value: object) -> str:
 def _kind(path: Path) -> str:
     if is_data_file(path):
         return Path(path.name.removesuffix(".gz")).suffix.lower()
-    raise DataError(f"{path} is of an unknown kind; expected a {KNOWN} file")
+    raise DataError(f"{path} is of an unknown kind", expected=f"a {KNOWN} file")
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -125,7 +125,11 @@ def _json_lines_of_tar(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Any]]
             if lines is None:
                 continue
             if Path(member.name).suffix not in LINES:
-                raise DataError(f"{path} is an archive that holds {member.name}, expected .jsonl files; unpack it")
+                raise DataError(
+                    f"{path} is an archive that holds {member.name}",
+                    expected=".jsonl files",
+                    fix="unpack it",
+                )
             yield from _records_of_lines(f"{path}, {member.name}", lines)
 
 
@@ -140,7 +144,7 @@ def _records_of_lines(name: str, lines: IO[bytes]) -> Iterator[tuple[str, Any]]:
         try:
             record = json.loads(text)
         except json.JSONDecodeError as error:
-            raise DataError(f"{where} is not valid JSON: {error}; one record a line is expected") from error
+            raise DataError(f"{where} is not valid JSON: {error}", expected="one record in every line") from error
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
             raise DataError(f"{where} cannot be read as JSON: {error}") from error
         yield where, record
@@ -154,7 +158,8 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
                 if None in row or None in row.values():
                     raise DataError(
                         f"{path}, line {reader.line_num} has {'more' if None in row else 'fewer'} fields than the "
-                        "first line has names"
+                        "first line has names",
+                        fix="correct that line",
                     )
                 yield f"{path}, line {reader.line_num}", row
         except csv.Error as error:
@@ -171,8 +176,8 @@ def _decode(raw: bytes, where: str, unit: str) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{where} is not UTF-8 text ({error.reason} at byte {error.start + 1} of the {unit}); "
-            "convert the file from its encoding, for example with: iconv -f LATIN1 -t UTF-8"
+            f"{where} is not UTF-8 text ({error.reason} at byte {error.start + 1} of the {unit})",
+            fix="convert the file from its encoding, for example with: iconv -f LATIN1 -t UTF-8",
         ) from error
 
 

@@ -49,13 +49,13 @@ def _from_hub(spec: str, offline: str) -> Any:
     name, _, rest = spec.removeprefix(PREFIX).partition(":")
     config, _, split = rest.partition(":")
     if not name or ":" in split:
-        raise DataError(f"{spec!r} names no dataset; expected hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT")
+        raise DataError(f"{spec!r} names no dataset", expected="hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT")
     try:
         found: Any = load_dataset(name, config or None, streaming=True)
     except Exception as error:  # the hub's client has dozens of kinds, for the network, names and formats
         raise DataError(
-            f"the dataset {name!r} cannot be opened ({_short(error)}); check its name and configuration, or, without "
-            f"network, {offline}"
+            f"the dataset {name!r} cannot be opened ({_short(error)})",
+            fix=f"check its name and configuration, or, without network, {offline}",
         ) from error
     return _one_split(found, split, spec)
 
@@ -67,8 +67,8 @@ def _from_disk(path: Path, split: str) -> Any:
         found: Any = load_from_disk(str(path))
     except Exception as error:
         raise DataError(
-            f"{path} is a folder that Dataset.save_to_disk did not write ({_short(error)}); for a folder of data files "
-            f"give hf:{path}, else the files themselves"
+            f"{path} is a folder that Dataset.save_to_disk did not write ({_short(error)})",
+            fix=f"for a folder of data files give hf:{path}, else the files themselves",
         ) from error
     return _one_split(found, split, str(path)) if isinstance(found, DatasetDict) else found
 
@@ -78,7 +78,8 @@ def _one_split(splits: Any, split: str, spec: str) -> Any:
     wanted = split or (names[0] if len(names) == 1 else "train")
     if wanted not in names:
         raise DataError(
-            f"{spec} has the splits {', '.join(names)}, but no {wanted!r}; give one of them: hf:NAME:CONFIG:SPLIT"
+            f"{spec} has the splits {', '.join(names)}, but no {wanted!r}",
+            fix="give one of them: hf:NAME:CONFIG:SPLIT",
         )
     return splits[wanted]
 

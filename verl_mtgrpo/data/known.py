@@ -110,7 +110,7 @@ def local_files(local: Path, name: str, split: str) -> list[Path]:
     """
     folder = local / name
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; expected the files of {name} there, for example {split}.jsonl")
+        raise DataError(f"{folder} is not a folder", expected=f"the files of {name} there, for example {split}.jsonl")
     if (folder / "dataset_dict.json").is_file():
         return [folder]
     wanted = _DEV if split in _DEV else {split}
@@ -119,13 +119,17 @@ def local_files(local: Path, name: str, split: str) -> list[Path]:
     if not found:
         there = ", ".join(str(path.relative_to(folder)) for path in files) or "no data file"
         raise DataError(
-            f"{folder} has no file of the split {split!r} (found: {there}); expected one with the word {split} in its "
-            f"name, of the kinds {', '.join(SUFFIXES)}. If the files are of another edition, give --edition"
+            f"{folder} has no file of the split {split!r} (found: {there})",
+            expected=(
+                f"one with the word {split} in its name, of the kinds {', '.join(SUFFIXES)}. If the files are of "
+                "another edition, give --edition"
+            ),
         )
     if len({_SHARD.sub("#", str(path)) for path in found}) > 1:
         raise DataError(
             f"{folder} has several files of the split {split!r}: "
-            f"{', '.join(str(path.relative_to(folder)) for path in found)}; keep one of them there"
+            f"{', '.join(str(path.relative_to(folder)) for path in found)}",
+            fix="keep one of them there",
         )
     return found
 

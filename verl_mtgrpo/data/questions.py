@@ -25,7 +25,7 @@ ALIAS_COLUMNS = ("answer_aliases", "aliases")
 ID_COLUMNS = ("id", "_id", "qid", "question_id", "example_id")
 _UNKNOWN = "<unk>"  # TriviaQA's answer where it keeps the answer secret
 _EXPECTED = (
-    "expected a column question and one of answers, golden_answers, answer, possible_answers; or SQuAD's layout "
+    "a column question and one of answers, golden_answers, answer, possible_answers; or SQuAD's layout "
     "{data: [{title, paragraphs: [{context, qas}]}]}; or rows of verl (prompt, reward_model)"
 )
 
@@ -89,7 +89,7 @@ def questions_of(
             yield question
     if not found:
         secret = " (those of a test set whose answers are secret cannot be used)" if read else ""
-        raise DataError(f"{name} holds no answerable question{secret}; {_EXPECTED}")
+        raise DataError(f"{name} holds no answerable question{secret}", expected=_EXPECTED)
 
 
 def in_validation(questions: Sequence[Question], *, val_fraction: float, seed: int) -> list[bool]:
@@ -100,7 +100,7 @@ def in_validation(questions: Sequence[Question], *, val_fraction: float, seed: i
     order.
     """
     if not 0.0 <= val_fraction <= 1.0:
-        raise ConfigError(f"the validation fraction is {val_fraction}, expected a number from 0 to 1")
+        raise ConfigError(f"the validation fraction is {val_fraction}", expected="a number from 0 to 1")
     in_val: dict[str, bool] = {}
     for source in dict.fromkeys(question.source for question in questions):
         _assign([question for question in questions if question.source == source], in_val, val_fraction, seed)
@@ -142,7 +142,7 @@ class QuestionSample:
 def check_limit(limit: int | None) -> None:
     """Refuse a number of questions that is no limit, with ``ConfigError``."""
     if limit is not None and limit < 1:
-        raise ConfigError(f"the number of questions is {limit}, expected at least 1")
+        raise ConfigError(f"the number of questions is {limit}", expected="at least 1")
 
 
 def _assign(questions: list[Question], in_val: dict[str, bool], fraction: float, seed: int) -> None:
@@ -184,7 +184,7 @@ def _draw(seed: int, key: str) -> bytes:
 
 def _questions_of(where: str, record: Any, source: str, named: bool) -> Iterable[Question]:
     if not isinstance(record, dict):
-        raise DataError(f"{where} is {describe(record)}; {_EXPECTED}")
+        raise DataError(f"{where} is {describe(record)}", expected=_EXPECTED)
     fields = cast("dict[str, Any]", record)
     try:
         if isinstance(fields.get("data"), list):
@@ -196,7 +196,8 @@ def _questions_of(where: str, record: Any, source: str, named: bool) -> Iterable
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"{where} looks like a known layout but is broken ({type(error).__name__}: {error}); {_EXPECTED}"
+            f"{where} looks like a known layout but is broken ({type(error).__name__}: {error})",
+            expected=_EXPECTED,
         ) from error
 
 
@@ -217,9 +218,9 @@ def _from_record(where: str, fields: dict[str, Any], source: str) -> list[Questi
     asked = next((fields[name] for name in QUESTION_COLUMNS if isinstance(fields.get(name), str)), None)
     empty = [name for name in (*QUESTION_COLUMNS, *ANSWER_COLUMNS) if name in fields and fields[name] is None]
     if (column is None or asked is None) and empty:
-        raise DataError(f"{where} has no value (null) in {', '.join(empty)}; {_EXPECTED}")
+        raise DataError(f"{where} has no value (null) in {', '.join(empty)}", expected=_EXPECTED)
     if column is None or asked is None:
-        raise DataError(f"{where} has {describe(fields)}; {_EXPECTED}")
+        raise DataError(f"{where} has {describe(fields)}", expected=_EXPECTED)
     if str(fields.get("answerable", True)).lower() == "false":
         return []
     values = answers_in(fields[column], several=column in SEVERAL)

@@ -73,7 +73,7 @@ def make_row(
         **extra: More keys for ``extra_info``; the same keys and types in every row of a file.
     """
     if isinstance(answers, str) or not answers:
-        raise DataError(f"question {id!r} has the answers {answers!r}, expected a list with at least one")
+        raise DataError(f"question {id!r} has the answers {answers!r}", expected="a list with at least one")
     prompt = [{"role": "system", "content": system_prompt}] if system_prompt else []
     prompt.append({"role": "user", "content": question})
     truth = {"target": list(answers)}
@@ -110,7 +110,7 @@ def write_parquet(rows: Iterable[dict[str, Any]], path: Path | str) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise DataError(f"{path.parent} is a file, or below one; give a folder for the results") from error
+        raise DataError(f"{path.parent} is a file, or below one", fix="give a folder for the results") from error
     with atomic_write(path) as draft, pq.ParquetWriter(draft, table.schema) as writer:
         writer.write_table(table)
         for batch in batches:

@@ -85,9 +85,12 @@ def plan_parts(
         data_source: Name of all parts; None for each one's own.
     """
     if edition not in EDITIONS:
-        raise ConfigError(f"the edition is {edition!r}, expected one of {', '.join(EDITIONS)}")
+        raise ConfigError(f"the edition is {edition!r}", expected=f"one of {', '.join(EDITIONS)}")
     if local is not None and not any(str(spec) in KNOWN for spec in [*sources, *tests]):
-        raise ConfigError(f"{local} is to hold files of known sets ({', '.join(KNOWN)}), but none of them is asked for")
+        raise ConfigError(
+            f"{local} is to hold files of known sets ({', '.join(KNOWN)}), but none of them is asked for",
+            fix="name one of them",
+        )
     parts: dict[object, Part] = {}
     for spec, testing in [*((spec, False) for spec in sources), *((spec, True) for spec in tests)]:
         text = str(spec)
@@ -125,7 +128,8 @@ def _given_part(text: str, role: Role, data_source: str | None) -> Part:
     if not path.is_file():
         raise DataError(
             f"{text!r} is neither a known set ({', '.join(KNOWN)}) nor a file or folder that is there nor "
-            f"{PREFIX}NAME of the Hugging Face hub"
+            f"{PREFIX}NAME of the Hugging Face hub",
+            fix="correct the name or the path",
         )
     origin = {"file": path.name, "sha256": file_sha256(path)}
     return Part(data_source or short_name(path), role, origin, text, lambda: read_records(path), named)

@@ -41,7 +41,7 @@ def read_verl_row(where: str, fields: dict[str, Any]) -> VerlRow:
     try:
         answers = accepted_answers(truth)
     except DataError as error:
-        raise DataError(f"{where}: {str(error).partition(';')[0]}; {_ANSWER}") from error
+        raise DataError(f"{where}: {error.found}", fix=_ANSWER) from error
     source, id, article = fields.get("data_source"), info.get("id"), info.get("article")
     return VerlRow(
         question=_question(where, fields["prompt"], info),
@@ -60,6 +60,7 @@ def _question(where: str, prompt: list[Any], info: dict[str, Any]) -> str:
         return said[0]["content"].strip()
     roles = ", ".join(str(message.get("role")) for message in prompt) or "no message"
     raise DataError(
-        f"{where} has the prompt {roles}, expected one text of a user, which is the question; or write the question as "
-        "extra_info.question"
+        f"{where} has the prompt {roles}",
+        expected="one text of a user, which is the question",
+        fix="write it like this, or write the question as extra_info.question",
     )

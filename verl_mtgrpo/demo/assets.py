@@ -150,7 +150,7 @@ def _is_current(out: Path, key: dict[str, Any]) -> bool:
 
 def _refuse_foreign(out: Path) -> None:
     if out.exists() and not (out.is_dir() and ((out / _MANIFEST).exists() or not any(out.iterdir()))):
-        raise DataError(f"{out} holds something that is not a demo of verl-mtgrpo; give another folder")
+        raise DataError(f"{out} holds something that is not a demo of verl-mtgrpo", fix="give another folder")
 
 
 def _assets(out: Path) -> DemoAssets:

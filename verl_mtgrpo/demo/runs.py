@@ -18,8 +18,9 @@ from verl_mtgrpo.atomic import atomic_write
 from verl_mtgrpo.checkpoints import last_checkpoint
 from verl_mtgrpo.cpu import ROLLOUT_NAME
 from verl_mtgrpo.demo.training import DemoSettings
+from verl_mtgrpo.errors import TrainingFailed
 from verl_mtgrpo.launch.command import TrainCommand, hydra_value, run_train_command
-from verl_mtgrpo.launch.failure import TrainingFailed, failure_report
+from verl_mtgrpo.launch.failure import failure_report
 from verl_mtgrpo.launch.progress import ProgressLine
 from verl_mtgrpo.launch.provenance import describe_source
 from verl_mtgrpo.report.metrics import RunMetrics, read_metrics
@@ -212,8 +213,9 @@ def _store_result(plan: RunPlan, state: dict[str, Any]) -> RunResult:
     missing = [name for name in ("tool/used", "outcome/em") if not wanted <= set(metrics.validation.get(name, {}))]
     if missing:
         raise TrainingFailed(
-            f"the run ended without an error at step {metrics.last_step} of {plan.settings.steps}, but {missing} "
-            f"are not in its validation metrics; see the logs in {plan.folder}, remove it to train again"
+            f"the run ended without an error at step {metrics.last_step} of {plan.settings.steps}, but {missing} are "
+            "not in its validation metrics",
+            fix=f"see the logs in {plan.folder}, remove it to train again",
         )
     result = RunResult(metrics, round(state["train_seconds"], 1), state["starts"], state["source"], reused=False)
     stored = {

@@ -26,7 +26,7 @@ def settings_from(steps: int | None) -> DemoSettings:
     except ValueError:
         count = 0
     if count < 1:
-        raise ConfigError(f"the number of training steps is {asked!r}; give --steps or DEMO_STEPS 1 or more")
+        raise ConfigError(f"the number of training steps is {asked!r}", fix="give --steps or DEMO_STEPS 1 or more")
     return dataclasses.replace(DemoSettings(), steps=count)
 
 

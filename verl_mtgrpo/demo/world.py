@@ -172,7 +172,8 @@ def question_about(facts: Sequence[Fact], form: int = 0) -> str:
 def _make_entities(size: WorldSize, rng: random.Random) -> tuple[Entity, ...]:
     if not 0 <= size.famous_per_kind <= size.entities_per_kind:
         raise ConfigError(
-            f"famous_per_kind is {size.famous_per_kind}, expected 0 to entities_per_kind={size.entities_per_kind}"
+            f"famous_per_kind is {size.famous_per_kind}",
+            expected=f"0 to entities_per_kind={size.entities_per_kind}",
         )
     names = _invent_names(len(KINDS) * size.entities_per_kind, rng)
     return tuple(
@@ -281,7 +282,8 @@ def _draw(
     drawn += [(chain, form) for chain, form in forms[val:] if chain not in asked][:train]
     if len(drawn) < val + train:
         raise ConfigError(
-            f"the world has {len(drawn)} {kind} questions, expected at least {val + train}; "
-            "make it larger (entities_per_kind, famous_per_kind) or ask fewer questions"
+            f"the world has {len(drawn)} {kind} questions",
+            expected=f"at least {val + train}",
+            fix="make it larger (entities_per_kind, famous_per_kind) or ask fewer questions",
         )
     return drawn

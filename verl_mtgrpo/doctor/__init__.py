@@ -1,1 +1,1 @@
-"""What `mtgrpo doctor` and the start of a training run look at: one list of checks for both."""
+"""Check a run before it trains: `mtgrpo doctor` and the start of every run, with one list of checks."""

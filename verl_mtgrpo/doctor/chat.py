@@ -1,4 +1,4 @@
-"""The policy's tokenizer and chat template: one rollout of two turns through the agent loop itself.
+"""The policy's chat template: one rollout of two turns through the agent loop itself.
 
 The loop is the run's own, with verl's own builder of token ids; only the model is replaced by two texts and the tool by
 a function. So what is checked is what is trained on: which tokens count as generated, and what stands between them.
@@ -10,112 +10,25 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from verl_mtgrpo.doctor.findings import Finding, one_line
-from verl_mtgrpo.doctor.models import hub_folder
+from verl_mtgrpo.doctor.models import MODEL
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup, Tool
-from verl_mtgrpo.integration.parts import LOOPS
-from verl_mtgrpo.integration.preflight import check_tokenizer
+from verl_mtgrpo.integration.parts import LOOPS, RAW
 from verl_mtgrpo.integration.rollout.end_of_turn import EndOfTurn, closing_tags, end_of_turn
 from verl_mtgrpo.rewards.formats import ANSWER as ANSWER_TAG
 from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS
 
-MODEL = "actor_rollout_ref.model"
 QUESTION, RESULT, ANSWER = "Where is the tower?", "The tower is in Oslo, by the harbour.", "<answer>Oslo</answer>"
-RAW = "mtgrpo_raw_agent"
 _THOUGHT = "I have to look."
 _ROOM = 100_000
 
 
-def tokenizer(setup: Setup) -> Iterator[Finding]:
-    """Load it as verl does; leaves it and verl's builder in ``setup``."""
-    from verl.utils.tokenizer import hf_tokenizer
-    from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
-
-    path = str(setup.get(f"{MODEL}.tokenizer_path") or setup.get(f"{MODEL}.path"))
-    where, problem = _locate(setup, path)
-    if problem:
-        yield problem
-        return
-    try:
-        trusted = bool(setup.get(f"{MODEL}.trust_remote_code"))
-        loaded = hf_tokenizer(where, trust_remote_code=trusted)
-    except Exception as error:  # transformers raises many kinds
-        message = f"no tokenizer can be loaded from {path}: {type(error).__name__}: {one_line(str(error))[:200]}"
-        yield Finding("tokenizer", "fail", message, f"give the folder of a Hugging Face model as {MODEL}.path")
-        return
-    template = setup.get(f"{MODEL}.custom_chat_template")
-    if template and "{{" not in template and "{%" not in template:  # the path of a file, most likely
-        key = f"{MODEL}.custom_chat_template"
-        message = f"{key} is {one_line(template)[:100]!r}, which is no Jinja template: verl takes its text, not a path"
-        fix = f"""export CHAT_TEMPLATE="$(cat FILE)" and set '{key}=${{oc.env:CHAT_TEMPLATE}}'"""
-        yield Finding("tokenizer", "fail", message, fix)
-        return
-    if template:
-        loaded.chat_template = template
-    check_tokenizer(loaded)
-    if problem := _lost_spaces(loaded, path):
-        yield problem
-        return
-    setup.tokenizer, kind = loaded, _model_type(where)
-    try:
-        arguments = setup.get("data.apply_chat_template_kwargs") or {}
-        setup.builder = create_continuous_token_builder(
-            loaded, hf_model_type=kind, chat_template_kwargs=dict(arguments)
-        )
-    except ValueError as error:  # a multimodal model, or one without the tokens that its family has
-        yield Finding("tokenizer", "skip", f"{path}: verl builds its prompts in another way: {one_line(str(error))}")
-        return
-    template_of = "custom chat template" if template else "chat template of the model"
-    yield Finding("tokenizer", "ok", f"{path}: {len(loaded)} tokens, {template_of}, model type {kind}")
-
-
-def _lost_spaces(loaded: Any, path: str) -> Finding | None:
-    """A warning if spaces do not survive the tokenizer.
-
-    transformers 5 does that to byte-level tokenizers whose ``tokenizer_class`` is LlamaTokenizerFast, such as those of
-    DeepSeek-V3 and R1 with their distilled models (huggingface/transformers #45488, #48206), without a word.
-    """
-    read = loaded.decode(loaded.encode(QUESTION, add_special_tokens=False))
-    if read != QUESTION.replace(" ", ""):
-        return None
-    message = f"{path}: the tokenizer loses spaces, as {type(loaded).__name__}: {QUESTION!r} comes back as {read!r}"
-    fix = 'copy its files, set "tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json, and give the '
-    return Finding(
-        "tokenizer", "warn", message, f"{fix}folder as {MODEL}.tokenizer_path, also to what serves the model"
-    )
-
-
-def _locate(setup: Setup, path: str) -> tuple[str, Finding | None]:
-    """The folder of a model: itself, or in the cache of the Hugging Face hub; nothing is downloaded."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return str(folder), None
-    if "://" in path:
-        return path, Finding("tokenizer", "skip", f"{path} is not on this machine's disk and was not fetched")
-    if path.startswith(("/", "~", ".")) or path.count("/") > 1:
-        fix = f"give the folder of a Hugging Face model, or a name on the hub, as {MODEL}.path"
-        return path, setup.absent("tokenizer", f"{MODEL}.path={path} is not there", fix)
-    if cached := hub_folder(path):
-        return cached, None
-    message = f"{path} is no folder here and not in the Hugging Face cache, so its chat template was not tried"
-    return path, Finding("tokenizer", "skip", message, f"run `hf download {path}` first")
-
-
-def _model_type(folder: str) -> str | None:
-    config = Path(folder) / "config.json"
-    try:
-        return json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError):
-        return None
-
-
 def chat(setup: Setup) -> Iterator[Finding]:
-    """A question, a tool call, its result and an answer, in the run's agent loop."""
+    """Run a question, a tool call, its result and an answer through the run's agent loop."""
     spoken = str(setup.get(f"{MULTI_TURN}.format"))
     loop = setup.get(f"{ROLLOUT}.agent.default_agent_loop")
     if setup.builder is None or loop not in LOOPS:
@@ -139,7 +52,7 @@ def chat(setup: Setup) -> Iterator[Finding]:
 
 
 def _template_fix(loop: str) -> str:
-    """What to do about a chat template; one that fails without roles is not helped by doing without them."""
+    """Return what to do about a chat template. One that fails without roles is not helped by doing without them."""
     if loop == RAW:
         return f"give a Jinja template that shows messages of the roles system and user by {MODEL}.custom_chat_template"
     return (
@@ -187,7 +100,7 @@ def _two_turns(setup: Setup, loop: str, spoken: str) -> Iterator[Finding]:
 
 
 def _no_end_of_turn(setup: Setup, ends: EndOfTurn, loop: str, spoken: str) -> Iterator[Finding]:
-    """Only where it matters: where turns are cut, and something has to stand between them and the next message."""
+    """Warn of a missing end of turn where turns are cut and something has to separate the messages."""
     if spoken not in CUT_FORMATS or loop == RAW or ends.token is not None:
         return
     written = f"{ends.text!r}, which is {len(ends.closing)} tokens" if ends.text else "no token of its own"
@@ -200,7 +113,7 @@ def _no_end_of_turn(setup: Setup, ends: EndOfTurn, loop: str, spoken: str) -> It
 
 
 def _malformed(output: Any, ends: EndOfTurn, spoken: str) -> Iterator[Finding]:
-    """A thought that the template opens is part of every turn, and not every format has a place for it."""
+    """Warn if the template opens a thought, which is then part of every turn, and the format has no place for it."""
     if not ends.opened:
         return
     texts = [turn["text"] for turn in output.extra_fields["transcript"]["turns"]]
@@ -214,7 +127,7 @@ def _malformed(output: Any, ends: EndOfTurn, spoken: str) -> Iterator[Finding]:
 
 
 async def _rollout(setup: Setup, loop: str, tool: Tool, server: _Reciter) -> Any:
-    """One rollout of the run's agent loop, without its limits."""
+    """Return one rollout of the run's agent loop, without its limits."""
     from verl.experimental.agent_loop.agent_loop import DictConfigWrap, ToolListWrap
     from verl.tools.function_tool import FunctionTool
     from verl.tools.schemas import OpenAIFunctionToolSchema
@@ -225,7 +138,7 @@ async def _rollout(setup: Setup, loop: str, tool: Tool, server: _Reciter) -> Any
 
     schema = OpenAIFunctionToolSchema.model_validate(tool.schema) if tool.schema else default_schema(1)
     known = FunctionTool(name=tool.name, fn=lambda **_: RESULT, tool_schema=schema, is_async=False)
-    kind = RawContinuationAgentLoop if loop == "mtgrpo_raw_agent" else TurnToolAgentLoop
+    kind = RawContinuationAgentLoop if loop == RAW else TurnToolAgentLoop
     made = kind(
         trainer_config=DictConfigWrap(_without_limits(setup)),
         server_manager=server,
@@ -248,7 +161,7 @@ def _without_limits(setup: Setup) -> Any:
 
 
 class _Reciter:
-    """Stands where verl's client of the rollout servers stands, and says one given text after the other.
+    """Stand in for verl's client of the rollout servers, and say one given text after the other.
 
     As a model does, it goes on with a thought that the chat template opened, and ends as the template ends turns.
     """
@@ -271,7 +184,7 @@ class _Reciter:
 
 
 def call_text(spoken: str, tool: Tool) -> str:
-    """How a model that speaks the format calls the tool."""
+    """Return how a model that speaks the format calls the tool."""
     parameters = (tool.schema or {}).get("function", {}).get("parameters", {})
     arguments = dict.fromkeys(parameters.get("required") or ["query"], "the tower")
     rules = FORMATS[spoken]
@@ -299,7 +212,7 @@ def _bare(text: str) -> str:
 
 
 def prompt_ids(setup: Setup, messages: list[dict[str, Any]]) -> list[int]:
-    """A prompt as the agent loop builds it."""
+    """Return a prompt as the agent loop builds it."""
     spoken = setup.get(f"{MULTI_TURN}.format")
     schemas = None if spoken in CUT_FORMATS else [tool.schema for tool in setup.tools if tool.schema]
     return setup.builder.build_initial_tokens(messages, tools=schemas)

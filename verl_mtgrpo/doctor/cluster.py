@@ -1,4 +1,4 @@
-"""Which versions do the nodes of a running Ray cluster have? One task on each of them says so.
+"""Ask the nodes of a running Ray cluster for their versions, with one task on each of them.
 
 Run as a program, in a process of its own, with the cluster's address in RAY_ADDRESS::
 
@@ -24,7 +24,7 @@ def _look() -> list[dict[str, Any]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
-        """Sent to the nodes as code, not by its name: a node may not have this package."""
+        """Return versions. Sent to the nodes as code, not by its name: a node may not have this package."""
         from importlib.metadata import PackageNotFoundError, version
 
         found: dict[str, str | None] = {}

@@ -1,4 +1,4 @@
-"""A command line of verl's trainer -> the config that the trainer would compose from it."""
+"""Turn a command line of verl's trainer into the config that the trainer would compose from it."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class CommandLine:
 
     @property
     def names_group(self) -> bool:
-        """Whether our config group is on it already."""
+        """Return whether it names our config group already."""
         return self.name == "mtgrpo_trainer" or any(re.match(r"\+{0,2}mtgrpo=", one) for one in self.overrides)
 
 
 def parse(words: Sequence[str]) -> CommandLine:
-    """Overrides alone, or a whole pasted command, of which the program is left out.
+    """Read overrides alone, or a whole pasted command, of which the program is left out.
 
     Raises:
         ConfigError: there is an option that Hydra would take for something else than a run.
@@ -55,12 +55,12 @@ def parse(words: Sequence[str]) -> CommandLine:
         option, given, value = word.partition("=")
         if option in _VALUE_OPTIONS:
             if not given and not rest:
-                raise ConfigError(f"{option} has no value; give one, as in {option}=NAME")
+                raise ConfigError(f"{option} has no value", fix=f"give one, as in {option}=NAME")
             options[_VALUE_OPTIONS[option]] = value if given else rest.pop(0)
         elif word.startswith("-"):
             raise ConfigError(
-                f"{word} is no override and not understood here; leave it out, or write a folder of configs as "
-                "hydra.searchpath=[file:///folder]"
+                f"{word} is no override and not understood here",
+                fix="leave it out, or write a folder of configs as hydra.searchpath=[file:///folder]",
             )
         else:
             overrides.append(word.strip())
@@ -69,7 +69,7 @@ def parse(words: Sequence[str]) -> CommandLine:
 
 
 def _split_at_program(words: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before ``verl.trainer.main_ppo`` (nothing, if it is not there), and what stands behind it."""
+    """Return the words before ``verl.trainer.main_ppo`` (none if it is not there), and the words behind it."""
     for position, word in enumerate(words):
         if word == MAIN or word.endswith("main_ppo.py"):
             return words[:position], words[position + 1 :]
@@ -77,7 +77,7 @@ def _split_at_program(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def compose_config(line: CommandLine) -> Any:
-    """The config; not resolved, as the trainer's main function gets it.
+    """Return the config, not resolved, as the trainer's main function gets it.
 
     Raises:
         ConfigError: Hydra cannot compose it; the message says why and, where it can be guessed, what was meant.
@@ -93,12 +93,12 @@ def compose_config(line: CommandLine) -> Any:
             config = compose(name, list(line.overrides))
         OmegaConf.to_container(config, resolve=True)  # as the trainer does, so that what cannot be resolved is found
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explained(error)) from error
+        raise _explained(error) from error
     return config
 
 
 def _initialised(path: str | None) -> Any:
-    """Hydra, looking for configs where the trainer would."""
+    """Start Hydra so that it looks for configs where the trainer would."""
     from hydra import initialize_config_dir, initialize_config_module
 
     if path is None:
@@ -112,8 +112,8 @@ def _initialised(path: str | None) -> Any:
     return initialize_config_dir(os.path.realpath(path), version_base=None)
 
 
-def _explained(error: Exception) -> str:
-    """Hydra's message in one line, and what to do."""
+def _explained(error: Exception) -> ConfigError:
+    """Return Hydra's message in one line, with what to do."""
     from verl_mtgrpo.integration.parts import GROUPS
 
     message = str(error)
@@ -121,21 +121,23 @@ def _explained(error: Exception) -> str:
     if unknown:
         key = unknown["key"]
         if key in GROUPS:
-            return f"{key} is a config group that is not part of verl's config yet; add it with a plus: +{key}=NAME"
+            fix = f"add it with a plus: +{key}=NAME"
+            return ConfigError(f"{key} is a config group that is not part of verl's config yet", fix=fix)
         close = difflib.get_close_matches(key, _known_keys(), n=3, cutoff=0.8)
         meant = f"did you mean {' or '.join(close)}?" if close else "correct the name"
-        return f"verl has no setting {key}; {meant} (to add a key of your own, write +{key}=...)"
+        fix = f"{meant} (to add a key of your own, write +{key}=...)"
+        return ConfigError(f"verl has no setting {key}", fix=fix)
     if options[1]:
         _, _, listed = options[2].partition(":")
         names = [name for name in listed.split("Config search path")[0].split() if not name.startswith("_")]
-        return f"{one_line(options[0])}; choose one of {', '.join(names)}"
+        return ConfigError(one_line(options[0]), fix=f"choose one of {', '.join(names)}")
     if "mtgrpo_asset" in message or "mtgrpo_skip_tokenizer" in message:
-        return f"{one_line(message)}; the plugin is not loaded here: see the check plugin"
-    return f"{one_line(message).replace(';', ',')}; correct it on the command line"
+        return ConfigError(one_line(message), fix="the plugin is not loaded here: see the check plugin")
+    return ConfigError(one_line(message), fix="correct it on the command line")
 
 
 def _known_keys() -> list[str]:
-    """Every key of verl's config with our groups."""
+    """Return every key of verl's config with our groups."""
     from hydra import compose
     from omegaconf import OmegaConf
 

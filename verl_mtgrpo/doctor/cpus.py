@@ -1,4 +1,4 @@
-"""Has Ray the CPUs that are held from the start? Without them verl waits for ever, in silence (verl #7656).
+"""Check that Ray has the CPUs that are held from the start: without them verl waits for ever, in silence (verl #7656).
 
 Ray's CPUs are tickets: an actor that asks for one holds it, whatever it does. Those that are held for good before the
 first rollout, in verl 0.9.1 with TransferQueue 0.1.11:
@@ -26,7 +26,7 @@ PER_SLOT, PER_STANDALONE_SLOT = 3, 2
 
 
 def cpus(setup: Setup) -> Iterator[Finding]:
-    """Whether the processes that hold a CPU of Ray's all get one."""
+    """Yield whether all the processes that hold one of Ray's CPUs get one."""
     given = setup.get(GIVEN)
     there = int(given) if given is not None else _of_this_machine()
     units, slots = storage_units(setup), held_by_slots(setup)
@@ -52,13 +52,13 @@ def cpus(setup: Setup) -> Iterator[Finding]:
 
 
 def storage_units(setup: Setup) -> int:
-    """Storage units that TransferQueue starts."""
+    """Return how many storage units TransferQueue starts."""
     simple = setup.get("transfer_queue.backend.storage_backend") in (None, "SimpleStorage")
     return int(setup.get(UNITS) or 0) if simple else 0
 
 
 def held_by_slots(setup: Setup) -> int:
-    """CPUs of the placement groups of all workers, on all nodes."""
+    """Return the CPUs of the placement groups of all workers, on all nodes."""
     trained = int(setup.get("trainer.n_gpus_per_node") or 0) * int(setup.get("trainer.nnodes") or 1)
     held = PER_SLOT * trained
     model = setup.get("reward.reward_model") or {}
@@ -71,7 +71,7 @@ def held_by_slots(setup: Setup) -> int:
 
 
 def _of_this_machine() -> int | None:
-    """What Ray would count here; None if the run would join a cluster, or this Ray cannot be asked."""
+    """Return what Ray would count here; None if the run would join a cluster, or this Ray cannot be asked."""
     try:
         from ray._private.utils import get_num_cpus, read_ray_address
     except ImportError:  # no public function counts as Ray does (cgroups of containers)

@@ -1,8 +1,8 @@
-"""The question files: are they there, and do their first rows hold what verl and the rewards read?"""
+"""Check the question files: are they there, and do their first rows hold what verl and the rewards read?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.errors import DataError, MTGRPOError
 from verl_mtgrpo.integration.data_sources import refuse_unscored
 from verl_mtgrpo.integration.parts import VERLS_MANAGERS, check_agent_names
-from verl_mtgrpo.rewards import JUDGES, PRESETS
+from verl_mtgrpo.rewards import PACKAGED
 from verl_mtgrpo.rewards.answers import accepted_answers
 
 CHECK = "data"
@@ -23,58 +23,54 @@ WRITE = "mtgrpo data writes such files: mtgrpo data QUESTIONS --out DIR"
 
 
 def data(setup: Setup) -> Iterator[Finding]:
-    """Training and validation questions; leaves the first training rows in ``setup.rows``."""
+    """Yield what there is to say of the training and validation questions."""
+    yield from setup.questions.said()
+
+
+def open_questions(setup: Setup) -> Generator[Finding, None, list[dict[str, Any]]]:
+    """Read the question files and return the first training rows in which nothing is wrong."""
     if setup.get("data.custom_cls.path"):
         yield Finding(CHECK, "skip", "questions come from a data set class of your own (data.custom_cls)")
-        return
-    problems, counts = [], []
+        return []
+    problems, counts, first = [], [], []
     for key in ("data.train_files", "data.val_files"):
         total = 0
         for file in _files(setup.get(key)):
-            try:
-                count, rows = _read(setup, key, file)
-            except _Unreadable as error:
-                problems.append(error.finding)
+            read = _read(setup, key, file)
+            if isinstance(read, Finding):
+                problems.append(read)
                 total = -1
                 break
+            count, rows = read
             total += count
             wrong = [*_rows_problems(setup, key, file, rows)]
             problems += wrong
-            if key == "data.train_files" and not setup.rows and not wrong:
-                setup.rows = rows  # other checks read them as verl does
+            if key == "data.train_files" and not first and not wrong:
+                first = rows
         counts.append(total)
     if not problems:
         problems += _amount(setup, counts[0])
     yield from problems or [Finding(CHECK, "ok", f"{counts[0]} questions for training, {counts[1]} for validation")]
-
-
-class _Unreadable(Exception):
-    """A file that cannot be looked at, and the finding about it."""
-
-    def __init__(self, finding: Finding) -> None:
-        super().__init__(finding.message)
-        self.finding = finding
+    return first
 
 
 def _files(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else [str(one) for one in value or []]
 
 
-def _read(setup: Setup, key: str, file: str) -> tuple[int, list[dict[str, Any]]]:
-    """How many rows a file has, and the first of them."""
+def _read(setup: Setup, key: str, file: str) -> tuple[int, list[dict[str, Any]]] | Finding:
+    """Return how many rows a file has, and the first of them; a finding about a file that cannot be read."""
     path = Path(file).expanduser()
     if "://" in file:
-        raise _Unreadable(Finding(CHECK, "skip", f"{file} is not on this machine's disk and was not read"))
+        return Finding(CHECK, "skip", f"{file} is not on this machine's disk and was not read")
     if not path.is_file():
-        raise _Unreadable(setup.absent(CHECK, f"{key}={file} is not there", f"give the path of a file; {WRITE}"))
+        return setup.absent(CHECK, f"{key}={file} is not there", f"give the path of a file; {WRITE}")
     try:
         count, rows = _parquet(path) if path.suffix == ".parquet" else _json(path)
     except Exception as error:  # whatever pyarrow or json make of a broken file
         message = f"{file} cannot be read: {type(error).__name__}: {one_line(str(error))[:200]}"
-        raise _Unreadable(Finding(CHECK, "fail", message, f"make it again; {WRITE}")) from error
-    if not count:
-        raise _Unreadable(Finding(CHECK, "fail", f"{file} has no rows", WRITE))
-    return count, rows
+        return Finding(CHECK, "fail", message, f"make it again; {WRITE}")
+    return (count, rows) if count else Finding(CHECK, "fail", f"{file} has no rows", WRITE)
 
 
 def _parquet(path: Path) -> tuple[int, list[dict[str, Any]]]:
@@ -86,7 +82,7 @@ def _parquet(path: Path) -> tuple[int, list[dict[str, Any]]]:
 
 
 def _json(path: Path) -> tuple[int, list[dict[str, Any]]]:
-    """A list of objects, or an object a line, as the data sets library reads both."""
+    """Read a list of objects, or one object per line, as the datasets library does."""
     import json
 
     if path.suffix not in (".json", ".jsonl"):
@@ -106,13 +102,13 @@ def _json(path: Path) -> tuple[int, list[dict[str, Any]]]:
 
 
 def _is_one_document(start: str) -> bool:
-    """Whether an object goes on behind its first line, as in a file that was written with indentation."""
+    """Return whether an object goes on behind its first line, as in a file that was written with indentation."""
     line = start.partition("\n")[0].strip()
     return line.endswith(("{", "[", ",")) or line == ""
 
 
 def _rows_problems(setup: Setup, key: str, file: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
-    """What is wrong with a file's first rows, one thing at most."""
+    """Yield what is wrong with a file's first rows, one thing at most."""
     if not all(isinstance(row, dict) for row in rows):
         yield Finding(CHECK, "fail", f"{file} holds no rows but {describe(rows[0])} an entry", WRITE)
         return
@@ -122,7 +118,7 @@ def _rows_problems(setup: Setup, key: str, file: str, rows: list[dict[str, Any]]
         yield found
         return
     if missing:
-        message = f"{file} has no column {', '.join(missing)}; it has {', '.join(sorted(columns))}".replace(";", ",")
+        message = f"{file} has no column {', '.join(missing)}, it has {', '.join(sorted(columns))}"
         more = ", or set data.prompt_key" if prompt in missing else ""
         yield Finding(CHECK, "fail", message, f"add it{more}; {WRITE}")
         return
@@ -134,7 +130,7 @@ def _rows_problems(setup: Setup, key: str, file: str, rows: list[dict[str, Any]]
         if file.endswith(".parquet"):
             check_agent_names(file)
         ours = setup.get("reward.reward_manager.name") == "mtgrpo" and "reward_model" in columns
-        if ours and setup.get("reward.turn.preset") in (None, *PRESETS, *JUDGES):
+        if ours and setup.get("reward.turn.preset") in (None, *PACKAGED):
             for row in rows:
                 accepted_answers((row["reward_model"] or {}).get("ground_truth"))
         if _scored_by_verl(setup):
@@ -145,7 +141,7 @@ def _rows_problems(setup: Setup, key: str, file: str, rows: list[dict[str, Any]]
 
 
 def _read_by_rewards(setup: Setup) -> list[str]:
-    """Columns without which no rollout has a reward; verl itself reports rows without a data_source as "unknown"."""
+    """Return the columns without which no rollout has a reward; to verl a row without data_source is "unknown"."""
     manager = setup.get("reward.reward_manager.name")
     if setup.get("reward.reward_manager.source") not in (None, "register"):
         return []  # a class of the user's own, whatever its name
@@ -157,13 +153,13 @@ def _read_by_rewards(setup: Setup) -> list[str]:
 
 
 def _scored_by_verl(setup: Setup) -> bool:
-    """Whether the outcome is for verl's own reward function to give."""
+    """Return whether verl's own reward function gives the outcome."""
     asked = setup.get("reward.reward_manager.name") == "mtgrpo" and setup.get("reward.turn.outcome") == "compute_score"
     return asked and not setup.get("reward.custom_reward_function.path")
 
 
 def _sources(file: str, rows: list[dict[str, Any]]) -> set[str]:
-    """The ``data_source`` of all rows of a parquet file, of the first rows of others."""
+    """Return the ``data_source`` of all rows of a parquet file, of the first rows of others."""
     if not file.endswith(".parquet"):
         return {str(row["data_source"]) for row in rows if "data_source" in row}
     import pyarrow.parquet as pq

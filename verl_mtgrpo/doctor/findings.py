@@ -1,19 +1,21 @@
-"""What a check says: one line, and what to do if it is not well."""
+"""What a check says of a run: one line, and what to do about it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from verl_mtgrpo.errors import MTGRPOError
+
 Status = Literal["ok", "warn", "fail", "skip"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check.
+    """What a check has found.
 
     Attributes:
-        check: Name of the check.
+        check: Name of the check, the first word of its line.
         status: ``ok``; ``warn``: the run works, but perhaps not as meant; ``fail``: it would not do what it says;
             ``skip``: could not be looked at from here.
         message: What was found, in one line.
@@ -29,41 +31,36 @@ class Finding:
         return f"{self.message}; {self.fix}" if self.fix else self.message
 
 
-def from_error(check: str, error: Exception, fix: str = "", status: Status = "fail") -> Finding:
-    """A finding from an error of this package.
-
-    Its message says by convention what was found and then what to do (parted by the first semicolon) or was expected.
+def from_error(check: str, error: MTGRPOError, fix: str = "", status: Status = "fail") -> Finding:
+    """Return a finding from an error of this package.
 
     Args:
         check: Name of the check.
         error: What was raised.
-        fix: What to do, if the message does not say it.
+        fix: What to do, if the error says neither that nor what was expected.
         status: How bad it is.
     """
-    text = one_line(str(error))
-    message, _, advice = text.partition("; ")
-    if not advice and ", expected " in text:
-        advice = f"set it to {text.partition(', expected ')[2]}"
-    return Finding(check, status, message, advice or fix)
+    advice = error.fix or (f"set it to {error.expected}" if error.expected else fix)
+    return Finding(check, status, one_line(error.found), one_line(advice))
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks and runs of blanks."""
+    """Return the text without line breaks and runs of blanks."""
     return " ".join(text.split())
 
 
 def any_failed(findings: list[Finding]) -> bool:
-    """Whether one of them is a failure."""
+    """Return whether one of them is a failure."""
     return any(finding.status == "fail" for finding in findings)
 
 
 def as_dicts(findings: list[Finding]) -> list[dict[str, str]]:
-    """For ``--json``."""
+    """Return the findings as ``--json`` prints them."""
     return [asdict(finding) for finding in findings]
 
 
 def as_text(findings: list[Finding]) -> str:
-    """A line for each finding, with a line ``fix:`` below those that have one, and a last line that sums up."""
+    """Return a line for each finding, with a line ``fix:`` below those that have one, and a last line that sums up."""
     width = max((len(finding.check) for finding in findings), default=0)
     lines = []
     for finding in findings:

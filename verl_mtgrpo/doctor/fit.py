@@ -1,4 +1,4 @@
-"""Checks of the config alone: do its parts fit together, and is there room for what is to happen?"""
+"""Check the config alone: do its parts fit together, and is there room for what is to happen?"""
 
 from __future__ import annotations
 
@@ -24,27 +24,19 @@ from verl_mtgrpo.integration.advantage.kl_in_reward import INSTEAD, kl_noise_of_
 from verl_mtgrpo.integration.advantage.knobs import is_ours, try_knobs
 from verl_mtgrpo.integration.compat import check_compatible
 from verl_mtgrpo.integration.hydra.resolvers import asset
-from verl_mtgrpo.integration.intent import check_preset, check_signs
-from verl_mtgrpo.integration.parts import check_parts, uses_turns
-from verl_mtgrpo.integration.preflight import (
-    check_estimator,
-    check_filtering,
-    check_group_size,
-    check_rewards,
-    only_validates,
-)
+from verl_mtgrpo.integration.intent import check_preset
+from verl_mtgrpo.integration.parts import RAW, check_parts, uses_turns
+from verl_mtgrpo.integration.preflight import OF_ESTIMATOR, check_rewards, group_of_one
+from verl_mtgrpo.integration.rollout.cutting import raw_agent_needs_tags, routed_experts_are_not_cut
 from verl_mtgrpo.integration.settings import estimator_settings, trainer_turn_settings, turn_reward_settings
 from verl_mtgrpo.rewards.formats import CUT_FORMATS
-
-COMPARING = ("grpo", "grpo_passk", "rloo", "rloo_vectorized")
-"""verl's own estimators that have nothing to compare in a group of one; verl does not refuse it."""
 
 SHORT_RESULT = 64
 """Characters below which hardly any tool result says anything."""
 
 
 def compatible(setup: Setup) -> Iterator[Finding]:
-    """Whether the installed verl has what this package overrides; a version that was not tested only warns."""
+    """Yield whether the installed verl has what this package overrides; a version that was not tested only warns."""
     check_compatible()
     found = verl_version()
     if found == TESTED_VERL:
@@ -56,7 +48,7 @@ def compatible(setup: Setup) -> Iterator[Finding]:
 
 
 def parts(setup: Setup) -> Iterator[Finding]:
-    """Agent loop, reward manager and tool."""
+    """Yield whether agent loop, reward manager and tool fit together."""
     if not uses_turns(setup.config):
         fix = "add 'hydra.searchpath=[pkg://verl_mtgrpo.config]' +mtgrpo=mt_grpo (doctor and train: --preset mt_grpo)"
         message = "nothing of verl-mtgrpo is in this command line, so it trains as verl does, with one reward a rollout"
@@ -70,7 +62,7 @@ def parts(setup: Setup) -> Iterator[Finding]:
 
 
 def _two_kinds_of_tools(setup: Setup) -> Iterator[Finding]:
-    """Whether the group's search tool joins tools of the user's own, because an index happens to be there.
+    """Warn if the group's search tool joins tools of the user's own, because an index happens to be there.
 
     It is not taken away: a run may well want both, and would lose the search without a word.
     """
@@ -86,11 +78,11 @@ def _two_kinds_of_tools(setup: Setup) -> Iterator[Finding]:
 
 
 def estimator(setup: Setup) -> Iterator[Finding]:
-    """The estimator, its knobs, the trainer mode and the group size."""
+    """Yield whether the estimator, its knobs, the trainer mode and the group size fit together."""
     name, n = setup.get("algorithm.adv_estimator"), setup.get(f"{ROLLOUT}.n")
     mode = setup.get("trainer.v1.trainer_mode")
     problems = _names(setup)
-    for check in (check_preset, check_signs, check_estimator, check_group_size, check_filtering):
+    for check in OF_ESTIMATOR:
         try:
             check(setup.config)
         except MTGRPOError as error:
@@ -98,9 +90,8 @@ def estimator(setup: Setup) -> Iterator[Finding]:
             if check is check_preset and ESTIMATOR.key in str(error):
                 break  # the others would speak of the group's knobs, which are not this estimator's
     problems += _own_estimator(setup, name) if not problems else []
-    if name in COMPARING and n < 2 and not only_validates(setup.config):
-        message = f"algorithm.adv_estimator={name} compares the rollouts of a prompt, and {ROLLOUT}.n={n}"
-        problems.append(Finding("estimator", "warn", message, f"set {ROLLOUT}.n to 2 or more"))
+    if name not in ESTIMATORS and (alone := group_of_one(setup.config)):  # verl accepts it for its own
+        problems.append(from_error("estimator", alone, status="warn"))
     noise = kl_noise_of_verls(setup.config)
     if noise and uses_turns(setup.config):
         problems.append(Finding("estimator", "warn", noise, INSTEAD))
@@ -108,7 +99,7 @@ def estimator(setup: Setup) -> Iterator[Finding]:
 
 
 def _names(setup: Setup) -> list[Finding]:
-    """Names that no registry of verl's has; not certain where the run has other processes or loads modules later."""
+    """Return findings about names that no registry of verl has; uncertain where other processes load more modules."""
     found = []
     for unknown in unknown_names(setup.config):
         if unknown.certain:
@@ -120,7 +111,7 @@ def _names(setup: Setup) -> list[Finding]:
 
 
 def _own_estimator(setup: Setup, name: str) -> list[Finding]:
-    """What an estimator of the user's own says to its knobs; it may want batches of another kind, so this warns."""
+    """Return what an estimator of the user's own says to its knobs; it may want other batches, so this only warns."""
     if name not in ESTIMATORS or is_ours(name):
         return []
     try:
@@ -137,7 +128,7 @@ def _estimator_line(setup: Setup, name: str, n: int, mode: str) -> Finding:
 
 
 def rewards(setup: Setup) -> Iterator[Finding]:
-    """What is paid, and by whom."""
+    """Yield what is paid, and whether the reward settings fit together."""
     if setup.get("reward.reward_manager.name") != "mtgrpo":
         yield Finding("rewards", "skip", "the reward manager is not mtgrpo")
         return
@@ -147,7 +138,7 @@ def rewards(setup: Setup) -> Iterator[Finding]:
 
 
 def batch(setup: Setup) -> Iterator[Finding]:
-    """Questions of a step and of an update."""
+    """Yield how many questions a step and an update have."""
     size, mini = setup.get("data.train_batch_size"), setup.get("actor_rollout_ref.actor.ppo_mini_batch_size")
     n = setup.get(f"{ROLLOUT}.n")
     if not size or not mini:
@@ -163,7 +154,7 @@ def batch(setup: Setup) -> Iterator[Finding]:
 
 
 def turns(setup: Setup) -> Iterator[Finding]:
-    """How many turns there may be, the format of calls, and where a turn ends."""
+    """Yield how many turns there may be, and whether the format of calls and the room for them fit."""
     problems = [*_turn_limits(setup), *_result_limit(setup), *_format(setup), *_context(setup)]
     most = setup.get(f"{MULTI_TURN}.max_assistant_turns")
     length = setup.get(f"{ROLLOUT}.response_length")
@@ -179,7 +170,7 @@ def _turn_limits(setup: Setup) -> Iterator[Finding]:
 
 
 def _result_limit(setup: Setup) -> Iterator[Finding]:
-    """Results of the search tool are compared with its own limit elsewhere; of other tools nothing is known."""
+    """Warn of a short limit for results. Those of the search tool are checked elsewhere; of others nothing is known."""
     key = f"{MULTI_TURN}.max_tool_response_length"
     if setup.get(f"{MULTI_TURN}.function_tool_path") and int(setup.get(key) or 0) < SHORT_RESULT:
         message = f"{key}={setup.get(key)}: verl cuts every tool result at so many characters"
@@ -193,22 +184,16 @@ def _format(setup: Setup) -> Iterator[Finding]:
     spoken, loop = setup.get(key), setup.get(f"{ROLLOUT}.agent.default_agent_loop")
     known = sorted(ToolParser._registry)
     if spoken not in known:
-        yield Finding("turns", "fail", f"{key}={spoken}: verl has no tool parser of this name", _one_of(key, known))
+        message = f"{key}={spoken}: verl has no tool parser of this name"
+        yield Finding("turns", "fail", message, f"set {key} to one of {', '.join(known)}")
         return
-    if loop == "mtgrpo_raw_agent" and spoken not in CUT_FORMATS:
-        message = f"mtgrpo_raw_agent needs a format with closing tags, but {key}={spoken}"
-        yield Finding("turns", "fail", message, _one_of(key, CUT_FORMATS))
+    if loop == RAW and spoken not in CUT_FORMATS:
+        yield from_error("turns", raw_agent_needs_tags(spoken))
     if spoken in CUT_FORMATS and setup.get(f"{ROLLOUT}.enable_rollout_routing_replay"):
-        message = f"turns of {spoken} are cut at their closing tag, and routed experts cannot be cut with them"
-        fix = f"set {ROLLOUT}.enable_rollout_routing_replay=False, or {key}=hermes"
-        yield Finding("turns", "fail", message, fix)
+        yield from_error("turns", routed_experts_are_not_cut(spoken))
     if spoken in CUT_FORMATS and engine == "sglang" and setup.get(f"{ROLLOUT}.skip_tokenizer_init") is not False:
         message = f"sglang cannot stop at the closing tags of {spoken} without a tokenizer: it writes on, then is cut"
         yield Finding("turns", "warn", message, f"set {ROLLOUT}.skip_tokenizer_init=False")
-
-
-def _one_of(key: str, names: object) -> str:
-    return f"set {key} to one of {', '.join(map(str, names))}"  # type: ignore[call-overload]
 
 
 def _context(setup: Setup) -> Iterator[Finding]:
@@ -222,7 +207,7 @@ def _context(setup: Setup) -> Iterator[Finding]:
 
 
 def watch(setup: Setup) -> Iterator[Finding]:
-    """``trainer.turn``: what is watched and written down."""
+    """Yield what is watched and written down (``trainer.turn``)."""
     settings = trainer_turn_settings(setup.get("trainer"))
     _check_waiting(setup)
     guards = "guards on" if settings.guards.enable else "guards off"
@@ -241,11 +226,11 @@ def _check_waiting(setup: Setup) -> None:
     StallGuard(setup.get(f"{where}.stall_timeout_s"))  # refuses what it cannot wait by
     interval = setup.get(f"{where}.poll_interval")
     if interval is not None and not (isinstance(interval, int | float) and interval >= 0):
-        raise ConfigError(f"{where}.poll_interval is {interval!r}, expected a number of seconds")
+        raise ConfigError(f"{where}.poll_interval is {interval!r}", expected="a number of seconds")
 
 
 def verls_own(setup: Setup) -> Iterator[Finding]:
-    """What verl checks of a config itself, in its own words."""
+    """Yield what verl checks of a config itself, in its own words."""
     import contextlib
     import io
 
@@ -271,14 +256,14 @@ def verls_own(setup: Setup) -> Iterator[Finding]:
         if isinstance(cause, ImportError):  # of the engine, which another node may have; the check engine says more
             yield Finding("verl", "skip", f"verl's own checks cannot be made here: {one_line(str(cause))[:120]}")
             return
-        message = f"verl refuses the config: {one_line(str(cause) or repr(cause))}".replace(";", ",")
+        message = f"verl refuses the config: {one_line(str(cause) or repr(cause))}"
         yield Finding("verl", "fail", message, "change what it names")
         return
     yield Finding("verl", "ok", "verl's own checks of the config pass")
 
 
 def engine(setup: Setup) -> Iterator[Finding]:
-    """Whether what generates can be there."""
+    """Yield whether what generates is installed and works as configured."""
     name = setup.get(f"{ROLLOUT}.name")
     if not name:  # verl's config says ???
         fix = f"set {ROLLOUT}.name=vllm or sglang (on a CPU take the group +mtgrpo_cpu=default, or --cpu)"

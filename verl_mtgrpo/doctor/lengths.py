@@ -1,4 +1,4 @@
-"""Is there room? Prompts and tool results measured with the policy's tokenizer, on the first questions."""
+"""Check that there is room: measure prompts and tool results of the first questions with the policy's tokenizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGER = "set data.max_response_length higher, or k or max_chars of the search t
 
 
 def lengths(setup: Setup) -> Iterator[Finding]:
-    """Prompts in ``data.max_prompt_length``, tool results in ``data.max_response_length``."""
+    """Yield whether prompts fit ``data.max_prompt_length``, and tool results ``data.max_response_length``."""
     problems, measured = [], []
     if setup.builder is not None and setup.rows:
         key = str(setup.get("data.prompt_key") or "prompt")
@@ -56,7 +56,7 @@ def _prompts(setup: Setup, prompts: list[int]) -> Iterator[Finding]:
 
 
 def _tokens(setup: Setup, tool: Tool, passages: list[Passage]) -> int:
-    """Length of what the model would read of these passages."""
+    """Return how many tokens of these passages the model would read."""
     settings, max_chars = search_settings(tool.config)
     text = render_passages(passages, template=settings.template, max_chars=max_chars)
     text = text[: int(setup.get(f"{MULTI_TURN}.max_tool_response_length"))]
@@ -80,7 +80,7 @@ def _results(setup: Setup, results: list[int]) -> Iterator[Finding]:
 
 
 def _estimated(setup: Setup) -> Iterator[Finding]:
-    """From the settings alone: a result may be shorter than it is allowed to be, so this never refuses a run."""
+    """Warn by the settings alone: a result may be shorter than it is allowed to be, so this never refuses a run."""
     room, most = _response(setup), int(setup.get(f"{MULTI_TURN}.max_tool_response_length") or 0)
     for tool in setup.tools:
         longest = min(most, search_settings(tool.config)[1] or most) if tool.searches else most

@@ -1,4 +1,4 @@
-"""Models beside the policy: are their folders where the config says?"""
+"""Check the models beside the policy: are their folders where the config says?"""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import Setup
 
 CHECK = "models"
+MODEL = "actor_rollout_ref.model"
 CRITIC, REWARD = "critic.model", "reward.reward_model"
 
 
 def models(setup: Setup) -> Iterator[Finding]:
-    """The critic's model and tokenizer, if there is a critic, and the reward model's, if there is one.
+    """Yield whether the folders of the critic and of the reward model are there, if the run has them.
 
     A name on the hub is not looked up: verl downloads it.
     """
@@ -34,12 +35,12 @@ def models(setup: Setup) -> Iterator[Finding]:
 
 
 def looks_local(path: str) -> bool:
-    """Whether a model's path can only be meant as a folder of this machine; a hub's name has one slash at most."""
+    """Return whether a model's path can only mean a folder of this machine; a hub's name has one slash at most."""
     return "://" not in path and (path.startswith(("/", "~", ".")) or path.count("/") > 1)
 
 
 def hub_folder(name: str) -> str | None:
-    """The folder of a model of this name in the cache of the Hugging Face hub; None if it is not there.
+    """Return the folder of a model of this name in the cache of the Hugging Face hub; None if it is not there.
 
     Nothing is downloaded.
     """

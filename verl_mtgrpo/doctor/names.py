@@ -1,4 +1,4 @@
-"""Are this package's names in verl's registries, after nothing but ``import verl``?
+"""Check that this package's names are in verl's registries after nothing but ``import verl``.
 
 Run as a program, in a process of its own, because here they may be registered for another reason::
 
@@ -27,7 +27,7 @@ _REGISTRIES = {
 
 
 def look() -> tuple[list[str], list[str]]:
-    """All names of this package, and those that verl does not know in this process."""
+    """Return all names of this package, and those that verl does not know in this process."""
     import verl  # noqa: F401  loads the plugin
 
     from verl_mtgrpo.plugin import HOOKS
@@ -58,7 +58,7 @@ def _registry(module: str, attribute: str) -> Mapping[str, Any]:
 
 
 def _owner(entry: Any) -> str:
-    """The module of a class or function, or of what a config node names."""
+    """Return the module of a class or function, or of what a config node names."""
     return str(entry["_target_"]) if isinstance(entry, Mapping) else str(getattr(entry, "__module__", ""))
 
 

@@ -1,4 +1,4 @@
-"""Does verl find the plugin, and what else it is told to import?"""
+"""Check that verl finds the plugin, and whatever else it is told to import."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POLICY = "VERL_USE_EXTERNAL_PLUGINS"
 
 
 def entry_point() -> Iterator[Finding]:
-    """Whether verl's plugin entry point leads to this package, and whether verl looks at entry points at all.
+    """Yield whether verl's plugin entry point leads to this package, and whether verl looks at entry points at all.
 
     From metadata and the environment; nothing is imported.
     """
@@ -38,7 +38,7 @@ def entry_point() -> Iterator[Finding]:
 
 
 def external_modules() -> Iterator[Finding]:
-    """Whether the modules of the user's that ``import verl`` imports are there."""
+    """Yield a failure if a module of the user's that ``import verl`` imports is not there."""
     try:
         load_external_modules()
     except ConfigError as error:

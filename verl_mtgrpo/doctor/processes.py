@@ -1,4 +1,4 @@
-"""The part of `mtgrpo doctor` that takes processes of its own: does verl know our names there, and on all nodes?"""
+"""Check in other processes whether verl knows our names there, and on all nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from verl_mtgrpo.doctor.findings import Finding
+from verl_mtgrpo.installed import installed
 from verl_mtgrpo.launch.command import private_ray
+from verl_mtgrpo.launch.failure import root_error
 from verl_mtgrpo.launch.process import run_child
-
-if TYPE_CHECKING:
-    from verl_mtgrpo.doctor.findings import Finding
 
 LIMIT_S = 180.0
 """Longest time in seconds for both; a cold start of Ray on a busy machine takes most of a minute."""
@@ -29,8 +29,6 @@ def registered(*, with_ray: bool) -> list[Finding]:
 
     Where RAY_ADDRESS names a cluster, its nodes are asked too.
     """
-    from verl_mtgrpo.doctor.findings import Finding
-
     with tempfile.TemporaryDirectory(prefix="mtgrpo-doctor-") as folder:
         log = Path(folder) / "log.txt"
         try:
@@ -41,8 +39,6 @@ def registered(*, with_ray: bool) -> list[Finding]:
         text = log.read_text(encoding="utf-8", errors="replace")
     answer = _answer(text)
     if answer is None:
-        from verl_mtgrpo.launch.failure import root_error
-
         message = f"a fresh Python that imports verl ends with exit code {code}: {' '.join(root_error(text))}"
         return [Finding("registered", "fail", message, _FIX)]
     found = [_finding("registered", "a process that imports verl", answer["names"], answer["missing"])]
@@ -52,9 +48,7 @@ def registered(*, with_ray: bool) -> list[Finding]:
 
 
 def cluster() -> list[Finding]:
-    """What each node of the cluster at RAY_ADDRESS has installed, against this environment."""
-    from verl_mtgrpo.doctor.findings import Finding
-
+    """Compare what each node of the cluster at RAY_ADDRESS has installed with this environment."""
     where = f"the Ray cluster at {os.environ.get('RAY_ADDRESS')}"
     with tempfile.TemporaryDirectory(prefix="mtgrpo-doctor-") as folder:
         log = Path(folder) / "log.txt"
@@ -69,8 +63,6 @@ def cluster() -> list[Finding]:
         text = log.read_text(encoding="utf-8", errors="replace")
     answer = _answer(text, '{"nodes"')
     if answer is None:
-        from verl_mtgrpo.launch.failure import root_error
-
         reason = f"{where} could not be asked (exit code {code}): {' '.join(root_error(text))}"
         return [
             Finding("cluster", "fail", reason, "does it run, and has it the Ray and the token of this environment?")
@@ -79,9 +71,8 @@ def cluster() -> list[Finding]:
 
 
 def compare_nodes(nodes: list[dict[str, Any]]) -> list[Finding]:
-    """Findings about what :mod:`.doctor_cluster` was told."""
+    """Return findings about what :mod:`.cluster` was told."""
     from verl_mtgrpo.doctor.findings import Finding
-    from verl_mtgrpo.installed import installed
 
     found = []
     for node in nodes:
@@ -120,7 +111,7 @@ def _stops_when_late() -> Callable[[], None]:
 
 
 def _answer(text: str, begins: str = '{"names"') -> dict[str, Any] | None:
-    """The JSON object at the end of what the program printed."""
+    """Return the JSON object at the end of what the program printed."""
     for line in reversed(text.splitlines()):
         if line.startswith(begins):
             return json.loads(line)
@@ -128,8 +119,6 @@ def _answer(text: str, begins: str = '{"names"') -> dict[str, Any] | None:
 
 
 def _finding(check: str, where: str, names: list[str], missing: list[str]) -> Finding:
-    from verl_mtgrpo.doctor.findings import Finding
-
     if missing:
         return Finding(check, "fail", f"{where} does not know {', '.join(missing)}", _FIX)
     return Finding(check, "ok", f"{where} knows all {len(names)} names of this package")

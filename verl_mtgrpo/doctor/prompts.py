@@ -1,4 +1,4 @@
-"""Do the prompts say how a tool is called, in the format that the run reads?
+"""Check that the prompts say how a tool is called, in the format that the run reads.
 
 A model that is never told writes no call, and a run without calls trains something else in silence. But what a prompt
 says is text, which may say it in a hundred ways, and a policy may have learnt the format before: nothing here refuses
@@ -24,7 +24,7 @@ _SHOWN = "the system prompt of `mtgrpo data --format {0}` does"
 
 
 def prompts(setup: Setup) -> Iterator[Finding]:
-    """What the first training questions tell the model about calls."""
+    """Yield what the first training questions tell the model about calls."""
     spoken, loop = str(setup.get(f"{MULTI_TURN}.format")), setup.get(f"{ROLLOUT}.agent.default_agent_loop")
     if not setup.rows or not setup.tools or loop not in LOOPS:
         yield Finding(CHECK, "skip", "needs the questions and the tools, and one of them could not be read")
@@ -49,7 +49,7 @@ def prompts(setup: Setup) -> Iterator[Finding]:
 
 
 def _rendered(setup: Setup, messages: Sequence[Mapping[str, Any]], *, tools: bool = True) -> str:
-    """The prompt as the policy reads it; without its tokenizer, the text of the messages."""
+    """Return the prompt as the policy reads it; without its tokenizer, the text of the messages."""
     if setup.builder is None:
         return "\n".join(map(_text, messages))
     if tools:
@@ -58,14 +58,14 @@ def _rendered(setup: Setup, messages: Sequence[Mapping[str, Any]], *, tools: boo
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    """What a message says; of a list of parts, those that are text."""
+    """Return what a message says; of a list of parts, those that are text."""
     content = message.get("content")
     parts = content if isinstance(content, list | tuple) else [content]
     return "\n".join(str(part.get("text") or "") if isinstance(part, Mapping) else str(part or "") for part in parts)
 
 
 def _instructions(setup: Setup, key: str) -> str:
-    """What all questions are told: messages that are not the user's, and what all of the user's begin with.
+    """Return what all questions are told: messages that are not the user's, and what all of the user's begin with.
 
     A question itself may say anything: a tag of HTML, or JSON with a key ``name``.
     """
@@ -76,14 +76,14 @@ def _instructions(setup: Setup, key: str) -> str:
 
 
 def _common_beginning(texts: Collection[str]) -> str:
-    """What all texts begin with: what the first and the last of them in order do."""
+    """Return what all texts begin with: what the first and the last of them in order begin with."""
     first, last = min(texts), max(texts)
     same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     return "".join(letter for letter, _ in same)
 
 
 def _other_format(setup: Setup, spoken: str, key: str) -> str | None:
-    """The format whose calls the instructions explain, if it is another one."""
+    """Return the format whose calls the instructions explain, if it is another one."""
     said = _instructions(setup, key)
     # Whoever explains a call shows where it ends; a tag alone may be one of HTML.
     explained = [name for name, rules in FORMATS.items() if f"<{rules.call}>" in said and f"</{rules.call}>" in said]
@@ -91,7 +91,7 @@ def _other_format(setup: Setup, spoken: str, key: str) -> str | None:
 
 
 def _other_names(setup: Setup, rules: TextFormat, key: str) -> Iterator[Finding]:
-    """Whether the calls that the instructions show, as JSON in the format's own tags, are calls of tools there are."""
+    """Warn if the calls that the instructions show, as JSON in the format's own tags, call no tool of the run."""
     if not rules.json_call:
         return
     calls = re.findall(f"<{rules.call}>(.*?)</{rules.call}>", _instructions(setup, key), re.DOTALL)
@@ -104,7 +104,7 @@ def _other_names(setup: Setup, rules: TextFormat, key: str) -> Iterator[Finding]
 
 
 def _unsaid(rules: TextFormat, shown: Sequence[str], other: str | None) -> Iterator[Finding]:
-    """For formats that only the prompt explains."""
+    """Warn of prompts that do not explain a format which only the prompt explains."""
     tag = f"<{rules.call}>"
     without = sum(tag not in text for text in shown)
     if not without:
@@ -120,7 +120,7 @@ def _unsaid(rules: TextFormat, shown: Sequence[str], other: str | None) -> Itera
 def _unseen(
     setup: Setup, rules: TextFormat | None, shown: Sequence[str], bare: Sequence[str], other: str | None
 ) -> Iterator[Finding]:
-    """For formats that the chat template explains, by what it makes of the tools."""
+    """Warn of a chat template that does not explain the format, by what it makes of the tools."""
     names = [tool.name for tool in setup.tools]
     tag = f"<{rules.call}>" if rules else ""
     if other:
@@ -142,7 +142,7 @@ def _unseen(
 
 
 def _writes_calls_as(setup: Setup, tag: str) -> bool:
-    """Whether the template writes an earlier call of the assistant in these tags; True if it cannot be asked."""
+    """Return whether the template writes an earlier call of the assistant in these tags; True if it cannot be asked."""
     call = {"type": "function", "function": {"name": setup.tools[0].name, "arguments": {"query": "the tower"}}}
     said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     try:

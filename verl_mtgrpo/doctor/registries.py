@@ -1,4 +1,4 @@
-"""Names that verl looks up in a registry of its own: are they in it, and what was meant by one that is not?
+"""Check names that verl looks up in its registries: are they in them, and what was meant by one that is not?
 
 verl looks most of them up late, the estimator's after the first rollouts. A name may be there only in the process that
 looks it up, because a module of the user's registers it: where such a module is named, nothing is certain here.
@@ -105,7 +105,7 @@ MANAGER = Registry(
 
 
 def unknown_names(config: Any) -> Iterator[Unknown]:
-    """What of verl's whole config names something that is not there."""
+    """Yield the names in verl's config that no registry has."""
     registries = [ESTIMATOR, POLICY_LOSS, TRAINER]
     if OmegaConf.select(config, "reward.reward_manager.source") in (None, "register"):
         registries.append(MANAGER)
@@ -116,7 +116,7 @@ def unknown_names(config: Any) -> Iterator[Unknown]:
 
 
 def unknown_name(config: Any, registry: Registry) -> Unknown | None:
-    """Look one name up.
+    """Look one name up; None if it is there.
 
     Raises:
         ConfigError: a module of ``VERL_USE_EXTERNAL_MODULES`` cannot be imported.
@@ -141,7 +141,7 @@ def unknown_name(config: Any, registry: Registry) -> Unknown | None:
 
 
 def _may_come_later(config: Any, registry: Registry) -> bool:
-    """Whether another process of the run may know more names than this one."""
+    """Return whether another process of the run may know more names than this one."""
     theirs = OmegaConf.select(config, f"ray_kwargs.ray_init.runtime_env.env_vars.{MODULES}")
     loaders = [str(OmegaConf.select(config, key) or "") for key in registry.loaders]
     return bool(theirs) or any(path and "verl_mtgrpo" not in path for path in loaders)

@@ -1,4 +1,4 @@
-"""Have the rows of a question file the shape that verl takes for granted, and if they are no rows, what are they?"""
+"""Check that the rows of a question file have the shape that verl takes for granted; if they are no rows, say so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from verl_mtgrpo.errors import DataError
 
 
 def as_table(rows: Sequence[Any]) -> list[Any]:
-    """Rows of a JSON file with the same columns each, None where one has no value, as the datasets library has them."""
+    """Return rows with the same columns each, None where one has no value, as the datasets library does."""
     if not all(isinstance(row, dict) for row in rows):
         return list(rows)
     columns = dict.fromkeys(name for row in rows for name in row)
@@ -19,7 +19,7 @@ def as_table(rows: Sequence[Any]) -> list[Any]:
 
 
 def shape_problem(rows: Sequence[Mapping[str, Any]], prompt: str, mappings: Sequence[str]) -> str | None:
-    """What verl or the rewards would stumble over in one of the rows, in words; None if there is nothing.
+    """Return in words what verl or the rewards would stumble over in one of the rows; None if there is nothing.
 
     verl 0.9.1 reads ``extra_info`` and ``reward_model`` as mappings and ``tool_selection`` name by name
     (``utils/dataset/rl_dataset.py``, ``experimental/agent_loop/tool_agent_loop.py``).
@@ -43,7 +43,7 @@ def shape_problem(rows: Sequence[Mapping[str, Any]], prompt: str, mappings: Sequ
 
 
 def is_chat(prompt: Any) -> bool:
-    """Whether it is a list of messages; one that calls a tool has no content."""
+    """Return whether it is a list of messages; one that calls a tool has no content."""
     return isinstance(prompt, list) and bool(prompt) and all(map(_is_message, prompt))
 
 
@@ -54,7 +54,7 @@ def _is_message(message: Any) -> bool:
 
 
 def question_set(check: str, key: str, file: str) -> Finding | None:
-    """What to say of a file of questions and answers that was not made into rows for verl; None for another."""
+    """Return what to say of a file of questions and answers that was not made into rows for verl; None for another."""
     train = key == "data.train_files"
     command = f"mtgrpo data {file}" if train else f"mtgrpo data QUESTIONS --test {file}"
     fix = f"make rows of it: {command} --out DIR, then set {key}=DIR/{'train' if train else 'val'}.parquet"
@@ -71,4 +71,4 @@ def question_set(check: str, key: str, file: str) -> Finding | None:
 
 
 def _shown(value: Any) -> str:
-    return repr(value)[:80].replace(";", ",")
+    return repr(value)[:80]

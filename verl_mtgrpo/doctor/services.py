@@ -1,15 +1,15 @@
-"""What a run asks while it runs: the search, and the judge."""
+"""Check what a run asks while it runs: the search, and the judge."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from verl_mtgrpo.doctor.findings import Finding, from_error, one_line
-from verl_mtgrpo.doctor.setup import MULTI_TURN, Setup, Tool, question_of
+from verl_mtgrpo.doctor.setup import MULTI_TURN, Found, Setup, Tool, question_of
 from verl_mtgrpo.errors import ConfigError, IndexFormatError, MTGRPOError, RetrievalError
 from verl_mtgrpo.integration.rollout.search_settings import open_index, search_settings
 from verl_mtgrpo.integration.settings import turn_reward_settings
@@ -25,33 +25,42 @@ DEAD = "start it (mtgrpo serve INDEX), or correct the address in MTGRPO_INDEX or
 
 
 def index(setup: Setup) -> Iterator[Finding]:
-    """Open what each search tool searches in, and search; leaves the hits in ``setup.found``."""
+    """Yield whether each search tool has something to search in, and whether it finds anything."""
+    yield from setup.searches.said()
+
+
+def open_searches(setup: Setup) -> Generator[Finding, None, list[Found]]:
+    """Open what each search tool searches in, search for the first questions, and return what was found."""
+    found: list[Found] = []
     searching = [tool for tool in setup.tools if tool.searches]
     if not searching:
         yield Finding("index", "skip", "no search tool of this package in this run")
     for tool in searching:
         spec = tool.config.get("index")
         try:
-            yield _search(setup, tool, spec)
+            said, hits = _search(setup, tool, spec)
+            yield said
+            found += hits
         except IndexFormatError as error:
-            found = from_error("index", error)
-            missing = setup.elsewhere and "no index" in found.message
-            yield setup.absent("index", found.message, found.fix) if missing else found
+            wrong = from_error("index", error)
+            missing = setup.elsewhere and "no index" in wrong.message
+            yield setup.absent("index", wrong.message, wrong.fix) if missing else wrong
         except ConfigError as error:
-            found = from_error("index", error)
-            yield found if spec else setup.absent("index", found.message, without_search(setup) + found.fix)
+            wrong = from_error("index", error)
+            yield wrong if spec else setup.absent("index", wrong.message, without_search(setup) + wrong.fix)
         except RetrievalError as error:
-            found = from_error("index", error, DEAD)
-            yield setup.absent("index", found.message, found.fix)  # others may reach it
+            wrong = from_error("index", error, DEAD)
+            yield setup.absent("index", wrong.message, wrong.fix)  # others may reach it
+    return found
 
 
 def without_search(setup: Setup) -> str:
-    """How to do without the search tool, for a run that has tools of its own; else nothing."""
+    """Return how to do without the search tool, for a run that has tools of its own; else nothing."""
     own = setup.get(f"{MULTI_TURN}.function_tool_path")
     return f"if {own} has all the tools of this run, set {MULTI_TURN}.tool_config_path=null; else " if own else ""
 
 
-def _search(setup: Setup, tool: Tool, spec: Any) -> Finding:
+def _search(setup: Setup, tool: Tool, spec: Any) -> tuple[Finding, list[Found]]:
     settings, _ = search_settings(tool.config)
     if setup.patience_s is not None:
         patience = min(setup.patience_s, settings.patience_s)
@@ -59,23 +68,25 @@ def _search(setup: Setup, tool: Tool, spec: Any) -> Finding:
     opened = open_index(spec, settings)
     count = len(opened) if hasattr(opened, "__len__") else None  # a service does not say
     if count == 0:
-        return Finding("index", "fail", f"the index {spec} holds no passage", "build it: mtgrpo index CORPUS --out DIR")
+        fix = "build it: mtgrpo index CORPUS --out DIR"
+        return Finding("index", "fail", f"the index {spec} holds no passage", fix), []
     key = str(setup.get("data.prompt_key") or "prompt")
     questions = [text for row in setup.rows[:ASKED] if (text := question_of(row, key))]
     hits: list[list[Passage]] = opened.search(questions, settings.k) if questions else []
     if isinstance(opened, HTTPRetriever):
         opened.close()
-    setup.found += [(tool, passages) for passages in hits]
+    found = [(tool, passages) for passages in hits]
     holds = "a search service" if count is None else f"{count} passages"
     asked = f", results for {sum(map(bool, hits))} of the first {len(hits)} questions" if hits else ", it answers"
     if hits and not any(hits):
         message = f"{spec}: {holds}, and nothing is found for any of the first {len(hits)} questions"
-        return Finding("index", "warn", message, "is this the corpus of these questions? mtgrpo data --index says more")
-    return Finding("index", "ok", f"{spec}: {holds}{asked}")
+        fix = "is this the corpus of these questions? mtgrpo data --index says more"
+        return Finding("index", "warn", message, fix), found
+    return Finding("index", "ok", f"{spec}: {holds}{asked}"), found
 
 
 def judge(setup: Setup) -> Iterator[Finding]:
-    """One tiny request to the judge, if there is one."""
+    """Send one tiny request to the judge, if there is one."""
     reward = setup.get("reward")
     try:
         settings = turn_reward_settings(reward)
@@ -92,7 +103,7 @@ def judge(setup: Setup) -> Iterator[Finding]:
 
 
 def _shown(url: str) -> str:
-    """The address without user name, password and query, any of which may be a secret."""
+    """Return the address without user name, password and query, any of which may be a secret."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
@@ -110,9 +121,9 @@ def _ask(setup: Setup, asked: JudgeSettings, key: str, preset: str) -> Finding:
             client.chat.completions.create(model=asked.model, messages=messages, temperature=0.0)
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
         state = "is not set" if not key else "is set"
-        message = f"{where} refuses (HTTP {error.status_code}); the environment variable {asked.api_key_env} {state}"
+        message = f"{where} refuses (HTTP {error.status_code}), the environment variable {asked.api_key_env} {state}"
         fix = f"export {asked.api_key_env}=<a key that it accepts> (before `ray start`, if Ray runs already)"
-        return Finding("judge", "fail", message.replace(";", ","), fix)
+        return Finding("judge", "fail", message, fix)
     except openai.APITimeoutError:
         message = f"{where} did not answer within {limit:g} s"
         return Finding("judge", "warn", message, "is it busy? reward.turn.judge.timeout_s is how long a run waits")

@@ -1,11 +1,12 @@
-"""What the checks of one run share: its config, and what earlier checks have opened."""
+"""What the checks of one run share: its config, and what the config names, opened when a check first asks for it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -16,6 +17,7 @@ ROLLOUT = "actor_rollout_ref.rollout"
 MULTI_TURN = f"{ROLLOUT}.multi_turn"
 _ENVIRONMENT = ("working_dir", "py_modules", "pip", "uv", "conda", "image_uri")
 """Keys of Ray's ``runtime_env`` that give workers other files or packages than this process has."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,49 +37,142 @@ class Tool:
     searches: bool
 
 
-@dataclass
+Found = tuple[Tool, list[Passage]]
+"""A search tool, and what it finds for one question."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the model's folder says about its tokens.
+
+    Attributes:
+        tokenizer: verl's tokenizer of the policy.
+        builder: verl's builder of token ids for this model; None for a model whose prompts verl builds in another way.
+    """
+
+    tokenizer: Any = None
+    builder: Any = None
+
+
+@dataclass(frozen=True)
+class Opened(Generic[T]):
+    """What opening something gave, and what there was to say about it.
+
+    Attributes:
+        value: What was opened; the empty value if it could not be.
+        findings: What was found meanwhile.
+        error: What ended it early.
+    """
+
+    value: T
+    findings: tuple[Finding, ...]
+    error: Exception | None
+
+    def said(self) -> Iterator[Finding]:
+        """Yield the findings again, and raise the error, for the one check that reports them."""
+        yield from self.findings
+        if self.error is not None:
+            raise self.error
+
+
+def _opened(steps: Generator[Finding, None, T], empty: T) -> Opened[T]:
+    """Run a generator that yields findings and returns what it has opened."""
+    findings: list[Finding] = []
+    while True:
+        try:
+            findings.append(next(steps))
+        except StopIteration as end:
+            return Opened(end.value, tuple(findings), None)
+        except Exception as error:  # the check that reports it raises it again
+            return Opened(empty, tuple(findings), error)
+
+
+@dataclass(frozen=True)
 class Setup:
-    """One run, and what is known of it so far. Checks run in order; what one cannot find stays empty.
+    """One run. Checks may look in any order: what a check needs is opened for it, once.
 
     Attributes:
         config: verl's whole config.
         patience_s: Longest time in seconds to wait for a service; None for as long as the run itself would.
-        rows: The first training questions.
-        tools: The tools that the agent may call.
-        tokenizer: verl's, of the policy.
-        builder: verl's builder of token ids for this model.
-        found: What the search tool finds for the first questions.
     """
 
     config: Any
     patience_s: float | None = None
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    tools: list[Tool] = field(default_factory=list)
-    tokenizer: Any = None
-    builder: Any = None
-    found: list[tuple[Tool, list[Passage]]] = field(default_factory=list)
+
+    @cached_property
+    def questions(self) -> Opened[list[dict[str, Any]]]:
+        """Read the first training questions; none if something is wrong in each of their files."""
+        from verl_mtgrpo.doctor.data import open_questions
+
+        return _opened(open_questions(self), [])
+
+    @cached_property
+    def toolbox(self) -> Opened[list[Tool]]:
+        """Read the tools that the agent may call."""
+        from verl_mtgrpo.doctor.tools import open_tools
+
+        return _opened(open_tools(self), [])
+
+    @cached_property
+    def policy(self) -> Opened[Policy]:
+        """Load the tokenizer of the policy, with its chat template."""
+        from verl_mtgrpo.doctor.tokenizer import open_policy
+
+        return _opened(open_policy(self), Policy())
+
+    @cached_property
+    def searches(self) -> Opened[list[Found]]:
+        """Search with each search tool for the first training questions."""
+        from verl_mtgrpo.doctor.services import open_searches
+
+        return _opened(open_searches(self), [])
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the first training questions, as verl reads them."""
+        return self.questions.value
+
+    @property
+    def tools(self) -> list[Tool]:
+        """Return the tools that the agent may call."""
+        return self.toolbox.value
+
+    @property
+    def tokenizer(self) -> Any:
+        """Return verl's tokenizer of the policy; None if it cannot be loaded here."""
+        return self.policy.value.tokenizer
+
+    @property
+    def builder(self) -> Any:
+        """Return verl's builder of token ids for the policy; None if there is none."""
+        return self.policy.value.builder
+
+    @property
+    def found(self) -> list[Found]:
+        """Return what each search tool finds for the first training questions."""
+        return self.searches.value
 
     def get(self, key: str) -> Any:
-        """The value of a dotted key; None if there is none."""
+        """Return the value of a dotted key; None if there is none."""
         return OmegaConf.select(self.config, key)
 
     @property
     def elsewhere(self) -> bool:
-        """Whether the run has processes on other machines or in another environment: they may find what is not here."""
+        """Return whether the run has processes on other machines or in other environments, which may find more."""
         several = int(self.get("trainer.nnodes") or 1) > 1
         running = os.environ.get("RAY_ADDRESS") or self.get("ray_kwargs.ray_init.address")
         own = self.get("ray_kwargs.ray_init.runtime_env") or {}
         return several or bool(running) or any(own.get(key) for key in _ENVIRONMENT)
 
     def absent(self, check: str, message: str, fix: str) -> Finding:
-        """A finding about something that is not on this machine: no failure if others take part."""
+        """Return a finding about something that is not on this machine: no failure if others take part."""
         if not self.elsewhere:
             return Finding(check, "fail", message, fix)
         return Finding(check, "warn", f"{message} (for this process; the run has others)", fix)
 
 
 def question_of(row: Mapping[str, Any], key: str) -> str:
-    """The text of a row's last user message; empty without one."""
+    """Return the text of a row's last user message; empty without one."""
     messages = row.get(key)
     said = [m.get("content") for m in messages if m.get("role") == "user"] if isinstance(messages, list) else []
     return said[-1] if said and isinstance(said[-1], str) else ""

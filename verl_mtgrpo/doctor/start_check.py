@@ -1,4 +1,4 @@
-"""The checks of :mod:`.checks` in the process that starts a run, before Ray and before any model is loaded.
+"""Make the checks of :mod:`.checks` in the process that starts a run, before Ray and before any model is loaded.
 
 The reward manager checks the run as well, but it is one of the parts that can be forgotten, and it is made after the
 model. Hydra calls what is listed under ``hydra.callbacks`` when a run starts; this one is put there for every program
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 class StartCheck(Callback):
-    """Ends the program with a message if the parts of the run do not fit together."""
+    """End the program with a message if the parts of the run do not fit together."""
 
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
-        """Called by Hydra with the composed config.
+        """Check the composed config, which Hydra passes.
 
         Raises:
             SystemExit: The run would not do what it says. Hydra turns other exceptions of callbacks into warnings.
@@ -41,23 +41,24 @@ class StartCheck(Callback):
 
 
 def _failures(config: Any) -> list[str]:
-    """What is wrong with a run that uses something of ours; what is only odd is logged."""
+    """Return what is wrong with a run that uses something of ours; log what is only odd."""
+    from verl_mtgrpo.doctor.checks import checks_at_start, examine
     from verl_mtgrpo.doctor.setup import Setup
-    from verl_mtgrpo.doctor.startup import CHECKS, checks_of, examine
     from verl_mtgrpo.integration.parts import uses_turns
     from verl_mtgrpo.integration.settings import trainer_turn_settings
 
     if not uses_turns(config):
         return []
     level = trainer_turn_settings(config.get("trainer")).preflight
-    found = examine(Setup(config), checks_of(level))
+    checks = checks_at_start(level)
+    found = examine(Setup(config), checks)
     for finding in found:
         if finding.status == "warn":
             logger.warning("%s: %s", finding.check, finding)
     failed = [finding for finding in found if finding.status == "fail"]
-    opening = {check.name for check in CHECKS if check.opens}
+    of_machine = {check.name for check in checks if check.needs == "machine"}
     hint = " (if only other machines can see this, leave such checks out with trainer.turn.preflight=config)"
-    return [f"{finding}{hint if finding.check in opening else ''}" for finding in failed]
+    return [f"{finding}{hint if finding.check in of_machine else ''}" for finding in failed]
 
 
 def _extend_hydras_defaults() -> None:

@@ -1,16 +1,16 @@
-"""The tools that the agent may call: read from the tool YAML as verl does, without making them."""
+"""Check the tools that the agent may call: read from their files as verl does, without making them."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from verl_mtgrpo.doctor.findings import Finding, from_error, one_line
+from verl_mtgrpo.doctor.findings import Finding, one_line
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup, Tool
-from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.errors import AbsentError, ConfigError
 from verl_mtgrpo.integration.parts import LOOPS, check_tool_file
 from verl_mtgrpo.integration.rollout.search_settings import search_settings
 
@@ -18,26 +18,28 @@ CHECK = "tools"
 
 
 def tools(setup: Setup) -> Iterator[Finding]:
-    """Can they be made, and are they called what prompts call them? Leaves them in ``setup.tools``."""
+    """Yield whether the tools can be made, and whether they are called what the prompts call them."""
+    yield from setup.toolbox.said()
+    names = [tool.name for tool in setup.tools]
+    if names:
+        problems = [*_names(setup, names), *_lengths(setup)]
+        yield from problems or [Finding(CHECK, "ok", ", ".join(_described(tool) for tool in setup.tools))]
+
+
+def open_tools(setup: Setup) -> Generator[Finding, None, list[Tool]]:
+    """Read the tools from their files and return them."""
     if setup.get(f"{ROLLOUT}.agent.default_agent_loop") not in LOOPS:
         yield Finding(CHECK, "skip", "the agent loop is not one of this package")
-        return
-    try:
-        setup.tools = _all(setup)
-    except _NotHere as error:
-        missing = from_error(CHECK, error)
-        yield setup.absent(CHECK, missing.message, missing.fix)
-        return
-    names = [tool.name for tool in setup.tools]
-    if not names:
+        return []
+    check_tool_file(setup.config)
+    found = [*_native(setup.get(f"{MULTI_TURN}.tool_config_path")), *_functions(setup)]
+    if not found:
         yield _no_tool(setup)
-        return
-    problems = [*_names(setup, names), *_lengths(setup)]
-    yield from problems or [Finding(CHECK, "ok", ", ".join(_described(tool) for tool in setup.tools))]
+    return found
 
 
 def _no_tool(setup: Setup) -> Finding:
-    """A file of tools has none in it; that no file is named at all is said by the check of the parts."""
+    """Return what to say of a file with no tools in it; if no file is named at all, the check of the parts says so."""
     listed, functions = setup.get(f"{MULTI_TURN}.tool_config_path"), setup.get(f"{MULTI_TURN}.function_tool_path")
     if not listed and not functions:
         return Finding(CHECK, "skip", "no file of tools is named")
@@ -46,18 +48,6 @@ def _no_tool(setup: Setup) -> Finding:
         return Finding(CHECK, "fail", f"{functions} declares no tool", fix)
     fix = "list at least one, as the packaged search_tool.yaml does"
     return Finding(CHECK, "fail", f"{listed} declares no tool", fix)
-
-
-class _NotHere(ConfigError):
-    """A tool that this process cannot find; another one might."""
-
-
-def _all(setup: Setup) -> list[Tool]:
-    try:
-        check_tool_file(setup.config)
-    except ConfigError as error:
-        raise _NotHere(str(error)) from error
-    return [*_native(setup.get(f"{MULTI_TURN}.tool_config_path")), *_functions(setup)]
 
 
 def _described(tool: Tool) -> str:
@@ -74,7 +64,7 @@ def _native(path: str | None) -> list[Tool]:
         entries = [OmegaConf.to_container(one, resolve=True) for one in listed]
     except Exception as error:  # YAML's and OmegaConf's errors have no common root
         raise ConfigError(
-            f"{path} is no tool YAML: {one_line(str(error))}; see the packaged search_tool.yaml"
+            f"{path} is no tool YAML: {one_line(str(error))}", fix="see the packaged search_tool.yaml"
         ) from error
     return [_native_tool(entry, path) for entry in entries]
 
@@ -87,13 +77,13 @@ def _native_tool(entry: Any, path: str) -> Tool:
     try:
         kind = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # the module is the user's: importing it may raise anything
-        raise _NotHere(
-            f"the tool class {name} of {path} cannot be imported: {type(error).__name__}: {one_line(str(error))}; "
-            "correct class_name, or install its package where training runs"
+        raise AbsentError(
+            f"the tool class {name} of {path} cannot be imported: {type(error).__name__}: {one_line(str(error))}",
+            fix="correct class_name, or install its package where training runs",
         ) from error
     config, schema = entry.get("config") or {}, entry.get("tool_schema")
     if config.get("type") != "native":
-        raise ConfigError(f"{path}: config.type of {name} is {config.get('type')!r}; verl 0.9 knows only native")
+        raise ConfigError(f"{path}: config.type of {name} is {config.get('type')!r}", fix="verl 0.9 knows only native")
     searches = isinstance(kind, type) and issubclass(kind, SearchTool)
     if searches:
         settings, _ = search_settings(config)
@@ -103,7 +93,7 @@ def _native_tool(entry: Any, path: str) -> Tool:
 
 
 def _validated(schema: Any, path: str) -> Any:
-    """A tool's schema, as verl demands it."""
+    """Return a tool's schema if verl accepts it."""
     from pydantic import ValidationError
     from verl.tools.schemas import OpenAIFunctionToolSchema
 
@@ -112,7 +102,8 @@ def _validated(schema: Any, path: str) -> Any:
     except ValidationError as error:
         wrong = ", ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
         raise ConfigError(
-            f"{path}: verl refuses a tool_schema ({wrong}); write it as the packaged search_tool.yaml does"
+            f"{path}: verl refuses a tool_schema ({wrong})",
+            fix="write it as the packaged search_tool.yaml does",
         ) from error
     return schema
 
@@ -127,16 +118,16 @@ def _functions(setup: Setup) -> list[Tool]:
     try:
         functions = load_function_tools_from_path(resolve_config_path(path))
     except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
-        raise _NotHere(
-            f"{MULTI_TURN}.function_tool_path={path} cannot be loaded: {type(error).__name__}: {one_line(str(error))}; "
-            "correct the path or the file"
+        raise AbsentError(
+            f"{MULTI_TURN}.function_tool_path={path} cannot be loaded: {type(error).__name__}: {one_line(str(error))}",
+            fix="correct the path or the file",
         ) from error
     dumped = [one.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for one in functions]
     return [Tool(one.name, schema, {}, False) for one, schema in zip(functions, dumped, strict=True)]
 
 
 def _names(setup: Setup, names: list[str]) -> Iterator[Finding]:
-    """Whether what the format and the rows call a tool is a tool."""
+    """Yield whether what the format and the rows call a tool is a tool of the run."""
     have, rename = f"the run has {', '.join(names)}", "rename the tool (tool_schema.function.name), or "
     chosen = [set((row.get("extra_info") or {}).get("tool_selection") or names) for row in setup.rows]
     left = [one & set(names) for one in chosen] or [set(names)]
@@ -153,7 +144,7 @@ def _names(setup: Setup, names: list[str]) -> Iterator[Finding]:
 
 
 def _lengths(setup: Setup) -> Iterator[Finding]:
-    """Whether verl cuts results once more, in the middle of a word."""
+    """Warn if verl cuts results once more, in the middle of a word."""
     key = f"{MULTI_TURN}.max_tool_response_length"
     most = setup.get(key)
     for tool in setup.tools:

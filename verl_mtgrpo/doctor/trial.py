@@ -1,4 +1,4 @@
-"""The reward functions of a run, called once on a made-up rollout: seconds here, in place of every rollout of step 1.
+"""Call the reward functions of a run once on a made-up rollout: seconds here, in place of every rollout of step 1.
 
 What is certain fails: a file that cannot be loaded, arguments that do not fit, a result of another kind. What may be
 due to the rollout being made up only warns. A judge is never asked, since it costs money.
@@ -37,7 +37,7 @@ ROW = "the first training question"
 
 
 def reward_function(setup: Setup) -> Iterator[Finding]:
-    """Reward functions of one's own: can they be loaded, and what do they give for a rollout of two turns?"""
+    """Yield whether reward functions of the user's own can be loaded, and what they give for a rollout of two turns."""
     if setup.get("reward.reward_manager.name") != "mtgrpo":
         return
     try:
@@ -52,7 +52,7 @@ def reward_function(setup: Setup) -> Iterator[Finding]:
 
 
 def _filter_metric(setup: Setup, settings: TurnRewardSettings) -> Iterator[Finding]:
-    """Is the number by which verl filters groups in what every rollout is given? verl stops in step 1 if it is not."""
+    """Yield whether every rollout is given the number by which verl filters groups: verl stops in step 1 if not."""
     metric = str(setup.get("algorithm.filter_groups.metric"))
     if not setup.get("algorithm.filter_groups.enable") or metric in ("None", "reward", TURN_PATTERN):
         return
@@ -75,7 +75,7 @@ def _filter_metric(setup: Setup, settings: TurnRewardSettings) -> Iterator[Findi
 
 
 def _named_numbers(settings: TurnRewardSettings, rollout: Transcript, truth: Any) -> Mapping[str, Any] | None:
-    """What ``reward_extra_info`` of a rollout would hold; None if its reward function does not say."""
+    """Return what ``reward_extra_info`` of a rollout would hold; None if its reward function does not say."""
     from verl_mtgrpo.integration.reward_manager import metrics
 
     try:
@@ -129,7 +129,7 @@ def _judged(preset: str, truth: Any, transcript: Transcript, function: Callable[
 
 
 def _compute_score(setup: Setup) -> Iterator[Finding]:
-    """verl's reward function, which gives the outcome."""
+    """Yield what verl's reward function gives as the outcome."""
     from verl.trainer.ppo.reward import get_custom_reward_fn
     from verl.utils.reward_score import default_compute_score
 
@@ -139,7 +139,7 @@ def _compute_score(setup: Setup) -> Iterator[Finding]:
     except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
         reason = described(error.__cause__ or error, str(path))
         message = f"{SCORE}.path={path} cannot be loaded: {one_line(reason)}"
-        yield setup.absent(CHECK, message.replace(";", ","), f"correct {SCORE}.path and {SCORE}.name")
+        yield setup.absent(CHECK, message, f"correct {SCORE}.path and {SCORE}.name")
         return
     if problem := _no_truth(setup):
         yield problem
@@ -176,7 +176,7 @@ def _scored(result: Any) -> Finding:
 
 
 def _no_truth(setup: Setup) -> Finding | None:
-    """A failure if a row has nothing that a reward function could be given."""
+    """Return a failure if a row has nothing that a reward function could be given."""
     for number, row in enumerate(setup.rows):
         known = row.get("reward_model")
         if not isinstance(known, Mapping) or "ground_truth" not in known:
@@ -196,7 +196,7 @@ def _arity(
         signature.bind(*given, **named)
     except TypeError as error:
         message = f"the reward function {name} takes {signature}, which does not fit: {error}"
-        return Finding(CHECK, "fail", message.replace(";", ","), f"let it take {expected}")
+        return Finding(CHECK, "fail", message, f"let it take {expected}")
     return None
 
 
@@ -207,11 +207,11 @@ def _raised(name: str, truth: Any, error: BaseException, file: str) -> Finding:
     except MTGRPOError:
         message += f" (the ground truth is {truth!r:.60}, a {type(truth).__name__})"
     fix = "if a real rollout could do the same, correct it: each that raises is lost with its group"
-    return Finding(CHECK, "warn", message.replace(";", ","), fix)
+    return Finding(CHECK, "warn", message, fix)
 
 
 def _call(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    """What a function returns, awaited if need be, or raises; in a thread, so that it may have an event loop."""
+    """Return what a function returns, awaited if need be, or raises; in a thread, so that it may have an event loop."""
     result: Any = None
     raised: BaseException | None = TimeoutError(f"no answer within {LIMIT_S:g} s")
 
@@ -235,7 +235,7 @@ async def _awaited(found: Any) -> Any:
 
 
 def made_up(setup: Setup, truth: Any) -> Transcript:
-    """A rollout of two turns in the run's format: a call whose result holds the accepted answer, then that answer."""
+    """Return a rollout of two turns in the run's format: a call whose result holds the answer, then that answer."""
     spoken = str(setup.get(f"{MULTI_TURN}.format"))
     rules = FORMATS.get(spoken, HERMES)
     tool = setup.tools[0] if setup.tools else Tool("search", None, {}, True)

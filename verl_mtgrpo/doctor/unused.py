@@ -1,4 +1,4 @@
-"""Settings of verl that a run with our parts accepts and does not read, or that do not do here what their name says.
+"""Find settings of verl that a run with our parts does not read, or that do not do here what their name says.
 
 Each is a warning: the run is what it would be without them, which is not what somebody meant who set them.
 """
@@ -25,7 +25,7 @@ unless turns are a few tokens long. GSPO's paper (arXiv 2507.18071) clips at 3e-
 
 
 def unused(setup: Setup) -> Iterator[Finding]:
-    """All of them; nothing if there is none."""
+    """Yield all of them; nothing if there is none."""
     try:
         turn_reward_settings(setup.get("reward"))
     except ConfigError:
@@ -65,7 +65,7 @@ def _pf_ppo(setup: Setup) -> Iterator[tuple[str, str]]:
 
 
 def _filter_metric(setup: Setup) -> Iterator[tuple[str, str]]:
-    """verl's filtering by totals, where turns are paid and told apart."""
+    """Warn of verl's filtering by totals where each turn is paid."""
     if not setup.get("algorithm.filter_groups.enable") or setup.get("algorithm.filter_groups.metric") != "reward":
         return
     name = setup.get("algorithm.adv_estimator")
@@ -89,7 +89,7 @@ def _filter_batches(setup: Setup) -> Iterator[tuple[str, str]]:
 
 
 def _reward_settings(setup: Setup) -> Iterator[tuple[str, str]]:
-    """What verl's reward managers read and ours does not."""
+    """Warn of what verl's reward managers read and ours does not."""
     if not pays_turns(setup.config):
         return
     given = dict(setup.get("reward.reward_kwargs") or setup.get("reward_model.reward_kwargs") or {})
@@ -133,7 +133,7 @@ def _loop(setup: Setup) -> Iterator[tuple[str, str]]:
 
 
 def _clip(setup: Setup) -> Iterator[tuple[str, str]]:
-    """A token's clip range for a turn's ratio."""
+    """Warn of a clip range for tokens where ratios of turns are clipped."""
     actor = "actor_rollout_ref.actor"
     if setup.get(f"{actor}.policy_loss.loss_mode") != "turn_gspo":
         return

@@ -1,4 +1,4 @@
-"""Values of a kind that verl cannot work with, before other checks calculate with them."""
+"""Find values of a kind that verl cannot work with."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _ABSENT = object()
 
 
 def values(setup: Setup) -> Iterator[Finding]:
-    """A finding for each value that no run could use; keys that are not in the config are left alone."""
+    """Yield a finding for each value that no run could use; keys that are not in the config are left alone."""
     for keys, fits, expected in (
         (WHOLE_NUMBERS, _is_whole, "a whole number of at least 1"),
         (WHOLE_NUMBERS_OR_NULL, _or_null(_is_whole), "a whole number of at least 1, or null"),
@@ -47,7 +47,7 @@ def values(setup: Setup) -> Iterator[Finding]:
         for key in keys:
             value = OmegaConf.select(setup.config, key, default=_ABSENT)
             if value is not _ABSENT and not fits(value):
-                shown = "null" if value is None else repr(value).replace(";", ",")
+                shown = "null" if value is None else repr(value)
                 yield Finding("values", "fail", f"{key} is {shown}, expected {expected}", f"set {key} to {expected}")
 
 

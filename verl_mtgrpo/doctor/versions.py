@@ -1,4 +1,4 @@
-"""What is installed, against what this package and verl ask for: read from metadata, nothing is imported.
+"""Compare what is installed with what this package and verl ask for, from metadata: nothing is imported.
 
 So it works where verl is missing, too old or broken.
 """
@@ -67,7 +67,7 @@ KNOWN_BAD = (
 
 
 def check_versions() -> Iterator[Finding]:
-    """Python, verl and everything that verl's default trainer imports."""
+    """Yield whether Python, verl and everything that verl's default trainer imports are there."""
     problems = [*_verl(), *_required(), *_imported()]
     # The check engine fails of these if the run uses vLLM; beside another engine they do no harm.
     problems += [Finding(CHECK, "warn", bad.reason, bad.fix) for bad in KNOWN_BAD if bad.applies(installed)]
@@ -78,7 +78,7 @@ def check_versions() -> Iterator[Finding]:
 
 
 def missing_engine(engine: str | None) -> Finding | None:
-    """A finding if ``rollout.name`` is a package that is not installed."""
+    """Return a finding if ``rollout.name`` is a package that is not installed."""
     bad = next((one for one in KNOWN_BAD if one.applies(installed)), None) if engine == "vllm" else None
     if bad:
         return Finding("engine", "fail", bad.reason, bad.fix)
@@ -96,7 +96,7 @@ def missing_engine(engine: str | None) -> Finding | None:
 
 
 def sglang_repeats_prompts() -> str | None:
-    """The version of the installed sglang, if it returns tokens of the prompt as generated when it has a tokenizer."""
+    """Return the version of an installed sglang that returns the prompt's tokens as generated if it has a tokenizer."""
     found = installed("sglang")
     return found if _older(found, SGLANG_WITH_TOKENIZER) else None
 
@@ -119,7 +119,7 @@ def _verl() -> Iterator[Finding]:
 
 
 def _required() -> Iterator[Finding]:
-    """The base requirements of verl and of this package, verl itself apart.
+    """Check the base requirements of verl and of this package, except for verl itself.
 
     A package in another version than verl asks for may still do (verl is often installed with ``--no-deps`` beside a
     stack of one's own), so that only warns.

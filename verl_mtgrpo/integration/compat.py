@@ -81,5 +81,6 @@ def check_compatible() -> None:
     if missing := missing_overrides():
         raise CompatibilityError(
             f"verl {verl_version()} is not as verl {TESTED_VERL} was, which this package was made for: "
-            f"{', and '.join(missing)}; install verl {TESTED_VERL}, or a verl-mtgrpo that knows this verl"
+            f"{', and '.join(missing)}",
+            fix=f"install verl {TESTED_VERL}, or a verl-mtgrpo that knows this verl",
         )

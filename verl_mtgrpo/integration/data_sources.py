@@ -56,8 +56,10 @@ def refuse_unscored(file: str, sources: Iterable[str]) -> None:
     unknown = sorted(source for source in sources if not is_scored_by_verl(source))
     if unknown:
         raise DataError(
-            f"{file} has rows with data_source {', '.join(map(repr, unknown))}, for which verl has no reward function, "
-            "and reward.turn.outcome=compute_score asks it in every rollout; set reward.custom_reward_function.path to "
-            "a function of your own, or reward.turn.outcome=preset, or give the rows a data_source that verl scores "
-            f"({', '.join(KNOWN)}, or one of verl.utils.reward_score)"
+            f"{file} has rows with data_source {', '.join(map(repr, unknown))}, for which verl has no reward "
+            "function, and reward.turn.outcome=compute_score asks it in every rollout",
+            fix=(
+                "set reward.custom_reward_function.path to a function of your own, or reward.turn.outcome=preset, or "
+                f"give the rows a data_source that verl scores ({', '.join(KNOWN)}, or one of verl.utils.reward_score)"
+            ),
         )

@@ -25,7 +25,8 @@ def load_external_modules() -> None:
         try:
             importlib.import_module(name)
         except (Exception, SystemExit) as error:  # the module is the user's: importing it may raise anything
-            what = f"{type(error).__name__}: {error}".replace(";", ",")
+            what = f"{type(error).__name__}: {error}"
             raise ConfigError(
-                f"the environment variable {MODULES} names {name!r}, which cannot be imported: {what}; {MODULES_FIX}"
+                f"the environment variable {MODULES} names {name!r}, which cannot be imported: {what}",
+                fix=MODULES_FIX,
             ) from error

@@ -66,8 +66,8 @@ def check_preset(config: Any) -> None:
         instead = f", or take the group that goes with it (+mtgrpo={' or '.join(others)})" if others else ""
         raise ConfigError(
             f"+mtgrpo={name} stands for {one.key}={one.wanted}, but {one.key}={one.got} on the command line (or in a "
-            f"config of yours) wins over the group: {one.why}; remove {one.key}={one.got}{instead}. If it is meant, "
-            f"add 'trainer.turn.on_purpose=[{one.key}]'"
+            f"config of yours) wins over the group: {one.why}",
+            fix=f"remove {one.key}={one.got}{instead}. If it is meant, add 'trainer.turn.on_purpose=[{one.key}]'",
         )
 
 
@@ -83,8 +83,11 @@ def check_signs(config: Any) -> None:
     for key, (weight, effect) in weights.items():
         if isinstance(weight, int | float) and weight < 0 and key not in meant:
             raise ConfigError(
-                f"{key}={weight} is below 0: {effect}; set it to 0 or more. If it is meant, add "
-                f"'trainer.turn.on_purpose=[{key}]' (with + in front if no config group is used)"
+                f"{key}={weight} is below 0: {effect}",
+                fix=(
+                    f"set it to 0 or more. If it is meant, add 'trainer.turn.on_purpose=[{key}]' (with + in front if "
+                    "no config group is used)"
+                ),
             )
 
 

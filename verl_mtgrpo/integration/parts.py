@@ -1,4 +1,4 @@
-"""Whether the parts of a turn-level run are all there: each forgotten one would train something else in silence.
+"""Check that the parts of a turn-level run are all there: each forgotten one would train something else in silence.
 
 Turn rewards need an agent loop that records turns, a reward manager that scores them and a tool to call. verl takes
 each by name and has a default for each, so a command line that forgets one runs, with all rewards at the end.
@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 from verl.utils.import_utils import resolve_config_path
 
 from verl_mtgrpo.credit import ESTIMATORS
-from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.errors import AbsentError, ConfigError
 
-LOOPS = ("mtgrpo_tool_agent", "mtgrpo_raw_agent")
+RAW = "mtgrpo_raw_agent"
+LOOPS = ("mtgrpo_tool_agent", RAW)
 """Our agent loops."""
 VERLS_LOOPS = ("single_turn_agent", "tool_agent")
 """verl's own, which put one reward on a rollout's last token. A loop of your own may well do otherwise."""
@@ -32,7 +33,7 @@ _MULTI_TURN = "actor_rollout_ref.rollout.multi_turn"
 
 
 def uses_turns(config: Any) -> bool:
-    """True if anything in verl's config is ours; a run of verl alone is none of our business."""
+    """Return True if anything in verl's config is ours; a run of verl alone is none of our business."""
     select = OmegaConf.select
     return bool(
         select(config, "algorithm.adv_estimator") in ESTIMATORS
@@ -45,7 +46,7 @@ def uses_turns(config: Any) -> bool:
 
 
 def pays_turns(config: Any) -> bool:
-    """True if our reward manager pays, and not one of verl's or a class of the user's own."""
+    """Return True if our reward manager pays, and not one of verl's or a class of the user's own."""
     source = OmegaConf.select(config, "reward.reward_manager.source")
     return OmegaConf.select(config, _MANAGER) == "mtgrpo" and source in (None, "register")
 
@@ -60,7 +61,8 @@ def check_parts(config: Any) -> None:
     if OmegaConf.select(config, "trainer.use_v1") is False:
         raise ConfigError(
             "trainer.use_v1=False is verl's old trainer, which pays the sum of a rollout's rewards on its last token, "
-            "so turn rewards would be lost; leave it at True"
+            "so turn rewards would be lost",
+            fix="leave it at True",
         )
     _check_loop_and_manager(config)
     if OmegaConf.select(config, _LOOP) in LOOPS:
@@ -68,12 +70,15 @@ def check_parts(config: Any) -> None:
 
 
 def check_tool_file(config: Any) -> None:
-    """Raise ``ConfigError`` if there is no tool YAML where the config says."""
+    """Raise ``AbsentError`` if there is no tool YAML where the config says."""
     path = OmegaConf.select(config, f"{_MULTI_TURN}.tool_config_path")
     if path and not _exists(path):
-        raise ConfigError(
-            f"{_MULTI_TURN}.tool_config_path={path} is not there; give the path of a tool YAML, or leave the key out "
-            "with the group +mtgrpo=..., which names the packaged search tool"
+        raise AbsentError(
+            f"{_MULTI_TURN}.tool_config_path={path} is not there",
+            fix=(
+                "give the path of a tool YAML, or leave the key out with the group +mtgrpo=..., which names the "
+                "packaged search tool"
+            ),
         )
 
 
@@ -81,14 +86,16 @@ def _check_groups(config: Any) -> None:
     for key, group in _lost_groups(config).items():
         value = OmegaConf.select(config, key)
         raise ConfigError(
-            f"{key}={value} came through as a plain key: Hydra did not find the config group, so nothing of it "
-            "is set; put 'hydra.searchpath=[pkg://verl_mtgrpo.config]' on the command line before "
-            f"+{group}={value}, and run in an environment in which verl-mtgrpo is installed"
+            f"{key}={value} came through as a plain key: Hydra did not find the config group, so nothing of it is set",
+            fix=(
+                f"put 'hydra.searchpath=[pkg://verl_mtgrpo.config]' on the command line before +{group}={value}, and "
+                "run in an environment in which verl-mtgrpo is installed"
+            ),
         )
 
 
 def _lost_groups(config: Any) -> dict[str, str]:
-    """Keys beside verl's own that were meant to be one of our groups, perhaps misspelt, and which.
+    """Return keys beside verl's own that were meant to be one of our groups, perhaps misspelt, and which.
 
     A key that only looks like one is the user's own; a misspelt one has a config of the group as its value.
     """
@@ -102,7 +109,7 @@ def _lost_groups(config: Any) -> dict[str, str]:
 
 
 def _configs_of(group: str) -> set[str]:
-    """Names of the configs of a group of ours."""
+    """Return the names of the configs of one of our groups."""
     return {file.name.removesuffix(".yaml") for file in (resources.files("verl_mtgrpo.config") / group).iterdir()}
 
 
@@ -113,33 +120,38 @@ def _check_loop_and_manager(config: Any) -> None:
         manager = None  # a class of one's own, whatever its name
     if manager == "mtgrpo" and loop not in LOOPS:
         raise ConfigError(
-            f"{_MANAGER}=mtgrpo needs the turns that mtgrpo_tool_agent records, but {_LOOP}={loop}; set it to "
-            "mtgrpo_tool_agent (an override on the command line wins over the group +mtgrpo=...)"
+            f"{_MANAGER}=mtgrpo needs the turns that mtgrpo_tool_agent records, but {_LOOP}={loop}",
+            fix="set it to mtgrpo_tool_agent (an override on the command line wins over the group +mtgrpo=...)",
         )
     if loop in LOOPS and manager in VERLS_MANAGERS:
         raise ConfigError(
-            f"{_LOOP}={loop} places turn rewards, but {_MANAGER}={manager} gives one number per rollout; set "
-            f"{_MANAGER}=mtgrpo"
+            f"{_LOOP}={loop} places turn rewards, but {_MANAGER}={manager} gives one number per rollout",
+            fix=f"set {_MANAGER}=mtgrpo",
         )
     if estimator in ESTIMATORS and loop in VERLS_LOOPS:
         raise ConfigError(
             f"algorithm.adv_estimator={estimator} gives each turn its own advantage, but {_LOOP}={loop} pays one "
-            f"reward at the end of a rollout; set {_LOOP}=mtgrpo_tool_agent and {_MANAGER}=mtgrpo, or take the group "
-            "+mtgrpo=..., which sets both and the tool"
+            "reward at the end of a rollout",
+            fix=(
+                f"set {_LOOP}=mtgrpo_tool_agent and {_MANAGER}=mtgrpo, or take the group +mtgrpo=..., which sets both "
+                "and the tool"
+            ),
         )
     if manager in VERLS_MANAGERS and OmegaConf.select(config, "reward.turn"):
-        raise ConfigError(f"reward.turn is read by {_MANAGER}=mtgrpo only, but it is {manager}; set it to mtgrpo")
+        raise ConfigError(f"reward.turn is read by {_MANAGER}=mtgrpo only, but it is {manager}", fix="set it to mtgrpo")
 
 
 def _check_tool(config: Any) -> None:
     multi_turn = OmegaConf.select(config, _MULTI_TURN)
     if not multi_turn.enable:
-        raise ConfigError(f"{_MULTI_TURN}.enable={multi_turn.enable}, but an agent has turns; set it to True")
+        raise ConfigError(f"{_MULTI_TURN}.enable={multi_turn.enable}, but an agent has turns", fix="set it to True")
     if not (multi_turn.get("tool_config_path") or multi_turn.get("function_tool_path")):
         raise ConfigError(
-            f"the agent has no tool, so every rollout would have one turn; set {_MULTI_TURN}.tool_config_path (the "
-            "packaged search tool is '${mtgrpo_asset:tools/search_tool.yaml}') or "
-            f"{_MULTI_TURN}.function_tool_path"
+            "the agent has no tool, so every rollout would have one turn",
+            fix=(
+                f"set {_MULTI_TURN}.tool_config_path (the packaged search tool is "
+                f"'${{mtgrpo_asset:tools/search_tool.yaml}}') or {_MULTI_TURN}.function_tool_path"
+            ),
         )
 
 
@@ -161,6 +173,6 @@ def check_agent_names(file: str) -> None:
     others = sorted(str(name) for name in names if name in VERLS_LOOPS)
     if others:
         raise ConfigError(
-            f"{file} has a column agent_name that says {', '.join(others)}, and verl takes it before {_LOOP}; drop the "
-            "column, or write mtgrpo_tool_agent into it"
+            f"{file} has a column agent_name that says {', '.join(others)}, and verl takes it before {_LOOP}",
+            fix="drop the column, or write mtgrpo_tool_agent into it",
         )

@@ -1,4 +1,4 @@
-"""Cheap checks of a run's config, done before the first rollout."""
+"""Check a run's config before the first rollout, without opening anything."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.integration.advantage.comparing import compares
 from verl_mtgrpo.integration.advantage.fields import MODES, needs_our_trainer, source_of
 from verl_mtgrpo.integration.advantage.kl_in_reward import check_kl
 from verl_mtgrpo.integration.advantage.knobs import is_ours, try_knobs
@@ -34,24 +35,8 @@ _COMPUTED: dict[str, Callable[[Any], bool]] = {
 """Fields that verl computes in some runs only, and whether it does in this one."""
 
 
-def check_run(config: Any) -> None:
-    """Raise ``ConfigError`` if parts of the run do not fit together.
-
-    Args:
-        config: verl's whole config.
-    """
-    check_parts(config)
-    check_preset(config)
-    check_signs(config)
-    if config.reward.reward_manager.name == "mtgrpo":
-        check_rewards(config)
-    check_estimator(config)
-    check_group_size(config)
-    check_filtering(config)
-
-
 def only_validates(config: Any) -> bool:
-    """Whether the run ends after the validation before its first step: then nothing is compared and nothing learnt.
+    """Return whether the run ends after the validation before its first step: nothing is compared or learnt then.
 
     verl reads ``trainer.val_only`` in that validation only, so without ``val_before_train`` it trains.
     """
@@ -59,14 +44,22 @@ def only_validates(config: Any) -> bool:
     return bool(select(config, "trainer.val_only") and select(config, "trainer.val_before_train"))
 
 
-def check_group_size(config: Any) -> None:
-    """Raise ``ConfigError`` if the estimator compares rollouts and there is one a prompt, in a run that trains."""
+def group_of_one(config: Any) -> ConfigError | None:
+    """Return what is wrong if the estimator compares rollouts and there is one per prompt, in a run that trains."""
     estimator, n = config.algorithm.adv_estimator, config.actor_rollout_ref.rollout.n
-    if estimator in ESTIMATORS and ESTIMATORS[estimator].compares_rollouts and n < 2 and not only_validates(config):
-        raise ConfigError(
-            f"algorithm.adv_estimator={estimator} compares the rollouts of a prompt, but "
-            f"actor_rollout_ref.rollout.n={n}; set it to 2 or more (the paper uses 21)"
-        )
+    if not compares(estimator) or n >= 2 or only_validates(config):
+        return None
+    return ConfigError(
+        f"algorithm.adv_estimator={estimator} compares the rollouts of a prompt, but actor_rollout_ref.rollout.n={n}",
+        fix="set it to 2 or more (the paper uses 21)",
+    )
+
+
+def check_group_size(config: Any) -> None:
+    """Raise ``ConfigError`` if one of our estimators has nothing to compare; verl accepts that for its own."""
+    problem = group_of_one(config)
+    if problem and config.algorithm.adv_estimator in ESTIMATORS:
+        raise problem
 
 
 def check_filtering(config: Any) -> None:
@@ -74,9 +67,11 @@ def check_filtering(config: Any) -> None:
     select = OmegaConf.select
     if select(config, "algorithm.filter_groups.enable") and not select(config, "algorithm.filter_groups.metric"):
         raise ConfigError(
-            "algorithm.filter_groups.enable=True without a metric; set algorithm.filter_groups.metric to "
-            "turn_pattern (what each turn was paid), reward (the total), or a name that the reward gives for every "
-            "rollout, such as outcome/em"
+            "algorithm.filter_groups.enable=True without a metric",
+            fix=(
+                "set algorithm.filter_groups.metric to turn_pattern (what each turn was paid), reward (the total), or "
+                "a name that the reward gives for every rollout, such as outcome/em"
+            ),
         )
 
 
@@ -85,13 +80,13 @@ def check_tokenizer(tokenizer: Any) -> None:
     if getattr(tokenizer, "chat_template", None) is None:
         raise ConfigError(
             f"the tokenizer of {getattr(tokenizer, 'name_or_path', None) or 'this model'} has no chat template, so "
-            "prompts and tool results cannot be rendered; use an instruct model, or give a Jinja template by "
-            "actor_rollout_ref.model.custom_chat_template"
+            "prompts and tool results cannot be rendered",
+            fix="use an instruct model, or give a Jinja template by actor_rollout_ref.model.custom_chat_template",
         )
 
 
 def check_estimator(config: Any) -> None:
-    """Raise ``ConfigError`` if the estimator's settings are wrong or this run has not what it needs.
+    """Raise ``ConfigError`` if the estimator's settings are wrong or this run does not have what it needs.
 
     Args:
         config: verl's whole config.
@@ -107,37 +102,44 @@ def check_estimator(config: Any) -> None:
         _check_rejection(estimator, config)
     elif estimator == AdvantageEstimator.GAE and config.critic.enable is False:
         raise ConfigError(
-            "algorithm.adv_estimator=gae learns from a critic, but critic.enable=False; set critic.enable=True, or "
-            "take an estimator without a critic, such as +mtgrpo=mt_grpo"
+            "algorithm.adv_estimator=gae learns from a critic, but critic.enable=False",
+            fix="set critic.enable=True, or take an estimator without a critic, such as +mtgrpo=mt_grpo",
         )
     elif algorithm.get("turn") and estimator in list(AdvantageEstimator) and not overridden(config):
         raise ConfigError(
             f"algorithm.adv_estimator={estimator} is verl's own and does not read algorithm.turn "
-            f"({', '.join(algorithm.turn)}); remove these keys ('~algorithm.turn' takes those of a group away) or "
-            f"choose one of {', '.join(ESTIMATORS)}"
+            f"({', '.join(algorithm.turn)})",
+            fix=(
+                "remove these keys ('~algorithm.turn' takes those of a group away) or choose one of "
+                f"{', '.join(ESTIMATORS)}"
+            ),
         )
 
 
 def _check_fields(estimator: str, names: tuple[str, ...], config: Any) -> None:
-    """Whether the trainer can give the estimator the fields that it names."""
+    """Raise ``ConfigError`` if the trainer cannot give the estimator the fields that it names."""
     mode = config.trainer.v1.trainer_mode
     if names and mode not in MODES:
-        raise ConfigError(needs_our_trainer(estimator, names, mode))
+        raise needs_our_trainer(estimator, names, mode)
     for name in names:
         if name in _COMPUTED and not _COMPUTED[name](config):
             raise ConfigError(
-                f"algorithm.adv_estimator={estimator} needs {name}, which this run does not have; {source_of(name)}"
+                f"algorithm.adv_estimator={estimator} needs {name}, which this run does not have",
+                fix=source_of(name),
             )
     if "values" in names and (config.algorithm.gamma, config.algorithm.lam) != (1.0, 1.0):
         raise ConfigError(
             f"algorithm.gamma={config.algorithm.gamma} and algorithm.lam={config.algorithm.lam} are read by verl's "
-            f"gae only; {estimator} counts turns: set algorithm.turn.discount and algorithm.turn.lam instead, and "
-            "leave these at 1.0"
+            "gae only",
+            fix=(
+                f"{estimator} counts turns: set algorithm.turn.discount and algorithm.turn.lam instead, and leave "
+                "these at 1.0"
+            ),
         )
 
 
 def _check_rejection(estimator: str, config: Any) -> None:
-    """Whether the mask that the estimator gets still tells the turns.
+    """Raise ``ConfigError`` if the mask that the estimator gets does not show the turns any more.
 
     verl's rollout correction takes rejected tokens out of ``response_mask`` before it computes advantages (not in
     bypass mode). A token taken out of a turn makes two turns of it, and takes its reward away if it was the last.
@@ -148,9 +150,12 @@ def _check_rejection(estimator: str, config: Any) -> None:
     by_token = [one.strip() for one in rejecting.split(",") if one.strip().startswith("token")]
     if by_token and not bypassed:
         raise ConfigError(
-            f"algorithm.rollout_correction.rollout_rs={rejecting} takes single tokens out of response_mask, from which "
-            f"{estimator} reads the turns; reject whole rollouts instead (seq_mean_k1, ...), or correct by weights "
-            "(algorithm.rollout_correction.rollout_is)"
+            f"algorithm.rollout_correction.rollout_rs={rejecting} takes single tokens out of response_mask, from "
+            f"which {estimator} reads the turns",
+            fix=(
+                "reject whole rollouts instead (seq_mean_k1, ...), or correct by weights "
+                "(algorithm.rollout_correction.rollout_is)"
+            ),
         )
 
 
@@ -160,23 +165,28 @@ def _check_reward_model(config: Any, settings: TurnRewardSettings, own: str | No
     if not own:
         raise ConfigError(
             "reward.reward_model.enable=True without a reward function makes verl use the model as a classifier, and "
-            f"the reward manager mtgrpo is never asked; for a judge set reward.custom_reward_function.path={JUDGED_BY} "
-            "reward.custom_reward_function.name=scored_by_judge reward.turn.preset=judge (or judge_paper), else "
-            "reward.reward_model.enable=False"
+            "the reward manager mtgrpo is never asked",
+            fix=(
+                f"for a judge set reward.custom_reward_function.path={JUDGED_BY} "
+                "reward.custom_reward_function.name=scored_by_judge reward.turn.preset=judge (or judge_paper), else "
+                "reward.reward_model.enable=False"
+            ),
         )
     if own == JUDGED_BY and settings.preset not in JUDGES:
         raise ConfigError(
-            f"reward.custom_reward_function.path={own} is never called without a judge; set reward.turn.preset=judge "
-            "or judge_paper, or remove it"
+            f"reward.custom_reward_function.path={own} is never called without a judge",
+            fix="set reward.turn.preset=judge or judge_paper, or remove it",
         )
     # Whatever is given as the reward: verl then scores a batch after sampling, from prompts and responses alone.
     if not OmegaConf.select(config, "reward.reward_model.enable_resource_pool"):
         raise ConfigError(
             "reward.reward_model.enable_resource_pool=False shares the policy's GPUs with the reward model, so verl "
-            "asks it after sampling, without the turns that the reward manager mtgrpo scores; give it GPUs of its own "
-            "(reward.reward_model.enable_resource_pool=True with reward.reward_model.n_gpus_per_node and nnodes), or "
-            "have the judge served outside of the run (reward.reward_model.enable=False and "
-            "reward.turn.judge.base_url=...)"
+            "asks it after sampling, without the turns that the reward manager mtgrpo scores",
+            fix=(
+                "give it GPUs of its own (reward.reward_model.enable_resource_pool=True with "
+                "reward.reward_model.n_gpus_per_node and nnodes), or have the judge served outside of the run "
+                "(reward.reward_model.enable=False and reward.turn.judge.base_url=...)"
+            ),
         )
 
 
@@ -193,18 +203,38 @@ def check_rewards(config: Any) -> None:
     if own and settings.outcome == "preset" and own != JUDGED_BY:
         raise ConfigError(
             f"reward.custom_reward_function.path={own} would not be used: the outcome reward comes from the preset "
-            f"{settings.preset}; set reward.turn.outcome=compute_score, or remove it"
+            f"{settings.preset}",
+            fix="set reward.turn.outcome=compute_score, or remove it",
         )
     if own == JUDGED_BY and settings.outcome == "compute_score":
         raise ConfigError(
-            f"reward.turn.outcome=compute_score asks reward.custom_reward_function.path={own}, which stands in for the "
-            "judge and scores nothing; set reward.turn.outcome=preset: the judge gives the outcome too"
+            f"reward.turn.outcome=compute_score asks reward.custom_reward_function.path={own}, which stands in for "
+            "the judge and scores nothing",
+            fix="set reward.turn.outcome=preset: the judge gives the outcome too",
         )
     if settings.solution != "turns" and settings.outcome != "compute_score":
         raise ConfigError(
             f"reward.turn.solution={settings.solution} would not be used: the outcome reward comes from the preset "
-            f"{settings.preset}; set reward.turn.outcome=compute_score, or leave it at turns"
+            f"{settings.preset}",
+            fix="set reward.turn.outcome=compute_score, or leave it at turns",
         )
     spoken = config.actor_rollout_ref.rollout.multi_turn.format
     if settings.preset in NEED_RULES:
         text_format(spoken)
+
+
+OF_ESTIMATOR = (check_preset, check_signs, check_estimator, check_group_size, check_filtering)
+"""What there is to check of an estimator; where the first one fails, the others may speak of another's settings."""
+
+
+def check_run(config: Any) -> None:
+    """Raise ``ConfigError`` if parts of the run do not fit together.
+
+    Args:
+        config: verl's whole config.
+    """
+    check_parts(config)
+    for check in OF_ESTIMATOR:
+        check(config)
+    if config.reward.reward_manager.name == "mtgrpo":
+        check_rewards(config)

@@ -43,16 +43,19 @@ class Scale:
 
     def __post_init__(self) -> None:
         if self.replicas < 1:
-            raise ConfigError(f"--replicas is {self.replicas}, expected at least 1")
+            raise ConfigError(f"--replicas is {self.replicas}", expected="at least 1")
         if self.min_replicas is not None and self.max_replicas is None:
-            raise ConfigError("--min-replicas without --max-replicas; give both, or --replicas for a fixed number")
+            raise ConfigError(
+                "--min-replicas without --max-replicas",
+                fix="give both, or --replicas for a fixed number",
+            )
         if self.max_replicas is not None and not 1 <= (self.min_replicas or 1) <= self.max_replicas:
             raise ConfigError(
-                f"--min-replicas is {self.min_replicas} and --max-replicas {self.max_replicas}, "
-                "expected 1 <= min <= max"
+                f"--min-replicas is {self.min_replicas} and --max-replicas {self.max_replicas}",
+                expected="1 <= min <= max",
             )
         if self.cpus < 0:
-            raise ConfigError(f"--replica-cpus is {self.cpus}, expected 0 or more")
+            raise ConfigError(f"--replica-cpus is {self.cpus}", expected="0 or more")
 
     def options(self) -> dict[str, Any]:
         """Ray Serve's options for this number of replicas."""
@@ -116,7 +119,8 @@ def running(
         ray.init(address=address, log_to_driver=False, include_dashboard=False if address == "local" else None)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise CompatibilityError(
-            f"Ray at {address!r} cannot be used ({error}); give another --ray-address, or none for a Ray of its own"
+            f"Ray at {address!r} cannot be used ({error})",
+            fix="give another --ray-address, or none for a Ray of its own",
         ) from error
     try:
         with _told_apart():
@@ -142,6 +146,6 @@ def _told_apart() -> Iterator[None]:
     except RuntimeError as error:
         last = str(error).strip().splitlines()[-1]
         raise CompatibilityError(
-            f"the search service did not come up on Ray: {last} (if it is no address that is taken, Serve's logs, "
-            "below the Ray session's logs/serve, say more)"
+            f"the search service did not come up on Ray: {last}",
+            fix="see Serve's logs below the Ray session's logs/serve, if the address is not simply taken",
         ) from error

@@ -87,9 +87,12 @@ class TurnRewardManager(RewardManagerBase):
         transcript = fields.get(TRANSCRIPT) if isinstance(fields, dict) else None
         if not isinstance(transcript, Transcript):
             raise TranscriptError(
-                f"extra_fields['{TRANSCRIPT}'] of a rollout is a {type(transcript).__name__}, expected a "
-                "verl_mtgrpo.rewards.Transcript; the reward manager mtgrpo scores rollouts of the agent loop "
-                "mtgrpo_tool_agent: set actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent"
+                f"extra_fields['{TRANSCRIPT}'] of a rollout is a {type(transcript).__name__}",
+                expected="a verl_mtgrpo.rewards.Transcript",
+                fix=(
+                    "the reward manager mtgrpo scores rollouts of the agent loop mtgrpo_tool_agent: set "
+                    "actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent"
+                ),
             )
         reason = ""
         try:
@@ -149,7 +152,8 @@ class TurnRewardManager(RewardManagerBase):
         """verl's path for colocated reward models, which has room for one number per rollout only."""
         raise ConfigError(
             "the reward manager mtgrpo cannot pay turn rewards when verl scores after sampling (a colocated reward "
-            "model); set reward.reward_model.enable_resource_pool=True or reward.reward_model.enable=False"
+            "model)",
+            fix="set reward.reward_model.enable_resource_pool=True or reward.reward_model.enable=False",
         )
 
 

@@ -107,13 +107,13 @@ def estimator_settings(name: str, algorithm: Any) -> dict[str, Any]:
     if _child(algorithm, "norm_adv_by_std_in_grpo") is False:
         if "whiten" in known:
             raise ConfigError(
-                f"algorithm.norm_adv_by_std_in_grpo=False says nothing about {name}; leave it True, and set "
-                "algorithm.turn.whiten=False if advantages are not to be whitened"
+                f"algorithm.norm_adv_by_std_in_grpo=False says nothing about {name}",
+                fix="leave it True, and set algorithm.turn.whiten=False if advantages are not to be whitened",
             )
         if "scale" not in known:
             raise ConfigError(
-                f"algorithm.norm_adv_by_std_in_grpo=False, but {name} divides by a standard deviation by definition; "
-                "leave it True or choose mt_grpo or turn_rloo"
+                f"algorithm.norm_adv_by_std_in_grpo=False, but {name} divides by a standard deviation by definition",
+                fix="leave it True or choose mt_grpo or turn_rloo",
             )
         settings["scale"] = "none"
     return settings
@@ -125,10 +125,11 @@ def turn_reward_settings(reward: Any) -> TurnRewardSettings:
     for name, choices in (("pay", PAY), ("outcome", OUTCOME), ("solution", SOLUTION)):
         if (value := getattr(settings, name)) not in choices:
             raise ConfigError(
-                f"reward.turn.{name} is {value!r}, expected one of {choices}{did_you_mean(value, choices)}"
+                f"reward.turn.{name} is {value!r}",
+                expected=f"one of {choices}{did_you_mean(value, choices)}",
             )
     if not math.isfinite(settings.repeat_penalty):
-        raise ConfigError(f"reward.turn.repeat_penalty is {settings.repeat_penalty}, expected a finite number >= 0")
+        raise ConfigError(f"reward.turn.repeat_penalty is {settings.repeat_penalty}", expected="a finite number >= 0")
     return settings
 
 
@@ -136,21 +137,23 @@ def trainer_turn_settings(trainer: Any) -> TrainerTurnSettings:
     """Read ``trainer.turn`` from verl's ``trainer`` node."""
     settings = read_settings(TrainerTurnSettings, _child(trainer, "turn"), "trainer.turn")
     if settings.preflight not in PREFLIGHT:
-        raise ConfigError(f"trainer.turn.preflight is {settings.preflight!r}, expected one of {PREFLIGHT}")
+        raise ConfigError(f"trainer.turn.preflight is {settings.preflight!r}", expected=f"one of {PREFLIGHT}")
     for key in settings.on_purpose:
         if key not in ON_PURPOSE:
             raise ConfigError(
-                f"trainer.turn.on_purpose names {key}, expected some of {ON_PURPOSE}{did_you_mean(key, ON_PURPOSE)}"
+                f"trainer.turn.on_purpose names {key}",
+                expected=f"some of {ON_PURPOSE}{did_you_mean(key, ON_PURPOSE)}",
             )
     if settings.dump.groups < 0:
         raise ConfigError(
-            f"trainer.turn.dump.groups is {settings.dump.groups}, expected a number of groups or 0 for all"
+            f"trainer.turn.dump.groups is {settings.dump.groups}",
+            expected="a number of groups or 0 for all",
         )
     if settings.guards.steps < 1:
-        raise ConfigError(f"trainer.turn.guards.steps is {settings.guards.steps}, expected 1 or more")
+        raise ConfigError(f"trainer.turn.guards.steps is {settings.guards.steps}", expected="1 or more")
     for name, value in vars(settings.guards).items():
         if math.isnan(value):  # beyond 0 and 1 a guard always or never fires, which may be meant
-            raise ConfigError(f"trainer.turn.guards.{name} is {value}, expected a share from 0 to 1")
+            raise ConfigError(f"trainer.turn.guards.{name} is {value}", expected="a share from 0 to 1")
     return settings
 
 
@@ -189,12 +192,12 @@ def _read_values(known: Mapping[str, Any], node: Any, where: str) -> dict[str, A
         return {}
     values = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where} is {values!r}, expected a mapping of settings")
+        raise ConfigError(f"{where} is {values!r}", expected="a mapping of settings")
     unknown = sorted(set(map(str, values)) - set(known))
     if unknown:
         listed = ", ".join(f"{name} ({default})" for name, default in known.items())
         meant = "".join(did_you_mean(name, known) for name in unknown)
-        raise ConfigError(f"{where} has unknown keys {unknown}; known keys and their defaults: {listed}{meant}")
+        raise ConfigError(f"{where} has unknown keys {unknown}", fix=f"known keys and their defaults: {listed}{meant}")
     return {str(key): _as_type(value, known[str(key)], f"{where}.{key}") for key, value in values.items()}
 
 
@@ -212,4 +215,4 @@ def _as_type(value: Any, default: Any, where: str) -> Any:
     elif isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool):
         return value
     kind = "list" if isinstance(default, tuple) else type(default).__name__
-    raise ConfigError(f"{where} is {value!r}, expected a {kind} like {default!r}")
+    raise ConfigError(f"{where} is {value!r}", expected=f"a {kind} like {default!r}")

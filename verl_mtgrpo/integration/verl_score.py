@@ -84,13 +84,15 @@ def read_score(result: Any) -> tuple[float, dict[str, Any]]:
         score = float(parts["score"])
     except (KeyError, TypeError, ValueError) as error:
         raise TranscriptError(
-            f"the reward function of verl's that gives the outcome (reward.turn.outcome=compute_score) returned "
-            f"{result!r:.200}, expected a number, or a dict with a number as 'score'"
+            "the reward function of verl's that gives the outcome (reward.turn.outcome=compute_score) returned "
+            f"{result!r:.200}",
+            expected="a number, or a dict with a number as 'score'",
         ) from error
     if not math.isfinite(score):
         raise TranscriptError(
-            f"the reward function of verl's that gives the outcome returned {score}, expected a finite number; raise "
-            "verl_mtgrpo.errors.DropRollout for a rollout that cannot be scored"
+            f"the reward function of verl's that gives the outcome returned {score}",
+            expected="a finite number",
+            fix="raise verl_mtgrpo.errors.DropRollout for a rollout that cannot be scored",
         )
     named = {f"outcome/{name}": plain_number(value) for name, value in parts.items()}
     taken = own_metrics(named)

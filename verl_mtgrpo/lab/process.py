@@ -171,13 +171,15 @@ class Process:
         if state in on_path:
             raise CreditInputError(
                 f"process {self.name!r}: state {state!r} can be reached twice in one rollout "
-                f"({' -> '.join((*on_path, state))}); give each turn its own state"
+                f"({' -> '.join((*on_path, state))})",
+                fix="give each turn its own state",
             )
         if state in done:
             return
         if not self.states.get(state):
             raise CreditInputError(
-                f"process {self.name!r}: state {state!r} has no actions; known states: {', '.join(self.states)}"
+                f"process {self.name!r}: state {state!r} has no actions",
+                fix=f"known states: {', '.join(self.states)}",
             )
         for action in self.states[state]:
             if action.next is not None:

@@ -59,8 +59,12 @@ def find_checkpoint(folder: Path) -> Path:
     step = folder.name.removeprefix(PREFIX)
     if step == folder.name or not step.isdigit() or not (folder / "actor").is_dir():
         raise ConfigError(
-            f"--checkpoint {folder}: no checkpoint of verl, expected a folder global_step_N with the policy in actor/, "
-            "or the folder around such (trainer.default_local_dir); for Hugging Face's format use --model"
+            f"--checkpoint {folder}: no checkpoint of verl",
+            expected=(
+                "a folder global_step_N with the policy in actor/, or the folder around such "
+                "(trainer.default_local_dir)"
+            ),
+            fix="for Hugging Face's format use --model",
         )
     return folder
 
@@ -84,11 +88,12 @@ def model_of(checkpoint: Path, overrides: Sequence[str], out: Path) -> tuple[Pat
         return model, None
     name_it = f"name the model that its training began with behind the options: -- {MODEL_PATH}=..."
     if (actor / _LORA).is_file():
-        raise ConfigError(f"--checkpoint {checkpoint} holds adapters (LoRA) of a model that is not in it; {name_it}")
+        raise ConfigError(f"--checkpoint {checkpoint} holds adapters (LoRA) of a model that is not in it", fix=name_it)
     if not (model / "config.json").is_file() or not any(actor.glob("model_world_size_*_rank_0.pt")):
         raise ConfigError(
             f"--checkpoint {checkpoint} holds neither a model in Hugging Face's format (actor/huggingface) nor parts "
-            f"of FSDP that can be merged into one; {name_it}"
+            "of FSDP that can be merged into one",
+            fix=name_it,
         )
     merge = Merge(actor, out / f"model-{checkpoint.name}")
     return merge.target, merge

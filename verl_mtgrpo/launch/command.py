@@ -117,7 +117,8 @@ def check_external_modules(named: str, cwd: Path) -> None:
         sys.path.remove(str(cwd))
     if missing:
         raise ConfigError(
-            f"the environment variable {MODULES} names {missing[0]!r}, and there is no such module; {MODULES_FIX}"
+            f"the environment variable {MODULES} names {missing[0]!r}, and there is no such module",
+            fix=MODULES_FIX,
         )
 
 

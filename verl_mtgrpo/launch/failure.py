@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from verl_mtgrpo.errors import MTGRPOError
 from verl_mtgrpo.integration.external_modules import MODULES, MODULES_FIX
 
 # Enough for the final tracebacks of the driver and all workers; logs of long runs are far larger.
@@ -49,10 +48,6 @@ _ENDS_MESSAGE = (
     "Set the environment variable HYDRA_FULL_ERROR",
     "Exception ignored in",
 )
-
-
-class TrainingFailed(MTGRPOError, RuntimeError):
-    """The training process ended with an error; the message has its cause and the path of its log."""
 
 
 def failure_report(code: int, log: Path, *, what: str = "training") -> str:

@@ -19,7 +19,7 @@ def check_preset(preset: str, overrides: Sequence[str]) -> None:
     if preset not in ours and not any("searchpath" in one for one in overrides):
         close = difflib.get_close_matches(preset, ours, n=1)
         meant = f"did you mean {close[0]}? " if close else ""
-        raise ConfigError(f"there is no preset {preset!r}; {meant}choose one of {', '.join(ours)}")
+        raise ConfigError(f"there is no preset {preset!r}", fix=f"{meant}choose one of {', '.join(ours)}")
 
 
 def index_variable(index: str | None) -> dict[str, str]:
@@ -40,5 +40,5 @@ def index_of(option: str) -> str:
         base_url(option)
         return option
     if not Path(option).exists() and (address := meant_address(option)):
-        raise ConfigError(f"--index {option} is not a folder; for a search service write --index {address}")
+        raise ConfigError(f"--index {option} is not a folder", fix=f"for a search service write --index {address}")
     return os.path.abspath(option)

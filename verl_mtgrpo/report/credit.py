@@ -29,8 +29,8 @@ def print_credit(catalog: Catalog, *, rollouts: int, overview: bool) -> None:
     """
     if not importlib.util.find_spec("rich"):
         raise ConfigError(
-            'rollouts are printed with the package rich, which is not installed: pip install "verl-mtgrpo[report]"; '
-            "mtgrpo report without --rich writes a page instead"
+            "rollouts are printed with the package rich, which is not installed",
+            fix='pip install "verl-mtgrpo[report]"; mtgrpo report without --rich writes a page instead',
         )
     from rich.console import Console
 

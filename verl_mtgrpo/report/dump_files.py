@@ -29,18 +29,25 @@ def dump_files(target: Path, steps: range | None = None) -> list[Path]:
     if target.is_file():
         return [target]
     if not target.is_dir():
-        raise DataError(f"{target} does not exist; expected a dump (<step>.jsonl), a folder of them, or a run's folder")
+        raise DataError(
+            f"{target} does not exist",
+            expected="a dump (<step>.jsonl), a folder of them, or a run's folder",
+        )
     folders = [folder for folder in (target, *(target / name for name in RUN_FOLDERS)) if step_files(folder)]
     if not folders:
         raise DataError(
-            f"{target} holds no <step>.jsonl, nor do {' or '.join(RUN_FOLDERS)} in it; verl writes them where "
-            "trainer.rollout_data_dir (every step) and trainer.validation_data_dir (every validation) say"
+            f"{target} holds no <step>.jsonl, nor do {' or '.join(RUN_FOLDERS)} in it",
+            fix=(
+                "verl writes them where trainer.rollout_data_dir (every step) and trainer.validation_data_dir (every "
+                "validation) say"
+            ),
         )
     chosen = [path for folder in folders for step, path in step_files(folder).items() if steps is None or step in steps]
     if not chosen:
         there = sorted({step for folder in folders for step in step_files(folder)})
         raise DataError(
-            f"{target} has no dump of these steps; there are {there[0]} to {there[-1]} ({len(there)} steps)"
+            f"{target} has no dump of these steps",
+            fix=f"there are {there[0]} to {there[-1]} ({len(there)} steps)",
         )
     return chosen
 

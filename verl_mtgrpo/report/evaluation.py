@@ -125,7 +125,7 @@ class Bootstrap:
 
     def __post_init__(self) -> None:
         if self.resamples < 100:
-            raise ConfigError(f"resamples is {self.resamples}, expected 100 or more: fewer say nothing of 2.5 %")
+            raise ConfigError(f"resamples is {self.resamples}", expected="100 or more: fewer say nothing of 2.5 %")
 
     def means(self, values: np.ndarray, name: str) -> np.ndarray:
         """``(resamples, metrics)`` means of ``(questions, metrics)`` values; the name picks the random numbers.

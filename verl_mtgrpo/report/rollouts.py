@@ -217,21 +217,24 @@ def _parse(line: bytes, where: str) -> Mapping[str, Any]:
         row = json.loads(line)
     except ValueError as error:
         raise DataError(
-            f"{where}: not JSON ({error}); the file is damaged, or the run that wrote it was killed there"
+            f"{where}: not JSON ({error}): the file is damaged, or the run that wrote it was killed there",
+            fix="remove what is left of that line",
         ) from error
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a JSON {type(row).__name__}, expected an object with the fields of one rollout")
+        raise DataError(f"{where}: a JSON {type(row).__name__}", expected="an object with the fields of one rollout")
     return row
 
 
 def _rollout_from_row(row: Mapping[str, Any], where: str) -> DumpedRollout:
     if TRANSCRIPT not in row:
         raise DataError(
-            f"{where}: a rollout without transcript; expected a dump of a run with the agent loop mtgrpo_tool_agent "
-            "and the reward manager mtgrpo: of its validations (trainer.validation_data_dir), or of its training "
-            "rollouts (trainer.rollout_data_dir), which hold transcripts and credit with "
-            "trainer.v1.trainer_mode=mtgrpo_sync (or another of this package's), and in verl's own trainers text and "
-            "score only"
+            f"{where}: a rollout without transcript",
+            expected=(
+                "a dump of a run with the agent loop mtgrpo_tool_agent and the reward manager mtgrpo: of its "
+                "validations (trainer.validation_data_dir), or of its training rollouts (trainer.rollout_data_dir), "
+                "which hold transcripts and credit with trainer.v1.trainer_mode=mtgrpo_sync (or another of this "
+                "package's), and in verl's own trainers text and score only"
+            ),
         )
     try:
         transcript = Transcript.from_dict(json.loads(row[TRANSCRIPT]))
@@ -244,8 +247,8 @@ def _rollout_from_row(row: Mapping[str, Any], where: str) -> DumpedRollout:
         settings = dict(json.loads(row.get(ESTIMATOR_SETTINGS) or "{}"))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{where}: no usable transcript ({type(error).__name__}: {error}); expected what the reward manager "
-            "mtgrpo of this package wrote"
+            f"{where}: no usable transcript ({type(error).__name__}: {error})",
+            expected="what the reward manager mtgrpo of this package wrote",
         ) from error
     uid, step = str(row.get("uid", "")), row.get("step")
     session = _UID.fullmatch(uid)

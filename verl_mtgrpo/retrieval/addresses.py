@@ -17,19 +17,19 @@ def base_url(url: str) -> str:
     Raises:
         ConfigError: It is no address of an HTTP service, or it holds a password.
     """
-    example = "expected an address such as http://127.0.0.1:8000"
+    example = "an address such as http://127.0.0.1:8000"
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except (ValueError, AttributeError, TypeError):
-        raise ConfigError(f"the address of the search service is {url!r}, {example}") from None
+        raise ConfigError(f"the address of the search service is {url!r}", expected=example) from None
     if parts.username is not None or parts.password is not None:
         raise ConfigError(
-            "the address of the search service holds a user name or password, which would end up in logs; "
-            "put a token into an environment variable and name it (token_env)"
+            "the address of the search service holds a user name or password, which would end up in logs",
+            fix="put a token into an environment variable and name it (token_env)",
         )
     if not valid or parts.query or parts.fragment:
-        raise ConfigError(f"the address of the search service is {url!r}, {example}")
+        raise ConfigError(f"the address of the search service is {url!r}", expected=example)
     path = parts.path.rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path[: -len(wire.PATH)] if path.endswith(wire.PATH) else path}"
 
@@ -69,7 +69,10 @@ def read_token(token_env: str | None) -> str | None:
     token = os.environ.get(token_env, "").strip()
     if not token:
         raise ConfigError(
-            f"the token of the search service is not there: set the environment variable {token_env} "
-            "(before `ray start`, if Ray runs already), or name no variable"
+            "the token of the search service is not there",
+            fix=(
+                f"set the environment variable {token_env} (before `ray start`, if Ray runs already), or name no "
+                "variable"
+            ),
         )
     return token

@@ -68,7 +68,7 @@ class BM25Index(IndexFolder[BM25Manifest, "_Engine"]):
             IndexFormatError: ``out`` holds files that are no index of ours.
         """
         if analyser not in ANALYSERS:
-            raise ConfigError(f"analyser is {analyser!r}, expected one of {', '.join(ANALYSERS)}")
+            raise ConfigError(f"analyser is {analyser!r}", expected=f"one of {', '.join(ANALYSERS)}")
         out = Path(out)
         with Staging(out, BM25Manifest) as staging:
             content = write_index(with_progress(passages, progress), staging.folder, analyser, source)
@@ -133,7 +133,8 @@ class _Engine:
         if manifest.analyser not in ANALYSERS:
             raise IndexFormatError(
                 f"the index at {path} uses the analyser {manifest.analyser!r}, this verl-mtgrpo knows "
-                f"{', '.join(ANALYSERS)}; upgrade verl-mtgrpo or build the index again"
+                f"{', '.join(ANALYSERS)}",
+                fix="upgrade verl-mtgrpo or build the index again",
             )
         self._path = path
         self._analyser = make_analyser(manifest.analyser)
@@ -141,8 +142,9 @@ class _Engine:
         self._words = WordSearch(self._searcher, self._schema)
         if self._searcher.num_docs != manifest.count:
             raise IndexFormatError(
-                f"the index at {path} is damaged: it holds {self._searcher.num_docs} passages, its manifest "
-                f"says {manifest.count}; build it again with: mtgrpo index CORPUS --out {path}"
+                f"the index at {path} is damaged: it holds {self._searcher.num_docs} passages, its manifest says "
+                f"{manifest.count}",
+                fix=f"build it again with: mtgrpo index CORPUS --out {path}",
             )
 
     def search(self, query: str, k: int) -> list[Passage]:
@@ -227,8 +229,9 @@ def _open_read_only(data: Path, manifest: BM25Manifest) -> tuple[tantivy.Searche
             if not data.exists():
                 raise FileNotFoundError(data) from error
             raise IndexFormatError(
-                f"the index data in {data}, written by {manifest.engine}, cannot be opened by "
-                f"{engine_version()}: {error}; build it again with: mtgrpo index CORPUS --out {data.parent}"
+                f"the index data in {data}, written by {manifest.engine}, cannot be opened by {engine_version()}: "
+                f"{error}",
+                fix=f"build it again with: mtgrpo index CORPUS --out {data.parent}",
             ) from error
 
 

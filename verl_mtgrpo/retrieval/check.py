@@ -32,12 +32,13 @@ def check_index(path: Path | str) -> BM25Index | DenseIndex:
         raise IndexFormatError(
             f"the index at {path} is damaged: it gives back {count} passages with the checksum "
             f"{checksum.hexdigest()[:12]}…, its manifest says {index.manifest.count} with "
-            f"{index.manifest.checksum[:12]}…; {REBUILD.format(path=path)}"
+            f"{index.manifest.checksum[:12]}…",
+            fix=REBUILD.format(path=path),
         )
     if not index.finds_itself():
         raise IndexFormatError(
-            f"the index at {path} is damaged: a search for its first passages' own words or vectors does not find "
-            f"them; {REBUILD.format(path=path)}"
+            f"the index at {path} is damaged: a search for its first passages' own words or vectors does not find them",
+            fix=REBUILD.format(path=path),
         )
     return index
 
@@ -49,6 +50,6 @@ def _check_files(data: Path, expected: dict[str, str], path: Path) -> None:
     if missing or changed:
         what = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"changed: {', '.join(changed)}"] * bool(changed)
         raise IndexFormatError(
-            f"the index at {path} is damaged: files in {data.name} are not as they were written "
-            f"({'; '.join(what)}); {REBUILD.format(path=path)}"
+            f"the index at {path} is damaged: files in {data.name} are not as they were written ({'; '.join(what)})",
+            fix=REBUILD.format(path=path),
         )

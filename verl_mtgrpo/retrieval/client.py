@@ -97,9 +97,9 @@ class HTTPRetriever:
         self._base = addresses.base_url(url)
         for name, value in (("patience_s", patience_s), ("request_timeout_s", request_timeout_s)):
             if not 0 < value < float("inf"):
-                raise ConfigError(f"{name} is {value}, expected a number of seconds above 0")
+                raise ConfigError(f"{name} is {value}", expected="a number of seconds above 0")
         if concurrency < 1:
-            raise ConfigError(f"concurrency is {concurrency}, expected at least 1")
+            raise ConfigError(f"concurrency is {concurrency}", expected="at least 1")
         self._patience_s = patience_s
         self._request_timeout_s = request_timeout_s
         self._concurrency = concurrency
@@ -243,7 +243,8 @@ class HTTPRetriever:
         self.counts["failed_calls"] += 1
         seconds = time.monotonic() - start
         tried = f"{len(faults)} {'try' if len(faults) == 1 else 'tries'} in {seconds:.1f} s"
-        final = type(error)(f"search at {self.url} failed ({tried}): {error}; {_ADVICE[type(error)]}")
+        fix = "; ".join(advice for advice in (error.fix, _ADVICE[type(error)]) if advice)
+        final = type(error)(f"search at {self.url} failed ({tried}): {error.found}", fix=fix)
         final.faults, final.status, final.retry_after_s = tuple(faults), error.status, error.retry_after_s
         return final
 

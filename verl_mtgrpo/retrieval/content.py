@@ -68,7 +68,10 @@ class Content:
     def refuse_if_empty(self) -> None:
         """Raise ``DataError`` if there was no passage."""
         if not self._id_hashes:
-            raise DataError(f"the corpus is empty: {self._source} gave no passage; check that it is the right file")
+            raise DataError(
+                f"the corpus is empty: {self._source} gave no passage",
+                fix="check that it is the right file",
+            )
 
     def refuse_repeated_ids(self, id_at: Callable[[int], str]) -> None:
         """Raise ``DataError`` naming the first id that two passages share; ``id_at`` reads a stored one."""
@@ -82,12 +85,13 @@ class Content:
             if name == id_at(second):  # else two ids that only share a hash
                 raise DataError(
                     f"two passages have the id {name!r} (passage {first + 1} and passage {second + 1} of "
-                    f"{self._source}); ids must be unique: remove the repetition, or give the passages other ids"
+                    f"{self._source})",
+                    fix="ids must be unique: remove the repetition, or give the passages other ids",
                 )
 
 
 def clean_text(text: str, what: str) -> str:
     """Return the text as UTF-8 can carry it; ``RetrievalError`` naming ``what`` it is if it is no string."""
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise RetrievalError(f"{what} is a {type(text).__name__} ({str(text)[:40]!r}), expected a string")
+        raise RetrievalError(f"{what} is a {type(text).__name__} ({str(text)[:40]!r})", expected="a string")
     return encodable(text)

@@ -88,11 +88,13 @@ class DenseIndex(IndexFolder[DenseManifest, "_Engine"]):
             IndexFormatError: ``out`` holds files that are no dense index of ours.
         """
         if kind not in KINDS:
-            raise ConfigError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
+            raise ConfigError(f"kind is {kind!r}", expected=f"one of {', '.join(KINDS)}")
         if model is None and embeddings is None:
             raise ConfigError(
-                "a dense index needs vectors: give model= (a sentence-transformers model) or embeddings= "
-                "(an array, a .npy file or a function)"
+                "a dense index needs vectors",
+                fix=(
+                    "give model= (a sentence-transformers model) or embeddings= (an array, a .npy file or a function)"
+                ),
             )
         out = Path(out)
         faiss_version = f"faiss {import_faiss().__version__}, pyarrow {importlib.metadata.version('pyarrow')}"
@@ -152,8 +154,8 @@ class DenseIndex(IndexFolder[DenseManifest, "_Engine"]):
                 yield Passage(id, title, text)
         except (ValueError, OSError) as error:  # Arrow's errors are of these kinds
             raise IndexFormatError(
-                f"the index at {self._path} is damaged: passages cannot be read: {error}; "
-                f"{REBUILD.format(path=self._path)}"
+                f"the index at {self._path} is damaged: passages cannot be read: {error}",
+                fix=REBUILD.format(path=self._path),
             ) from error
 
     def finds_itself(self) -> bool:
@@ -191,13 +193,14 @@ class _Engine:
         except (RuntimeError, ValueError, OSError) as error:
             raise IndexFormatError(
                 f"the index data in {data}, written by {manifest.engine}, cannot be opened by faiss "
-                f"{self._faiss.__version__}: {error}; {REBUILD.format(path=path)}"
+                f"{self._faiss.__version__}: {error}",
+                fix=REBUILD.format(path=path),
             ) from error
         if not len(self.passages) == self._index.ntotal == manifest.count or self._index.d != manifest.dimension:
             raise IndexFormatError(
                 f"the index at {path} is damaged: it holds {len(self.passages)} passages and {self._index.ntotal} "
-                f"vectors of length {self._index.d}, its manifest says {manifest.count} of length "
-                f"{manifest.dimension}; {REBUILD.format(path=path)}"
+                f"vectors of length {self._index.d}, its manifest says {manifest.count} of length {manifest.dimension}",
+                fix=REBUILD.format(path=path),
             )
 
     def search(self, queries: list[str], k: int) -> list[list[Passage]]:
@@ -224,8 +227,8 @@ class _Engine:
         if self._model is not None:
             return self._model.encode(queries, "query")
         raise ConfigError(
-            f"the index at {self._path} was built from given vectors and names no model, so queries cannot be encoded; "
-            "open it with DenseIndex.open(path, encoder=...), or build it with a model"
+            f"the index at {self._path} was built from given vectors and names no model, so queries cannot be encoded",
+            fix="open it with DenseIndex.open(path, encoder=...), or build it with a model",
         )
 
     def _parameters(self, k: int) -> Any:

@@ -32,7 +32,7 @@ def import_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise ConfigError(f"a dense index needs faiss ({error}): pip install 'verl-mtgrpo[dense]'") from error
+        raise ConfigError(f"a dense index needs faiss ({error})", fix="pip install 'verl-mtgrpo[dense]'") from error
     return faiss
 
 
@@ -64,8 +64,8 @@ def write_dense(
     content.refuse_if_empty()
     if rows is not None and len(rows) != content.count:
         raise DataError(
-            f"there are {len(rows)} vectors for the {content.count} passages of {source}; give the vectors of "
-            "exactly these passages, in this order"
+            f"there are {len(rows)} vectors for the {content.count} passages of {source}",
+            fix="give the vectors of exactly these passages, in this order",
         )
     content.refuse_repeated_ids(lambda number: PassageFile(folder / PASSAGES)[number][0])
     with writing(folder, RuntimeError):  # what faiss raises
@@ -77,8 +77,8 @@ def _vectors(texts: list[str], start: int, rows: Any, embeddings: Any, encoder: 
     if rows is not None:
         if start + len(texts) > len(rows):
             raise DataError(
-                f"there are {len(rows)} vectors, but the corpus has at least {start + len(texts)} passages; give the "
-                "vectors of exactly these passages, in this order"
+                f"there are {len(rows)} vectors, but the corpus has at least {start + len(texts)} passages",
+                fix="give the vectors of exactly these passages, in this order",
             )
         return rows[start : start + len(texts)]
     if embeddings is not None:
@@ -101,10 +101,10 @@ def _open_rows(embeddings: Any) -> Any:
             rows = np.load(embeddings, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
-                f"{embeddings} is not a .npy file of vectors ({error}); write it with numpy.save"
+                f"{embeddings} is not a .npy file of vectors ({error})", fix="write it with numpy.save"
             ) from error
     if rows.ndim != 2:
-        raise DataError(f"the passages' vectors have the shape {rows.shape}, expected (passages, dimension)")
+        raise DataError(f"the passages' vectors have the shape {rows.shape}", expected="(passages, dimension)")
     return rows
 
 

@@ -36,9 +36,11 @@ class SentenceEncoder:
     def __init__(self, model: str, query_prefix: str | None, passage_prefix: str | None) -> None:
         if _E5.search(Path(model).name) and (query_prefix is None or passage_prefix is None):
             raise ConfigError(
-                f"{model} looks like an E5 model, which was trained with a prefix on every text; give the query prefix "
-                "'query: ' and the passage prefix 'passage: ' (on the command line --query-prefix and "
-                "--passage-prefix), or empty ones if this model has none"
+                f"{model} looks like an E5 model, which was trained with a prefix on every text",
+                fix=(
+                    "give the query prefix 'query: ' and the passage prefix 'passage: ' (on the command line "
+                    "--query-prefix and --passage-prefix), or empty ones if this model has none"
+                ),
             )
         self._name = model
         self._prefix = {"query": query_prefix, "document": passage_prefix}
@@ -65,14 +67,18 @@ def _load(name: str) -> Any:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ConfigError(
-            f"dense retrieval with a model needs sentence-transformers ({error}): pip install 'verl-mtgrpo[dense]'"
+            f"dense retrieval with a model needs sentence-transformers ({error})",
+            fix="pip install 'verl-mtgrpo[dense]'",
         ) from error
     try:
         return SentenceTransformer(name)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"the model {name!r} cannot be loaded ({error}); give the name of a sentence-transformers model on the "
-            "Hugging Face hub, or, without network, a local folder that holds one"
+            f"the model {name!r} cannot be loaded ({error})",
+            fix=(
+                "give the name of a sentence-transformers model on the Hugging Face hub, or, without network, a local "
+                "folder that holds one"
+            ),
         ) from error
 
 
@@ -86,11 +92,11 @@ def check_vectors(vectors: Any, count: int, dimension: int | None, what: str, st
     array = np.asarray(vectors)
     expected = f"({count}, {dimension or 'dimension'})"
     if array.ndim != 2 or array.shape[0] != count or array.shape[1] != (dimension or array.shape[1]):
-        raise DataError(f"{what} have the shape {array.shape}, expected {expected}: one vector for each text")
+        raise DataError(f"{what} have the shape {array.shape}", expected=f"{expected}: one vector for each text")
     if array.dtype.kind not in "fiu":
-        raise DataError(f"{what} are of the type {array.dtype}, expected numbers")
+        raise DataError(f"{what} are of the type {array.dtype}", expected="numbers")
     array = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(array).all():
         row = start + int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
-        raise DataError(f"{what} hold NaN or infinity (first in row {row}); check the model that made them")
+        raise DataError(f"{what} hold NaN or infinity (first in row {row})", fix="check the model that made them")
     return array

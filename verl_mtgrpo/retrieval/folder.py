@@ -75,16 +75,16 @@ class IndexFolder(ABC, Generic[M, E]):
             current = read_manifest(self._path, self._kind)
             if current.checksum != self._manifest.checksum:
                 raise IndexFormatError(
-                    f"the index at {self._path} was replaced by one with other passages since it was first "
-                    "opened; restart the program so that all its workers use the same one"
+                    f"the index at {self._path} was replaced by one with other passages since it was first opened",
+                    fix="restart the program so that all its workers use the same one",
                 )
             try:
                 return self._open_data(current)
             except FileNotFoundError:
                 continue  # replaced between reading the manifest and opening the data: look again
         raise IndexFormatError(
-            f"the index at {self._path} is damaged: its data folder {self._manifest.data} is missing or "
-            f"incomplete; {REBUILD.format(path=self._path)}"
+            f"the index at {self._path} is damaged: its data folder {self._manifest.data} is missing or incomplete",
+            fix=REBUILD.format(path=self._path),
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -33,9 +33,9 @@ class HybridRetriever:
 
     def __init__(self, parts: Sequence[Retriever], *, depth: int = 50) -> None:
         if len(parts) < 2:
-            raise ConfigError(f"a hybrid search has {len(parts)} parts, expected at least 2")
+            raise ConfigError(f"a hybrid search has {len(parts)} parts", expected="at least 2")
         if depth < 1:
-            raise ConfigError(f"depth is {depth}, expected at least 1")
+            raise ConfigError(f"depth is {depth}", expected="at least 1")
         self.parts = tuple(parts)
         self.depth = depth
 
@@ -62,7 +62,7 @@ class HybridRetriever:
     def _fuse(self, found: Sequence[list[list[Passage]]], queries: int, k: int) -> list[list[Passage]]:
         for part, lists in zip(self.parts, found, strict=True):
             if len(lists) != queries:
-                raise RetrievalError(f"{part!r} gave results for {len(lists)} queries, expected {queries}")
+                raise RetrievalError(f"{part!r} gave results for {len(lists)} queries", expected=str(queries))
         return [fuse(rankings, k) for rankings in zip(*found, strict=True)]
 
     def __repr__(self) -> str:
@@ -80,7 +80,8 @@ def fuse(rankings: Sequence[Sequence[Passage]], k: int) -> list[Passage]:
             if known.text.split() != hit.text.split():
                 raise RetrievalError(
                     f"the parts of a hybrid search give different texts for the passage {hit.id!r} "
-                    f"({known.text[:40]!r}, {hit.text[:40]!r}); build them from the same corpus"
+                    f"({known.text[:40]!r}, {hit.text[:40]!r})",
+                    fix="build them from the same corpus",
                 )
             scores[hit.id] = scores.get(hit.id, 0.0) + 1 / (CONSTANT + rank)
             best[hit.id] = min(best.get(hit.id, (rank, part)), (rank, part))

@@ -37,7 +37,7 @@ def open_retriever(
     """
     parts = [spec] if isinstance(spec, str | Path) else spec
     if not isinstance(parts, Sequence) or not parts:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"the index is {spec!r}, expected a folder, an http(s) address, or a list of these")
+        raise ConfigError(f"the index is {spec!r}", expected="a folder, an http(s) address, or a list of these")
 
     def open_one(part: str) -> Retriever:
         if is_address(part):
@@ -59,7 +59,7 @@ def open_retriever(
 def open_index(path: Path | str) -> BM25Index | DenseIndex:
     """Open an index folder of either kind; ``IndexFormatError`` if this version cannot read it."""
     if not str(path).strip():
-        raise ConfigError("the index is an empty text, expected a folder, an http(s) address, or a list of these")
+        raise ConfigError("the index is an empty text", expected="a folder, an http(s) address, or a list of these")
     if read_format(Path(path)) == BM25Manifest.format:
         return BM25Index.open(path)
     return DenseIndex.open(path)

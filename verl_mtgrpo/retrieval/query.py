@@ -33,9 +33,9 @@ def check_queries(queries: Sequence[str], k: int) -> list[str]:
         ConfigError: ``k`` is less than 1.
     """
     if isinstance(queries, str):
-        raise RetrievalError(f"queries is one string ({queries[:40]!r}), expected a list of strings")
+        raise RetrievalError(f"queries is one string ({queries[:40]!r})", expected="a list of strings")
     if k < 1:
-        raise ConfigError(f"k is {k}, expected at least 1")
+        raise ConfigError(f"k is {k}", expected="at least 1")
     return [clean_text(query, "query") for query in queries]
 
 

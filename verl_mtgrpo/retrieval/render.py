@@ -27,7 +27,7 @@ def render_passages(
     """
     check_template(template)
     if max_chars is not None and max_chars < 1:
-        raise ConfigError(f"max_chars is {max_chars}, expected at least 1, or null for no limit")
+        raise ConfigError(f"max_chars is {max_chars}", expected="at least 1, or null for no limit")
     if not passages:
         return NOTHING_FOUND
     blocks = [
@@ -39,21 +39,23 @@ def render_passages(
 
 def check_template(template: str) -> None:
     """Raise ``ConfigError`` unless ``template`` can be filled in and shows the text."""
-    expected = f"expected the fields {{rank}}, {{title}} and {{text}}, for example {DEFAULT_TEMPLATE!r}"
+    expected = f"the fields {{rank}}, {{title}} and {{text}}, for example {DEFAULT_TEMPLATE!r}"
     if not isinstance(template, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"template is a {type(template).__name__}, expected a string; {expected}")
+        raise ConfigError(f"template is a {type(template).__name__}", expected=f"a string with {expected}")
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise ConfigError(f"template {template!r} is not valid ({error}); {expected}") from error
+        raise ConfigError(f"template {template!r} is not valid ({error})", expected=expected) from error
     names = [name for _, name, _, _ in parts if name is not None]
     unknown = sorted({name for name in names if name not in _FIELDS})
     if unknown:
-        raise ConfigError(f"template {template!r} has the unknown field {{{unknown[0]}}}; {expected}")
+        raise ConfigError(f"template {template!r} has the unknown field {{{unknown[0]}}}", expected=expected)
     if any(spec or conversion for _, _, spec, conversion in parts):
-        raise ConfigError(f"template {template!r} has a field with ':' or '!', which is not supported; {expected}")
+        raise ConfigError(
+            f"template {template!r} has a field with ':' or '!', which is not supported", expected=expected
+        )
     if "text" not in names:
-        raise ConfigError(f"template {template!r} does not show the {{text}}; {expected}")
+        raise ConfigError(f"template {template!r} does not show the {{text}}", expected=expected)
 
 
 def _cut(text: str, max_chars: int | None) -> str:

@@ -74,10 +74,10 @@ class ServerSettings:
     def __post_init__(self) -> None:
         for name in ("default_k", "max_k", "max_queries", "max_query_chars", "max_body_bytes", "timeout_s"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0")
+                raise ConfigError(f"{name} is {getattr(self, name)}", expected="more than 0")
         for name in ("threads", "queue"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected 0 or more")
+                raise ConfigError(f"{name} is {getattr(self, name)}", expected="0 or more")
 
     @property
     def thread_count(self) -> int:

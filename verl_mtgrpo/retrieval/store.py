@@ -107,8 +107,9 @@ def read_format(path: Path) -> str:
     name = _read_fields(path).get("format")
     if name not in _OURS:
         raise IndexFormatError(
-            f"{path} is no index of verl-mtgrpo: its {MANIFEST} says format={name!r}, expected one of "
-            f"{', '.join(_OURS)}; {REBUILD.format(path=path)}"
+            f"{path} is no index of verl-mtgrpo: its {MANIFEST} says format={name!r}",
+            expected=f"one of {', '.join(_OURS)}",
+            fix=REBUILD.format(path=path),
         )
     return name
 
@@ -121,24 +122,25 @@ def read_manifest(path: Path, kind: type[M]) -> M:
     if name != kind.format:
         if name in _OURS:
             raise IndexFormatError(
-                f"{path} is an index of the kind {_OURS[name]}, not {_OURS[kind.format]}; open it with "
-                f"{_OURS[name]}.open, or either kind with verl_mtgrpo.retrieval.open_retriever"
+                f"{path} is an index of the kind {_OURS[name]}, not {_OURS[kind.format]}",
+                fix=f"open it with {_OURS[name]}.open, or either kind with verl_mtgrpo.retrieval.open_retriever",
             )
         raise IndexFormatError(
-            f"{path} is no index of verl-mtgrpo: its {MANIFEST} says format={name!r}, "
-            f"expected {kind.format!r}; {rebuild}"
+            f"{path} is no index of verl-mtgrpo: its {MANIFEST} says format={name!r}",
+            expected=repr(kind.format),
+            fix=rebuild,
         )
     if version != kind.version:
         newer = isinstance(version, int) and version > kind.version
         advice = "upgrade verl-mtgrpo, or rebuild: " if newer else "rebuild: "
         raise IndexFormatError(
-            f"the index at {path} has format version {version!r}, this verl-mtgrpo reads version {kind.version}; "
-            f"{advice}{rebuild}"
+            f"the index at {path} has format version {version!r}, this verl-mtgrpo reads version {kind.version}",
+            fix=f"{advice}{rebuild}",
         )
     try:
         return kind(**data)
     except TypeError as error:
-        raise IndexFormatError(f"{path / MANIFEST} is damaged ({error}); {rebuild}") from error
+        raise IndexFormatError(f"{path / MANIFEST} is damaged ({error})", fix=rebuild) from error
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
@@ -146,19 +148,19 @@ def _read_fields(path: Path) -> dict[str, Any]:
     if not path.exists():
         address = meant_address(str(path))
         to_do = f"for a search service write {address}; for an index folder, {rebuild}" if address else rebuild
-        raise IndexFormatError(f"there is no index at {path}; {to_do}")
+        raise IndexFormatError(f"there is no index at {path}", fix=to_do)
     if path.is_file():
         folder = path.with_name(path.name.partition(".")[0] + "-index")
         raise IndexFormatError(
-            f"{path} is a file, and an index is a folder; if the file is a corpus, build an index of it and give that: "
-            f"mtgrpo index {path} --out {folder}"
+            f"{path} is a file, and an index is a folder",
+            fix=f"if the file is a corpus, build an index of it and give that: mtgrpo index {path} --out {folder}",
         )
     try:
         raw = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise IndexFormatError(f"{path} is no index of verl-mtgrpo: it has no {MANIFEST}; {rebuild}") from None
+        raise IndexFormatError(f"{path} is no index of verl-mtgrpo: it has no {MANIFEST}", fix=rebuild) from None
     except (OSError, ValueError) as error:
-        raise IndexFormatError(f"{path / MANIFEST} cannot be read ({error}); {rebuild}") from error
+        raise IndexFormatError(f"{path / MANIFEST} cannot be read ({error})", fix=rebuild) from error
     return cast("dict[str, Any]", raw) if isinstance(raw, dict) else {}
 
 
@@ -238,8 +240,8 @@ def writing(folder: Path, *kinds: type[Exception]) -> Generator[None]:
     except kinds as error:
         free = shutil.disk_usage(folder).free / 1e6
         raise StorageError(
-            f"the index could not be written to {folder.parent}: {error}; most often its disk is full ({free:.0f} MB "
-            "are free there now): make room, or give another --out"
+            f"the index could not be written to {folder.parent}: {error}",
+            fix=f"most often its disk is full ({free:.0f} MB are free there now): make room, or give another --out",
         ) from error
 
 
@@ -262,13 +264,13 @@ def _refuse_foreign_folder(out: Path, format: str) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise IndexFormatError(f"{out} is a file; an index is a folder: give another --out")
+        raise IndexFormatError(f"{out} is a file, and an index is a folder", fix="give another --out")
     names = sorted(entry.name for entry in out.iterdir() if not _DATA.fullmatch(entry.name))
     foreign = [name for name in names if name not in (MANIFEST, _LOCK) and not is_draft(name, of=MANIFEST)]
     if foreign:
         raise IndexFormatError(
-            f"{out} already holds other files ({', '.join(foreign[:3])}); "
-            "give --out a new folder, an empty one, or an index to replace"
+            f"{out} already holds other files ({', '.join(foreign[:3])})",
+            fix="give --out a new folder, an empty one, or an index to replace",
         )
     _data_in_use(out, format)
 
@@ -286,10 +288,12 @@ def _data_in_use(out: Path, format: str) -> str | None:
     name = data.get("format")
     if name != format and name in _OURS:
         raise IndexFormatError(
-            f"{out} holds an index of another kind ({_OURS[name]}); give another --out, or remove that folder first"
+            f"{out} holds an index of another kind ({_OURS[name]})",
+            fix="give another --out, or remove that folder first",
         )
     if name != format:
         raise IndexFormatError(
-            f"{manifest} was not written by verl-mtgrpo; give another --out, or remove that folder first"
+            f"{manifest} was not written by verl-mtgrpo",
+            fix="give another --out, or remove that folder first",
         )
     return str(data.get("data"))

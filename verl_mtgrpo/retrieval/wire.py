@@ -143,8 +143,9 @@ def _decode_score(value: Any, where: str) -> float:
 
 def _bad(what: str) -> RetrievalBadAnswer:
     return RetrievalBadAnswer(
-        f"the search service sent {what}; expected {_ANSWER} with one list for each query: check that the "
-        "address is a Search-R1 compatible /retrieve"
+        f"the search service sent {what}",
+        expected=f"{_ANSWER} with one list for each query",
+        fix="check that the address is a Search-R1 compatible /retrieve",
     )
 
 
@@ -160,20 +161,20 @@ def decode_request(body: bytes) -> Request:
     request = _load(body)
     if not isinstance(request, dict):
         got = "no JSON in UTF-8" if request is None else _kind(request)
-        raise RetrievalRejected(f"the body is {got}, expected an object; send {_REQUEST}")
+        raise RetrievalRejected(f"the body is {got}", expected="an object", fix=f"send {_REQUEST}")
     fields = cast("dict[str, Any]", request)
     queries = fields.get("queries")
     if not isinstance(queries, list):
-        raise RetrievalRejected(f"queries is {_kind(queries)}, expected a list of strings; send {_REQUEST}")
+        raise RetrievalRejected(f"queries is {_kind(queries)}", expected="a list of strings", fix=f"send {_REQUEST}")
     for number, query in enumerate(cast("list[Any]", queries)):
         if not isinstance(query, str):
-            raise RetrievalRejected(f"queries[{number}] is {_kind(query)}, expected a string; send {_REQUEST}")
+            raise RetrievalRejected(f"queries[{number}] is {_kind(query)}", expected="a string", fix=f"send {_REQUEST}")
     topk = fields.get("topk")
     if topk is not None and (isinstance(topk, bool) or not isinstance(topk, int) or topk < 1):
-        raise RetrievalRejected(f"topk is {str(topk)[:40]!r}, expected a whole number of at least 1, or null")
+        raise RetrievalRejected(f"topk is {str(topk)[:40]!r}", expected="a whole number of at least 1, or null")
     scores = fields.get("return_scores", False)
     if not isinstance(scores, bool):
-        raise RetrievalRejected(f"return_scores is {str(scores)[:40]!r}, expected true or false")
+        raise RetrievalRejected(f"return_scores is {str(scores)[:40]!r}", expected="true or false")
     return Request([encodable(query) for query in cast("list[str]", queries)], topk, scores)
 
 

@@ -3,7 +3,7 @@
 from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.rewards.paper_v1 import paper_v1
 from verl_mtgrpo.rewards.paper_v2 import paper_v2
-from verl_mtgrpo.rewards.presets import JUDGES, NEED_RULES, PRESETS, load_preset, pay
+from verl_mtgrpo.rewards.presets import JUDGES, NEED_RULES, PACKAGED, PRESETS, load_preset, pay
 from verl_mtgrpo.rewards.search_r1 import search_r1_em, search_r1_format
 from verl_mtgrpo.rewards.transcript import (
     DROPPED,
@@ -25,6 +25,7 @@ __all__ = [
     "NEED_RULES",
     "NO_TOKENS",
     "OUTAGE",
+    "PACKAGED",
     "PRESETS",
     "TRANSCRIPT",
     "TURN_REWARDS",

@@ -146,8 +146,9 @@ def accepted_answers(ground_truth: Any) -> tuple[str, ...]:
         answers = ()
     if not any(_fold(one) for one in answers):
         raise DataError(
-            f"reward_model.ground_truth is {ground_truth!r}, expected {{'target': [accepted answers]}}, a list "
-            "of strings or a string; `mtgrpo data` writes rows of this layout"
+            f"reward_model.ground_truth is {ground_truth!r}",
+            expected="{'target': [accepted answers]}, a list of strings or a string",
+            fix="`mtgrpo data` writes rows of this layout",
         )
     return answers
 

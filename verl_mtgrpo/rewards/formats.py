@@ -89,9 +89,12 @@ def text_format(name: str) -> TextFormat:
     """The format called ``name``; ``ConfigError`` listing the known ones otherwise."""
     if name not in FORMATS:
         raise ConfigError(
-            f"no rules for turns in the format {name!r} (actor_rollout_ref.rollout.multi_turn.format); "
-            f"this reward reads the tags of turns and knows {', '.join(FORMATS)}; take another format, or "
-            "reward.turn.preset=paper_v1, judge or a function of your own, which need no rules"
+            f"no rules for turns in the format {name!r} (actor_rollout_ref.rollout.multi_turn.format), and this reward "
+            "reads the tags of turns",
+            fix=(
+                f"choose one of {', '.join(FORMATS)}, or reward.turn.preset=paper_v1, judge or a function of your own, "
+                "which need no rules"
+            ),
         )
     return FORMATS[name]
 

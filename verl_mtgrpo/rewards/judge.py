@@ -75,5 +75,6 @@ def scored_by_judge(**_: Any) -> float:
     ``reward.custom_reward_function.path=pkg://verl_mtgrpo.rewards.judge``, ``name=scored_by_judge``. Never called.
     """
     raise JudgeError(
-        "scored_by_judge was called; it goes with reward.turn.preset=judge or judge_paper, whose scores replace it"
+        "scored_by_judge was called, and it scores nothing",
+        fix="set reward.turn.preset=judge or judge_paper, whose scores take its place",
     )

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from verl_mtgrpo.cache import JsonCache
-from verl_mtgrpo.errors import ConfigError, DropRollout, JudgeError
+from verl_mtgrpo.errors import ConfigError, DropRollout, JudgeError, TooLongError
 from verl_mtgrpo.rewards.answers import accepted_answers, contains, exact_match, f1, last_answer
-from verl_mtgrpo.rewards.judge_http import Endpoint, TooLongError
+from verl_mtgrpo.rewards.judge_http import Endpoint
 from verl_mtgrpo.rewards.judge_text import cut_results, longest_result, prompt_for, question_of, quoted, said
 from verl_mtgrpo.rewards.transcript import Transcript, TurnRewards
 
@@ -55,10 +55,11 @@ def check_judge_settings(settings: JudgeSettings, preset: str) -> None:
     if not settings.base_url or not settings.model:
         raise ConfigError(
             f"reward.turn.preset={preset} needs reward.turn.judge.base_url (an OpenAI-compatible endpoint) and "
-            "reward.turn.judge.model; set both, or have verl serve the judge (reward.reward_model.enable=True)"
+            "reward.turn.judge.model",
+            fix="set both, or have verl serve the judge (reward.reward_model.enable=True)",
         )
     if settings.on_error not in ("raise", "drop"):
-        raise ConfigError(f"reward.turn.judge.on_error is {settings.on_error!r}, expected 'raise' or 'drop'")
+        raise ConfigError(f"reward.turn.judge.on_error is {settings.on_error!r}", expected="'raise' or 'drop'")
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,9 @@ class AskingReward(ABC):
             except TooLongError as error:
                 most //= 2
                 if most < _FEWEST_CHARACTERS:
-                    raise JudgeError(f"{error}; serve the judge with a longer context (vLLM: max_model_len)") from error
+                    raise JudgeError(
+                        error.found, fix="serve the judge with a longer context (vLLM: max_model_len)"
+                    ) from error
                 self._warn_of_cuts(error, most)
                 asked, usage.shortened = cut_results(data, most), 1
 
@@ -218,8 +221,8 @@ class AskingReward(ABC):
             found = reply.read(text)
         if found is None:
             raise JudgeError(
-                f"{self._endpoint.name} gave no score in two tries; the last: {text[:200]!r}; expected {reply.form} "
-                f"{reply.again}"
+                f"{self._endpoint.name} gave no score in two tries; the last: {text[:200]!r}",
+                expected=f"{reply.form} {reply.again}",
             )
         return found
 

@@ -17,7 +17,7 @@ import random
 import re
 from typing import TYPE_CHECKING, Any
 
-from verl_mtgrpo.errors import ConfigError, JudgeError
+from verl_mtgrpo.errors import ConfigError, JudgeError, TooLongError
 from verl_mtgrpo.retry_after import parse_retry_after
 from verl_mtgrpo.text import encodable
 
@@ -45,10 +45,6 @@ _TEMPLATE_TOKENS = 64
 """Room for what the judge's chat template adds to a prompt, and for the shortest reply."""
 
 
-class TooLongError(JudgeError):
-    """The prompt is longer than the judge's context."""
-
-
 class Endpoint:
     """An OpenAI-compatible endpoint. One per reward worker; safe to call concurrently.
 
@@ -64,7 +60,9 @@ class Endpoint:
         try:
             from openai import AsyncOpenAI
         except ImportError as error:
-            raise ConfigError(f"reward.turn.preset={preset} needs the openai client: pip install openai") from error
+            raise ConfigError(
+                f"reward.turn.preset={preset} needs the openai client", fix="pip install openai"
+            ) from error
         self._settings = settings
         self.name = f"the judge {settings.model} at {settings.base_url}"
         self._client = AsyncOpenAI(
@@ -87,8 +85,9 @@ class Endpoint:
         content, tokens = _read_completion(completion)
         if content is None:
             raise JudgeError(
-                f"{self.name} sent {str(completion)[:200]!r}, expected a chat completion; is this the address of an "
-                "OpenAI-compatible server, with its /v1?"
+                f"{self.name} sent {str(completion)[:200]!r}",
+                expected="a chat completion",
+                fix="is this the address of an OpenAI-compatible server, with its /v1?",
             )
         return content, tokens
 
@@ -114,8 +113,8 @@ class Endpoint:
             if tries > self._settings.retries or asked > _LONGEST_ASKED_S:
                 wait = f" (it asks to wait {asked:.0f} s)" if asked > _LONGEST_ASKED_S else ""
                 raise JudgeError(
-                    f"{self.name} failed after {tries} tries: {_said_by(failure)}{wait}; is the server up, and "
-                    f"{self._settings.api_key_env} set?"
+                    f"{self.name} failed after {tries} tries: {_said_by(failure)}{wait}",
+                    fix=f"is the server up, and {self._settings.api_key_env} set?",
                 ) from failure
             await asyncio.sleep(_pause_s(tries, asked))
 
@@ -137,7 +136,7 @@ class Endpoint:
         else:
             advice = "change what it objects to"
         raise JudgeError(
-            f"{self.name} refused the request, which is not sent again: {_said_by(error)}; {advice}"
+            f"{self.name} refused the request, which is not sent again: {_said_by(error)}", fix=advice
         ) from error
 
     async def _is_too_long(self, messages: Chat) -> bool:

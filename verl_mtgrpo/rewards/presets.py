@@ -29,6 +29,9 @@ PRESETS: dict[str, RewardFunction] = {
 JUDGES = ("judge", "judge_paper")
 """Presets that ask a language model; :mod:`~verl_mtgrpo.rewards.judge` and :mod:`~verl_mtgrpo.rewards.judge_paper`."""
 
+PACKAGED = (*PRESETS, *JUDGES)
+"""Every name that ``reward.turn.preset`` may have besides a function of the user's own."""
+
 NEED_RULES = ("paper_v2", "search_r1_em", "search_r1_format", "judge_paper")
 """Presets that read the tags of turns, so that they need the rules of the format (:data:`~.formats.FORMATS`)."""
 
@@ -49,12 +52,18 @@ def load_preset(name: str) -> RewardFunction:
     where, _, function = name.rpartition(":")
     if not where:
         raise ConfigError(
-            f"reward.turn.preset is {name!r}, expected one of {sorted([*PRESETS, *JUDGES])}, or a function of your "
-            "own as package.module:function or path/to/file.py:function"
+            f"reward.turn.preset is {name!r}",
+            expected=(
+                f"one of {sorted(PACKAGED)}, or a function of your own as package.module:function or "
+                "path/to/file.py:function"
+            ),
         )
     found = getattr(_load_module(where, name), function, None)
     if not callable(found):
-        raise ConfigError(f"reward.turn.preset is {name!r}, but {where} has no function {function!r}; correct the name")
+        raise ConfigError(
+            f"reward.turn.preset is {name!r}, but {where} has no function {function!r}",
+            fix="correct the name",
+        )
     return cast(RewardFunction, found)
 
 
@@ -70,7 +79,8 @@ def _load_module(where: str, name: str) -> ModuleType:
         return module
     except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
         raise ConfigError(
-            f"reward.turn.preset is {name!r}, but {where} cannot be loaded: {described(error, where)}; correct it"
+            f"reward.turn.preset is {name!r}, but {where} cannot be loaded: {described(error, where)}",
+            fix="correct it",
         ) from error
 
 
@@ -96,15 +106,15 @@ def check_kind(rewards: Any, name: str) -> TurnRewards:
     """
     if not isinstance(rewards, TurnRewards):
         raise TranscriptError(
-            f"the reward function {name} returned {type(rewards).__name__}, expected "
-            "verl_mtgrpo.rewards.TurnRewards; return TurnRewards(turns=(one reward per turn), outcome=..., "
-            "components={...})"
+            f"the reward function {name} returned {type(rewards).__name__}",
+            expected="verl_mtgrpo.rewards.TurnRewards",
+            fix="return TurnRewards(turns=(one reward per turn), outcome=..., components={...})",
         )
     if taken := own_metrics(rewards.components):
         raise TranscriptError(
-            f"the reward function {name} names a component {', '.join(taken)}, which is a metric of verl-mtgrpo itself "
-            "and would be replaced; choose another name, such as "
-            f"{taken[0].partition('/')[0]}/my_{taken[0].rpartition('/')[2]}"
+            f"the reward function {name} names a component {', '.join(taken)}, which is a metric of verl-mtgrpo "
+            "itself and would be replaced",
+            fix=f"choose another name, such as {taken[0].partition('/')[0]}/my_{taken[0].rpartition('/')[2]}",
         )
     return rewards
 
@@ -125,14 +135,15 @@ def check_numbers(rewards: TurnRewards, turns: int, name: str) -> TurnRewards:
         outcome = float(rewards.outcome)
     except (TypeError, ValueError) as error:
         raise TranscriptError(
-            f"the reward function {name} gave turns={rewards.turns!r} and outcome={rewards.outcome!r}, expected a "
-            "number for each turn and one for the outcome"
+            f"the reward function {name} gave turns={rewards.turns!r} and outcome={rewards.outcome!r}",
+            expected="a number for each turn and one for the outcome",
         ) from error
     _check_count(len(paid), turns, name)
     if not all(map(math.isfinite, [*paid, outcome])):
         raise TranscriptError(
-            f"the reward function {name} gave turns={tuple(paid)} and outcome={outcome}, expected finite numbers; "
-            "raise verl_mtgrpo.errors.DropRollout for a rollout that cannot be scored"
+            f"the reward function {name} gave turns={tuple(paid)} and outcome={outcome}",
+            expected="finite numbers",
+            fix="raise verl_mtgrpo.errors.DropRollout for a rollout that cannot be scored",
         )
     components = {name: plain_number(value) for name, value in rewards.components.items()}
     return TurnRewards(tuple(paid), outcome, components)
@@ -152,8 +163,8 @@ def plain_number(value: Any) -> Any:
 def _check_count(given: int, turns: int, name: str) -> None:
     if given != turns:
         raise TranscriptError(
-            f"the reward function {name} gave {given} turn rewards for {turns} turns; give one per turn, the last "
-            "turn included: len(turns) == len(transcript.turns)"
+            f"the reward function {name} gave {given} turn rewards for {turns} turns",
+            fix="give one per turn, the last turn included: len(turns) == len(transcript.turns)",
         )
 
 
@@ -181,7 +192,7 @@ def pay(rewards: TurnRewards, turns: int, how: str) -> list[float]:
         return [0.0] * len(before) + [sum(rewards.turns) + rewards.outcome]
     if how == "outcome":
         return [0.0] * len(before) + [rewards.outcome]
-    raise ConfigError(f"pay is {how!r}, expected 'turns', 'merged' or 'outcome'")
+    raise ConfigError(f"pay is {how!r}", expected="'turns', 'merged' or 'outcome'")
 
 
 def _split(values: Sequence[float]) -> tuple[list[float], float]:

@@ -138,7 +138,8 @@ class Transcript:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise TranscriptError(
-                f"not a transcript: {type(error).__name__}: {error}; expected what Transcript.to_dict() wrote"
+                f"not a transcript: {type(error).__name__}: {error}",
+                expected="what Transcript.to_dict() wrote",
             ) from error
 
 

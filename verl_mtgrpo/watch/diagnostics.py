@@ -170,8 +170,8 @@ def _explained(turns: Turns, values: Tensor, returns: Tensor) -> float | None:
 def _read(token_level_rewards: Tensor, advantages: Tensor, response_mask: Tensor, index: Index) -> TurnBatch:
     if advantages.shape != token_level_rewards.shape:
         raise CreditInputError(
-            f"advantages has shape {tuple(advantages.shape)}, token_level_rewards {tuple(token_level_rewards.shape)}; "
-            "expected the same for both"
+            f"advantages has shape {tuple(advantages.shape)}, token_level_rewards {tuple(token_level_rewards.shape)}",
+            expected="the same for both",
         )
     return read_batch(token_level_rewards, response_mask, index)
 

@@ -36,7 +36,7 @@ def _register(record: Estimator) -> None:
     name = record.name
     if name in ADV_ESTIMATOR_REGISTRY:
         if not hasattr(ADV_ESTIMATOR_REGISTRY[name], _OURS):
-            raise ConfigError(f"verl has an estimator {name} already, which would be hidden; rename the function")
+            raise ConfigError(f"verl has an estimator {name} already, which would be hidden", fix="rename the function")
         return
 
     def estimator(
@@ -47,7 +47,7 @@ def _register(record: Estimator) -> None:
         **_: Any,
     ) -> tuple[Tensor, Tensor]:
         if index is None:
-            raise CreditInputError(f"{name} got no group labels (index); expected verl's uid, one per rollout")
+            raise CreditInputError(f"{name} got no group labels (index)", expected="verl's uid, one per rollout")
         settings = estimator_settings(name, config)
         fields = take(name, ESTIMATORS[name].fields)
         try:

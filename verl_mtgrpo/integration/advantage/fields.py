@@ -85,8 +85,8 @@ def provide(fields: Mapping[str, Any]) -> Iterator[Provided]:
         _provided.reset(token)
     if fields and not provided.taken:
         raise CompatibilityError(
-            f"verl did not call the estimator that needs {', '.join(fields)} while it computed advantages; "
-            f"verl_mtgrpo was not tested with this version of verl: install verl {TESTED_VERL}"
+            f"verl did not call the estimator that needs {', '.join(fields)} while it computed advantages",
+            fix=f"verl_mtgrpo was not tested with this version of verl: install verl {TESTED_VERL}",
         )
 
 
@@ -96,7 +96,7 @@ def take(estimator: str, names: Sequence[str]) -> dict[str, Any]:
         return {}
     provided = _provided.get()
     if provided is None:
-        raise ConfigError(needs_our_trainer(estimator, names, "this one"))
+        raise needs_our_trainer(estimator, names, "this one")
     provided.taken = True
     return {name: provided.fields[name] for name in names}
 
@@ -110,10 +110,13 @@ def tell(**credit: Any) -> None:
 def needs_our_trainer(estimator: str, names: Sequence[str], mode: str) -> str:
     """Return the message for a run of ``estimator`` under one of verl's own trainers."""
     ours = f"trainer.v1.trainer_mode={PREFIX}{mode}" if PREFIX + mode in MODES else f"one of {', '.join(MODES)}"
-    return (
+    return ConfigError(
         f"algorithm.adv_estimator={estimator} needs {', '.join(names)}, which verl's own trainers give to no "
-        f"registered estimator (trainer mode: {mode}); set {ours}, verl's trainer of that mode that passes "
-        "them on; the config groups +mtgrpo=turn_gae and +mtgrpo=bilevel_gae do"
+        f"registered estimator (trainer mode: {mode})",
+        fix=(
+            f"set {ours}, verl's trainer of that mode that passes them on; the config groups +mtgrpo=turn_gae and "
+            "+mtgrpo=bilevel_gae do"
+        ),
     )
 
 

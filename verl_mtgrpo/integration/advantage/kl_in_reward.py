@@ -48,7 +48,8 @@ def check_kl(config: Any) -> None:
         raise ConfigError(
             f"algorithm.use_kl_in_reward=True with algorithm.adv_estimator={estimator}, which divides by the standard "
             "deviation of a group: if all rollouts of a prompt earned the same, differences in the KL alone would "
-            f"become advantages of size 1; {INSTEAD}{centred}"
+            "become advantages of size 1",
+            fix=f"{INSTEAD}{centred}",
         )
 
 

@@ -41,16 +41,18 @@ def try_knobs(name: str, settings: Mapping[str, Any]) -> None:
     try:
         advantages, _ = ESTIMATORS[name](_REWARDS.clone(), _MASK.clone(), list(_INDEX), **given, **settings)
     except MTGRPOError as error:
-        raise ConfigError(f"algorithm.turn of {name}: {error}") from error
+        what = f"algorithm.turn of {name}: {error.args[0]}"
+        raise ConfigError(what, expected=error.expected, fix=error.fix) from error
     except Exception as error:
         if is_ours(name):
             raise
         raise ConfigError(
             f"the estimator {name} fails on a small batch of four rollouts with {dict(settings)}: "
-            f"{type(error).__name__}: {error}; correct it, or its knobs algorithm.turn"
+            f"{type(error).__name__}: {error}",
+            fix="correct it, or its knobs algorithm.turn",
         ) from error
     if not torch.isfinite(advantages).all():
         raise ConfigError(
-            f"algorithm.turn of {name}: with {dict(settings)} advantages are NaN or infinite for rewards from 0 to 1; "
-            "choose smaller values"
+            f"algorithm.turn of {name}: with {dict(settings)} advantages are NaN or infinite for rewards from 0 to 1",
+            fix="choose smaller values",
         )

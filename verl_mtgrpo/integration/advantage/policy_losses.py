@@ -34,7 +34,7 @@ def turn_gspo(
     ever clips here. ``loss_agg_mode`` is the actor's too; GSPO's paper uses ``seq-mean-token-mean``.
     """
     if config is None:
-        raise ConfigError("the policy loss turn_gspo got no actor config; expected verl's ActorConfig as config")
+        raise ConfigError("the policy loss turn_gspo got no actor config", expected="verl's ActorConfig as config")
     low = config.clip_ratio if config.clip_ratio_low is None else config.clip_ratio_low
     high = config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high
     try:

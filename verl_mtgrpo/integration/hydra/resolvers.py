@@ -25,7 +25,7 @@ def asset(name: str) -> str:
     for part in name.split("/"):
         path = path / part
     if not path.is_file():
-        raise ConfigError(f"mtgrpo_asset: no file {name!r} in {root}; expected a file shipped with verl_mtgrpo")
+        raise ConfigError(f"mtgrpo_asset: no file {name!r} in {root}", expected="a file shipped with verl_mtgrpo")
     return str(path)
 
 

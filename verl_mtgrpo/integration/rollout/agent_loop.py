@@ -55,7 +55,7 @@ from verl.utils.tokenizer.continuous_token import MergeResult
 
 from verl_mtgrpo.errors import ConfigError, NoTokensError, RetrievalError, TranscriptError
 from verl_mtgrpo.integration.rollout.calls import call_marks, make_readable, not_carried_out, written_calls
-from verl_mtgrpo.integration.rollout.cutting import CuttingServer, cut_text
+from verl_mtgrpo.integration.rollout.cutting import CuttingServer, cut_text, raw_agent_needs_tags
 from verl_mtgrpo.integration.rollout.loop_setup import loop_setup
 from verl_mtgrpo.integration.rollout.output import TurnAgentLoopOutput
 from verl_mtgrpo.integration.rollout.record import new_record, record_of
@@ -63,7 +63,6 @@ from verl_mtgrpo.integration.rollout.tool_outcome import ToolOutcome, checked_re
 from verl_mtgrpo.integration.rollout.transcripts import text_of_messages
 from verl_mtgrpo.integration.rollout.turn_spans import turn_spans
 from verl_mtgrpo.rewards import NO_TOKENS, OUTAGE, TRANSCRIPT, ToolCall, Transcript, Turn
-from verl_mtgrpo.rewards.formats import CUT_FORMATS
 from verl_mtgrpo.rewards.measures import BAD_ARGUMENTS
 from verl_mtgrpo.rewards.transcript import MALFORMED_CALL
 from verl_mtgrpo.text import encodable
@@ -128,8 +127,9 @@ class TurnToolAgentLoop(ToolAgentLoop):
         )
         if len(turns) != len(spans):
             raise TranscriptError(
-                f"{len(spans)} runs of response_mask but {len(record.calls)} generations recorded; "
-                "verl's ToolAgentLoop does not work as in the versions this package was tested with"
+                f"{len(spans)} runs of response_mask but {len(record.calls)} generations recorded: verl's "
+                "ToolAgentLoop does not work as in the versions this package was tested with",
+                fix="install such a version: mtgrpo doctor names it",
             )
         transcript = Transcript(
             turns=turns,
@@ -265,8 +265,9 @@ class TurnToolAgentLoop(ToolAgentLoop):
         """
         if self.rollout_config.enable_rollout_routing_replay:
             raise NoTokensError(
-                "the rollout server gave no token for the first turn, and so no routed experts, which every row of the "
-                "batch needs (actor_rollout_ref.rollout.enable_rollout_routing_replay=True); the server's log says why"
+                "the rollout server gave no token for the first turn, and so no routed experts, which every row of "
+                "the batch needs (actor_rollout_ref.rollout.enable_rollout_routing_replay=True)",
+                fix="see the server's log, which says why",
             )
         log_probs = sampling_params.get("logprobs", self.rollout_config.calculate_log_probs)
         output.response_ids, output.response_mask = [self.tokenizer.pad_token_id or 0], [0]
@@ -284,10 +285,7 @@ class RawContinuationAgentLoop(TurnToolAgentLoop):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not self.cut_format:
-            raise ConfigError(
-                f"mtgrpo_raw_agent needs a format with closing tags ({', '.join(CUT_FORMATS)}), but "
-                f"actor_rollout_ref.rollout.multi_turn.format={self.tool_parser_name}"
-            )
+            raise raw_agent_needs_tags(self.tool_parser_name)
 
     async def ct_merge_context_msg(
         self,
@@ -303,8 +301,8 @@ class RawContinuationAgentLoop(TurnToolAgentLoop):
         texts = [message["content"] for message in new]
         if not all(isinstance(text, str) for text in texts):
             raise ConfigError(
-                "mtgrpo_raw_agent continues in plain text, but a tool gave an image or something else that is no text; "
-                "set actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent"
+                "mtgrpo_raw_agent continues in plain text, but a tool gave an image or something else that is no text",
+                fix="set actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent",
             )
         text = "\n\n" + "\n".join(texts) + "\n\n"
         ids = await apart(DECODE, partial(self.tokenizer.encode, text, add_special_tokens=False))

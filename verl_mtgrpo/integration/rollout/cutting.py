@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.rewards.formats import ANSWER, TextFormat
+from verl_mtgrpo.rewards.formats import ANSWER, CUT_FORMATS, TextFormat
 from verl_mtgrpo.threads import DECODE, apart
 
+_ROLLOUT = "actor_rollout_ref.rollout"
 _WINDOW = 256
 """Tokens that are decoded at once."""
 
@@ -42,7 +43,7 @@ class CuttingServer:
         end: int | None = None,
     ) -> None:
         self._server, self._decode, self._stop, self._end = server, decode, stop, end
-        self.closing = closing_tags(rules)
+        self._spoken, self.closing = rules.name, closing_tags(rules)
         self._tail = _longest(self.closing)
 
     def __getattr__(self, name: str) -> Any:
@@ -62,10 +63,7 @@ class CuttingServer:
         if keep == len(output.token_ids):
             return output
         if getattr(output, "routed_experts", None) is not None:
-            raise ConfigError(
-                "a turn is cut at its closing tag in this format, and the routed experts of the model cannot be cut "
-                "with it; set actor_rollout_ref.rollout.enable_rollout_routing_replay=False, or speak hermes"
-            )
+            raise routed_experts_are_not_cut(self._spoken)
         log_probs = output.log_probs[:keep] if output.log_probs else output.log_probs
         return output.model_copy(update={"token_ids": output.token_ids[:keep], "log_probs": log_probs})
 
@@ -78,6 +76,23 @@ class CuttingServer:
         if self._stop and is_closed(tail, self.closing, self._decode):
             return len(ids) - len(tail) + _first_closed(tail, self.closing, self._decode)
         return await apart(DECODE, tokens_to_keep, ids, self.closing, self._decode)
+
+
+def routed_experts_are_not_cut(spoken: str) -> ConfigError:
+    """Return what to raise where turns are cut and the model's routed experts are to be replayed."""
+    return ConfigError(
+        f"turns of {spoken} are cut at their closing tag, and routed experts cannot be cut with them",
+        fix=f"set {_ROLLOUT}.enable_rollout_routing_replay=False, or {_ROLLOUT}.multi_turn.format=hermes",
+    )
+
+
+def raw_agent_needs_tags(spoken: str) -> ConfigError:
+    """Return what to raise where ``mtgrpo_raw_agent`` is to speak a format whose turns are not cut."""
+    return ConfigError(
+        f"mtgrpo_raw_agent needs a format with closing tags ({', '.join(CUT_FORMATS)}), but "
+        f"{_ROLLOUT}.multi_turn.format={spoken}",
+        fix=f"set it to one of {', '.join(CUT_FORMATS)}",
+    )
 
 
 def is_closed(ids: Sequence[int], closing: Sequence[str], decode: Callable[[Sequence[int]], str]) -> bool:

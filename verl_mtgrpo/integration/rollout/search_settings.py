@@ -53,18 +53,22 @@ def search_settings(config: Mapping[str, Any]) -> tuple[SearchSettings, int | No
     check_template(settings.template)
     for name in ("k", "max_queries", "concurrency"):
         if getattr(settings, name) < 1:
-            raise ConfigError(f"search tool: {name} is {getattr(settings, name)}, expected at least 1")
+            raise ConfigError(f"search tool: {name} is {getattr(settings, name)}", expected="at least 1")
     if settings.max_searches < 0:
-        raise ConfigError(f"search tool: max_searches is {settings.max_searches}, expected 0 (no limit) or more")
+        raise ConfigError(f"search tool: max_searches is {settings.max_searches}", expected="0 (no limit) or more")
     for name in ("patience_s", "request_timeout_s"):
         if not 0 < getattr(settings, name) < float("inf"):
-            raise ConfigError(f"search tool: {name} is {getattr(settings, name)}, expected a number of seconds above 0")
+            raise ConfigError(
+                f"search tool: {name} is {getattr(settings, name)}",
+                expected="a number of seconds above 0",
+            )
     if settings.on_outage not in ON_OUTAGE:
-        raise ConfigError(f"search tool: on_outage is {settings.on_outage!r}, expected one of {ON_OUTAGE}")
+        raise ConfigError(f"search tool: on_outage is {settings.on_outage!r}", expected=f"one of {ON_OUTAGE}")
     max_chars = config.get("max_chars", DEFAULT_MAX_CHARS)
     if max_chars is not None and (not isinstance(max_chars, int) or isinstance(max_chars, bool) or max_chars < 1):
         raise ConfigError(
-            f"search tool: max_chars is {max_chars!r}, expected a whole number of at least 1, or null for no limit"
+            f"search tool: max_chars is {max_chars!r}",
+            expected="a whole number of at least 1, or null for no limit",
         )
     return settings, max_chars
 
@@ -79,9 +83,12 @@ def open_index(spec: Any, settings: SearchSettings) -> Retriever:
     """
     if not spec:
         raise ConfigError(
-            "the search tool has no index; set the environment variable MTGRPO_INDEX to an index folder or the URL of "
-            "a search service before the training (and before `ray start`, if Ray runs already), or write it as "
-            "`index:` in a copy of search_tool.yaml (to build an index: mtgrpo index CORPUS --out DIR)"
+            "the search tool has no index",
+            fix=(
+                "set the environment variable MTGRPO_INDEX to an index folder or the URL of a search service before "
+                "the training (and before `ray start`, if Ray runs already), or write it as `index:` in a copy of "
+                "search_tool.yaml (to build an index: mtgrpo index CORPUS --out DIR)"
+            ),
         )
     from verl_mtgrpo.retrieval import open_retriever
 
@@ -93,4 +100,4 @@ def open_index(spec: Any, settings: SearchSettings) -> Retriever:
     except IndexFormatError as error:
         relative = isinstance(spec, str) and not Path(spec).is_absolute()
         hint = f" (the path {spec!r} is relative; workers need an absolute one)" if relative else ""
-        raise IndexFormatError(f"search tool: {error}{hint}") from error
+        raise IndexFormatError(f"search tool: {error.found}", fix=f"{error.fix}{hint}") from error

@@ -131,8 +131,11 @@ class SearchTool(BaseTool):
             raise
         except asyncio.TimeoutError:
             raise RetrievalTimeout(
-                f"no answer of {self._index!r} within {patience + _GRACE_S:g} s, waiting for a free slot included; "
-                f"raise patience_s or concurrency ({self._settings.concurrency}) of the search tool, or help the search"
+                f"no answer of {self._index!r} within {patience + _GRACE_S:g} s, waiting for a free slot included",
+                fix=(
+                    f"raise patience_s or concurrency ({self._settings.concurrency}) of the search tool, or help the "
+                    "search"
+                ),
             ) from None
 
     async def _wait_and_ask(self, queries: Sequence[str]) -> tuple[list[list[Passage]], tuple[str, ...]]:
@@ -156,7 +159,7 @@ def fingerprint_for(cache: str, index: Retriever) -> str:
     """What tells the answers of this index from another's in the cache; asked for only if there is one."""
     fingerprint = index.fingerprint if cache else ""
     if cache and not fingerprint:
-        raise ConfigError(f"search tool: {index!r} does not say when its answers change; remove cache={cache}")
+        raise ConfigError(f"search tool: {index!r} does not say when its answers change", fix=f"remove cache={cache}")
     return fingerprint
 
 

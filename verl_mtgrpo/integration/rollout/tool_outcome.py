@@ -164,6 +164,7 @@ def checked_reward(name: str, value: Any) -> float:
         return number
     shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:79]}…"
     raise ToolError(
-        f"the tool {name!r} gave {shown} ({kind}) as the reward of its call, the second value that it returns; "
-        "expected a finite number, or None for no reward; have the tool return such a number there"
+        f"the tool {name!r} gave {shown} ({kind}) as the reward of its call, the second value that it returns",
+        expected="a finite number, or None for no reward",
+        fix="have the tool return such a number there",
     )

@@ -25,8 +25,8 @@ def place_rewards(rewards: list[float], response_mask: list[int]) -> torch.Tenso
     spans = turn_spans(response_mask)
     if len(spans) != len(rewards):
         raise TranscriptError(
-            f"got {len(rewards)} turn rewards for {len(spans)} turns in response_mask; the reward manager must "
-            "give one reward per turn of the transcript"
+            f"got {len(rewards)} turn rewards for {len(spans)} turns in response_mask",
+            fix="the reward manager must give one reward per turn of the transcript",
         )
     scores = torch.zeros(len(response_mask), dtype=torch.float32)
     for (_, end), reward in zip(spans, rewards, strict=True):

@@ -17,6 +17,7 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from verl_mtgrpo.errors import WorkerDiedError
+from verl_mtgrpo.integration.advantage.comparing import compares
 from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts
 from verl_mtgrpo.integration.trainer.accounting import (
     count_rollouts,
@@ -27,7 +28,7 @@ from verl_mtgrpo.integration.trainer.accounting import (
     share_failed,
     warn_of_outages,
 )
-from verl_mtgrpo.integration.trainer.left_out import compares, sort_rows
+from verl_mtgrpo.integration.trainer.left_out import sort_rows
 from verl_mtgrpo.integration.trainer.queue import LeftOut, rollout_fields
 from verl_mtgrpo.integration.trainer.waiting import StallGuard
 from verl_mtgrpo.rewards.pattern import TURN_PATTERN

@@ -17,23 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.rewards import DROPPED
-
-VERLS_COMPARING = (
-    "gdpo",
-    "gpg",
-    "grpo",
-    "grpo_passk",
-    "grpo_vectorized",
-    "opo",
-    "optimal_token_baseline",
-    "reinforce_plus_plus_baseline",
-    "rloo",
-    "rloo_vectorized",
-    "tir_optimal_token_baseline",
-)
-"""verl's own estimators whose baseline is the other rollouts of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +33,6 @@ class Sorted:
     kept: list[int]
     dropped: list[int]
     alone: list[int]
-
-
-def compares(estimator: str) -> bool:
-    """Return whether an estimator, ours or verl's, has other rollouts of the prompt as its baseline."""
-    return ESTIMATORS[estimator].compares_rollouts if estimator in ESTIMATORS else estimator in VERLS_COMPARING
 
 
 def sort_rows(keys: Sequence[str], infos: Sequence[Mapping[str, Any]], *, need_company: bool) -> Sorted:

@@ -208,7 +208,8 @@ def fetch(batch: KVBatchMeta, names: tuple[str, ...]) -> dict[str, Tensor | np.n
     missing = [name for name in names if name != TRANSCRIPT and TOKEN_FIELDS.get(name, "extra_fields") not in data]
     if missing:
         raise CreditInputError(
-            f"the estimator asks for {missing[0]}, which this batch does not have; {source_of(missing[0])}"
+            f"the estimator asks for {missing[0]}, which this batch does not have",
+            fix=source_of(missing[0]),
         )
     return {
         name: padded(data[TOKEN_FIELDS[name]]) if name in TOKEN_FIELDS else _of_rows(data, batch, name)
@@ -259,5 +260,5 @@ def _of_rows(data: Any, batch: KVBatchMeta, name: str) -> np.ndarray:
         if isinstance(fields, dict) and not tag.get("is_padding", False):
             found[row] = fields[name] if name in fields else (fields.get("reward_extra_info") or {}).get(name)
     if all(value is None for value in found):
-        raise CreditInputError(f"the estimator asks for {name}, which no rollout has; {source_of(name)}")
+        raise CreditInputError(f"the estimator asks for {name}, which no rollout has", fix=source_of(name))
     return found

@@ -24,8 +24,8 @@ class StallGuard:
     def __init__(self, timeout_s: float | None, clock: Callable[[], float] = time.monotonic):
         if timeout_s is not None and not float(timeout_s) > 0:
             raise ConfigError(
-                f"trainer.v1.sampler.sampler_kwargs.stall_timeout_s={timeout_s}, expected a number of seconds above 0, "
-                "or null to wait for ever"
+                f"trainer.v1.sampler.sampler_kwargs.stall_timeout_s={timeout_s}",
+                expected="a number of seconds above 0, or null to wait for ever",
             )
         self.timeout_s = None if timeout_s is None else float(timeout_s)
         self.clock = clock
@@ -58,9 +58,12 @@ class StallGuard:
         if self.timeout_s is not None and still >= self.timeout_s:
             raise StalledError(
                 f"{what}. Something that makes rollouts hangs: the rollout server, a tool or a reward that never "
-                "answers. Look above for the last thing they said, give tools and rewards a timeout, or raise "
-                "trainer.v1.sampler.sampler_kwargs.stall_timeout_s if one rollout may take that long; then start again "
-                "with the same command: verl goes on from its last checkpoint"
+                "answers",
+                fix=(
+                    "look above for the last thing they said, give tools and rewards a timeout, or raise "
+                    "trainer.v1.sampler.sampler_kwargs.stall_timeout_s if one rollout may take that long; then start "
+                    "again with the same command: verl goes on from its last checkpoint"
+                ),
             )
         if now - self.said >= SAY_EVERY_S:
             self.said = now

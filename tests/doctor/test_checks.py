@@ -1,0 +1,117 @@
+"""Each check stands alone: alone, or in whatever order, it finds what it finds among all others."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("verl")
+
+from tests.doctor.setups import DATA, ROLLOUT, TURNS, Healthy
+from verl_mtgrpo.doctor.checks import CHECKS, Check, checks_at_start, examine, named
+from verl_mtgrpo.doctor.compose import CommandLine, compose_config
+from verl_mtgrpo.doctor.findings import Finding
+from verl_mtgrpo.doctor.setup import Setup
+from verl_mtgrpo.errors import AbsentError
+
+GROUPS = ("hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo", "+mtgrpo_cpu=default")
+RUNS = {
+    "healthy": (),
+    "nothing to open": (f"{DATA}/no/train.parquet", "actor_rollout_ref.model.path=/no/model", f"{TURNS}.format=xml"),
+    "no tool": (f"{TURNS}.tool_config_path=/no/tool.yaml",),
+    "everywhere": (
+        "trainer.turn.preflight=fast",
+        "reward.turn.preset=paper_v3",
+        f"{ROLLOUT}.n=1",
+        f"{ROLLOUT}.agent.default_agent_loop=mtgrpo_raw_agent",
+        "data.max_prompt_length=8",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Healthy:
+    return Healthy(tmp_path_factory.mktemp("setup"))
+
+
+@pytest.fixture(autouse=True)
+def surroundings(run: Healthy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    monkeypatch.setenv("MTGRPO_INDEX", str(run.index))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def composed(run: Healthy, *overrides: str) -> Any:
+    return compose_config(CommandLine((*GROUPS, *run.overrides, *overrides)))
+
+
+@pytest.mark.parametrize("overrides", RUNS.values(), ids=RUNS)
+def test_the_order_does_not_matter(overrides, run):
+    config = composed(run, *overrides)
+    expected = examine(Setup(config))
+    for seed in range(4):
+        checks = random.Random(seed).sample(CHECKS, len(CHECKS))
+        assert examine(Setup(config), checks) == expected, [check.name for check in checks]
+
+
+@pytest.mark.parametrize("overrides", RUNS.values(), ids=RUNS)
+def test_each_check_can_be_made_alone(overrides, run):
+    config = composed(run, *overrides)
+    together = examine(Setup(config))
+    for check in CHECKS:
+        alone = examine(Setup(config), [check])
+        assert {finding.check for finding in alone} <= {check.name}
+        of_it = [finding for finding in together if finding.check == check.name]
+        # What several checks stumble over is said once among all: by the last of them.
+        others = {finding.message for finding in together if finding.check != check.name}
+        assert [finding for finding in alone if finding.message not in others] == of_it
+
+
+def test_what_is_looked_at_is_opened_once(run):
+    setup = Setup(composed(run))
+    assert setup.rows and setup.tools and setup.found and setup.builder is not None
+    assert setup.rows is setup.rows and setup.found is setup.found
+    with pytest.raises(AttributeError):
+        setup.rows = []  # type: ignore[misc]
+
+
+def test_checks_are_chosen_by_what_they_need():
+    config, full = checks_at_start("config"), checks_at_start("full")
+    assert checks_at_start("off") == []
+    assert {check.needs for check in config} == {"config"}
+    assert set(config) < set(full) < set(CHECKS)
+    assert [check.name for check in CHECKS if check not in full] == ["verl"]
+    assert len({check.name for check in CHECKS}) == len(CHECKS)
+
+
+def stumbling(setup: Setup) -> Iterator[Finding]:
+    yield Finding("models", "ok", "so far so good")
+    raise KeyError("oops")
+
+
+def absent(setup: Setup) -> Iterator[Finding]:
+    raise AbsentError("no such tool", fix="install it")
+    yield
+
+
+def test_a_check_that_stumbles_stops_no_run(run, monkeypatch):
+    setup = Setup(composed(run))
+    (well, stumbled) = examine(setup, [Check("models", stumbling)])
+    assert (well.message, stumbled.status) == ("so far so good", "warn")
+    assert stumbled.message == "could not be checked: KeyError: 'oops'"
+    failing = Check("judge", lambda setup: [Finding("judge", "fail", "bad", "mend it")])
+    for checks in ([Check("models", stumbling), failing], [failing, Check("models", stumbling)]):
+        assert [one.status for one in examine(setup, checks)] == ["ok", "skip", "fail"]
+
+
+def test_what_is_not_here_may_be_elsewhere(run):
+    for nodes, status in ((1, "fail"), (2, "warn")):
+        (found,) = examine(Setup(composed(run, f"trainer.nnodes={nodes}")), [Check("tools", absent)])
+        assert (found.status, found.fix) == (status, "install it")
+
+
+def test_checks_by_name():
+    assert [check.name for check in named("index", "turns")] == ["turns", "index"]

@@ -1,0 +1,120 @@
+"""List every check once: `mtgrpo doctor` prints what they find, the start of a run stops at failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from verl_mtgrpo.doctor import (
+    chat,
+    cpus,
+    data,
+    fit,
+    lengths,
+    models,
+    prompts,
+    services,
+    tokenizer,
+    tools,
+    trial,
+    unused,
+    values,
+)
+from verl_mtgrpo.doctor.findings import Finding, any_failed, from_error, one_line
+from verl_mtgrpo.doctor.setup import Setup
+from verl_mtgrpo.errors import AbsentError, MTGRPOError
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        name: What its lines begin with.
+        look: Yields what it finds. An error of this package that it raises is a failure.
+        needs: ``config``: nothing else; ``machine``: also files, packages or services, which another machine of the run
+            may have and this one not.
+        at_start: Whether the start of a run looks at it too.
+    """
+
+    name: str
+    look: Callable[[Setup], Iterable[Finding]]
+    needs: Literal["config", "machine"] = "config"
+    at_start: bool = True
+
+
+CHECKS = (
+    Check("compat", fit.compatible),
+    Check("values", values.values),
+    Check("parts", fit.parts),
+    Check("estimator", fit.estimator),
+    Check("rewards", fit.rewards),
+    Check("batch", fit.batch),
+    Check("turns", fit.turns),
+    Check("watch", fit.watch),
+    Check("unused", unused.unused),
+    Check("verl", fit.verls_own, at_start=False),  # verl checks that itself right after
+    Check("engine", fit.engine, needs="machine"),
+    Check("cpus", cpus.cpus, needs="machine"),
+    Check("data", data.data, needs="machine"),
+    Check("tools", tools.tools, needs="machine"),
+    Check("reward", trial.reward_function, needs="machine"),
+    Check("models", models.models, needs="machine"),
+    Check("tokenizer", tokenizer.tokenizer, needs="machine"),
+    Check("chat", chat.chat, needs="machine"),
+    Check("prompts", prompts.prompts, needs="machine"),
+    Check("index", services.index, needs="machine"),
+    Check("lengths", lengths.lengths, needs="machine"),
+    Check("judge", services.judge, needs="machine"),
+)
+"""In the order in which their findings are printed; they may look in any order."""
+
+
+def named(*names: str) -> list[Check]:
+    """Return the checks of these names."""
+    return [check for check in CHECKS if check.name in names]
+
+
+def checks_at_start(level: str = "full") -> list[Check]:
+    """Return the checks of a run's start, by ``trainer.turn.preflight``: ``off``, ``config`` or ``full``."""
+    asked = {"off": (), "config": ("config",), "full": ("config", "machine")}[level]
+    return [check for check in CHECKS if check.at_start and check.needs in asked]
+
+
+def examine(setup: Setup, checks: Sequence[Check] = CHECKS) -> list[Finding]:
+    """Return what the checks find, in the order of the table. A check that fails in a way of its own stops no run."""
+    looked = {check.name: _look(check, setup) for check in checks}
+    failed = any(any_failed(findings) for findings, _ in looked.values())
+    found: list[Finding] = []
+    for check in CHECKS:
+        findings, stumbled = looked.get(check.name, ([], None))
+        found += findings
+        if stumbled is not None:
+            found.append(_stumbled(check, stumbled, failed))
+    # Several checks read the same settings; the last one is the one that they belong to.
+    last = {finding.message: finding for finding in found if finding.status == "fail"}
+    return [finding for finding in found if finding is last.get(finding.message, finding)]
+
+
+def _look(check: Check, setup: Setup) -> tuple[list[Finding], Exception | None]:
+    """Return what a check finds, and the error over which it stumbled, if it is none of this package's."""
+    found: list[Finding] = []
+    try:
+        found.extend(check.look(setup))
+    except AbsentError as error:
+        missing = from_error(check.name, error)
+        found.append(setup.absent(check.name, missing.message, missing.fix))
+    except MTGRPOError as error:
+        found.append(from_error(check.name, error))
+    except Exception as error:
+        return found, error
+    return found, None
+
+
+def _stumbled(check: Check, error: Exception, failed: bool) -> Finding:
+    """Return what to say of a check that stumbled: where another one failed, most likely over the same."""
+    what = f"{type(error).__name__}: {one_line(str(error))}"
+    if failed:
+        return Finding(check.name, "skip", f"could not be checked before what has failed is repaired ({what})")
+    return Finding(check.name, "warn", f"could not be checked: {what}", "if the run is fine, please report this")
