@@ -217,7 +217,7 @@ class Staging:
             self._lock.acquire(blocking=False)
         except Timeout:
             raise RetrievalError(
-                f"another process is building an index in {self.out}; wait for it or give another --out"
+                f"another process is building an index in {self.out}", fix="wait for it or give another --out"
             ) from None
         except (OSError, NotImplementedError):  # a file system without locks
             pass

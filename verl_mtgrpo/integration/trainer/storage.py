@@ -89,9 +89,12 @@ def check_last_checkpoint(trainer: Any) -> None:
     said = tracker.read_text(errors="replace").strip()
     raise ConfigError(
         f"{tracker} says {said!r}, and there is no such checkpoint beside it (there is: "
-        f"{', '.join(map(str, there)) or 'none'}); verl would begin again at step 0. Write the number of one that is "
-        "whole into that file, or take another trainer.default_local_dir, or remove the file to begin again. "
-        "(trainer.max_actor_ckpt_to_keep=1 lets verl remove the last checkpoint before the new one is whole: take 2)"
+        f"{', '.join(map(str, there)) or 'none'}), so verl would begin again at step 0",
+        fix=(
+            "write the number of one that is whole into that file, or take another trainer.default_local_dir, or remove "
+            "the file to begin again. (trainer.max_actor_ckpt_to_keep=1 lets verl remove the last checkpoint before the "
+            "new one is whole: take 2)"
+        ),
     )
 
 
