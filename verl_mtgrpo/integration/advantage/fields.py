@@ -107,8 +107,8 @@ def tell(**credit: Any) -> None:
         provided.credit = credit
 
 
-def needs_our_trainer(estimator: str, names: Sequence[str], mode: str) -> str:
-    """Return the message for a run of ``estimator`` under one of verl's own trainers."""
+def needs_our_trainer(estimator: str, names: Sequence[str], mode: str) -> ConfigError:
+    """Return what to raise for a run of ``estimator`` under one of verl's own trainers."""
     ours = f"trainer.v1.trainer_mode={PREFIX}{mode}" if PREFIX + mode in MODES else f"one of {', '.join(MODES)}"
     return ConfigError(
         f"algorithm.adv_estimator={estimator} needs {', '.join(names)}, which verl's own trainers give to no "
