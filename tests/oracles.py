@@ -42,7 +42,7 @@ def mt_grpo(
     scale: str = "std",
     epsilon: float = 1e-6,
 ) -> list[list[float]]:
-    """K-turn MT-GRPO, turn by turn and row by row (issue text, part 1: "`mt_grpo`, exactly")."""
+    """K-turn MT-GRPO, turn by turn and row by row."""
     rows = range(len(masks))
     turns = [runs_of_ones(mask) for mask in masks]
     paid = [[sum(rewards[i][t] for t in turn) for turn in turns[i]] for i in rows]
@@ -90,7 +90,7 @@ def _return_to_go(paid: list[float], k: int, gamma: float) -> float:
 def mt_grpo_v1(
     rewards: list[list[float]], masks: list[list[int]], groups: list, *, c: float = 1.0, epsilon: float = 1e-4
 ) -> list[list[float]]:
-    """Two-turn MT-GRPO with the reference code's rule for rollouts without a tool call (issue text, part 2, 1)."""
+    """Two-turn MT-GRPO with the reference code's rule for rollouts without a tool call."""
     turns, paid = _read(rewards, masks)
     advantages = [[0.0] * len(mask) for mask in masks]
     for members in _groups(groups, turns):

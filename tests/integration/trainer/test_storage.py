@@ -90,7 +90,7 @@ def test_a_run_without_any_checkpoint_begins(tmp_path: Path):
 @pytest.mark.parametrize(("tracker", "said"), [("20", "'20'"), ("", "''"), ("2\x00", "'2")])
 def test_a_checkpoint_that_is_named_and_not_there_stops_the_start(tmp_path: Path, tracker: str, said: str):
     trainer = checkpoints(tmp_path, 5, 10, tracker=tracker)
-    with pytest.raises(ConfigError, match=rf"says {said}.*\(there is: 5, 10\); verl would begin again at step 0"):
+    with pytest.raises(ConfigError, match=rf"says {said}.*\(there is: 5, 10\), so verl would begin again at step 0"):
         check_last_checkpoint(trainer)
     trainer.resume_mode = "disable"
     check_last_checkpoint(trainer)

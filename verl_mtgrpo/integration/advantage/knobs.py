@@ -53,6 +53,7 @@ def try_knobs(name: str, settings: Mapping[str, Any]) -> None:
         ) from error
     if not torch.isfinite(advantages).all():
         raise ConfigError(
-            f"algorithm.turn of {name}: with {dict(settings)} advantages are NaN or infinite for rewards from 0 to 1",
+            f"algorithm.turn of {name}: {dict(settings)} gives advantages that are NaN or infinite for rewards from 0 "
+            "to 1",
             fix="choose smaller values",
         )
