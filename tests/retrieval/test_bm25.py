@@ -335,6 +335,14 @@ def test_a_first_build_killed_in_the_middle_can_be_repeated(tmp_path: Path):
     assert len(BM25Index.build(CORPUS, tmp_path / "index", source="again")) == 5
 
 
+def test_what_a_build_killed_in_its_last_step_leaves_is_cleared_away(index: BM25Index):
+    left = index.path / ".manifest.json.12345.part"
+    left.write_text("{")
+    assert BM25Index.open(index.path).search(["market town"], 3) == index.search(["market town"], 3)
+    BM25Index.build(CORPUS[:3], index.path, source="after")
+    assert not left.exists() and len(BM25Index.open(index.path)) == 3
+
+
 def test_a_build_never_writes_into_a_foreign_folder(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(IndexFormatError, match=r"already holds other files \(thesis.tex\)"):
