@@ -91,9 +91,9 @@ def check_last_checkpoint(trainer: Any) -> None:
         f"{tracker} says {said!r}, and there is no such checkpoint beside it (there is: "
         f"{', '.join(map(str, there)) or 'none'}), so verl would begin again at step 0",
         fix=(
-            "write the number of one that is whole into that file, or take another trainer.default_local_dir, or remove "
-            "the file to begin again. (trainer.max_actor_ckpt_to_keep=1 lets verl remove the last checkpoint before the "
-            "new one is whole: take 2)"
+            "write the number of one that is whole into that file, or take another trainer.default_local_dir, or "
+            "remove the file to begin again. (trainer.max_actor_ckpt_to_keep=1 lets verl remove the last checkpoint "
+            "before the new one is whole: take 2)"
         ),
     )
 
