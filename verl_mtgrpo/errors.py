@@ -51,6 +51,10 @@ class DataError(MTGRPOError, ValueError):
     """A question set or corpus cannot be read as what it should be."""
 
 
+class NoAnswersError(DataError):
+    """A question set can be read, and none of its questions has an answer."""
+
+
 class TranscriptError(MTGRPOError, ValueError):
     """A rollout does not carry the transcript that rewards are computed from."""
 
@@ -110,6 +114,10 @@ class IndexFormatError(RetrievalError, ValueError):
     """A folder is no index of ours, or one of another version, or damaged."""
 
     kind = "bad_index"
+
+
+class NoIndexError(IndexFormatError):
+    """There is no index of ours where one was expected, or nothing at all."""
 
 
 class RetrievalTimeout(RetrievalError, TimeoutError):

@@ -13,7 +13,7 @@ from verl_mtgrpo.data.answer_values import answers_in
 from verl_mtgrpo.data.corpus import article_title
 from verl_mtgrpo.data.files import describe, read_records, short_name
 from verl_mtgrpo.data.verl_rows import is_verl_row, read_verl_row
-from verl_mtgrpo.errors import ConfigError, DataError
+from verl_mtgrpo.errors import ConfigError, DataError, NoAnswersError
 from verl_mtgrpo.retrieval.types import content_id
 from verl_mtgrpo.rewards.answers import answer_texts
 
@@ -79,7 +79,7 @@ def questions_of(
         named: Whether ``source`` stands also for rows of verl that say another ``data_source``.
 
     Raises:
-        DataError: A record has not the needed columns, or there is no answerable question.
+        DataError: A record does not have the needed columns; ``NoAnswersError`` if there is no answerable question.
     """
     found, read = False, 0
     for where, record in records:
@@ -89,7 +89,7 @@ def questions_of(
             yield question
     if not found:
         secret = " (those of a test set whose answers are secret cannot be used)" if read else ""
-        raise DataError(f"{name} holds no answerable question{secret}", expected=_EXPECTED)
+        raise NoAnswersError(f"{name} holds no answerable question{secret}", expected=_EXPECTED)
 
 
 def in_validation(questions: Sequence[Question], *, val_fraction: float, seed: int) -> list[bool]:

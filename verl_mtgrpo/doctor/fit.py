@@ -87,7 +87,7 @@ def estimator(setup: Setup) -> Iterator[Finding]:
             check(setup.config)
         except MTGRPOError as error:
             problems.append(from_error("estimator", error))
-            if check is check_preset and ESTIMATOR.key in str(error):
+            if check is check_preset and ESTIMATOR.key in error.found:
                 break  # the others would speak of the group's knobs, which are not this estimator's
     problems += _own_estimator(setup, name) if not problems else []
     if name not in ESTIMATORS and (alone := group_of_one(setup.config)):  # verl accepts it for its own

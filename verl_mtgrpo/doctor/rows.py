@@ -7,7 +7,7 @@ from typing import Any
 
 from verl_mtgrpo.data.questions import read_questions
 from verl_mtgrpo.doctor.findings import Finding
-from verl_mtgrpo.errors import DataError
+from verl_mtgrpo.errors import DataError, NoAnswersError
 
 
 def as_table(rows: Sequence[Any]) -> list[Any]:
@@ -60,13 +60,13 @@ def question_set(check: str, key: str, file: str) -> Finding | None:
     fix = f"make rows of it: {command} --out DIR, then set {key}=DIR/{'train' if train else 'val'}.parquet"
     try:
         next(read_questions(file))
-    except DataError as error:
-        if "no answerable question" not in str(error):
-            return None
+    except NoAnswersError:
         message = f"{file} is a question set without a public answer, and no file of rows for verl"
         return Finding(
             check, "fail", message, "take a part of the set that has answers, and make rows of it: mtgrpo data"
         )
+    except DataError:
+        return None
     return Finding(check, "fail", f"{file} is a question set, and no file of rows for verl", fix)
 
 

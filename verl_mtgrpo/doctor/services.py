@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from verl_mtgrpo.doctor.findings import Finding, from_error, one_line
 from verl_mtgrpo.doctor.setup import MULTI_TURN, Found, Setup, Tool, question_of
-from verl_mtgrpo.errors import ConfigError, IndexFormatError, MTGRPOError, RetrievalError
+from verl_mtgrpo.errors import ConfigError, IndexFormatError, MTGRPOError, NoIndexError, RetrievalError
 from verl_mtgrpo.integration.rollout.search_settings import open_index, search_settings
 from verl_mtgrpo.integration.settings import turn_reward_settings
 from verl_mtgrpo.retrieval import HTTPRetriever, Passage
@@ -41,10 +41,11 @@ def open_searches(setup: Setup) -> Generator[Finding, None, list[Found]]:
             said, hits = _search(setup, tool, spec)
             yield said
             found += hits
-        except IndexFormatError as error:
+        except NoIndexError as error:
             wrong = from_error("index", error)
-            missing = setup.elsewhere and "no index" in wrong.message
-            yield setup.absent("index", wrong.message, wrong.fix) if missing else wrong
+            yield setup.absent("index", wrong.message, wrong.fix)
+        except IndexFormatError as error:
+            yield from_error("index", error)
         except ConfigError as error:
             wrong = from_error("index", error)
             yield wrong if spec else setup.absent("index", wrong.message, without_search(setup) + wrong.fix)

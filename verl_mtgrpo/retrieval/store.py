@@ -28,7 +28,7 @@ from typing import Any, TypeVar, cast
 from filelock import FileLock, Timeout
 
 from verl_mtgrpo.atomic import atomic_write, is_draft
-from verl_mtgrpo.errors import IndexFormatError, MTGRPOError, RetrievalError, StorageError
+from verl_mtgrpo.errors import IndexFormatError, MTGRPOError, NoIndexError, RetrievalError, StorageError
 from verl_mtgrpo.retrieval.addresses import meant_address
 
 MANIFEST = "manifest.json"
@@ -106,7 +106,7 @@ def read_format(path: Path) -> str:
     """Name of the kind of index at ``path``; ``IndexFormatError`` if it is none of ours."""
     name = _read_fields(path).get("format")
     if name not in _OURS:
-        raise IndexFormatError(
+        raise NoIndexError(
             f"{path} is no index of verl-mtgrpo: its {MANIFEST} says format={name!r}",
             expected=f"one of {', '.join(_OURS)}",
             fix=REBUILD.format(path=path),
@@ -125,7 +125,7 @@ def read_manifest(path: Path, kind: type[M]) -> M:
                 f"{path} is an index of the kind {_OURS[name]}, not {_OURS[kind.format]}",
                 fix=f"open it with {_OURS[name]}.open, or either kind with verl_mtgrpo.retrieval.open_retriever",
             )
-        raise IndexFormatError(
+        raise NoIndexError(
             f"{path} is no index of verl-mtgrpo: its {MANIFEST} says format={name!r}",
             expected=repr(kind.format),
             fix=rebuild,
@@ -148,7 +148,7 @@ def _read_fields(path: Path) -> dict[str, Any]:
     if not path.exists():
         address = meant_address(str(path))
         to_do = f"for a search service write {address}; for an index folder, {rebuild}" if address else rebuild
-        raise IndexFormatError(f"there is no index at {path}", fix=to_do)
+        raise NoIndexError(f"there is no index at {path}", fix=to_do)
     if path.is_file():
         folder = path.with_name(path.name.partition(".")[0] + "-index")
         raise IndexFormatError(
@@ -158,7 +158,7 @@ def _read_fields(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise IndexFormatError(f"{path} is no index of verl-mtgrpo: it has no {MANIFEST}", fix=rebuild) from None
+        raise NoIndexError(f"{path} is no index of verl-mtgrpo: it has no {MANIFEST}", fix=rebuild) from None
     except (OSError, ValueError) as error:
         raise IndexFormatError(f"{path / MANIFEST} cannot be read ({error})", fix=rebuild) from error
     return cast("dict[str, Any]", raw) if isinstance(raw, dict) else {}

@@ -91,7 +91,7 @@ def raw_agent_needs_tags(spoken: str) -> ConfigError:
     return ConfigError(
         f"mtgrpo_raw_agent needs a format with closing tags ({', '.join(CUT_FORMATS)}), but "
         f"{_ROLLOUT}.multi_turn.format={spoken}",
-        fix=f"set it to one of {', '.join(CUT_FORMATS)}",
+        fix="set it to one of these",
     )
 
 

@@ -100,4 +100,4 @@ def open_index(spec: Any, settings: SearchSettings) -> Retriever:
     except IndexFormatError as error:
         relative = isinstance(spec, str) and not Path(spec).is_absolute()
         hint = f" (the path {spec!r} is relative; workers need an absolute one)" if relative else ""
-        raise IndexFormatError(f"search tool: {error.found}", fix=f"{error.fix}{hint}") from error
+        raise type(error)(f"search tool: {error.found}", fix=f"{error.fix}{hint}") from error
