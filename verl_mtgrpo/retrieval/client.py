@@ -3,7 +3,8 @@
 All requests of a process are made on one thread with an event loop of its own, whichever thread or event
 loop asks. So sync and async callers share connections and their limit, and nothing breaks when a loop ends.
 
-Not tenacity: how long to wait depends on the answer (Retry-After) and on what is left of the patience.
+Not tenacity: the limit of a try, the pause after it and the error that is kept all depend on the answers before it and
+on what is left of the patience, so the loop would be as long with it.
 """
 
 from __future__ import annotations

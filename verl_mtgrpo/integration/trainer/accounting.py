@@ -117,8 +117,11 @@ def refuse_several_outputs(keys: Sequence[str], estimator: str) -> None:
         raise CreditInputError(
             f"{len(several)} of {len(rows)} rollouts came as several outputs (such as {several[0]}: "
             f"{rows[several[0]]}), each of which {estimator} would take for a rollout of its own: its turns would be "
-            "counted from 1 again and compared with the wrong ones. Let the agent loop return one output with all "
-            "turns, or use verl's own algorithm.adv_estimator=grpo, which shares the last output's advantage out"
+            "counted from 1 again and compared with the wrong ones",
+            fix=(
+                "let the agent loop return one output with all turns, or use verl's own algorithm.adv_estimator=grpo, "
+                "which gives the last output's advantage to all"
+            ),
         )
 
 
@@ -143,9 +146,8 @@ def refuse_empty_batch(infos: Sequence[Mapping[str, Any]], rows: Sorted, global_
             "only one left of its group, with nothing to be compared with"
         )
     raise EmptyBatchError(
-        f"step {global_steps}: {lost}. Nothing is left to train on: "
-        f"{listed or 'rollouts failed (errors above)'}. Repair that, then start again: verl goes on from its last "
-        "checkpoint"
+        f"step {global_steps}: {lost}. Nothing is left to train on: {listed or 'rollouts failed (errors above)'}",
+        fix="repair that, then start again: verl goes on from its last checkpoint",
     )
 
 
@@ -154,10 +156,13 @@ def refuse_failed_batch(error: RuntimeError, global_steps: int) -> None:
     if "no materializable trajectories" in str(error):
         raise EmptyBatchError(
             f"step {global_steps}: all rollouts of the batch failed, nothing is left to train on. What they failed of "
-            "is in this log (`Error in _run_prompt`). Repair that, then start again: verl goes on from its last "
-            "checkpoint. If it was bad luck with a small batch (failures now and then, data.train_batch_size of a few "
-            "questions), trainer.v1.sampler.sync_refill_failed_groups=True has verl ask other questions in place of "
-            "those whose rollouts all failed; where every rollout fails it would only go on asking"
+            "is in this log (`Error in _run_prompt`)",
+            fix=(
+                "repair that, then start again: verl goes on from its last checkpoint. If it was bad luck with a small "
+                "batch (failures now and then, data.train_batch_size of a few questions), "
+                "trainer.v1.sampler.sync_refill_failed_groups=True has verl ask other questions in place of those "
+                "whose rollouts all failed; where every rollout fails it would only go on asking"
+            ),
         ) from error
 
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
@@ -29,7 +28,7 @@ from verl_mtgrpo.integration.trainer.accounting import (
     warn_of_outages,
 )
 from verl_mtgrpo.integration.trainer.left_out import sort_rows
-from verl_mtgrpo.integration.trainer.queue import LeftOut, rollout_fields
+from verl_mtgrpo.integration.trainer.queue import LeftOut, rollout_fields, token_columns
 from verl_mtgrpo.integration.trainer.waiting import StallGuard
 from verl_mtgrpo.rewards.pattern import TURN_PATTERN
 
@@ -186,5 +185,5 @@ def _reward_infos(batch: KVBatchMeta) -> list[Mapping[str, Any]]:
     """Return ``reward_extra_info`` of every row of a batch, empty where there is none."""
     if not batch.keys:
         return []
-    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
+    _, data = token_columns(batch, (), ["extra_fields"])
     return [(item.get("reward_extra_info") if isinstance(item, dict) else None) or {} for item in rollout_fields(data)]

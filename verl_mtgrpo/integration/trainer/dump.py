@@ -12,7 +12,6 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import transfer_queue as tq
 from omegaconf import OmegaConf
 from torch import Tensor
 from transfer_queue import KVBatchMeta
@@ -101,7 +100,7 @@ def _trained_rows(batch: KVBatchMeta, config: Any, *, documents: bool) -> dict[s
 
 def _untrained_rows(batch: KVBatchMeta, *, alone: Collection[str], documents: bool) -> dict[str, dict[str, Any]]:
     """Rows that left the batch before advantages were computed: what was paid and measured, and no credit."""
-    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
+    _, data = token_columns(batch, (), ["extra_fields"])
     rows: dict[str, dict[str, Any]] = {}
     for key, fields, transcript in zip(batch.keys, rollout_fields(data), fetch_transcripts(batch), strict=True):
         info = _info(fields, transcript, documents=documents)

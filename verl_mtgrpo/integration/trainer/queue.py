@@ -29,7 +29,7 @@ def token_columns(
     Returns:
         The token columns, each ``(B, T)``, right padded with 0, and everything as verl's TensorDict.
     """
-    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[*tokens, *others])
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=str(batch.partition_id), select_fields=[*tokens, *others])
     return {name: padded(data[name]) for name in tokens if name in data}, data
 
 
@@ -79,7 +79,7 @@ class LeftOut:
         if step == self.step:
             return
         for batch in (*self.dropped, *self.alone):
-            tq.kv_clear(keys=batch.keys, partition_id=batch.partition_id)
+            tq.kv_clear(keys=batch.keys, partition_id=str(batch.partition_id))
         self.dropped, self.alone, self.step = [], [], step
 
     def take_out(self, batch: KVBatchMeta, rows: Sorted) -> KVBatchMeta:

@@ -58,10 +58,12 @@ class SafeStorage(_Verls):
                 file.unlink()
             why = error.strerror or error
             raise StorageError(
-                f"the rollouts of step {step} could not be written to {file}: {why}; {_free(file)}. Make room, or name "
-                "another folder (trainer.rollout_data_dir, trainer.validation_data_dir), or write fewer groups "
-                "(trainer.turn.dump.groups), then start again with the same command: verl goes on from its last "
-                "checkpoint"
+                f"the rollouts of step {step} could not be written to {file}: {why}; {_free(file)}",
+                fix=(
+                    "make room, or name another folder (trainer.rollout_data_dir, trainer.validation_data_dir), or "
+                    "write fewer groups (trainer.turn.dump.groups), then start again with the same command: verl goes "
+                    "on from its last checkpoint"
+                ),
             ) from error
 
     def _save_checkpoint(self) -> None:
@@ -116,8 +118,8 @@ def _explained(folder: Path, step: int) -> Iterator[None]:
             reason = f"a file could not be written whole, as on a full disk ({reason.strip()})"
         raise StorageError(
             f"the checkpoint of step {step} could not be written to {checkpoint_folder(folder, step)}: "
-            f"{reason.strip()}; {_free(folder)}; {left_text}. Make room, or name another trainer.default_local_dir, "
-            "then start again"
+            f"{reason.strip()}; {_free(folder)}; {left_text}",
+            fix="make room, or name another trainer.default_local_dir, then start again",
         ) from error
 
 

@@ -35,7 +35,6 @@ import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import transfer_queue as tq
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
@@ -204,7 +203,7 @@ def fetch(batch: KVBatchMeta, names: tuple[str, ...]) -> dict[str, Tensor | np.n
     if not names:
         return {}
     columns = sorted({TOKEN_FIELDS.get(name, "extra_fields") for name in names if name != TRANSCRIPT} | {"uid"})
-    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=columns)
+    _, data = token_columns(batch, (), columns)
     missing = [name for name in names if name != TRANSCRIPT and TOKEN_FIELDS.get(name, "extra_fields") not in data]
     if missing:
         raise CreditInputError(

@@ -44,7 +44,7 @@ def averages(
     named: dict[str, float] = {}
     sources = np.asarray(data_sources, dtype=object)
     for source in dict.fromkeys(data_sources):
-        rows = np.flatnonzero(sources == source)
+        rows = np.flatnonzero(sources == source).tolist()
         _, question = np.unique([str(questions[row]) for row in rows], return_inverse=True)
         n = int(np.bincount(question).max())
         for name, values in infos.items():
