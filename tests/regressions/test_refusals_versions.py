@@ -67,7 +67,7 @@ def test_review_20_a_verl_in_front_of_the_installed_one_is_the_one_that_is_looke
 # ---- review 20: a name of verl's that is gone is an error with a sentence
 
 OURS = {
-    "rollout.output:TurnAgentLoopOutput", "rollout.agent_loop:TurnToolAgentLoop", "rollout.tool_parsers:_TagParser",
+    "rollout.agent_loop:TurnAgentLoopOutput", "rollout.agent_loop:TurnToolAgentLoop", "rollout.tool_parsers:_TagParser",
     "reward_manager:TurnRewardManager", "rollout.search_tool:SearchTool", "rollout.workers:TurnAgentLoopManager",
     "trainer.buffer:TurnReplayBuffer", "trainer.buffer:TurnReplayBufferAsync", "trainer.trainer:TurnTrainerSync",
     "trainer.trainer:TurnTrainerColocateAsync", "trainer.trainer:TurnTrainerSeparateAsync",

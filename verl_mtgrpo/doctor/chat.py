@@ -116,7 +116,7 @@ def _malformed(output: Any, ends: EndOfTurn, spoken: str) -> Iterator[Finding]:
     """Warn if the template opens a thought, which is then part of every turn, and the format has no place for it."""
     if not ends.opened:
         return
-    texts = [turn["text"] for turn in output.extra_fields["transcript"]["turns"]]
+    texts = [turn.text for turn in output.extra_fields["transcript"].turns]
     if not all(map(FORMATS[spoken].well_formed, texts)):
         message = f"the chat template opens turns with {one_line(ends.opened)}: no such turn is well formed in {spoken}"
         fix = (

@@ -25,8 +25,7 @@ from verl.workers.rollout.replica import TokenOutput
 from verl_mtgrpo.data.rows import make_row
 from verl_mtgrpo.demo.policy import build_tokenizer, search_call
 from verl_mtgrpo.errors import TranscriptError
-from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
-from verl_mtgrpo.integration.rollout.output import TurnAgentLoopOutput
+from verl_mtgrpo.integration.rollout.agent_loop import TurnAgentLoopOutput, TurnToolAgentLoop
 from verl_mtgrpo.integration.rollout.transcripts import pack, unpack
 from verl_mtgrpo.integration.rollout.turn_spans import place_rewards, turn_spans
 from verl_mtgrpo.rewards import Transcript

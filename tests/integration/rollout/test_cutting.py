@@ -19,7 +19,7 @@ from verl.workers.rollout.replica import TokenOutput
 from verl_mtgrpo.integration.rollout.cutting import CuttingServer, tokens_to_keep
 from verl_mtgrpo.rewards.formats import CUT_FORMATS
 
-QWEN3 = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers" / "qwen3"
+QWEN3 = Path(__file__).resolve().parents[4] / "shared" / "data" / "tokenizers" / "qwen3"
 pytestmark = pytest.mark.skipif(not QWEN3.exists(), reason="no shared/data")
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.integration.trainer.test_trainer import config
-from verl_mtgrpo.integration.rollout.output import TurnAgentLoopOutput
+from verl_mtgrpo.integration.rollout.agent_loop import TurnAgentLoopOutput
 from verl_mtgrpo.integration.rollout.transcripts import COLUMN, destination, pack, text_of_messages, unpack
 from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn

@@ -48,6 +48,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
+from pydantic import PrivateAttr
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.tool_agent_loop import AgentData, AgentState, ToolAgentLoop
 from verl.experimental.agent_loop.tool_parser import FunctionCall
@@ -57,16 +59,53 @@ from verl_mtgrpo.errors import ConfigError, NoTokensError, RetrievalError, Trans
 from verl_mtgrpo.integration.rollout.calls import call_marks, make_readable, not_carried_out, written_calls
 from verl_mtgrpo.integration.rollout.cutting import CuttingServer, cut_text, raw_agent_needs_tags
 from verl_mtgrpo.integration.rollout.loop_setup import loop_setup
-from verl_mtgrpo.integration.rollout.output import TurnAgentLoopOutput
 from verl_mtgrpo.integration.rollout.record import new_record, record_of
 from verl_mtgrpo.integration.rollout.tool_outcome import ToolOutcome, checked_reward, watch, watched
-from verl_mtgrpo.integration.rollout.transcripts import text_of_messages
-from verl_mtgrpo.integration.rollout.turn_spans import turn_spans
-from verl_mtgrpo.rewards import NO_TOKENS, OUTAGE, TRANSCRIPT, ToolCall, Transcript, Turn
+from verl_mtgrpo.integration.rollout.transcripts import COLUMN, Destination, pack, text_of_messages, to_json
+from verl_mtgrpo.integration.rollout.turn_spans import place_rewards, turn_spans
+from verl_mtgrpo.rewards import DROPPED, NO_TOKENS, OUTAGE, TRANSCRIPT, TURN_REWARDS, ToolCall, Transcript, Turn
 from verl_mtgrpo.rewards.measures import BAD_ARGUMENTS
 from verl_mtgrpo.rewards.transcript import MALFORMED_CALL
 from verl_mtgrpo.text import encodable
 from verl_mtgrpo.threads import DECODE, apart
+
+
+class TurnAgentLoopOutput(AgentLoopOutput):
+    """Agent loop output whose rewards lie on the last generated token of each turn.
+
+    ``extra_fields["transcript"]`` is the rollout's :class:`~verl_mtgrpo.rewards.Transcript`, for the reward manager.
+    """
+
+    _destination: Destination = PrivateAttr("info")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return verl's dict, with ``rm_scores`` written per turn when the reward manager gave turn rewards.
+
+        The transcript has been read by then: it goes where :mod:`.transcripts` says.
+
+        Raises:
+            TranscriptError: there is not exactly one reward per turn of ``response_mask``.
+        """
+        info = self.extra_fields.get("reward_extra_info") or {}
+        rewards = info.get(TURN_REWARDS)
+        if rewards is None or self.reward_score is None:
+            return super().as_dict()
+        score, fields = self.reward_score, self.extra_fields
+        # verl copies extra_fields deeply, which costs more for a transcript than all the rest.
+        self.reward_score, self.extra_fields = None, {k: v for k, v in fields.items() if k != TRANSCRIPT}
+        try:
+            output = super().as_dict()
+        finally:
+            self.reward_score, self.extra_fields = score, fields
+        output.pop("reward_score", None)
+        output["rm_scores"] = place_rewards(json.loads(rewards), self.response_mask)
+        if info.get(DROPPED):  # no generated token is left: it enters no statistic and no loss
+            output["response_mask"] = torch.zeros_like(output["response_mask"])
+        if TRANSCRIPT in fields and self._destination == "column":
+            output[COLUMN] = pack(fields[TRANSCRIPT])
+        elif TRANSCRIPT in fields and self._destination == "info":
+            output["extra_fields"]["reward_extra_info"][TRANSCRIPT] = to_json(fields[TRANSCRIPT].to_dict())
+        return output
 
 
 @register("mtgrpo_tool_agent")
