@@ -62,7 +62,7 @@ def test_a_file_without_the_needed_columns(tmp_path: Path):
     path = tmp_path / "wrong.jsonl"
     path.write_text('{"prompt": "q", "label": "a"}\n')
     with pytest.raises(
-        DataError, match=r"wrong.jsonl, line 1 has the columns prompt, label; expected a column question"
+        DataError, match=r"wrong.jsonl, line 1 has the columns prompt, label, expected a column question"
     ):
         mtgrpo(path, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -114,7 +114,7 @@ def test_without_network_the_message_says_how_to_use_local_files():
 
 def test_options_of_the_check_without_an_index(questions: Path, tmp_path: Path):
     for option in (["--only-answerable"], ["--check-top", "5"]):
-        with pytest.raises(ConfigError, match=r"need the index to look into: give --index DIR"):
+        with pytest.raises(ConfigError, match=r"need the index to look into; give --index DIR"):
             mtgrpo(questions, "--out", tmp_path / "out", *option)
 
 

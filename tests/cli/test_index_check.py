@@ -66,7 +66,7 @@ def test_what_is_no_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["c.jsonl"], "needs a CORPUS and --out DIR, or --check DIR"),
         (["--out", "x"], "needs a CORPUS and --out DIR"),
         (["c.jsonl", "--check", "x"], "--check builds nothing"),
-        (["c.jsonl", "--out", "x", "--kind", "hnsw"], "belong to an index of vectors: give --dense"),
+        (["c.jsonl", "--out", "x", "--kind", "hnsw"], "belong to an index of vectors; give --dense"),
         (["c.jsonl", "--out", "x", "--dense", "m", "--analyser", "plain"], "--analyser belongs to a BM25 index"),
     ],
 )

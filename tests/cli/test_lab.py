@@ -49,10 +49,10 @@ def test_a_task_of_ones_own(task: Path, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sizes", "1"], "at least 2"),
-        (["--process", "nowhere.py:X"], "expected FILE.py:NAME with an existing file"),
+        (["--sizes", "1"], "expected 2 or more"),
+        (["--process", "nowhere.py:X"], "names no file that exists, expected FILE.py:NAME"),
         (["--process", "{task}:NUMBER"], "NUMBER is 3, expected a verl_mtgrpo.lab.Process"),
-        (["--process", "{task}:COIN", "--estimator", "mt_gpro"], "'mt_gpro' is unknown; known are 'mt_grpo'"),
+        (["--process", "{task}:COIN", "--estimator", "mt_gpro"], "'mt_gpro' is unknown; choose from 'mt_grpo'"),
     ],
 )
 def test_bad_input(options, message, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -56,7 +56,7 @@ def test_observations_and_the_other_turn_do_not_move_a_ratio():
 
 def test_bad_input():
     zeros = torch.zeros(1, 5)
-    with pytest.raises(CreditInputError, match=r"shapes \(1, 4\), \(1, 5\), \(1, 5\) and \(1, 5\); expected the same"):
+    with pytest.raises(CreditInputError, match=r"shapes \(1, 4\), \(1, 5\), \(1, 5\) and \(1, 5\), expected the same"):
         turn_gspo_loss(zeros[:, :4], zeros, zeros, MASK, clip_low=0.2, clip_high=0.2)
     with pytest.raises(CreditInputError, match=r"clip_low is -0\.1"):
         turn_gspo_loss(zeros, zeros, zeros, MASK, clip_low=-0.1, clip_high=0.2)

@@ -108,9 +108,9 @@ def test_several_files_share_ids_by_content(tmp_path: Path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b'{"id": 1, "body": "x"}\n', r"c.jsonl, line 1 has the columns id, body; expected \{id, contents\}"),
-        (b'{"text": "x"}\n\n[1]\n', r"line 3 is a list; expected"),
-        (b'{"text": "x"}\n{"text": \n', r"line 2 is not valid JSON: .*one record a line"),
+        (b'{"id": 1, "body": "x"}\n', r"c.jsonl, line 1 has the columns id, body, expected \{id, contents\}"),
+        (b'{"text": "x"}\n\n[1]\n', r"line 3 is a list, expected"),
+        (b'{"text": "x"}\n{"text": \n', r"line 2 is not valid JSON: .*one record in every line"),
         (b'{"text": "\xff\xfe"}\n', r"not UTF-8 text .*iconv"),
         (b'{"id": 1, "contents": 5}\n', r"line 1 looks like a known layout but is broken .*contents is a int"),
         (b'{"data": [{"title": "x"}]}\n', r"broken \(KeyError: 'paragraphs'\)"),
@@ -128,7 +128,7 @@ def test_files_that_cannot_be_read(tmp_path: Path):
     with pytest.raises(DataError, match=r"missing.json is not a file"):
         list(read_corpus(tmp_path / "missing.json"))
     (tmp_path / "c.txt").write_text("text")
-    with pytest.raises(DataError, match=r"c.txt is of an unknown kind; expected a .json, .jsonl, .*or .parquet"):
+    with pytest.raises(DataError, match=r"c.txt is of an unknown kind, expected a .json, .jsonl, .*or .parquet"):
         list(read_corpus(tmp_path / "c.txt"))
     whole = gzip.compress(b'{"text": "x"}\n' * 1000)
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])

@@ -81,12 +81,12 @@ def test_repeated_ids(tmp_path: Path):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ('{"id": "1", "title": "Velm"}', r"line 2 has the columns id, title; expected \{id, contents\}"),
+        ('{"id": "1", "title": "Velm"}', r"line 2 has the columns id, title, expected \{id, contents\}"),
         ('{"id": "1", "text": null}', r"line 2 .*broken \(TypeError: text is a NoneType, not a string\)"),
         ('{"id": "1", "text": 5}', r"line 2 .*text is a int, not a string"),
         ("[" * 100_000, r"line 2 cannot be read as JSON"),
         ('{"id": ' + "9" * 10_000 + ', "text": "x"}', r"line 2 cannot be read as JSON"),
-        ("null", r"line 2 is a NoneType; expected"),
+        ("null", r"line 2 is a NoneType, expected"),
     ],
 )
 def test_records_without_text(tmp_path: Path, line: str, message: str):

@@ -42,7 +42,7 @@ def test_a_folder_that_save_to_disk_wrote(tmp_path: Path):
 
 def test_rows_of_another_layout_are_named(tmp_path: Path):
     datasets.Dataset.from_list([{"body": "x"}]).save_to_disk(str(tmp_path / "d"))
-    with pytest.raises(DataError, match=r"d, row 1 has the columns body; expected \{id, contents\}"):
+    with pytest.raises(DataError, match=r"d, row 1 has the columns body, expected \{id, contents\}"):
         list(read_corpus(tmp_path / "d"))
 
 

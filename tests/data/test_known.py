@@ -225,7 +225,7 @@ def test_parts_of_a_split_are_read_in_order(tmp_path: Path):
 
 
 def test_local_folders_that_do_not_say_what_to_read(tmp_path: Path):
-    with pytest.raises(DataError, match=r"nq is not a folder; expected the files of nq there, for example test.jsonl"):
+    with pytest.raises(DataError, match=r"nq is not a folder, expected the files of nq there, for example test.jsonl"):
         local_files(tmp_path, "nq", "test")
     folder = tmp_path / "nq"
     folder.mkdir()

@@ -86,8 +86,8 @@ def test_unanswerable_records_are_left_out(tmp_path: Path):
 @pytest.mark.parametrize(
     "document, message",
     [
-        ([{"query": "q", "label": "a"}], r"q.json, element 1 has the columns query, label; expected a column question"),
-        ([{"question": "q", "response": "a"}], r"columns question, response; .*answers, golden_answers, answer"),
+        ([{"query": "q", "label": "a"}], r"q.json, element 1 has the columns query, label, expected a column question"),
+        ([{"question": "q", "response": "a"}], r"columns question, response, .*answers, golden_answers, answer"),
         ([{"question": None, "answer": "a"}], "expected a column question"),
         ([["q", "a"]], "element 1 is a list"),
         ([], "holds no answerable question"),

@@ -120,7 +120,7 @@ def test_a_file_that_holds_no_vectors(tmp_path: Path):
 
 
 def test_settings_that_make_no_index(tmp_path: Path):
-    with pytest.raises(ConfigError, match="needs vectors: give model="):
+    with pytest.raises(ConfigError, match="needs vectors; give model="):
         DenseIndex.build(PASSAGES, tmp_path / "index", source="t")
     with pytest.raises(ConfigError, match="kind is 'ivf', expected one of flat, hnsw"):
         DenseIndex.build(PASSAGES, tmp_path / "index", source="t", embeddings=VECTORS, kind="ivf")

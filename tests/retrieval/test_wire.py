@@ -65,7 +65,7 @@ def test_fewer_and_more_hits_than_asked_for():
     "body, message",
     [
         (b"", r"0 bytes that are not JSON"),
-        (b"<html>log in</html>", r"19 bytes that are not JSON: '<html>log in</html>'; expected .*check that the"),
+        (b"<html>log in</html>", r"19 bytes that are not JSON: '<html>log in</html>', expected .*check that the"),
         (b'{"result": [[{"docu', "not JSON"),
         (b'{"result": [["\xff"]]}', "not JSON"),
         (b"[" * 100_000, "not JSON"),
