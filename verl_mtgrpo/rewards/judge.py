@@ -46,7 +46,12 @@ class Judge(AskingReward):
 
     async def judge(self, case: Case) -> Scores:
         """Score one rollout, or raise ``JudgeError``."""
-        by_turn, outcome = await asyncio.gather(self._turns(case), self.ask_outcome(case, OUTCOME_RUBRIC, OUTCOME))
+        asked = asyncio.ensure_future(self.ask_outcome(case, OUTCOME_RUBRIC, OUTCOME))
+        try:
+            by_turn, outcome = await asyncio.gather(self._turns(case), asked)
+        except BaseException:
+            asked.cancel()  # what is left of a rollout without a score would hold a place in the queue
+            raise
         searches, rewards = 0, list[float]()
         for k, turn in enumerate(case.transcript.turns[:-1]):
             searches += len(turn.tool_calls)

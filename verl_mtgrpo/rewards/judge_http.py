@@ -108,7 +108,7 @@ class Endpoint:
                 failure, asked = error, _asked_pause_s(error.response.headers)
             except APIConnectionError as error:  # time-outs too
                 failure, asked = error, 0.0
-            except (OpenAIError, ValueError) as error:  # ValueError: the body of the response is no JSON
+            except (OpenAIError, ValueError, RecursionError) as error:  # the body is no JSON, or a million brackets
                 raise JudgeError(f"{self.name} sent what cannot be read: {_said_by(error)}") from error
             if tries > self._settings.retries or asked > _LONGEST_ASKED_S:
                 wait = f" (it asks to wait {asked:.0f} s)" if asked > _LONGEST_ASKED_S else ""
@@ -151,7 +151,7 @@ class Endpoint:
                 answer = await self._client.post(url, cast_to=object, body=body)
             except APIConnectionError:
                 continue
-            except (OpenAIError, ValueError):  # other servers have no such page
+            except (OpenAIError, ValueError, RecursionError):  # other servers have no such page
                 pass
             break
         found: dict[str, Any] = answer if isinstance(answer, dict) else {}
@@ -172,7 +172,7 @@ def _error_of(text: str) -> dict[str, Any]:
 def _refuses(body: dict[str, Any], text: str) -> bool:
     """Whether a 5xx hands on a refusal: that of the engine behind a proxy, say."""
     code = str(body.get("code"))
-    final = code.isdigit() and 400 <= int(code) < 500 and int(code) not in _AGAIN
+    final = bool(re.fullmatch("4[0-9][0-9]", code)) and int(code) not in _AGAIN
     return final or body.get("type") in _REFUSALS or bool(_TOO_LONG.search(text))
 
 
@@ -183,7 +183,7 @@ def _said_by(error: Exception) -> str:
 def _asked_pause_s(headers: Any) -> float:
     """Seconds that the server asks to wait; 0 if it does not."""
     in_ms = headers.get("Retry-After-Ms", "")  # of Azure and OpenAI
-    return float(in_ms) / 1000 if in_ms.isdigit() else parse_retry_after(headers.get("Retry-After"))
+    return float(in_ms) / 1000 if re.fullmatch("[0-9]{1,12}", in_ms) else parse_retry_after(headers.get("Retry-After"))
 
 
 def _pause_s(tries: int, asked: float) -> float:
@@ -199,9 +199,10 @@ def _read_completion(reply: Any) -> tuple[str | None, int]:
     """
     try:
         content = reply.choices[0].message.content if reply.choices else ""
-        tokens = getattr(reply.usage, "total_tokens", None) or 0
-    except AttributeError:
+        tokens = getattr(getattr(reply, "usage", None), "total_tokens", None)
+    except (AttributeError, TypeError, LookupError):
         return None, 0
+    tokens = tokens if isinstance(tokens, int) else 0
     if content is not None and not isinstance(content, str):
         return None, 0
     # Half surrogate pairs cannot be sent back when the judge is asked again.

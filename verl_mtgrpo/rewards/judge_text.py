@@ -26,8 +26,10 @@ TURNS, RETURNED = "turns", "search returned"
 
 _CONTROL = re.compile(
     # What opens a control token of a chat model, and the same for tokenizers that read other forms of these letters.
-    r"<(?=\||/?(?:s|bos|eos|pad|unk|(?:start|end)_of_(?:turn|image))>|/?[^\x00-\x7f])"
+    r"<(?=\||/?(?:s|bos|eos|sop|pad|unk|(?:start|end)_of_(?:turn|image))>|/?[^\x00-\x7f]|[^<>\s]{1,40}\|>)"
+    r"|<(?=seed:\w{1,20}>|(?:SPECIAL|extra_id)_\d{1,5}>)|\](?=~)|\[(?=e~\[|g?MASK\])"
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|IMG)\])"
+    r"|\[(?=/?(?:THINK|ARGS|CALL_ID|MODEL_SETTINGS)\])"
     # Full-width and small forms of < > [ ] |, the bar of DeepSeek's tokens (U+FF5C) among them.
     r"|[\uff1c\uff1e\ufe64\ufe65\uff3b\uff3d\uff5c]"
     # What nobody sees: controls, ends of lines, marks of direction, tag letters, private use; half surrogate pairs.

@@ -56,11 +56,11 @@ class ToolOutcome:
         and ``error_kind`` is not looked at.
         """
         info = cast("Mapping[str, Any]", info) if isinstance(info, Mapping) else {}
-        outage, kind = str(info.get("outage") or ""), info.get("error_kind")
-        ok = bool(info.get("ok", not outage))
+        outage, kind, said = _text(info.get("outage")), _text(info.get("error_kind")), _truth(info.get("ok"))
+        ok = not outage if said is None else said
         if outage:
             kind = kind if kind in SERVICE_ERRORS else "outage"
-        elif "ok" in info:
+        elif said is not None:
             kind = kind or (None if ok else "tool_error")
         else:
             kind = None
@@ -69,19 +69,40 @@ class ToolOutcome:
             ok=ok,
             error_kind=kind,
             documents=_passages(info.get("documents")),
-            repeat=bool(info.get("repeat")),
+            repeat=bool(_truth(info.get("repeat"))),
             faults=tuple(map(str, faults)) if isinstance(faults, list | tuple) else (),
             outage=outage,
-            on_outage=str(info.get("on_outage") or "drop"),
-            latency_s=float(latency) if isinstance(latency, int | float) and math.isfinite(latency) else None,
+            on_outage=_text(info.get("on_outage")) or "drop",
+            latency_s=_seconds(latency),
         )
 
 
 def _passages(listed: Any) -> list[Passage]:
+    if not isinstance(listed, list | tuple):
+        return []
     try:
-        return [Passage(**one) for one in listed or ()]
+        return [Passage(**one) for one in listed]
     except TypeError:
         return []
+
+
+def _text(value: Any) -> str:
+    """Return a word or sentence that a tool says; empty for None, arrays and whatever else is none."""
+    return str(value) if isinstance(value, str | Exception) else ""
+
+
+def _truth(value: Any) -> bool | None:
+    """Return what a tool says with true or false; None for None, arrays and the like, which say nothing."""
+    single = isinstance(value, bool | int | float | str) or type(value).__name__ in ("bool_", "bool")
+    return bool(value) if single else None
+
+
+def _seconds(value: Any) -> float | None:
+    try:
+        seconds = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
 @dataclass
@@ -119,8 +140,13 @@ class _WatchedFunctionTool(FunctionTool):
 
     async def call(self, parameters: dict[str, Any]) -> Any:
         seen, result = _watch.get(Watch()), await self._tool.call(parameters)
-        seen.reward = result[1] if isinstance(result, tuple) and len(result) > 1 else None
-        answer = normalize_function_tool_return(result)
+        seen.reward = result[1] if isinstance(result, tuple) and len(result) in (2, 3) else None
+        try:
+            answer = normalize_function_tool_return(result)
+        except Exception:
+            if isinstance(seen.reward, int | float):
+                seen.reward = None  # something else cannot be read, and verl counts the call as worth nothing
+            raise
         seen.answered = True
         return answer
 
@@ -158,7 +184,7 @@ def checked_reward(name: str, value: Any) -> float:
         if isinstance(value, str | bytes) or kind in ("bool", "bool_") or getattr(value, "shape", ()) != ():
             raise TypeError
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if math.isfinite(number):
         return number

@@ -37,8 +37,10 @@ def rollout_metrics(infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     infos = list(infos)
     for info in infos:
         for name, value in info.items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-                values[name].append(float(value))
+            if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+                number = _as_float(value)
+                if math.isfinite(number):
+                    values[name].append(number)
     means = {
         name: sum(found) / (len(infos) if name.startswith(BY_KIND) else len(found)) for name, found in values.items()
     }
@@ -50,6 +52,13 @@ def rollout_metrics(infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     slowest = values.get("tool/latency_s")
     latency = dict(zip(("p50", "p95", "max"), np.percentile(slowest, (50, 95, 100)), strict=True)) if slowest else {}
     return {**means, **counts, **{f"tool/latency_s/{name}": float(value) for name, value in latency.items()}}
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an int of four hundred digits is no measurement
+        return math.nan
 
 
 def share_failed(keys: Sequence[str], asked: int) -> dict[str, float]:
