@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.verl
+pytestmark = [pytest.mark.verl, pytest.mark.slow]  # make test-slow
 
 
 def run(name: str, *arguments: object) -> str:
@@ -79,7 +79,6 @@ def test_many_searches_at_once(data: Path, tmp_path: Path):
         assert 0 < found["8 at once: p50, ms"] <= found["8 at once: p99, ms"]
 
 
-@pytest.mark.slow
 def test_a_step_beside_verl(tmp_path: Path):
     sizes = ("--rollouts", 16, "--turns", 2, "--tokens", 300, "--questions", 4, "--samples", 2)
     numbers = tmp_path / "numbers.json"
