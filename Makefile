@@ -18,7 +18,8 @@ OUT ?= runs/demo
 SEED ?= 0
 # What generates in the demo: hf_cpu, the built-in server, or vllm, the real one's CPU build.
 ROLLOUT ?= hf_cpu
-WORKERS ?= auto
+# Test processes: one more than cores, because many tests wait for servers and processes.
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 1) + 1)
 UNIT := not verl and not slow and not recipes and not gpu and not vllm and not browser
 # vLLM wants an environment of its own: it holds back numpy, fastapi and others.
 VENV_VLLM ?= .venv-vllm
@@ -89,7 +90,7 @@ test: test-unit test-verl ## all tests: unit tests, then verl's real trainer
 
 # Several processes at once, one thread each: torch's threads of several processes on few cores slow each other down a
 # hundredfold. Tests that measure time have the machine for themselves.
-test-unit: $(INSTALLED) ## tests that take seconds (WORKERS=, as many as the machine has cores)
+test-unit: $(INSTALLED) ## tests that take seconds (WORKERS=, one more than the machine has cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(UNIT) and not clock"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(UNIT) and clock"
 
