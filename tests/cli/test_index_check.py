@@ -57,7 +57,7 @@ def test_another_checksum(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_what_is_no_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["index", "--check", str(tmp_path)]) == 1
-    assert "no index of verl-mtgrpo: it has no manifest.json" in capsys.readouterr().err
+    assert "not an index of verl-mtgrpo: it has no manifest.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -311,7 +311,7 @@ SETUPS = [
     with_index("index not there", r"there is no index at /no/index", lambda run: "/no/index"),
     with_index(
         "foreign index",
-        r"no index of verl-mtgrpo: its manifest.json says format='faiss'",
+        r"not an index of verl-mtgrpo: its manifest.json says format='faiss'",
         lambda run: run.other_index("foreign", format="faiss"),
     ),
     with_index(

@@ -72,7 +72,7 @@ def test_alone_it_looks_at_the_environment(capsys, monkeypatch):
 def test_an_index_alone_is_opened(capsys, tmp_path):
     pytest.importorskip("verl")
     assert main(["doctor", "--quick", "--index", str(tmp_path)]) == 1
-    assert "no index of verl-mtgrpo: it has no manifest.json" in capsys.readouterr().out
+    assert "not an index of verl-mtgrpo: it has no manifest.json" in capsys.readouterr().out
 
 
 def test_an_error_says_what_was_found_and_what_to_do():

@@ -170,7 +170,7 @@ def test_a_proxy_never_stands_before_this_machine(faulty: Service, monkeypatch: 
 @pytest.mark.parametrize(
     "fault, error, message, tried_again",
     [
-        ("500", RetrievalServerError, r"HTTP 500 .*spoilt.*look at the log", True),
+        ("500", RetrievalServerError, r"HTTP 500 .*spoilt.*look at the service's log", True),
         ("503-long", RetrievalServerError, r"HTTP 503", False),
         ("504", RetrievalServerError, r"HTTP 504", True),
         ("429", RetrievalBusy, r"HTTP 429.*more replicas", True),
@@ -181,7 +181,7 @@ def test_a_proxy_never_stands_before_this_machine(faulty: Service, monkeypatch: 
         ("too-few", RetrievalBadAnswer, r"0 result lists for 1 queries", True),
         ("empty", RetrievalBadAnswer, r"HTTP 204", True),
         ("half", RetrievalBadAnswer, r"broken or ends too early", True),
-        ("400", RetrievalRejected, r"HTTP 400 .*asking again does not help", False),
+        ("400", RetrievalRejected, r"HTTP 400 .*retrying does not help", False),
         ("401", RetrievalRejected, r"HTTP 401", False),
         ("404", RetrievalRejected, r"HTTP 404", False),
         ("redirect", RetrievalRejected, r"redirect to 'http://search.invalid/retrieve'; give that address", False),
@@ -310,5 +310,5 @@ def test_ping_says_what_is_wrong(faulty: Service, fault: str, error: type[Retrie
     with pytest.raises(error, match="1 try"):
         HTTPRetriever(f"{faulty.url}/{fault}/1/ping").ping(0.5)
     assert time.monotonic() - start < 0.5 + SLACK_S
-    with pytest.raises(RetrievalBadAnswer, match="no JSON object"):
+    with pytest.raises(RetrievalBadAnswer, match="did not send a JSON object"):
         HTTPRetriever(f"{faulty.url}/garbage/1/ping").ping()
