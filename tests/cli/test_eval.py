@@ -108,8 +108,8 @@ def test_training_rollouts_are_said_to_be_such(tmp_path: Path, capsys: pytest.Ca
     [
         ([], "name a validation dump or its folder"),
         (["{tmp}/none"], "does not exist"),
-        (["{tmp}"], "holds no <step>.jsonl"),
-        (["{tmp}/run", "{tmp}/run/7.jsonl"], "the same dump twice"),
+        (["{tmp}"], "has no <step>.jsonl"),
+        (["{tmp}/run", "{tmp}/run/7.jsonl"], "the same dump is named twice"),
         (["{tmp}/run", "--resamples", "1"], "resamples is 1"),
         (["--checkpoint", "{tmp}/run"], "expected a folder global_step_N"),
         (["--checkpoint", "{tmp}/global_step_x"], "expected a folder global_step_N"),

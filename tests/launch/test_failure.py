@@ -21,7 +21,7 @@ def _output_of(script: str, tmp_path: Path) -> tuple[int, Path]:
 def test_shows_the_exception_and_not_the_traceback(tmp_path: Path) -> None:
     code, log = _output_of("print('routine\\n' * 50); {}['missing']", tmp_path)
     assert failure_report(code, log).splitlines() == [
-        "training failed with exit code 1; the last thing it said:",
+        "training failed with exit code 1; its last output:",
         "  KeyError: 'missing'",
         f"  full log: {log}",
     ]
@@ -85,7 +85,7 @@ raise ValueError("Received an empty list as keys.")
     _, log = _output_of(script, tmp_path)
     assert failure_report(1, log).splitlines()[1:4] == [
         "  verl_mtgrpo.errors.ConfigError: rollout.n is 1; set it to 2 or more",
-        "  and at the end:",
+        "  and finally:",
         "  ValueError: Received an empty list as keys.",
     ]
 

@@ -212,8 +212,8 @@ def test_f37_what_mtgrpo_data_wrote_is_read_again(tmp_path: Path):
             verl_row([{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}], "4"),
             "user, assistant",
         ),
-        (verl_row([{"role": "system", "content": "Solve."}], "4"), "expected one text of a user"),
-        (verl_row([{"role": "user", "content": [{"type": "image"}]}], "4"), "expected one text of a user"),
+        (verl_row([{"role": "system", "content": "Solve."}], "4"), "expected exactly one user message"),
+        (verl_row([{"role": "user", "content": [{"type": "image"}]}], "4"), "expected exactly one user message"),
         (verl_row("Who?", None), "reward_model.ground_truth is None"),
     ],
 )

@@ -1,0 +1,1 @@
+"""The subcommands of ``mtgrpo``: one thin file each."""

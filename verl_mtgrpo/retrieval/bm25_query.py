@@ -6,8 +6,8 @@ and Flood, "Query Evaluation: Strategies and Optimizations", 1995, https://doi.o
 
     1. find the best C passages by the rare words alone; the last of them has the score s
     2. add their scores for the frequent words
-    3. a passage that is not among the C scores at most s + Σ_w max_w over the frequent words w. If that is less
-       than the k-th best sum, the best k are found; otherwise repeat with a larger C, and at last with all words at once
+    3. a passage that is not among the C scores at most s + Σ_w max_w over the frequent words w. If that is
+       below the k-th best sum, the best k are found; otherwise repeat with a larger C, and at last with all words
 """
 
 from __future__ import annotations
