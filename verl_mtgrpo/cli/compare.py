@@ -121,7 +121,7 @@ def comparison_markdown(results: Mapping[str, Mapping[int, RunResult]], facts: M
 
 
 def _title(preset: str) -> str:
-    """Return a method's name for tables: the estimator's title, or the paper's name for one of verl's: GRPO-OR, MT-PPO."""
+    """Return a method's name for tables: the estimator's title, or the paper's for one of verl's: GRPO-OR, MT-PPO."""
     from verl_mtgrpo.credit import ESTIMATORS  # late: torch takes seconds to import
 
     return ESTIMATORS[preset].title if preset in ESTIMATORS else preset.upper().replace("_", "-")

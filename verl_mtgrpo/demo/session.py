@@ -1,4 +1,4 @@
-"""What ``mtgrpo demo`` and ``mtgrpo compare`` share: the same settings, assets and places of runs."""
+"""Settings, assets and run folders that ``mtgrpo demo`` and ``mtgrpo compare`` share."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from verl_mtgrpo.launch.progress import format_duration
 
 
 def settings_from(steps: int | None) -> DemoSettings:
-    """The demo's settings; ``--steps`` goes before DEMO_STEPS goes before the default.
+    """Return the demo's settings; ``--steps`` overrides DEMO_STEPS, which overrides the default.
 
     Raises:
-        ConfigError: Not a positive number of steps.
+        ConfigError: The number of steps is not positive.
     """
     asked = steps if steps is not None else os.environ.get("DEMO_STEPS") or DemoSettings.steps
     try:
@@ -26,14 +26,14 @@ def settings_from(steps: int | None) -> DemoSettings:
     except ValueError:
         count = 0
     if count < 1:
-        raise ConfigError(f"the number of training steps is {asked!r}", fix="give --steps or DEMO_STEPS 1 or more")
+        raise ConfigError(f"the number of training steps is {asked!r}", fix="set --steps or DEMO_STEPS to 1 or more")
     return dataclasses.replace(DemoSettings(), steps=count)
 
 
 def prepare_assets(out: Path, *, seed: int) -> Assets:
-    """The seed's world, index and policy below ``out``, made unless they exist."""
-    # OpenMP reads these when torch loads it. Threads that wait by spinning took three times the CPU time of
-    # threads that sleep, on cores that do other things as well.
+    """Return the seed's world, index and policy below ``out``; make them if they do not exist."""
+    # OpenMP reads these when torch loads it. Spinning threads took three times the CPU time of
+    # sleeping threads, on cores that do other work as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     from verl_mtgrpo.demo.assets import prepare_demo
@@ -48,11 +48,11 @@ def prepare_assets(out: Path, *, seed: int) -> Assets:
 def plan_run(
     out: Path, assets: Assets, *, preset: str, seed: int, settings: DemoSettings, rollout: str = ROLLOUT_NAME
 ) -> RunPlan:
-    """A run in its usual place below ``out``, where the demo and the comparison share it."""
+    """Return the plan of a run in its usual folder below ``out``, which the demo and the comparison share."""
     folder = out / f"{preset}{suffix(rollout)}-seed{seed}"
     return RunPlan(folder=folder, preset=preset, seed=seed, assets=assets, settings=settings, rollout=rollout)
 
 
 def suffix(rollout: str) -> str:
-    """Tells the files of another rollout engine from those of the usual one."""
+    """Return the suffix for files of a rollout engine other than the default."""
     return "" if rollout == ROLLOUT_NAME else f"-{rollout}"
