@@ -1,4 +1,4 @@
-"""What DRY_RUN=cpu does with a recipe: two real training steps on this machine's CPU, with as little changed as can be.
+"""Run a recipe with DRY_RUN=cpu: two real training steps on this machine's CPU, with as few changes as possible.
 
     python recipes/dry_run.py NAME OVERRIDE...        (called by recipes/launch.sh)
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def check_config(overrides: Sequence[str]) -> None:
-    """The recipe exactly as written, composed with verl's real config and checked as at the start of a run."""
+    """Compose the recipe exactly as written with verl's real config, and check it as at the start of a run."""
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
     from verl.trainer.ppo.utils import need_critic
@@ -78,12 +78,12 @@ def without_megatron(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def text_format(overrides: Sequence[str]) -> str:
-    """The text format that the recipe sets, else verl's default."""
+    """Return the text format that the recipe sets, or verl's default."""
     return written(overrides).get("actor_rollout_ref.rollout.multi_turn.format", "hermes")
 
 
 def make_assets(out: Path, overrides: Sequence[str]) -> Path:
-    """A policy that speaks the recipe's format, an index, questions; made once."""
+    """Make, once, a policy that uses the recipe's format, an index and questions."""
     from verl_mtgrpo.demo.toy import SPEECHES, make_toy
 
     speech = SPEECHES[text_format(overrides)]
@@ -91,7 +91,7 @@ def make_assets(out: Path, overrides: Sequence[str]) -> Path:
 
 
 def cpu_values(overrides: Sequence[str]) -> dict[str, Any]:
-    """What the group mtgrpo_cpu sets and the recipe sets too: a group loses against the command line."""
+    """Return what both the group mtgrpo_cpu and the recipe set: the command line would win over the group."""
     from importlib import resources
 
     from omegaconf import OmegaConf
@@ -111,7 +111,7 @@ def leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def sizes(overrides: Sequence[str]) -> dict[str, Any]:
-    """Two small steps, with as many rollouts of a question and as many updates of a step as the recipe has."""
+    """Return overrides for two small steps, with the rollouts per question and updates per step of the recipe."""
     said = written(overrides)
     batch, mini = "data.train_batch_size", "actor_rollout_ref.actor.ppo_mini_batch_size"
     updates = int(said[batch]) // int(said[mini])
@@ -127,7 +127,7 @@ def sizes(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def files(folder: Path, assets: Path) -> dict[str, Any]:
-    """A tiny policy and its questions; what the run writes stays in its own folder."""
+    """Return overrides for a tiny policy and its questions; the run writes only to its folder."""
     cluster = {"ray_kwargs.ray_init.num_gpus": None, "ray_kwargs.ray_init.num_cpus": None}
     return {
         "actor_rollout_ref.model.path": assets / "policy",
@@ -142,13 +142,13 @@ def files(folder: Path, assets: Path) -> dict[str, Any]:
 
 
 def written(overrides: Sequence[str]) -> dict[str, str]:
-    """Keys and values as the recipe writes them; of several the last one counts."""
+    """Return keys and values as the recipe writes them; the last one counts if there are several."""
     split = (one.partition("=") for one in overrides if not one.startswith(("--", "~")))
     return {key.lstrip("+"): value for key, _, value in split}
 
 
 def as_overrides(values: dict[str, Any]) -> list[str]:
-    """The text that Hydra reads."""
+    """Return the text that Hydra reads."""
     from verl_mtgrpo.launch.command import hydra_value
 
     return [f"{key}={hydra_value(value)}" for key, value in values.items()]

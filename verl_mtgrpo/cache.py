@@ -38,11 +38,11 @@ class JsonCache:
 
     @staticmethod
     def key(*asked: Any) -> str:
-        """A key for what was asked: equal for equal JSON."""
+        """Return a key for the request: equal for equal JSON."""
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def get(self, key: str) -> Any | None:
-        """The value kept for ``key``, or None."""
+        """Return the value kept for ``key``, or None."""
         row = self._db.execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()
         try:
             return None if row is None else json.loads(row[0])
@@ -50,11 +50,11 @@ class JsonCache:
             return None
 
     async def aget(self, key: str) -> Any | None:
-        """As :meth:`get`, in a thread: another process may be writing, for which SQLite waits up to 30 s."""
+        """Do :meth:`get` in a thread: SQLite waits up to 30 s while another process is writing."""
         return await apart(CACHE, self.get, key)
 
     async def aput(self, key: str, value: Any) -> None:
-        """As :meth:`put`, in a thread."""
+        """Do :meth:`put` in a thread."""
         await apart(CACHE, self.put, key, value)
 
     def put(self, key: str, value: Any) -> None:

@@ -84,9 +84,9 @@ def test_a_known_set_from_local_files_with_an_index(tmp_path: Path, capsys: pyte
     assert printed[printed.index("}") + 1 :] == [
         "popqa has no training split: it is used for validation only",
         "nq: 1 training questions are left out because validation asks them too",
-        "nq, val: 1 of 2 questions (50.0%) have a gold answer in the first 1 passages; 0 yes/no questions not counted",
-        "popqa, val: 2 of 2 questions (100.0%) have a gold answer in the first 1 passages; 0 yes/no questions not counted",
-        "nq, train: 2 of 3 questions (66.7%) have a gold answer in the first 1 passages; 0 yes/no questions not counted",
+        "nq, val: 1 of 2 questions (50.0%) have a gold answer in the first 1 passages; 0 yes/no not counted",
+        "popqa, val: 2 of 2 questions (100.0%) have a gold answer in the first 1 passages; 0 yes/no not counted",
+        "nq, train: 2 of 3 questions (66.7%) have a gold answer in the first 1 passages; 0 yes/no not counted",
         f"{tmp_path}/out/train.parquet: 2 train questions",
         f"{tmp_path}/out/val.parquet: 4 val questions",
     ]

@@ -167,7 +167,7 @@ def _summary(args: argparse.Namespace, manifest: dict[str, Any]) -> list[str]:
                 lines.append(
                     f"{name}, {split}: {tally['answerable']} of {tally['searched']} questions ({tally['share']:.1%}) "
                     f"have a gold answer in the first {checked['top']} passages; "
-                    f"{tally['yes_no']} yes/no questions not counted"
+                    f"{tally['yes_no']} yes/no not counted"
                 )
     for name, info in manifest["splits"].items():
         lines.append(f"{args.out / info['file']}: {info['rows']} {name} questions")

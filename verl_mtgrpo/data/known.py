@@ -42,7 +42,7 @@ class HubSet:
     train: str | None = "train"
 
     def spec(self, split: str) -> str:
-        """``hf:REPO:CONFIG:SPLIT``."""
+        """Return ``hf:REPO:CONFIG:SPLIT``."""
         return f"{PREFIX}{self.repo}:{self.config or ''}:{split}"
 
 

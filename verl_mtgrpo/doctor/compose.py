@@ -22,7 +22,7 @@ _UNKNOWN_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What a user has typed or pasted.
+    """A command line that a user has typed or pasted.
 
     Attributes:
         overrides: Hydra overrides.

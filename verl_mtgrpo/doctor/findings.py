@@ -1,4 +1,4 @@
-"""What a check says of a run: one line, and what to do about it."""
+"""The finding of a check: one line, and its fix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Status = Literal["ok", "warn", "fail", "skip"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check has found.
+    """The result of a check.
 
     Attributes:
         check: Name of the check, the first word of its line.

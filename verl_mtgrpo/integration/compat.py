@@ -1,4 +1,4 @@
-"""What this package overrides in verl, so that another version of verl that has renamed it is noticed.
+"""The parts of verl that this package overrides, so that a version of verl that renamed one is noticed.
 
 A method that verl renames is not an error in Python: ours would never be called again, and with it the guard against
 stalls, the replacement of dead workers or the rewards of turns would be gone in silence. So each name stands here, and
@@ -57,7 +57,7 @@ OVERRIDDEN = {
 
 
 def missing_overrides() -> list[str]:
-    """A sentence for each class or method of :data:`OVERRIDDEN` that the installed verl does not have."""
+    """Return a sentence for each class or method of :data:`OVERRIDDEN` that the installed verl does not have."""
     found = []
     for where, names in OVERRIDDEN.items():
         module, _, name = where.partition(":")

@@ -19,7 +19,7 @@ PREFIX = "searchR1_"
 
 
 def as_verl_knows_it(data_source: str, ground_truth: Any) -> tuple[str, Any]:
-    """A row's ``data_source`` and ground truth as ``verl.utils.reward_score.default_compute_score`` reads them.
+    """Return a row's ``data_source`` and ground truth as ``default_compute_score`` of verl reads them.
 
     Only question sets with verl's exact match are touched: their names, and their answers, which verl wants as
     ``{"target": …}``.
@@ -31,7 +31,7 @@ def as_verl_knows_it(data_source: str, ground_truth: Any) -> tuple[str, Any]:
 
 
 def is_scored_by_verl(data_source: str) -> bool:
-    """True if verl's reward function has a rule for rows of this ``data_source``.
+    """Return True if verl's reward function has a rule for rows of this ``data_source``.
 
     verl has no list of the names, so it is asked, with a text and a ground truth that mean nothing.
     """

@@ -1,4 +1,4 @@
-"""What ``VERL_USE_EXTERNAL_MODULES`` names: modules of the user's that ``import verl`` imports in every process."""
+"""Handle ``VERL_USE_EXTERNAL_MODULES``: user modules that ``import verl`` imports in every process."""
 
 from __future__ import annotations
 

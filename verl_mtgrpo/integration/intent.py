@@ -92,7 +92,7 @@ def check_signs(config: Any) -> None:
 
 
 def overridden(config: Any) -> list[Override]:
-    """What the run does not have as its config group sets it, and was not said to be on purpose."""
+    """Return the settings that differ from the run's config group without being declared as intended."""
     settings = trainer_turn_settings(OmegaConf.select(config, "trainer"))
     if settings.preset not in group_names():  # set by hand, or a group of one's own that says its own name
         return []
@@ -118,7 +118,7 @@ def _differences(config: Any, group: DictConfig, name: str) -> Iterator[Override
 
 @cache
 def packaged(name: str) -> DictConfig:
-    """What a packaged group sets: its file over those that it lists as defaults; nothing is resolved."""
+    """Return what a packaged group sets: its file over those that it lists as defaults; nothing is resolved."""
     own = OmegaConf.create((GROUPS / f"{name}.yaml").read_text(encoding="utf-8"))
     below = [packaged(one) for one in own.pop("defaults", []) if one != "_self_"]
     return OmegaConf.merge(*below, own)  # type: ignore[return-value]

@@ -27,7 +27,7 @@ DEPLOYMENT = "search"
 
 @dataclass(frozen=True)
 class Scale:
-    """How many replicas, and how large.
+    """Number and size of replicas.
 
     Attributes:
         replicas: Number of replicas, where neither of the next two is given.
@@ -65,7 +65,7 @@ class Scale:
 
 
 def build_application(index: Path, settings: ServerSettings, scale: Scale) -> serve.Application:
-    """The application, ready for ``serve.run``. ``index`` has to be there on every node with a replica."""
+    """Return the application, ready for ``serve.run``; ``index`` has to exist on every node with a replica."""
 
     class Replica:
         def check_health(self) -> None:
@@ -120,7 +120,7 @@ def running(
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise CompatibilityError(
             f"Ray at {address!r} cannot be used ({error})",
-            fix="give another --ray-address, or none for a Ray of its own",
+            fix="choose another --ray-address, or none for a private Ray",
         ) from error
     try:
         with _told_apart():
@@ -140,7 +140,7 @@ def running(
 
 @contextmanager
 def _told_apart() -> Iterator[None]:
-    """Ray's errors carry the traceback of another process; the last line says what happened."""
+    """Return the last line of an error of Ray: the traceback before it is from another process."""
     try:
         yield
     except RuntimeError as error:

@@ -137,7 +137,7 @@ class TurnRewardManager(RewardManagerBase):
         return rewards
 
     async def _verls_score(self, transcript: Transcript, item: Any) -> tuple[float, dict[str, Any]]:
-        """The outcome from verl's ``compute_score``, called as verl's own manager calls it."""
+        """Return the outcome from verl's ``compute_score``, called as verl's own manager calls it."""
         if self.settings.solution == "response":
             solution = response_text(item, self.tokenizer)
         else:
@@ -149,7 +149,7 @@ class TurnRewardManager(RewardManagerBase):
 
     @classmethod
     def assemble_rm_scores(cls, data: DataProto, scores: list[float]) -> Any:
-        """verl's path for colocated reward models, which has room for one number per rollout only."""
+        """Refuse verl's path for colocated reward models, which returns only one number per rollout."""
         raise ConfigError(
             "the reward manager mtgrpo cannot pay turn rewards when verl scores after sampling (a colocated reward "
             "model)",
@@ -174,7 +174,7 @@ def _reward_function(settings: TurnRewardSettings, router: str | None, config: A
 
 
 def _question_id(extra_info: Any) -> str:
-    """The question's id in its set: the same in every run, other than verl's ``uid``; empty without one."""
+    """Return the question's id in its set, the same in every run, unlike verl's ``uid``; empty if unknown."""
     known = extra_info if isinstance(extra_info, Mapping) else {}
     return str(known.get("id", known.get("index", "")))
 

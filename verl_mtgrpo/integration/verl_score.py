@@ -21,12 +21,12 @@ from verl_mtgrpo.rewards.presets import plain_number
 
 
 def model_text(transcript: Transcript) -> str:
-    """``reward.turn.solution=turns``: what the model wrote, its turns joined by newlines; no tool result is in it."""
+    """Return what the model wrote (``reward.turn.solution=turns``), turns joined by newlines, without tool results."""
     return "\n".join(turn.text for turn in transcript.turns)
 
 
 def response_text(item: Any, tokenizer: Any) -> str:
-    """``reward.turn.solution=response``: all response tokens decoded, tool results too, special tokens left out.
+    """Return all response tokens decoded (``reward.turn.solution=response``), with tool results, without special tokens.
 
     Args:
         item: One row of verl's ``DataProto``, with ``responses`` (right padded) and ``attention_mask``.
@@ -38,7 +38,7 @@ def response_text(item: Any, tokenizer: Any) -> str:
 
 
 def score_arguments(row: Mapping[str, Any], solution: str, *, own: bool) -> dict[str, Any]:
-    """The keyword arguments of a reward function for one row of verl's non-tensor batch.
+    """Return the keyword arguments of a reward function for one row of verl's non-tensor batch.
 
     A function of the user's own is given the row's own ``data_source`` and ground truth, verl's those that it knows
     (:func:`~.data_sources.as_verl_knows_it`).
@@ -72,7 +72,7 @@ async def ask(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any
 
 
 def read_score(result: Any) -> tuple[float, dict[str, Any]]:
-    """The score and the named parts of what a reward function returned.
+    """Return the score and the named parts of a reward function's result.
 
     A part ``x`` becomes ``outcome/x``; one whose name is a metric of this package ``outcome/compute_score/x``.
 
@@ -103,5 +103,5 @@ def read_score(result: Any) -> tuple[float, dict[str, Any]]:
 
 
 def with_score(rewards: TurnRewards, score: float, parts: Mapping[str, Any]) -> TurnRewards:
-    """The rewards with this outcome in place of the preset's."""
+    """Return the rewards with this outcome in place of the preset's."""
     return replace(rewards, outcome=score, components={**rewards.components, **parts})

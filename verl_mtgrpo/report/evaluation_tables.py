@@ -78,7 +78,7 @@ def to_markdown(evaluations: Sequence[Evaluation], changes: Differences, bootstr
         " They say how much other questions of the set would change the mean, not other training seeds. A share of "
         "0 or 1 has an interval of width 0: no resample can contain what did not occur. Dropped rollouts (the search "
         "was down, or no reward could be found) have no score; missing ones are those that the dump lacks but "
-        "other questions of the set have: they failed with an error. The column *yes or no* counts the questions that are left "
+        "other questions of the set have: they failed with an error. The column *yes or no* counts the questions left "
         "out of the hit rate."
     )
     return "\n\n".join([*parts, f"Made by verl-mtgrpo {source}."]) + "\n"

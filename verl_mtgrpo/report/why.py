@@ -10,7 +10,7 @@ from verl_mtgrpo.report.explain import Term, explain
 from verl_mtgrpo.report.rollouts import DumpedRollout
 
 VERLS_WORDS: Mapping[str, str] = {
-    "grpo": "GRPO: the total reward of the rollout, normalised over the rollouts of the prompt; the same for each turn.",
+    "grpo": "GRPO: the total reward of the rollout, normalised over the rollouts of the prompt; the same at each turn.",
     "rloo": "RLOO: the total reward of the rollout, minus the mean of the other rollouts of the prompt; the same "
     "for every turn.",
     "gae": "Generalised advantage estimation, token by token: rewards to come minus what the critic expected, whitened "

@@ -1,4 +1,4 @@
-"""What client and service need to know about HTTP: addresses, tokens, dates."""
+"""Addresses and tokens of search services."""
 
 from __future__ import annotations
 

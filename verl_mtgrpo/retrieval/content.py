@@ -1,4 +1,4 @@
-"""What every index does with the passages it is built from: clean, count, hash, refuse duplicate ids."""
+"""Prepare the passages of an index: clean, count, hash, refuse duplicate ids."""
 
 from __future__ import annotations
 

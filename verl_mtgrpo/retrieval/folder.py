@@ -1,4 +1,4 @@
-"""What all indexes on disk have in common: opened on first use, shared by threads, pickled as a path."""
+"""The base of all indexes on disk: opened on first use, shared by threads, pickled as a path."""
 
 from __future__ import annotations
 

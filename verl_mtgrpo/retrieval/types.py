@@ -1,4 +1,4 @@
-"""What a search takes and returns, whoever carries it out."""
+"""The interface of retrievers."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _RANK = re.compile(r"\bdoc \d+(?= ?\(?title:? )")
 
 
 def last_answer(texts: str | Sequence[str]) -> str | None:
-    """The content of the last closed ``<answer>`` in what the model wrote, stripped; None without one.
+    """Return the content of the last closed ``<answer>`` in what the model wrote, stripped; None without one.
 
     As Search-R1 takes it (PeterGriffinJin/Search-R1 @a14dc3a, verl/utils/reward_score/qa_em.py, ``extract_solution``):
     read from the left, a pair begins at the first opening tag behind the pair before and ends at the next closing one.
@@ -60,18 +60,18 @@ def last_answer(texts: str | Sequence[str]) -> str | None:
 
 
 def is_exact(answer: str | None, accepted: str | Sequence[str]) -> bool:
-    """True if the answer equals an accepted one, case and outer white space aside."""
+    """Return True if the answer equals an accepted one, ignoring case and outer white space."""
     return answer is not None and _fold(answer) in {_fold(one) for one in _listed(accepted) if _fold(one)}
 
 
 def mentions(text: str | None, accepted: str | Sequence[str]) -> bool:
-    """True if an accepted answer occurs in the text, case aside: as a substring, a short one as a whole word."""
+    """Return True if an accepted answer occurs in the text, ignoring case; a short one only as a whole word."""
     folded = _fold(text or "")
     return any(_occurs(one, _fold(one), folded) for one in _listed(accepted) if _fold(one))
 
 
 def normalize(text: str) -> str:
-    """SQuAD's normal form: lower case, no ASCII punctuation, no English articles, single spaces.
+    """Return SQuAD's normal form: lower case, no ASCII punctuation, no English articles, single spaces.
 
     Numbers and other scripts stay as they are; accents are kept ("Malmö" is not "Malmo").
     """
@@ -80,13 +80,13 @@ def normalize(text: str) -> str:
 
 
 def exact_match(answer: str | None, accepted: str | Sequence[str]) -> bool:
-    """True if the normalised answer equals a normalised accepted one; an answer that normalises to nothing does not."""
+    """Return True if the normalised answer equals a normalised accepted one; an empty one never does."""
     normal = normalize(answer or "")
     return bool(normal) and any(normal == normalize(one) for one in _listed(accepted))
 
 
 def contains(text: str | None, accepted: str | Sequence[str]) -> bool:
-    """True if a normalised accepted answer occurs in the normalised text: as a substring, a short one as a whole word.
+    """Return True if a normalised accepted answer occurs in the normalised text; a short one only as a whole word.
 
     Substring (Search-R1's ``subem``) and not words, because scripts without spaces have none: so "art" occurs in
     "party". A short answer has to be a word of its own where its script puts spaces between words: "7" occurs in
@@ -99,7 +99,7 @@ def contains(text: str | None, accepted: str | Sequence[str]) -> bool:
 
 
 def searchable_answers(accepted: str | Sequence[str]) -> tuple[str, ...]:
-    """Those accepted answers that a search result can hold; empty where hits are undefined.
+    """Return the accepted answers that a search result can contain; empty if hits are undefined.
 
     A yes or no stands in most passages, whatever the question, and so does an answer that SQuAD's normal form leaves
     nothing of ("the"). A reward pays no hit for a question without any other answer, and metrics have None for it.
@@ -108,7 +108,7 @@ def searchable_answers(accepted: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def hit_components(hit: bool, searchable: Sequence[str]) -> dict[str, float | None]:
-    """``tool/hit``, None where no result can hold an answer, and ``tool/hit_undefined``, 1.0 there.
+    """Return ``tool/hit``, None if no result can contain an answer, and ``tool/hit_undefined``, 1.0 then.
 
     Args:
         hit: Whether a result that the model saw holds one.
@@ -129,7 +129,7 @@ def _f1(words: Sequence[str], gold: Sequence[str]) -> float:
 
 
 def accepted_answers(ground_truth: Any) -> tuple[str, ...]:
-    """The accepted answers in a verl row's ``reward_model.ground_truth``.
+    """Return the accepted answers in a verl row's ``reward_model.ground_truth``.
 
     Takes ``{"target": [...]}`` (Search-R1's layout), a list of answers, nested or not, or one answer; see
     :func:`answer_texts`.
@@ -154,7 +154,7 @@ def accepted_answers(ground_truth: Any) -> tuple[str, ...]:
 
 
 def _flat(found: Any) -> Iterator[Any]:
-    """The single values in a list of answers; ``TypeError`` if it is none, or holds something that is no answer."""
+    """Return the single values in a list of answers; raise ``TypeError`` if it is not a list of answers."""
     if isinstance(found, Mapping | bytes):
         raise TypeError
     for one in found:
@@ -165,7 +165,7 @@ def _flat(found: Any) -> Iterator[Any]:
 
 
 def answer_texts(value: Any) -> tuple[str, ...]:
-    """An answer as a question set has it, in words: none for None and NaN, two for a boolean, else its text.
+    """Return an answer of a question set as words: none for None and NaN, two for a boolean, else its text.
 
     True accepts "yes" and "true", False "no" and "false" (StrategyQA's and BoolQ's answers). A set that means the
     words, such as the title "True", has to hold strings, which stay as they are.
@@ -188,7 +188,7 @@ def _fold(text: str) -> str:
 
 
 def _occurs(answer: str, form: str, text: str, *more: str) -> bool:
-    """True if an accepted answer is in a text.
+    """Return True if an accepted answer is in a text.
 
     Args:
         answer: As it is accepted.
@@ -207,5 +207,5 @@ def _occurs(answer: str, form: str, text: str, *more: str) -> bool:
 
 
 def _is_spaceless(character: str) -> bool:
-    """True for a letter of a script that puts no spaces between words."""
+    """Return True for a letter of a script that puts no spaces between words."""
     return character.isalnum() and not re.match(f"[{_LETTER}]", character)

@@ -1,4 +1,4 @@
-"""What is measured of every rollout beside its rewards, whatever the reward function."""
+"""Measure every rollout in addition to its rewards, whatever the reward function."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CALL_ERRORS = (
     "tool_exception",
     "tool_error",
 )
-"""Kinds of failed calls that the model is to blame for, or a tool of one's own."""
+"""Kinds of failed calls caused by the model or by a custom tool."""
 SERVICE_ERRORS = ("timeout", "unreachable", "busy", "server_error", "bad_answer", "rejected", "bad_index", "outage")
 """Kinds of failures of the search itself; ``kind`` of the errors below ``RetrievalError``."""
 KINDS = (*CALL_ERRORS, *SERVICE_ERRORS)
@@ -35,8 +35,11 @@ BY_KIND = ("tool/errors/", "tool/retried/", DEFUSED)
 
 
 def tool_use(transcript: Transcript) -> dict[str, float | None]:
-    """``tool/used`` (1 if a call was carried out), ``tool/success`` (share of the calls that were, None without one),
-    ``tool/repeats`` (searches for what this rollout had asked before)."""
+    """Measure tool use.
+
+    ``tool/used``: 1 if a call was carried out. ``tool/success``: share of the calls that were, None without a call.
+    ``tool/repeats``: searches for what this rollout had already searched for.
+    """
     calls = _calls(transcript)
     done = sum(call.ok for call in calls)
     return {
@@ -47,7 +50,7 @@ def tool_use(transcript: Transcript) -> dict[str, float | None]:
 
 
 def tool_trouble(transcript: Transcript) -> dict[str, float | None]:
-    """Calls, what went wrong with them, and how long they took; also of rollouts that are dropped.
+    """Measure calls, their errors and how long they took, for dropped rollouts too.
 
     Always: ``tool/calls``, all calls that the model wrote; ``tool/failures`` and ``tool/retries``, calls that failed
     (or were never carried out) and tries that failed and were repeated; ``tool/no_hits``, searches that worked and

@@ -72,7 +72,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Turn:
-    """One assistant turn.
+    r"""One assistant turn.
 
     Attributes:
         text: The whole turn: what the chat template opened of it, then what the model generated, decoded. End tokens
@@ -82,7 +82,7 @@ class Turn:
         tool_calls: Calls that the model wrote, in order, whatever came of them: carried out, refused, beyond
             ``max_parallel_calls`` (``not_carried_out``), or unreadable to verl's parser (``bad_arguments``). A last
             turn that verl did not look into, because a limit ended the rollout first, has none.
-        opened: What the chat template wrote of this turn into the generation prompt, as ``<think>\\n``: the beginning
+        opened: What the chat template wrote of this turn into the generation prompt, as ``<think>\n``: the beginning
             of ``text`` that the model did not generate. Empty for most models.
     """
 
@@ -145,7 +145,7 @@ class Transcript:
 
 @dataclass(frozen=True)
 class TurnRewards:
-    """What a reward function says about one rollout.
+    """The result of a reward function for one rollout.
 
     Attributes:
         turns: One intermediate reward per turn of the transcript, all K turns. R^I is for the turns before the last

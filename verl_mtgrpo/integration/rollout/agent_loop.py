@@ -1,4 +1,4 @@
-"""verl's tool agent loop, plus a record of turns and turn rewards on the tokens that earned them.
+r"""verl's tool agent loop, plus a record of turns and turn rewards on the tokens that earned them.
 
 ``mtgrpo_tool_agent`` generates exactly what verl's ``tool_agent`` generates (tokens, masks, log-probs): every override
 calls verl's own method and only looks at what it did. (In the formats of :mod:`.tool_parsers`, which verl does not
@@ -36,7 +36,7 @@ the only reward channel that every verl trainer keeps.
 
 Tokens are only ever appended, as verl's own loop does: no earlier message is rendered again. So what a model thought in
 earlier turns stays in its context, and is trained on, even where the chat template of a chat server would leave it out
-(Qwen3, DeepSeek-R1). A template that opens the thought (its generation prompt ends in ``<think>\\n``) does so again in
+(Qwen3, DeepSeek-R1). A template that opens the thought (its generation prompt ends in ``<think>\n``) does so again in
 front of each turn that it writes a generation prompt for: those tokens have mask 0, and ``Turn.text`` begins with them.
 """
 
@@ -128,7 +128,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
             )
 
     async def ct_build_initial_tokens(self, messages: list[dict], tools: Any = None, **kwargs: Any) -> list[int]:
-        """verl's, but our formats explain themselves in the prompt: no tool schemas, which name other tags."""
+        """Do what verl does, but without tool schemas for our formats, which the prompt explains."""
         return await super().ct_build_initial_tokens(messages, tools=None if self.cut_format else tools, **kwargs)
 
     async def ct_merge_context_msg(
@@ -140,7 +140,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         response_logprobs: list[float] | None = None,
         tools: Any = None,
     ) -> Any:
-        """verl's; a turn that was cut at its closing tag is first ended as the chat template ends turns (mask 0)."""
+        """Do what verl does, after ending a turn cut at its closing tag as the chat template does (mask 0)."""
         ids, mask, log_probs = runtime_token_ids, response_mask, response_logprobs
         if self.cut_format:
             tools = None  # the prompt was built without
@@ -204,7 +204,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         return state
 
     async def _written_calls(self, agent_data: AgentData) -> list[FunctionCall | ToolCall]:
-        """The last turn's calls, also those that verl's parser could not read."""
+        """Return the last turn's calls, including those that verl's parser could not read."""
         if call_marks(self.tool_parser) is None:
             return list(agent_data.tool_calls)
         text = await apart(DECODE, self.tokenizer.decode, agent_data.response_ids)
@@ -280,7 +280,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         return ToolOutcome(ok=False, error_kind=kind)
 
     def _answered(self, agent_data: AgentData) -> bool:
-        """True if verl looked for tool calls in the last turn and found none."""
+        """Return True if verl looked for tool calls in the last turn and found none."""
         at_limit = self.max_assistant_turns and agent_data.assistant_turns >= self.max_assistant_turns
         at_limit = at_limit or (self.max_user_turns and agent_data.user_turns >= self.max_user_turns)
         return not at_limit
@@ -288,7 +288,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
     def _decode(
         self, prompt_ids: list[int], response_ids: list[int], spans: list[tuple[int, int]]
     ) -> list[tuple[str, str]]:
-        """What the chat template opened of each turn, and what the model generated without the end tokens behind it."""
+        """Return what the chat template opened of each turn, and the generated text without end tokens."""
         decode, texts = self.tokenizer.decode, []
         for start, end in spans:
             opened = self.ends.opened_in([*prompt_ids, *response_ids[:start]], self.tokenizer)
@@ -315,9 +315,9 @@ class TurnToolAgentLoop(ToolAgentLoop):
 
 @register("mtgrpo_raw_agent")
 class RawContinuationAgentLoop(TurnToolAgentLoop):
-    """Observations as plain text in one long assistant message, without chat roles, as Search-R1 does.
+    r"""Observations as plain text in one long assistant message, without chat roles, as Search-R1 does.
 
-    After a call the model reads ``\\n\\n<information>…</information>\\n\\n`` (the result tag of its format) and
+    After a call the model reads ``\n\n<information>…</information>\n\n`` (the result tag of its format) and
     goes on; these tokens are not trained on. For base models, and for the paper's v2 set-up.
     """
 

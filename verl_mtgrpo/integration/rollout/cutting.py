@@ -50,7 +50,7 @@ class CuttingServer:
         return getattr(self._server, name)
 
     async def generate(self, *args: Any, sampling_params: dict[str, Any], **kwargs: Any) -> Any:
-        """As the server's own, cut."""
+        """Generate like the wrapped server, and cut the output."""
         if self._stop:
             asked = sampling_params.get("stop") or []
             own = [asked] if isinstance(asked, str) else list(asked)
@@ -68,7 +68,7 @@ class CuttingServer:
         return output.model_copy(update={"token_ids": output.token_ids[:keep], "log_probs": log_probs})
 
     async def _tokens_to_keep(self, ids: Sequence[int]) -> int:
-        """As :func:`tokens_to_keep`, without reading a long turn on the event loop, where other rollouts wait.
+        """Do :func:`tokens_to_keep`, in a thread for long turns so that other rollouts do not wait.
 
         An engine that knows stop strings has stopped at the first closing tag, which is then among the last tokens.
         """
@@ -96,18 +96,18 @@ def raw_agent_needs_tags(spoken: str) -> ConfigError:
 
 
 def is_closed(ids: Sequence[int], closing: Sequence[str], decode: Callable[[Sequence[int]], str]) -> bool:
-    """Whether the text of these tokens holds one of ``closing``."""
+    """Return True if the text of these tokens contains one of ``closing``."""
     text = decode(ids)
     return any(tag in text for tag in closing)
 
 
 def closing_tags(rules: TextFormat) -> tuple[str, str]:
-    """The tags that end a turn."""
+    """Return the tags that end a turn."""
     return f"</{rules.call}>", f"</{ANSWER}>"
 
 
 def cut_text(text: str, rules: TextFormat) -> str:
-    """A turn's text up to and with its first closing tag.
+    """Return a turn's text up to and including its first closing tag.
 
     The last token may say more: ``>.`` is one token of Qwen3's, so ``</answer>.`` cannot be cut between the two. It
     would be a malformed turn for no fault of the model's: behind ``</answer>!``, which are two, nothing is left. An
@@ -141,5 +141,5 @@ def _first_closed(ids: Sequence[int], closing: Sequence[str], decode: Callable[[
 
 
 def _longest(closing: Sequence[str]) -> int:
-    """How many tokens a closing tag takes at most, with the rest of a character that the first of them may begin in."""
+    """Return the most tokens of a closing tag, including the rest of a character that the first may begin in."""
     return max(map(len, closing)) + 4

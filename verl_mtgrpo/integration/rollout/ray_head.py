@@ -33,7 +33,7 @@ class RayHead:
         self.silent_since: float | None = None
 
     def ask(self, question: Callable[[], T]) -> T | None:
-        """What ``question`` returns; None if the head did not answer, which is logged once until it answers again.
+        """Return what ``question`` returns; None, and one log line, if the head no longer answers.
 
         Args:
             question: A call of Ray's that needs its head. A value of None is not told apart from no answer.

@@ -1,4 +1,4 @@
-"""What is known of a rollout while it runs: one record, which the agent loop and the search tool share."""
+"""The record of a running rollout, which the agent loop and the search tool share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # importing verl's agent loops loads ours, which import this 
 
 @dataclass
 class RolloutRecord:
-    """What happened so far.
+    """What has happened so far in a rollout.
 
     Attributes:
         calls: The tool calls of each generation.

@@ -95,7 +95,7 @@ class SearchTool(BaseTool):
         return self._render(queries, found), outcome
 
     def _queries(self, parameters: Any) -> tuple[list[str], tuple[str, str] | None]:
-        """The clean queries of a call, or the kind and text of what is wrong with it."""
+        """Return the clean queries of a call, or the kind and text of its error."""
         query = parameters.get("query") if isinstance(parameters, dict) else None
         most = self._settings.max_queries
         given = query if isinstance(query, list) and most > 1 else [query]
@@ -110,7 +110,7 @@ class SearchTool(BaseTool):
         return queries, None
 
     async def _find(self, queries: Sequence[str]) -> tuple[list[list[Passage]], tuple[str, ...]]:
-        """Passages for each query, from the cache where they are known, and the kinds of tries that failed."""
+        """Return the passages for each query, from the cache if possible, and the kinds of failed tries."""
         if self._cache is None:
             return await self._ask(queries)
         keys = {query: JsonCache.key(self._fingerprint, self._settings.k, query) for query in queries}
@@ -156,7 +156,7 @@ class SearchTool(BaseTool):
 
 
 def fingerprint_for(cache: str, index: Retriever) -> str:
-    """What tells the answers of this index from another's in the cache; asked for only if there is one."""
+    """Return what distinguishes this index in the cache; requested only if there is a cache."""
     fingerprint = index.fingerprint if cache else ""
     if cache and not fingerprint:
         raise ConfigError(f"search tool: {index!r} does not say when its answers change", fix=f"remove cache={cache}")
@@ -164,7 +164,7 @@ def fingerprint_for(cache: str, index: Retriever) -> str:
 
 
 def default_schema(max_queries: int) -> OpenAIFunctionToolSchema:
-    """The schema of a tool YAML that gives none."""
+    """Return the default schema, for a tool YAML without one."""
     words = "A few words that a passage with the answer would contain."
     several = {"type": "array", "description": f"Up to {max_queries} queries. {words}"}
     query = {"type": "string", "description": words} if max_queries == 1 else several

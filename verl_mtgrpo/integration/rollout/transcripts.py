@@ -1,4 +1,4 @@
-"""How transcripts travel from the agent loops to those who read them: once, packed, and only if somebody does.
+"""Carry transcripts from the agent loops to their readers: once, packed, and only if something reads them.
 
 A transcript holds the text of a rollout and of all passages that it found, ten to a hundred kilobytes. When its reward
 is known it is read by dumps (``trainer.rollout_data_dir``, ``trainer.validation_data_dir``) and by estimators with a

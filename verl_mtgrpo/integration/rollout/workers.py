@@ -98,7 +98,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         ]
 
     def generate_sequences(self, prompts: Any) -> None:
-        """As verl's; that a worker is dead is found out by :meth:`look`, which knows what it was given."""
+        """Do what verl does; :meth:`look`, which knows what each worker was given, detects dead ones."""
         validating = prompts["validate"] if "validate" in prompts else False  # noqa: SIM401  get() gives a wrapper
         partition = "val" if validating else "train"
         chunks = prompts.chunk(len(self.agent_loop_workers))
@@ -128,7 +128,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
                 self._replace_rollout_worker(number)
 
     def check_servers(self) -> set[str]:
-        """Names of the actors that died; empty while Ray's head does not answer.
+        """Return the names of dead actors; empty while Ray's head does not answer.
 
         Raises:
             WorkerDiedError: a rollout server is among them, or the last reward worker, which cannot be replaced.
@@ -151,11 +151,11 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         return dead
 
     def _named_actors(self) -> set[str] | None:
-        """Names of the actors that are alive; None if Ray's head does not answer."""
+        """Return the names of living actors; None if Ray's head does not answer."""
         return self.head.ask(lambda: set(ray.util.list_named_actors()))
 
     def take_asked_again(self) -> int:
-        """Number of training questions asked again since the last call."""
+        """Return the number of training questions sent again since the last call."""
         count, self.asked_again = self.asked_again, 0
         return count
 
@@ -166,7 +166,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         return self.agent_loop_workers[number].generate_sequences.remote(batch)
 
     def _raise_errors(self) -> None:
-        """Errors of a worker that took questions for a dead one, unless it died too."""
+        """Return the errors of workers that took a dead one's questions, unless they died too."""
         for reference, worker in list(self.sent_again.items()):
             if ray.wait([reference], timeout=0)[0]:
                 del self.sent_again[reference]
@@ -201,7 +201,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         )
 
     def _replaces_reward_workers(self) -> bool:
-        """Those that ask a reward model of verl's need the address of its router, which the trainer has."""
+        """Tell workers that use one of verl's reward models the address of its router, which the trainer has."""
         return not self.config.reward.reward_model.enable
 
     def _replace_rollout_worker(self, number: int) -> None:
@@ -252,7 +252,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
 
 
 def _wait_until_sent(worker: Any, reference: Any) -> None:
-    """Returns when a worker has its questions, or is dead, which is found out elsewhere.
+    """Wait until the worker has accepted its questions; ``look`` detects a dead one.
 
     Raises:
         RayActorError: the worker could not be made; another one would fail in the same way.
@@ -287,7 +287,7 @@ class RewardWorkers:
         return self
 
     def remote(self, data: Any) -> Any:
-        """The score of a rollout, to be awaited."""
+        """Return the score of a rollout, to be awaited."""
         return self._score(data)
 
     async def _score(self, data: Any) -> dict[str, Any]:
@@ -322,9 +322,9 @@ class RewardWorkers:
         return alive
 
     async def _alive(self) -> list[Any] | None:
-        """The workers that Ray knows by now, those among them that took a dead one's place; None without an answer.
+        """Return the workers that Ray knows, and which of them replaced a dead one; None without an answer.
 
-        Asked in a thread of its own: a busy head takes a minute, in which other rollouts go on.
+        Asked in a separate thread: a busy head takes a minute, in which other rollouts continue.
         """
         return await asyncio.get_running_loop().run_in_executor(_LOOKING, self.head.ask, _reward_workers_alive)
 
@@ -339,6 +339,6 @@ def _reward_workers_alive() -> list[Any]:
 
 
 def stall_timeout(config: Any) -> float:
-    """Seconds after which a run that waits gives up (``sampler_kwargs.stall_timeout_s``); infinite without."""
+    """Return the seconds after which a stalled run gives up (``sampler_kwargs.stall_timeout_s``), or infinity."""
     seconds = OmegaConf.select(config, "trainer.v1.sampler.sampler_kwargs.stall_timeout_s")
     return math.inf if seconds is None else float(seconds)

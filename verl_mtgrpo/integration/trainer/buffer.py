@@ -43,7 +43,7 @@ _Verls = ReplayBuffer if TYPE_CHECKING else object
 
 
 class TurnBuffer(_Verls):
-    """What both of our replay buffers add to verl's; comes before verl's class among the bases.
+    """Mixin with what both of our replay buffers add to verl's; it comes before verl's class in the bases.
 
     Args:
         estimator: ``algorithm.adv_estimator``, which may need other rollouts of the prompt.

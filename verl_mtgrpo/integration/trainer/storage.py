@@ -1,4 +1,4 @@
-"""What verl's trainer writes, and what becomes of the run when it cannot: dumps of rollouts, and checkpoints.
+"""Stop the run cleanly when a dump of rollouts or a checkpoint cannot be written.
 
 verl writes dumps in a thread and raises what went wrong there while it writes a later one, before it has logged that
 step. Here the run stops between two steps, with the metrics of the last one logged, and says which file it was.
@@ -28,27 +28,27 @@ _Verls = PPOTrainer if TYPE_CHECKING else object
 
 
 class SafeStorage(_Verls):
-    """What our trainers do differently from verl's in writing; comes before verl's class among the bases."""
+    """Mixin with what our trainers write differently from verl's; it comes before verl's class in the bases."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         check_last_checkpoint(config.trainer)  # before any model is loaded
         super().__init__(config, *args, **kwargs)
 
     def on_step_begin(self) -> None:
-        """verl's; raises ``StorageError`` if a dump that was begun before could not be written."""
+        """Do what verl does; raise ``StorageError`` if an earlier dump could not be written."""
         for future in self._dump_futures:
             if future.done():
                 future.result()
         super().on_step_begin()
 
     def _dump_generations(self, *args: Any, **kwargs: Any) -> None:
-        """verl's; that an earlier one failed is said when this step has been logged."""
+        """Do what verl does; the failure of an earlier dump is raised after this step has been logged."""
         with suppress(StorageError):
             super()._dump_generations(*args, **kwargs)
 
     @classmethod
     def _write_generations(cls, *args: Any, **kwargs: Any) -> None:
-        """verl's, in its thread: the file of a step is there whole, or not at all."""
+        """Do what verl does, in its thread, but write a step's file completely or not at all."""
         dump_path, step = args[-2:]
         try:
             super()._write_generations(*args, **kwargs)
@@ -67,7 +67,7 @@ class SafeStorage(_Verls):
             ) from error
 
     def _save_checkpoint(self) -> None:
-        """verl's; a full disk and other failures to write say what is left to go on from."""
+        """Do what verl does; errors of writing, such as a full disk, name the checkpoint to continue from."""
         trainer = self.config.trainer
         with _explained(Path(trainer.default_local_dir), self.global_steps):
             super()._save_checkpoint()
@@ -124,7 +124,7 @@ def _explained(folder: Path, step: int) -> Iterator[None]:
 
 
 def _of_the_disk(error: BaseException) -> bool:
-    """Whether a file could not be written. Not all who write files raise ``OSError``; Ray hands errors on as text."""
+    """Return True if a file could not be written. Not all writers raise ``OSError``; Ray passes errors on as text."""
     if isinstance(error, TimeoutError | ConnectionError):  # OSErrors too, and about a process or a network
         return False
     if isinstance(error, OSError):
@@ -133,7 +133,7 @@ def _of_the_disk(error: BaseException) -> bool:
 
 
 def _free(path: Path) -> str:
-    """How much room is left where a path is."""
+    """Return how much space is left at a path."""
     while not path.is_dir():
         path = path.parent
     return f"{shutil.disk_usage(path).free / _MB:,.0f} MB are free there"

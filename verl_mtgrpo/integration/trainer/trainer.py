@@ -76,7 +76,7 @@ _Verls = PPOTrainer if TYPE_CHECKING else object
 
 
 class _TurnTrainer(SafeStorage, _Verls):
-    """What our trainers do differently from verl's; comes before verl's class among the bases."""
+    """Mixin with what our trainers do differently from verl's; it comes before verl's class in the bases."""
 
     stock_mode: ClassVar[str]
 
@@ -96,7 +96,7 @@ class _TurnTrainer(SafeStorage, _Verls):
 
     @trainer_mode.setter
     def trainer_mode(self, _name: str) -> None:
-        """verl's constructor stores ``trainer.v1.trainer_mode`` here, which is our name of it."""
+        """Ignore the name: verl's constructor stores ``trainer.v1.trainer_mode`` here, which is our name of the mode."""
 
     def _build_replay_buffer(self) -> ReplayBuffer:
         """Build our replay buffer with what verl works out for its own; leave a custom sampler as it is."""
@@ -111,7 +111,7 @@ class _TurnTrainer(SafeStorage, _Verls):
         super().fit(agent_loop_manager)
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """As verl's, with the estimator's further fields at hand; then the credit is measured and guarded."""
+        """Do what verl does, with more fields for the estimator; then measure the credit and run the guards."""
         estimator = str(self.config.algorithm.adv_estimator)
         names = ESTIMATORS[estimator].fields if estimator in ESTIMATORS else ()
         with provide(fetch(batch, names)) as provided:
@@ -136,7 +136,7 @@ class _TurnTrainer(SafeStorage, _Verls):
             self._dumped = {}
 
     def _validate(self) -> dict[str, float]:
-        """As verl's; if it is written down, our buffer keeps the transcripts, which verl does not fetch."""
+        """Do what verl does; if it is dumped, our buffer keeps the transcripts, which verl does not fetch."""
         ours = self.replay_buffer
         if not isinstance(ours, buffer.TurnBuffer) or not self.config.trainer.get("validation_data_dir"):
             return super()._validate()
@@ -154,7 +154,7 @@ class _TurnTrainer(SafeStorage, _Verls):
         sample_turns: list,
         **others: Any,
     ) -> dict[str, float]:
-        """As verl's for its core metric; what else rollouts report is averaged (:mod:`.validation`)."""
+        """Do what verl does for its core metric; average the other metrics of rollouts (:mod:`.validation`)."""
         verls, ours = split(reward_extra_infos_dict)
         named = super()._val_metrics_update(data_sources, sample_uids, verls, sample_turns, **others)
         return {**averages(data_sources, sample_uids, ours), **named}
@@ -162,7 +162,7 @@ class _TurnTrainer(SafeStorage, _Verls):
     def _dump_generations(
         self, inputs: list, outputs: list, gts: list, scores: list, reward_extra_infos_dict: dict, dump_path: str
     ) -> None:
-        """As verl's, with what :meth:`_log_rollout_data` or our buffer found of the rollouts."""
+        """Do what verl does, and add what :meth:`_log_rollout_data` or our buffer found."""
         validated = getattr(getattr(self, "replay_buffer", None), "validated", None) or {}
         rows = self._dumped or {key: {TRANSCRIPT: one} if one else {} for key, one in validated.items()}
         infos = with_credit(reward_extra_infos_dict, rows)
@@ -191,7 +191,7 @@ class TurnTrainerSeparateAsync(_TurnTrainer, PPOTrainerSeparateAsync):
 
 
 def fetch(batch: KVBatchMeta, names: tuple[str, ...]) -> dict[str, Tensor | np.ndarray]:
-    """The named fields of a batch, rows and columns as in the rewards that verl gives to the estimator.
+    """Return the named fields of a batch, with the rows and columns of the rewards that the estimator gets.
 
     Returns:
         For each name of :data:`~verl_mtgrpo.integration.advantage.fields.TOKEN_FIELDS` a ``(B, T)`` tensor, right
@@ -217,7 +217,7 @@ def fetch(batch: KVBatchMeta, names: tuple[str, ...]) -> dict[str, Tensor | np.n
 
 
 def measure(batch: KVBatchMeta, rewards: str, provided: Provided | None = None) -> dict[str, float]:
-    """Where the credit of a batch went, by turn: metrics of this step (:mod:`verl_mtgrpo.watch.diagnostics`).
+    """Measure where the credit of a batch went, by turn: metrics of this step (:mod:`verl_mtgrpo.watch.diagnostics`).
 
     Args:
         batch: a training batch whose advantages verl has computed.
@@ -239,7 +239,7 @@ def measure(batch: KVBatchMeta, rewards: str, provided: Provided | None = None) 
 
 
 def guards_of(config: Any) -> Guards:
-    """The guards of a run; which of them make sense depends on what is paid and who computes advantages."""
+    """Return the guards of a run, which depend on what is paid and on the estimator."""
     managed = config.reward.reward_manager.name == "mtgrpo"
     return Guards(
         trainer_turn_settings(config.trainer).guards,

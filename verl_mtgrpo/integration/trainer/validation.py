@@ -63,7 +63,7 @@ def averages(
 
 
 def expected_best(samples: np.ndarray, k: int) -> float:
-    """The expected largest of k draws with replacement from these samples.
+    """Return the expected largest of k draws with replacement from these samples.
 
     With x_1 ≤ … ≤ x_N: Σ_i x_i ((i/N)^k - ((i-1)/N)^k), what verl's bootstrap estimates by drawing.
     """
@@ -81,7 +81,7 @@ def _best_and_worst(samples: Sequence[np.ndarray], n: int) -> dict[str, float]:
 
 
 def _numbers(values: Sequence[Any]) -> np.ndarray | None:
-    """The values as floats, NaN where there is none; None if they are text or nothing at all."""
+    """Return the values as floats, NaN for missing ones; None if they are text or all missing."""
     known = [value for value in values if value is not None]
     if not known or not all(isinstance(value, int | float | np.number | np.bool_) for value in known):
         return None

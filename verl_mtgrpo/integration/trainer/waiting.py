@@ -37,7 +37,7 @@ class StallGuard:
         self.since = self.said = self.clock()
 
     def look(self, ended: int, open_groups: Collection[str]) -> None:
-        """Called while waiting.
+        """Check for progress; called while waiting.
 
         Args:
             ended: rollouts that are there.
