@@ -34,7 +34,9 @@ class JsonCache:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"the cache {path} cannot be used: {error}", fix="give another path, or none") from error
+            raise ConfigError(
+                f"the cache {path} cannot be used: {error}", fix="choose another path, or none"
+            ) from error
 
     @staticmethod
     def key(*asked: Any) -> str:
@@ -63,5 +65,5 @@ class JsonCache:
             self._db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (key, json.dumps(value)))
         except sqlite3.Error as error:
             if not self._complained:
-                logger.warning("the cache %s keeps nothing more: %s; everything is asked for anew", self._path, error)
+                logger.warning("the cache %s can no longer be written: %s; nothing more is cached", self._path, error)
             self._complained = True

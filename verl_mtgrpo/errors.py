@@ -101,7 +101,7 @@ class RetrievalError(MTGRPOError, RuntimeError):
     kind = "outage"
     """Name of the failure in transcripts and metrics (``tool/errors/<kind>``)."""
     faults: tuple[str, ...] = ()
-    """Kinds of the tries that failed before this error, in order, one name a try."""
+    """Kinds of the tries that failed before this error, in order, one name per try."""
 
     status: int | None = None
     """HTTP status of a service's last answer; None if there was none."""

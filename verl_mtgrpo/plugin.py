@@ -72,7 +72,7 @@ def _report(error: Exception, what: str) -> None:
     message = (
         f"verl_mtgrpo could not load {what}: {type(error).__name__}: {error}. "
         "Its estimators, agent loop, reward manager and tools will be unknown to verl. "
-        f"Repair this environment ({sys.executable}): pip install --upgrade verl-mtgrpo, then check with "
+        f"Fix this environment ({sys.executable}): pip install --upgrade verl-mtgrpo, then check with "
         '`python -c "import verl_mtgrpo.plugin"`.'
     )
     logger.error(message, exc_info=error)

@@ -200,7 +200,9 @@ def stopped(starts: Sequence[Start], stops: Sequence[str]) -> str:
     parts = []
     for number, stop in enumerate(stops):
         lines = [line.strip() for line in stop.splitlines() if "full log" not in line]
-        parts.append(f"`{' / '.join(lines)}` Room made, started again: goes on at step {min(starts[number + 1].rows)}")
+        parts.append(
+            f"`{' / '.join(lines)}` Space freed, started again: continues at step {min(starts[number + 1].rows)}"
+        )
     return "; ".join(parts)
 
 

@@ -83,7 +83,7 @@ def test_a_known_set_from_local_files_with_an_index(tmp_path: Path, capsys: pyte
     printed = capsys.readouterr().out.splitlines()
     assert printed[printed.index("}") + 1 :] == [
         "popqa has no training split: it is used for validation only",
-        "nq: 1 training questions are left out because validation asks them too",
+        "nq: 1 training questions are left out because validation also asks them",
         "nq, val: 1 of 2 questions (50.0%) have a gold answer in the first 1 passages; 0 yes/no not counted",
         "popqa, val: 2 of 2 questions (100.0%) have a gold answer in the first 1 passages; 0 yes/no not counted",
         "nq, train: 2 of 3 questions (66.7%) have a gold answer in the first 1 passages; 0 yes/no not counted",

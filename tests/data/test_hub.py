@@ -47,7 +47,7 @@ def test_rows_of_another_layout_are_named(tmp_path: Path):
 
 
 def test_folders_and_names_that_are_no_dataset(tmp_path: Path):
-    with pytest.raises(DataError, match=r"save_to_disk did not write .*give hf:"):
+    with pytest.raises(DataError, match=r"save_to_disk did not write .*write hf:"):
         list(read_corpus(tmp_path))
     with pytest.raises(DataError, match=r"'hf:' names no dataset"):
         list(read_corpus("hf:"))

@@ -80,11 +80,11 @@ SETUPS = [
     ),
     broken(
         "wrong reward manager",
-        r"reward_manager.name=naive gives one number per rollout",
+        r"reward_manager.name=naive returns one number per rollout",
         "parts",
         "reward.reward_manager.name=naive",
     ),
-    broken("multi-turn off", r"multi_turn.enable=False, but an agent has turns", "parts", f"{TURNS}.enable=False"),
+    broken("multi-turn off", r"multi_turn.enable=False, but an agent needs turns", "parts", f"{TURNS}.enable=False"),
     broken(
         "no tool",
         r"the agent has no tool, so every rollout would have one turn",
@@ -131,7 +131,7 @@ SETUPS = [
     ),
     broken(
         "single tokens rejected",
-        r"takes single tokens out of response_mask",
+        r"removes single tokens from response_mask",
         "estimator",
         "algorithm.rollout_correction.rollout_rs=token_k1",
     ),
@@ -149,7 +149,7 @@ SETUPS = [
         "reward.turn.preset=paper_v3",
     ),
     broken(
-        "reward function of one's own is not there",
+        "reward function of one's own does not exist",
         r"preset is '/no/mine.py:score', but /no/mine.py cannot be loaded",
         "reward",
         "reward.turn.preset=/no/mine.py:score",
@@ -207,7 +207,7 @@ SETUPS = [
     ),
     # ---- questions
     broken(
-        "questions not there", r"data.train_files=/no/train.parquet is not there", "data", f"{DATA}/no/train.parquet"
+        "questions not there", r"data.train_files=/no/train.parquet does not exist", "data", f"{DATA}/no/train.parquet"
     ),
     broken(
         "questions damaged",
@@ -237,7 +237,7 @@ SETUPS = [
     ),
     with_rows(
         "rows that choose another tool",
-        r"tool_selection names calculator, the run has search",
+        r"tool_selection names calculator, but the run has search",
         lambda row: row["extra_info"].update(tool_selection=["calculator"]),
         check="tools",
     ),
@@ -250,7 +250,7 @@ SETUPS = [
     # ---- the tool
     broken(
         "tool YAML missing",
-        r"tool_config_path=/no/tool.yaml is not there",
+        r"tool_config_path=/no/tool.yaml does not exist",
         "tools",
         f"{TURNS}.tool_config_path=/no/tool.yaml",
     ),
@@ -269,7 +269,7 @@ SETUPS = [
     ),
     # ---- the model
     broken(
-        "model not there", r"model.path=/no/model is not there", "tokenizer", "actor_rollout_ref.model.path=/no/model"
+        "model not there", r"model.path=/no/model does not exist", "tokenizer", "actor_rollout_ref.model.path=/no/model"
     ),
     broken(
         "model without tokenizer",

@@ -207,7 +207,7 @@ def test_all_failures_are_said_at_once(healthy, composed, capsys):
         StartCheck().on_job_start(config=composed[-1])
     turns, data = str(ended.value.code).splitlines()
     assert "max_assistant_turns=1" in turns and "preflight=config" not in turns
-    assert "/no/train.parquet is not there" in data and data.endswith("out with trainer.turn.preflight=config)")
+    assert "/no/train.parquet does not exist" in data and data.endswith("out with trainer.turn.preflight=config)")
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_text_has_a_line_each_and_a_summary():
         "              fix: mend it",
         "warn  b       odd",
         "",
-        "1 failed: this would not run, or not do what it says; 1 to look at",
+        "1 failed: this run would stop, or not do what its config says; 1 to look at",
     ]
 
 
@@ -101,6 +101,6 @@ def test_a_fresh_process_that_takes_too_long_is_ended(monkeypatch):
     monkeypatch.setenv("MTGRPO_TEST_MARK", "doctor-too-late")
     start = time.monotonic()
     (found,) = doctor_processes.registered(with_ray=False)
-    assert (found.status, found.message) == ("fail", "a fresh Python was not done within 0.1 s")
+    assert (found.status, found.message) == ("fail", "a fresh Python did not finish within 0.1 s")
     assert time.monotonic() - start < 30
     assert processes_that_mention("doctor-too-late") == []

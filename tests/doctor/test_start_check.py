@@ -85,10 +85,10 @@ def test_each_part_alone_is_noticed(stock, setting):
             ["reward.reward_manager.name=naive"],
             r"reward_manager.name=naive gives one number .*; set .*=mtgrpo",
         ),
-        ([f"{ROLLOUT}.multi_turn.enable=False"], r"multi_turn.enable=False, but an agent has turns; set it to True"),
+        ([f"{ROLLOUT}.multi_turn.enable=False"], r"multi_turn.enable=False, but an agent needs turns; set it to True"),
         ([f"{TOOL}=null"], r"the agent has no tool, so every rollout would have one turn; set .*tool_config_path"),
         (["mtgrpo=mt_grpo"], r"mtgrpo=mt_grpo came through as a plain key: .*'hydra.searchpath=\[pkg://verl_mtgrpo"),
-        (["trainer.use_v1=False"], r"verl's old trainer, which pays the sum .*; leave it at True"),
+        (["trainer.use_v1=False"], r"verl's old trainer, which pays the sum .*; leave it True"),
         (["mtgrpo_cpu=default"], r"mtgrpo_cpu=default came through as a plain key"),
     ],
 )
@@ -114,9 +114,9 @@ def test_parts_of_ones_own_are_not_refused(by_hand):
 
 def test_the_tool_config_is_there(by_hand):
     check_tool_file(by_hand)
-    with pytest.raises(ConfigError, match=r"tool_config_path=/no/tool.yaml is not there; give the path"):
+    with pytest.raises(ConfigError, match=r"tool_config_path=/no/tool.yaml does not exist; set the path"):
         check_tool_file(changed(by_hand, f"{TOOL}=/no/tool.yaml"))
-    with pytest.raises(ConfigError, match=r"no-such-tool.yaml is not there"):
+    with pytest.raises(ConfigError, match=r"no-such-tool.yaml does not exist"):
         check_tool_file(changed(by_hand, f"{TOOL}=no-such-tool.yaml"))
 
 

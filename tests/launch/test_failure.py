@@ -106,8 +106,8 @@ raise WorkerDiedError("the rollout server died")
 @pytest.mark.parametrize(
     ("script", "advice"),
     [
-        ("open('/dev/full', 'w').write('x' * 100_000)", "what to do: a disk is full: make room"),
-        ("import torch; torch.save(torch.zeros(10**5), '/dev/full')", "what to do: a disk is full: make room"),
+        ("open('/dev/full', 'w').write('x' * 100_000)", "what to do: a disk is full: free space"),
+        ("import torch; torch.save(torch.zeros(10**5), '/dev/full')", "what to do: a disk is full: free space"),
         ("from ray.exceptions import ActorDiedError; raise ActorDiedError()", "what to do: a process of the run died"),
     ],
     ids=["the system", "torch", "ray"],
@@ -116,7 +116,7 @@ def test_what_to_do_is_said_where_the_message_does_not(script: str, advice: str,
     pytest.importorskip("ray")
     code, log = _output_of(script, tmp_path)
     assert advice in failure_report(code, log)
-    assert "verl goes on from its last checkpoint" in failure_report(code, log)
+    assert "verl continues from its last checkpoint" in failure_report(code, log)
 
 
 @pytest.mark.verl

@@ -301,7 +301,7 @@ def test_ping(faulty: Service):
 
 def test_ping_of_a_service_without_health(faulty: Service):
     health = HTTPRetriever(faulty.url + "/no-health/1/ping").ping(2)
-    assert health == {"status": "ready", "detail": "it has no /health, but it answers queries"}
+    assert health == {"status": "ready", "detail": "the service has no /health, but it answers queries"}
 
 
 @pytest.mark.parametrize("fault, error", [("500", RetrievalServerError), ("never", RetrievalTimeout)])

@@ -102,7 +102,7 @@ def turn_gae(
 @register_estimator(
     title="bi-level GAE",
     words="Generalised advantage estimation over turns, then over the tokens inside each turn, with the critic's "
-    "values, whitened over the tokens of the batch. Shown is the mean over the turn's tokens.",
+    "values, whitened over the tokens of the batch. The mean over the turn's tokens is shown.",
 )
 def bilevel_gae(
     token_level_rewards: Tensor,

@@ -68,7 +68,7 @@ CHECKS = (
     Check("lengths", lengths.lengths, needs="machine"),
     Check("judge", services.judge, needs="machine"),
 )
-"""In the order in which their findings are printed; they may look in any order."""
+"""The checks, in the order in which their findings are printed; they may run in any order."""
 
 
 def named(*names: str) -> list[Check]:
@@ -116,5 +116,5 @@ def _stumbled(check: Check, error: Exception, failed: bool) -> Finding:
     """Return what to say of a check that stumbled: where another one failed, most likely over the same."""
     what = f"{type(error).__name__}: {one_line(str(error))}"
     if failed:
-        return Finding(check.name, "skip", f"could not be checked before what has failed is repaired ({what})")
+        return Finding(check.name, "skip", f"could not be checked until the failures above are fixed ({what})")
     return Finding(check.name, "warn", f"could not be checked: {what}", "if the run is fine, please report this")

@@ -32,22 +32,22 @@ def cpus(setup: Setup) -> Iterator[Finding]:
     units, slots = storage_units(setup), held_by_slots(setup)
     need = 1 + units + slots
     if there is None:
-        yield Finding(CHECK, "skip", f"how many CPUs Ray has is not known from here; verl holds {need} from its start")
+        yield Finding(CHECK, "skip", f"the number of Ray's CPUs is unknown here; verl holds {need} from the start")
         return
     if there >= need:
         yield Finding(
             CHECK, "ok", f"{there} CPUs of Ray, {need} of them held: 1 + {units} TransferQueue, {slots} slots"
         )
         return
-    of = GIVEN if given is not None else f"{GIVEN} is not set: those of this machine"
+    of = GIVEN if given is not None else f"{GIVEN} is not set, so those of this machine"
     message = (
-        f"Ray has {there} CPUs ({of}), and {need} are held from the start (1 by TransferQueue's controller, {units} by "
-        f"its storage units, {slots} by the slots of workers): verl would wait forever and print nothing"
+        f"Ray has {there} CPUs ({of}), but {need} are held from the start (1 by TransferQueue's controller, {units} by "
+        f"its storage units, {slots} by the slots of workers): verl would wait indefinitely without a message"
     )
     room = there - 1 - slots
     fewer = f"set {UNITS}={min(room, 2)}, or " if units and room >= 1 else ""
     yield setup.absent(
-        CHECK, message, f"{fewer}set {GIVEN}={need} or more (Ray only counts; more than there are cores is fine)"
+        CHECK, message, f"{fewer}set {GIVEN}={need} or more (Ray only counts them; more than the machine has is fine)"
     )
 
 

@@ -69,7 +69,7 @@ def as_text(findings: list[Finding]) -> str:
             lines.append(f"{'':<{width + 8}}fix: {finding.fix}")
     counts = {status: sum(finding.status == status for finding in findings) for status in ("fail", "warn", "skip")}
     if counts["fail"]:
-        summary = f"{counts['fail']} failed: this would not run, or not do what it says"
+        summary = f"{counts['fail']} failed: this run would stop, or not do what its config says"
     else:
         summary = "nothing failed"
     more = [

@@ -30,8 +30,8 @@ def models(setup: Setup) -> Iterator[Finding]:
     for key in keys:
         path = str(setup.get(key) or "")
         if looks_local(path) and not Path(path).expanduser().is_dir():
-            fix = f"give the folder of a Hugging Face model, or a name on the hub, as {key}"
-            yield setup.absent(CHECK, f"{key}={path} is not there", fix)
+            fix = f"set {key} to the folder of a Hugging Face model, or its name on the hub"
+            yield setup.absent(CHECK, f"{key}={path} does not exist", fix)
 
 
 def looks_local(path: str) -> bool:

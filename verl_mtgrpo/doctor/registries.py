@@ -134,7 +134,7 @@ def unknown_name(config: Any, registry: Registry) -> Unknown | None:
         f"{did_you_mean(name, known)}"
     )
     fix = (
-        f"set one of {', '.join(known)}, or name the module that registers your own in the environment variable "
+        f"set one of {', '.join(known)}, or name the module that registers yours in the environment variable "
         f"{MODULES} (now: {named})"
     )
     return Unknown(message, fix, certain=not _may_come_later(config, registry))

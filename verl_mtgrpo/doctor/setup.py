@@ -168,7 +168,7 @@ class Setup:
         """Return a finding about something that is not on this machine: no failure if others take part."""
         if not self.elsewhere:
             return Finding(check, "fail", message, fix)
-        return Finding(check, "warn", f"{message} (for this process; the run has others)", fix)
+        return Finding(check, "warn", f"{message} (in this process; workers of the run may have other files)", fix)
 
 
 def question_of(row: Mapping[str, Any], key: str) -> str:

@@ -80,7 +80,7 @@ def check_compatible() -> None:
     """Raise ``CompatibilityError`` if verl has renamed something that this package overrides."""
     if missing := missing_overrides():
         raise CompatibilityError(
-            f"verl {verl_version()} is not as verl {TESTED_VERL} was, which this package was made for: "
+            f"verl {verl_version()} differs from verl {TESTED_VERL}, which this package was written for: "
             f"{', and '.join(missing)}",
-            fix=f"install verl {TESTED_VERL}, or a verl-mtgrpo that knows this verl",
+            fix=f"install verl {TESTED_VERL}, or a verl-mtgrpo that supports this verl",
         )

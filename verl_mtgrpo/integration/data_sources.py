@@ -57,9 +57,9 @@ def refuse_unscored(file: str, sources: Iterable[str]) -> None:
     if unknown:
         raise DataError(
             f"{file} has rows with data_source {', '.join(map(repr, unknown))}, for which verl has no reward "
-            "function, and reward.turn.outcome=compute_score asks it in every rollout",
+            "function, but reward.turn.outcome=compute_score calls it in every rollout",
             fix=(
-                "set reward.custom_reward_function.path to a function of your own, or reward.turn.outcome=preset, or "
+                "set reward.custom_reward_function.path to your function, or set reward.turn.outcome=preset, or "
                 f"give the rows a data_source that verl scores ({', '.join(KNOWN)}, or one of verl.utils.reward_score)"
             ),
         )

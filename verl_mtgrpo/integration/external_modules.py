@@ -9,7 +9,7 @@ from verl_mtgrpo.errors import ConfigError
 
 MODULES = "VERL_USE_EXTERNAL_MODULES"
 MODULES_FIX = (
-    "correct it (names are parted by commas, without blanks), put the module's folder on PYTHONPATH, or unset the "
+    "fix it (names are separated by commas, without spaces), put the module's folder on PYTHONPATH, or unset the "
     "variable"
 )
 

@@ -47,7 +47,7 @@ class Scale:
         if self.min_replicas is not None and self.max_replicas is None:
             raise ConfigError(
                 "--min-replicas without --max-replicas",
-                fix="give both, or --replicas for a fixed number",
+                fix="set both, or --replicas for a fixed number",
             )
         if self.max_replicas is not None and not 1 <= (self.min_replicas or 1) <= self.max_replicas:
             raise ConfigError(
@@ -147,5 +147,5 @@ def _told_apart() -> Iterator[None]:
         last = str(error).strip().splitlines()[-1]
         raise CompatibilityError(
             f"the search service did not come up on Ray: {last}",
-            fix="see Serve's logs below the Ray session's logs/serve, if the address is not simply taken",
+            fix="check that the address is free, and see Serve's logs in the Ray session's folder logs/serve",
         ) from error

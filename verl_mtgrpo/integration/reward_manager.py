@@ -183,8 +183,8 @@ def refuse_unfinished(transcript: Transcript) -> None:
     """Raise ``DropRollout`` for a rollout that its search or server ended by failing: the policy is not to blame."""
     if transcript.end_reason == NO_TOKENS:
         raise DropRollout(
-            f"the rollout server gave no token for turn {len(transcript.turns) + 1} (an aborted request, or SGLang's "
-            "ids and log-probs differed in number; the server's log says which)"
+            f"the rollout server returned no token for turn {len(transcript.turns) + 1} (an aborted request, or "
+            "SGLang's ids and log-probs differed in number; see the server's log)"
         )
     if transcript.end_reason == OUTAGE:
         calls = [call for turn in transcript.turns for call in turn.tool_calls if call.error]

@@ -26,7 +26,7 @@ def model_text(transcript: Transcript) -> str:
 
 
 def response_text(item: Any, tokenizer: Any) -> str:
-    """Return all response tokens decoded (``reward.turn.solution=response``), with tool results, without special tokens.
+    """Return all response tokens decoded (``reward.turn.solution=response``), tool results too, without special tokens.
 
     Args:
         item: One row of verl's ``DataProto``, with ``responses`` (right padded) and ``attention_mask``.
@@ -84,13 +84,12 @@ def read_score(result: Any) -> tuple[float, dict[str, Any]]:
         score = float(parts["score"])
     except (KeyError, TypeError, ValueError) as error:
         raise TranscriptError(
-            "the reward function of verl's that gives the outcome (reward.turn.outcome=compute_score) returned "
-            f"{result!r:.200}",
+            f"verl's reward function for the outcome (reward.turn.outcome=compute_score) returned {result!r:.200}",
             expected="a number, or a dict with a number as 'score'",
         ) from error
     if not math.isfinite(score):
         raise TranscriptError(
-            f"the reward function of verl's that gives the outcome returned {score}",
+            f"verl's reward function for the outcome returned {score}",
             expected="a finite number",
             fix="raise verl_mtgrpo.errors.DropRollout for a rollout that cannot be scored",
         )

@@ -89,10 +89,10 @@ def text_format(name: str) -> TextFormat:
     """Return the format called ``name``; raise ``ConfigError`` with the known ones otherwise."""
     if name not in FORMATS:
         raise ConfigError(
-            f"no rules for turns in the format {name!r} (actor_rollout_ref.rollout.multi_turn.format), and this reward "
-            "reads the tags of turns",
+            f"there are no rules for turns in the format {name!r} (actor_rollout_ref.rollout.multi_turn.format), but "
+            "this reward reads the tags of turns",
             fix=(
-                f"choose one of {', '.join(FORMATS)}, or reward.turn.preset=paper_v1, judge or a function of your own, "
+                f"choose one of {', '.join(FORMATS)}, or reward.turn.preset=paper_v1, judge or a custom function, "
                 "which need no rules"
             ),
         )

@@ -8,9 +8,9 @@ from dataclasses import replace
 from verl_mtgrpo.rewards.transcript import OUTAGE, ToolCall, Transcript, TurnRewards
 
 NOT_CARRIED_OUT = "not_carried_out"
-"""Kind of a call that the model wrote beyond verl's ``max_parallel_calls``: no tool ever got it."""
+"""Kind of a call beyond verl's ``max_parallel_calls``, which no tool received."""
 BAD_ARGUMENTS = "bad_arguments"
-"""Kind of a call whose arguments are no JSON, or not what the tool takes; also of one that verl's parser drops."""
+"""Kind of a call whose arguments are not JSON or do not fit the tool, or that verl's parser drops."""
 CALL_ERRORS = (
     "unknown_tool",
     BAD_ARGUMENTS,
@@ -31,7 +31,7 @@ NO_HITS = "no_hits"
 DEFUSED = "tool/defused"
 """Number of results in which text was broken up that would have been control tokens for the model."""
 BY_KIND = ("tool/errors/", "tool/retried/", DEFUSED)
-"""Names that begin so are absent where they are 0."""
+"""Names with these prefixes are absent if they are 0."""
 
 
 def tool_use(transcript: Transcript) -> dict[str, float | None]:

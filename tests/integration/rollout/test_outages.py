@@ -169,7 +169,7 @@ def test_a_search_that_hangs_ends_as_a_timeout(index, monkeypatch):
     response, _, info = asyncio.run(_in_time(tool))
     assert (info["error_kind"], response.text) == ("timeout", "Error: the search engine is down.")
     assert info["latency_s"] < 0.9
-    assert "within 0.2 s, waiting for a free slot included" in info["outage"]
+    assert "within 0.2 s, including waiting for a free slot" in info["outage"]
     assert time.perf_counter() - start < 3
 
 
@@ -348,6 +348,6 @@ def test_a_service_that_stays_down_is_an_outage_of_its_kind_within_the_bound(fau
     assert (text, info["error_kind"]) == ("Error: the search engine is down.", kind)
     assert info["latency_s"] < 1.0 + 2.0
     assert len(info["faults"]) >= 2
-    with pytest.raises(ConfigError, match=r"HTTPRetriever\(.* does not say when its answers change; remove cache=x"):
+    with pytest.raises(ConfigError, match=r"HTTPRetriever\(.* cannot tell when its answers change; remove cache=x"):
         fingerprint_for("x", HTTPRetriever(f"{faulty.url}/no-health/1/x"))
     assert fingerprint_for("x", HTTPRetriever(faulty.url)).startswith("bm25/plain/")

@@ -167,8 +167,8 @@ class TurnToolAgentLoop(ToolAgentLoop):
         if len(turns) != len(spans):
             raise TranscriptError(
                 f"{len(spans)} runs of response_mask but {len(record.calls)} generations recorded: verl's "
-                "ToolAgentLoop does not work as in the versions this package was tested with",
-                fix="install such a version: mtgrpo doctor names it",
+                "ToolAgentLoop works differently from the versions this package was tested with",
+                fix="install the version that mtgrpo doctor names",
             )
         transcript = Transcript(
             turns=turns,
@@ -304,7 +304,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         """
         if self.rollout_config.enable_rollout_routing_replay:
             raise NoTokensError(
-                "the rollout server gave no token for the first turn, and so no routed experts, which every row of "
+                "the rollout server returned no token for the first turn, so no routed experts, which every row of "
                 "the batch needs (actor_rollout_ref.rollout.enable_rollout_routing_replay=True)",
                 fix="see the server's log, which says why",
             )
@@ -340,7 +340,7 @@ class RawContinuationAgentLoop(TurnToolAgentLoop):
         texts = [message["content"] for message in new]
         if not all(isinstance(text, str) for text in texts):
             raise ConfigError(
-                "mtgrpo_raw_agent continues in plain text, but a tool gave an image or something else that is no text",
+                "mtgrpo_raw_agent continues in plain text, but a tool returned an image or something else",
                 fix="set actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent",
             )
         text = "\n\n" + "\n".join(texts) + "\n\n"

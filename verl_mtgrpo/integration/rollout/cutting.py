@@ -81,7 +81,7 @@ class CuttingServer:
 def routed_experts_are_not_cut(spoken: str) -> ConfigError:
     """Return what to raise where turns are cut and the model's routed experts are to be replayed."""
     return ConfigError(
-        f"turns of {spoken} are cut at their closing tag, and routed experts cannot be cut with them",
+        f"turns of {spoken} are cut at their closing tag, but routed experts cannot be cut with them",
         fix=f"set {_ROLLOUT}.enable_rollout_routing_replay=False, or {_ROLLOUT}.multi_turn.format=hermes",
     )
 

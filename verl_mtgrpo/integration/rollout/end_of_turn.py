@@ -156,7 +156,7 @@ def _listed(model: str) -> list[int]:
     try:
         ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
     except (OSError, ValueError, AttributeError) as error:
-        logger.warning("%s cannot be read, its end tokens are not known: %s", path, error)
+        logger.warning("%s cannot be read, so its end tokens are unknown: %s", path, error)
         return []
     return [one for one in (ends if isinstance(ends, list) else [ends]) if isinstance(one, int)]
 

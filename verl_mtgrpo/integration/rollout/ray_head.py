@@ -46,7 +46,7 @@ class RayHead:
             if self.silent_since is None:
                 self.silent_since = time.monotonic()
                 logger.warning(
-                    "Ray's head does not answer (%s: %s); the run goes on and asks again",
+                    "Ray's head does not answer (%s: %s); the run continues and asks again",
                     *(type(error).__name__, " ".join(str(error).split())),
                 )
             return None

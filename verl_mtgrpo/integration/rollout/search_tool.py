@@ -26,7 +26,7 @@ from verl_mtgrpo.rewards.measures import NO_HITS
 logger = logging.getLogger(__name__)
 
 _GRACE_S = 2.0
-"""A retriever that keeps time itself gives up first, and says why; this is for one that does not."""
+"""For retrievers without a time limit; one that has a limit gives up first and says why."""
 
 
 class SearchTool(BaseTool):
@@ -131,10 +131,10 @@ class SearchTool(BaseTool):
             raise
         except asyncio.TimeoutError:
             raise RetrievalTimeout(
-                f"no answer of {self._index!r} within {patience + _GRACE_S:g} s, waiting for a free slot included",
+                f"no answer of {self._index!r} within {patience + _GRACE_S:g} s, including waiting for a free slot",
                 fix=(
-                    f"raise patience_s or concurrency ({self._settings.concurrency}) of the search tool, or help the "
-                    "search"
+                    f"raise patience_s or concurrency ({self._settings.concurrency}) of the search tool, or make the "
+                    "search faster"
                 ),
             ) from None
 
@@ -159,7 +159,7 @@ def fingerprint_for(cache: str, index: Retriever) -> str:
     """Return what distinguishes this index in the cache; requested only if there is a cache."""
     fingerprint = index.fingerprint if cache else ""
     if cache and not fingerprint:
-        raise ConfigError(f"search tool: {index!r} does not say when its answers change", fix=f"remove cache={cache}")
+        raise ConfigError(f"search tool: {index!r} cannot tell when its answers change", fix=f"remove cache={cache}")
     return fingerprint
 
 

@@ -190,7 +190,7 @@ def checked_reward(name: str, value: Any) -> float:
         return number
     shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:79]}…"
     raise ToolError(
-        f"the tool {name!r} gave {shown} ({kind}) as the reward of its call, the second value that it returns",
+        f"the tool {name!r} returned {shown} ({kind}) as the reward of its call (the second return value)",
         expected="a finite number, or None for no reward",
-        fix="have the tool return such a number there",
+        fix="make the tool return such a number there",
     )

@@ -44,9 +44,9 @@ from verl_mtgrpo.integration.rollout.ray_head import RayHead
 logger = logging.getLogger(__name__)
 
 TRIES = 2
-"""How many workers may die with the same question, or the same rollout to score, before it is given up."""
+"""How many workers may die with the same question, or the same rollout to score, before it is abandoned."""
 LOOK_EVERY_S = 1.0
-GO_ON = "Start again with the same command: verl goes on from its last checkpoint"
+GO_ON = "Start again with the same command: verl continues from its last checkpoint"
 _SCORERS_BACK_S = 120.0
 _COUNT_EVERY_S = 30.0
 _LOOKING = ThreadPoolExecutor(1, "mtgrpo-look")
@@ -179,7 +179,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         self.tries = Counter({uid: count for uid, count in self.tries.items() if uid in there})
 
     def _replace_reward_worker(self, old: str) -> None:
-        what = "no other one can take its place"
+        what = "nothing can replace it"
         if self._replaces_reward_workers():
             # A name of its own: Ray remembers for a while which actor a name meant.
             number = old.removeprefix(_REWARD_WORKER).partition("_")[0]
@@ -191,12 +191,12 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
             self.own_reward_workers.append(worker)
             self.reward_names.append(name)
             self.actors.add(name)
-            what = f"{name} takes its place"
+            what = f"{name} replaces it"
         self.reward_names.remove(old)
         self.actors.discard(old)
         logger.error(
-            "the reward worker %s died (killed, or out of memory: Ray's lines about it are in this log); %s. What it "
-            "was scoring is scored by another one: there are %d",
+            "the reward worker %s died (killed, or out of memory: Ray's lines about it are in this log); %s. The "
+            "rollouts that it was scoring are scored by another one; %d are left",
             *(old, what, len(self.reward_names)),
         )
 
@@ -220,8 +220,8 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
             more, fewer = self._ask_again(number, one)
             again, given_up = again + more, given_up + fewer
         logger.error(
-            "the rollout worker %s died (killed, or out of memory: Ray's lines about it are in this log); %s takes its "
-            "place. Questions that it had not finished: %d are asked again, %d are given up (two workers died with "
+            "the rollout worker %s died (killed, or out of memory: Ray's lines about it are in this log); %s replaces "
+            "it. Of its unfinished questions %d are sent again and %d are abandoned (two workers died with "
             "them) and counted as failed",
             *(old, name, again, given_up),
         )
@@ -315,7 +315,7 @@ class RewardWorkers:
                 deadline = time.monotonic() + _SCORERS_BACK_S  # begins when somebody knows
             elif time.monotonic() > deadline:
                 raise WorkerDiedError(
-                    f"none of the {self.wanted} reward workers is left and none came back within "
+                    f"none of the {self.wanted} reward workers is left, and none came back within "
                     f"{_SCORERS_BACK_S:.0f} s. {GO_ON}"
                 )
             await asyncio.sleep(1.0)

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from verl_mtgrpo.integration.rollout.workers import TurnAgentLoopManager
 
 LOOK_EVERY = 1e-4
-"""Seconds between looks at the queue for each key in it. A look costs TransferQueue's one controller process some 7
-microseconds a key, in which no rollout gets in or out: at this pace less than a tenth of its time."""
+"""Seconds between polls of the queue, per key in it. A poll costs TransferQueue's one controller process some 7
+microseconds per key, in which no rollout gets in or out: at this pace less than a tenth of its time."""
 
 _Verls = ReplayBuffer if TYPE_CHECKING else object
 
@@ -78,7 +78,7 @@ class TurnBuffer(_Verls):
             batch, metrics = self._sample(global_steps, partition_id, batch_size)
         except WorkerDiedError as error:
             lost = f"{asked} rollouts of step {global_steps}" if partition_id == "train" else "validation"
-            raise WorkerDiedError(f"the {lost} ended here and will be asked for again: {error}") from error
+            raise WorkerDiedError(f"the {lost} ended here and will be generated again: {error}") from error
         if partition_id == "val":
             if self.validated is not None:
                 self.validated |= dict(zip(batch.keys, fetch_transcripts(batch), strict=True))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MB = 1 << 20
 _SIGNS = ("inline_container", os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
-"""Where torch's writer of files and safetensors' raise errors of their own: what those say of a full disk."""
+"""Errors of a full disk from torch's and safetensors' file writers, which do not raise OSError."""
 
 _Verls = PPOTrainer if TYPE_CHECKING else object
 
@@ -60,9 +60,9 @@ class SafeStorage(_Verls):
             raise StorageError(
                 f"the rollouts of step {step} could not be written to {file}: {why}; {_free(file)}",
                 fix=(
-                    "make room, or name another folder (trainer.rollout_data_dir, trainer.validation_data_dir), or "
-                    "write fewer groups (trainer.turn.dump.groups), then start again with the same command: verl goes "
-                    "on from its last checkpoint"
+                    "free space, or set another folder (trainer.rollout_data_dir, trainer.validation_data_dir), or "
+                    "write fewer groups (trainer.turn.dump.groups), then start again with the same command: verl "
+                    "continues from its last checkpoint"
                 ),
             ) from error
 
@@ -90,12 +90,12 @@ def check_last_checkpoint(trainer: Any) -> None:
     there = sorted(int(path.name.removeprefix(PREFIX)) for path in folder.glob(f"{PREFIX}*"))
     said = tracker.read_text(errors="replace").strip()
     raise ConfigError(
-        f"{tracker} says {said!r}, and there is no such checkpoint beside it (there is: "
-        f"{', '.join(map(str, there)) or 'none'}), so verl would begin again at step 0",
+        f"{tracker} says {said!r}, but there is no such checkpoint next to it (found: "
+        f"{', '.join(map(str, there)) or 'none'}), so verl would start over at step 0",
         fix=(
-            "write the number of one that is whole into that file, or take another trainer.default_local_dir, or "
-            "remove the file to begin again. (trainer.max_actor_ckpt_to_keep=1 lets verl remove the last checkpoint "
-            "before the new one is whole: take 2)"
+            "write the number of a complete one into that file, set another trainer.default_local_dir, or "
+            "remove the file to start over. (trainer.max_actor_ckpt_to_keep=1 lets verl remove the last checkpoint "
+            "before the new one is complete: set it to 2)"
         ),
     )
 
@@ -112,14 +112,18 @@ def _explained(folder: Path, step: int) -> Iterator[None]:
         if left is None and before is not None:  # the file that names it was emptied, or it was removed
             left_text = f"that of step {before} is damaged too"
         else:
-            left_text = "there is none before" if left is None else f"that of step {left} is whole: a start takes it"
+            left_text = (
+                "there is no earlier one"
+                if left is None
+                else f"that of step {left} is complete: the next start uses it"
+            )
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         if "inline_container" in reason:  # torch's words for it name no cause
-            reason = f"a file could not be written whole, as on a full disk ({reason.strip()})"
+            reason = f"a file could not be written completely, as on a full disk ({reason.strip()})"
         raise StorageError(
             f"the checkpoint of step {step} could not be written to {checkpoint_folder(folder, step)}: "
             f"{reason.strip()}; {_free(folder)}; {left_text}",
-            fix="make room, or name another trainer.default_local_dir, then start again",
+            fix="free space, or set another trainer.default_local_dir, then start again",
         ) from error
 
 

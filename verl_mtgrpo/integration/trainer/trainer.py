@@ -96,7 +96,7 @@ class _TurnTrainer(SafeStorage, _Verls):
 
     @trainer_mode.setter
     def trainer_mode(self, _name: str) -> None:
-        """Ignore the name: verl's constructor stores ``trainer.v1.trainer_mode`` here, which is our name of the mode."""
+        """Ignore the name: verl's constructor stores ``trainer.v1.trainer_mode`` here, our name of the mode."""
 
     def _build_replay_buffer(self) -> ReplayBuffer:
         """Build our replay buffer with what verl works out for its own; leave a custom sampler as it is."""
@@ -207,7 +207,7 @@ def fetch(batch: KVBatchMeta, names: tuple[str, ...]) -> dict[str, Tensor | np.n
     missing = [name for name in names if name != TRANSCRIPT and TOKEN_FIELDS.get(name, "extra_fields") not in data]
     if missing:
         raise CreditInputError(
-            f"the estimator asks for {missing[0]}, which this batch does not have",
+            f"the estimator needs {missing[0]}, which this batch does not have",
             fix=source_of(missing[0]),
         )
     return {
@@ -259,5 +259,5 @@ def _of_rows(data: Any, batch: KVBatchMeta, name: str) -> np.ndarray:
         if isinstance(fields, dict) and not tag.get("is_padding", False):
             found[row] = fields[name] if name in fields else (fields.get("reward_extra_info") or {}).get(name)
     if all(value is None for value in found):
-        raise CreditInputError(f"the estimator asks for {name}, which no rollout has", fix=source_of(name))
+        raise CreditInputError(f"the estimator needs {name}, which no rollout has", fix=source_of(name))
     return found

@@ -25,7 +25,7 @@ class StallGuard:
         if timeout_s is not None and not float(timeout_s) > 0:
             raise ConfigError(
                 f"trainer.v1.sampler.sampler_kwargs.stall_timeout_s={timeout_s}",
-                expected="a number of seconds above 0, or null to wait for ever",
+                expected="a number of seconds above 0, or null to wait indefinitely",
             )
         self.timeout_s = None if timeout_s is None else float(timeout_s)
         self.clock = clock
@@ -52,17 +52,16 @@ class StallGuard:
             return
         still = now - self.since
         what = (
-            f"step {self.step}: no rollout ended for {still:.0f} s; {len(open_groups)} questions are not finished, "
+            f"step {self.step}: no rollout finished for {still:.0f} s; {len(open_groups)} questions are not finished, "
             f"{ended} rollouts are there"
         )
         if self.timeout_s is not None and still >= self.timeout_s:
             raise StalledError(
-                f"{what}. Something that makes rollouts hangs: the rollout server, a tool or a reward that never "
-                "answers",
+                f"{what}. Something hangs: the rollout server, a tool or a reward function that never answers",
                 fix=(
-                    "look above for the last thing they said, give tools and rewards a timeout, or raise "
+                    "look above for their last output, give tools and rewards a timeout, or raise "
                     "trainer.v1.sampler.sampler_kwargs.stall_timeout_s if one rollout may take that long; then start "
-                    "again with the same command: verl goes on from its last checkpoint"
+                    "again with the same command: verl continues from its last checkpoint"
                 ),
             )
         if now - self.said >= SAY_EVERY_S:
