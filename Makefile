@@ -42,7 +42,7 @@ BIN_VLLM := $(VENV_VLLM)/bin
 INSTALLED_VLLM := $(VENV_VLLM)/.installed
 DEMO_VENV := $(if $(filter vllm,$(ROLLOUT)),$(VENV_VLLM),$(VENV))
 
-.PHONY: help install install-vllm install-browser demo demo-compare test test-unit test-verl test-verl-main \
+.PHONY: help install install-vllm install-browser demo demo-compare t test test-unit test-verl test-verl-main \
         test-browser test-slow test-recipes test-vllm test-gpu lint docs audit clean
 
 help: ## show this help
@@ -87,6 +87,9 @@ demo-compare: $(INSTALLED) ## MT-GRPO against GRPO-OR and GRPO-MR, 3 seeds; can 
 	@exec $(BIN)/mtgrpo compare --runs $(OUT) --out examples/quickstart
 
 test: test-unit test-verl ## all tests: unit tests, then verl's real trainer
+
+t: $(INSTALLED) ## the tests to run while you write: no process, no config of verl, no network (half a minute)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -x --ff -n $(WORKERS) --dist loadfile -m fast
 
 # Several processes at once, one thread each: torch's threads of several processes on few cores slow each other down a
 # hundredfold. Tests that measure time have the machine for themselves.

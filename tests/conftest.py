@@ -1,12 +1,100 @@
+"""What tests of several folders share: the check of what they cost, and fixtures that take time to make."""
+
 from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.costs import Costs, marked_module
 
-@pytest.fixture(autouse=True)
-def the_verl_in_front_counts_as_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+if TYPE_CHECKING:
+    from tests.doctor.setups import Healthy
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Costs(), "costs")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """``make t`` does not even import a module that is marked as a whole: many of them import verl."""
+    return True if config.option.markexpr == "fast" and marked_module(collection_path) else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_verl_in_front_counts_as_tested() -> Any:
     """``make test-verl-main``: that this verl was never tested is no failure of a test about something else."""
     from verl_mtgrpo.doctor import versions
 
-    if versions.verl_in_front():
-        monkeypatch.setattr(versions, "verl_in_front", lambda: None)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if versions.verl_in_front():
+            monkeypatch.setattr(versions, "verl_in_front", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def yaml_is_parsed_once() -> Any:
+    if "omegaconf" not in sys.modules:  # no test that has been collected composes
+        yield
+        return
+    from tests.composed import parsing_once
+
+    with parsing_once():
+        yield
+
+
+# ---- rollouts through verl's agent loop (tests/agent_loops.py)
+
+
+@pytest.fixture(scope="module")
+def config() -> Any:
+    """What an agent loop reads of verl's config."""
+    from tests.agent_loops import loop_config
+
+    return loop_config()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from tests.agent_loops import loop_tokenizer
+
+    return loop_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def tools() -> list[Any]:
+    from tests.agent_loops import search_function
+
+    return [search_function()]
+
+
+# ---- set-ups of a run (tests/doctor/setups.py)
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Healthy:
+    from tests.doctor.setups import Healthy
+
+    return Healthy(tmp_path_factory.mktemp("setup"))
+
+
+@pytest.fixture
+def surroundings(healthy: Healthy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a healthy set-up."""
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    monkeypatch.setenv("MTGRPO_INDEX", str(healthy.index))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("VERL_USE_EXTERNAL_PLUGINS", raising=False)
+
+
+@pytest.fixture
+def configs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The configs that the doctor has composed, as the trainer would get them."""
+    from verl_mtgrpo.doctor import compose
+
+    made: list[Any] = []
+    original = compose.compose_config
+    monkeypatch.setattr(compose, "compose_config", lambda line: made.append(original(line)) or made[-1])
+    return made

@@ -6,6 +6,9 @@ Nothing here uses the package: rows are Python lists, statistics are sums and ro
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
+from typing import Any
 
 
 def runs_of_ones(mask: list[int]) -> list[list[int]]:
@@ -261,3 +264,19 @@ def squad_f1(prediction: str, gold: list[str]) -> float:
             precision, recall = same / len(predicted), same / total
             best = max(best, 2 * precision * recall / (precision + recall))
     return best
+
+
+def naive_bm25(query: str, corpus: list[Any], k1: float = 1.2, b: float = 0.75) -> list[tuple[str, float]]:
+    """Robertson's BM25 with the never-negative idf ln(1 + (N - n + 0.5)/(n + 0.5)), from the formula."""
+    documents = {p.id: Counter(re.findall(r"[a-z0-9]+", f"{p.title} {p.text}".lower())) for p in corpus}
+    lengths = {id: sum(words.values()) for id, words in documents.items()}
+    mean = sum(lengths.values()) / len(lengths)
+    scores: dict[str, float] = {}
+    for word in re.findall(r"[a-z0-9]+", query.lower()):
+        holders = [id for id, words in documents.items() if word in words]
+        idf = math.log(1 + (len(documents) - len(holders) + 0.5) / (len(holders) + 0.5))
+        for id in holders:
+            tf = documents[id][word]
+            norm = k1 * (1 - b + b * lengths[id] / mean)
+            scores[id] = scores.get(id, 0.0) + idf * tf * (k1 + 1) / (tf + norm)
+    return sorted(scores.items(), key=lambda item: -item[1])

@@ -11,7 +11,7 @@ import ray
 import transfer_queue as tq
 from omegaconf import OmegaConf
 
-from tests.integration.trainer.test_trainer import config
+from tests.composed import composed
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def own_queue() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="mtg", dir="/tmp", ignore_cleanup_errors=True) as folder:
         ray.init(num_cpus=16, include_dashboard=False, _temp_dir=folder, log_to_driver=False)
         try:
-            queue = config(preset="mt_grpo").transfer_queue
+            queue = composed(preset="mt_grpo").transfer_queue
             OmegaConf.set_struct(queue, False)
             queue.enable = True
             tq.init(queue)

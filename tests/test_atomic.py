@@ -55,6 +55,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path):
     assert names(tmp_path) == {"demo"} and names(folder) == {"new"}
 
 
+@pytest.mark.process
 def test_one_process_at_a_time_and_a_killed_one_holds_nothing(tmp_path: Path):
     from filelock import Timeout
 

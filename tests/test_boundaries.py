@@ -40,6 +40,7 @@ SEAMS = {
     "trainer": {"", "advantage", "rollout"},
     "": {"advantage"},
 }
+TESTS = sorted((PACKAGE.parent / "tests").rglob("test_*.py"))
 PURE = {
     *("credit", "rewards", "retrieval", "data", "watch"),
     *(f"integration/trainer/{name}" for name in ("accounting", "left_out", "validation", "waiting")),
@@ -157,6 +158,18 @@ def test_no_command_imports_another():
 def test_recipes_and_examples_import_no_command(folder):
     for path in (PACKAGE.parent / folder).rglob("*.py"):
         assert not [name for name in ours(path) if name[:1] == ["cli"]], path
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_no_test_module_imports_another(path):
+    """What several of them need stands in conftest.py (fixtures) or in a plain module."""
+    assert not [name for name in imported(path) if re.match(r"tests\.(\w+\.)*test_", name)]
+
+
+def test_only_one_module_composes():
+    """tests/composed.py composes each config once; a test that wants what Hydra says itself goes through the doctor."""
+    found = {path.name for path in TESTS if {"hydra.compose", "hydra.initialize_config_module"} & imported(path)}
+    assert not found
 
 
 def test_files_stay_short():

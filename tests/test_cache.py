@@ -49,6 +49,7 @@ for n in itertools.count():
 """
 
 
+@pytest.mark.process
 def test_a_killed_writer_loses_nothing_that_it_had_written(tmp_path):
     file = tmp_path / "c.db"
     process = subprocess.Popen([sys.executable, "-c", ENDLESS, str(file)], stdout=subprocess.PIPE, text=True)

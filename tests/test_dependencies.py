@@ -22,6 +22,7 @@ else:
     import tomli as tomllib  # pytest requires it on Python 3.10
 
 pytest.importorskip("verl")
+pytestmark = pytest.mark.imports_verl
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -117,6 +118,7 @@ def test_every_python_version_is_tested():
     assert tested == stated == [f"3.{minor}" for minor in range(30) if f"3.{minor}" in allowed]
 
 
+@pytest.mark.process
 def test_nothing_is_tracked_that_git_ignores():
     """git replaces what it finds where a tracked file belongs: a tracked link .venv once removed an environment."""
     listing = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]

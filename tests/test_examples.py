@@ -88,14 +88,16 @@ def test_the_tool_answers_whatever_a_model_writes(calculator, expression: Any):
     assert response.text.startswith("Error: ") and not info["ok"]
 
 
+@pytest.mark.compose
 def test_what_the_tool_pays_reaches_the_turn_through_verls_agent_loop(calculator):
-    from tests.integration.rollout import test_agent_loop as loops
+    from tests.agent_loops import final_answer, loop_config, run
+    from verl_mtgrpo.demo.policy import build_tokenizer
+    from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
 
-    config = loops.config.__wrapped__()
     call = '<tool_call>{"name": "calculate", "arguments": {"expression": "(3 + 4) * 2"}}</tool_call>'
-    tokenizer = loops.build_tokenizer([call, "Error <answer>14</answer>"], [])
-    script = [call, call.replace("(3 + 4) * 2", "x"), loops.final_answer("14")]
-    output = loops.run(loops.TurnToolAgentLoop, config, tokenizer, [calculator], script=script, response_length=400)
+    tokenizer = build_tokenizer([call, "Error <answer>14</answer>"], [])
+    script = [call, call.replace("(3 + 4) * 2", "x"), final_answer("14")]
+    output = run(TurnToolAgentLoop, loop_config(), tokenizer, [calculator], script=script, response_length=400)
     rollout = output.extra_fields["transcript"]
     first, second = (turn.tool_calls[0] for turn in rollout.turns[:2])
     assert (first.result, first.reward, first.ok) == ("14", 0.2, True)
@@ -157,6 +159,7 @@ def test_the_arithmetic_of_the_dump_is_the_estimators(tmp_path: Path, capsys: py
     assert " = turns " in shown and "-> Doc 1 (Title: Orrin) Vel is a river." in shown
 
 
+@pytest.mark.process
 def test_the_dump_reader_needs_no_package(tmp_path: Path):
     path = write_rows(tmp_path / "3.jsonl", [dump_row("q", 0, transcript("Vel"), [1.0], **{"outcome/dropped": 0.0})])
     done = subprocess.run(
@@ -173,9 +176,8 @@ def test_the_dump_reader_needs_no_package(tmp_path: Path):
 def recipe(tmp_path: Path, *more: str) -> Any:
     """What verl would run with, composed from the arguments that the script gives it."""
     pytest.importorskip("verl")
-    from hydra import compose, initialize_config_module
-
     import verl_mtgrpo.plugin  # noqa: F401  (verl loads it in a run)
+    from tests.composed import composed
 
     say = tmp_path / "say"
     say.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
@@ -186,10 +188,11 @@ def recipe(tmp_path: Path, *more: str) -> Any:
     )  # fmt: skip
     dash_m, module, *overrides = done.stdout.splitlines()
     assert (dash_m, module) == ("-m", "verl.trainer.main_ppo")
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", overrides)
+    return composed(*overrides)
 
 
+@pytest.mark.process
+@pytest.mark.compose
 def test_three_overrides_turn_the_recipe_into_mt_grpo(tmp_path: Path):
     before = recipe(tmp_path)
     assert before.algorithm.adv_estimator == "grpo"

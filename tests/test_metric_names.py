@@ -27,6 +27,8 @@ from verl_mtgrpo.rewards.metric_names import COMPONENT_METRICS, ROLLOUT_METRICS,
 from verl_mtgrpo.watch.diagnostics import measure_credit
 from verl_mtgrpo.watch.guards import Guards, GuardSettings
 
+pytestmark = [pytest.mark.network, pytest.mark.compose]
+
 TRUTH = {"target": ["Oslo"]}
 
 

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("verl")
-
-from tests.doctor.test_broken_setups import doctor, healthy, surroundings  # noqa: F401  fixtures
+from tests.doctor.setups import doctor
 from tests.report.made import training_row, transcript, write_rows
 from verl_mtgrpo import config
 from verl_mtgrpo.cli.compare import comparison_markdown
@@ -99,6 +97,7 @@ def test_the_words_of_the_report(added: Estimator) -> None:
     assert in_words(NAME) == added.words == "What the first turn was paid; no other turn is credited."
 
 
+@pytest.mark.process
 def test_the_report_loads_the_modules_that_a_run_loads(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,16 +111,18 @@ def test_the_report_loads_the_modules_that_a_run_loads(
     assert index["estimators"][NAME]["words"].startswith("What the first turn was paid")
 
 
+@pytest.mark.compose
 @pytest.mark.parametrize(("compares", "status"), [(False, "ok"), (True, "fail")])
 def test_the_doctor(
     compares: bool,
     status: str,
     module: str,
-    healthy,  # noqa: F811
+    healthy,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
     """One rollout per prompt is enough for an estimator that does not compare rollouts."""
+    pytest.importorskip("verl")
     text = MODULE.replace("compares_rollouts=False", f"compares_rollouts={compares}")
     (tmp_path / "my_estimators.py").write_text(text)
     __import__(module)

@@ -12,8 +12,13 @@ import pytest
 
 pytest.importorskip("verl")
 
+from tests import fresh
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+pytestmark = [pytest.mark.process, pytest.mark.imports_verl]
+
+
+def new_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A new interpreter: where it counts that nothing at all is loaded."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True,
@@ -23,23 +28,39 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_import_verl_alone_registers_our_names():
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return fresh.python(textwrap.dedent(code), {**os.environ, "VERL_PLATFORM": "", **environment})
+
+
+@pytest.fixture(scope="module")
+def ours() -> dict[str, list[str]]:
+    """What one process has after ``import verl``: its modules, then what stands for our names."""
     code = """
+        import json, sys
         import verl
+        modules = sorted(sys.modules)
         from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
         from verl.experimental.reward_loop.reward_manager.registry import get_reward_manager_cls
         from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
         from verl.trainer.ppo.v1 import get_trainer_cls
         from omegaconf import OmegaConf
-        print(get_adv_estimator_fn("mt_grpo").__module__)
-        print(_agent_loop_registry["mtgrpo_tool_agent"]["_target_"])
-        print(get_reward_manager_cls("mtgrpo").__name__)
-        print(OmegaConf.has_resolver("mtgrpo_asset"))
-        print(get_policy_loss_fn("turn_gspo").__module__)
-        print(*[get_trainer_cls(f"mtgrpo_{mode}").__name__ for mode in ("sync", "colocate_async", "separate_async")])
+        names = [
+            get_adv_estimator_fn("mt_grpo").__module__,
+            _agent_loop_registry["mtgrpo_tool_agent"]["_target_"],
+            get_reward_manager_cls("mtgrpo").__name__,
+            str(OmegaConf.has_resolver("mtgrpo_asset")),
+            get_policy_loss_fn("turn_gspo").__module__,
+            *[get_trainer_cls(f"mtgrpo_{mode}").__name__ for mode in ("sync", "colocate_async", "separate_async")],
+        ]
+        print(json.dumps({"modules": modules, "names": names}))
     """
-    result = python(code)
-    assert result.stdout.split() == [
+    result = new_python(code)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_import_verl_alone_registers_our_names(ours):
+    assert ours["names"] == [
         "verl_mtgrpo.integration.advantage.estimators",
         "verl_mtgrpo.integration.rollout.agent_loop.TurnToolAgentLoop",
         "TurnRewardManager",
@@ -48,7 +69,7 @@ def test_import_verl_alone_registers_our_names():
         "TurnTrainerSync",
         "TurnTrainerColocateAsync",
         "TurnTrainerSeparateAsync",
-    ], result.stderr
+    ]
 
 
 def test_loading_twice_and_by_module_name_does_no_harm():
@@ -63,16 +84,15 @@ def test_loading_twice_and_by_module_name_does_no_harm():
     assert result.stdout.strip() == "True", result.stderr
 
 
-def test_the_plugin_itself_is_light():
+def test_the_plugin_itself_is_light(ours):
     # What `import verl` loads because of us, measured as modules and not as noisy milliseconds.
     code = """
         import json, sys
         import verl
         print(json.dumps(sorted(sys.modules)))
     """
-    plain = python(code, VERL_USE_EXTERNAL_PLUGINS="none")
-    ours = python(code)
-    added = set(json.loads(ours.stdout)) - set(json.loads(plain.stdout))
+    plain = new_python(code, VERL_USE_EXTERNAL_PLUGINS="none")
+    added = set(ours["modules"]) - set(json.loads(plain.stdout))
     heavy = {name for name in added if not name.startswith(("verl_mtgrpo", "wrapt"))}
     # importlib.resources and its like: small standard library modules
     assert not {name.split(".")[0] for name in heavy} - set(sys.stdlib_module_names), heavy
@@ -94,7 +114,7 @@ def test_the_plugin_adds_less_than_100_ms():
         import verl_mtgrpo.plugin
         print(time.perf_counter() - start)
     """
-    best = min(float(python(code).stdout) for _ in range(3))
+    best = min(float(new_python(code).stdout) for _ in range(3))
     assert best < 0.1
 
 
@@ -119,17 +139,25 @@ PURE = ["verl_mtgrpo", "verl_mtgrpo.credit", "verl_mtgrpo.rewards", "verl_mtgrpo
 HOSTS = ("verl", "ray", "vllm", "transformers")
 
 
-def hosts_loaded_by(module: str) -> str:
-    code = f"import {module}, sys; print(*[name for name in {HOSTS} if name in sys.modules])"
+def hosts_loaded_by(modules: list[str], python=new_python) -> dict[str, list[str]]:
+    """The hosts that a process has loaded after each of these modules, imported in this order."""
+    code = f"""
+        import importlib, json, sys
+        found = {{}}
+        for name in {modules}:
+            importlib.import_module(name)
+            found[name] = [host for host in {HOSTS} if host in sys.modules]
+        print(json.dumps(found))
+    """
     result = python(code)
     assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
+    return json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("module", PURE)
-def test_pure_parts_import_without_their_hosts(module):
-    assert hosts_loaded_by(module) == ""
+def test_pure_parts_import_without_their_hosts():
+    assert hosts_loaded_by(PURE) == {module: [] for module in PURE}
 
 
 def test_the_test_above_can_fail():
-    assert "verl" in hosts_loaded_by("verl_mtgrpo.integration.advantage.estimators").split()
+    impure = "verl_mtgrpo.integration.advantage.estimators"
+    assert "verl" in hosts_loaded_by([impure], python)[impure]

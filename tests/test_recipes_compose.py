@@ -13,14 +13,16 @@ import pytest
 
 pytest.importorskip("verl")
 
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from verl.trainer.ppo.utils import need_critic
 
 import verl_mtgrpo.config
-from tests.test_recipes import RECIPES
+from tests.composed import composed
+from tests.recipes import RECIPES
 from verl_mtgrpo.integration.parts import uses_turns
 from verl_mtgrpo.integration.preflight import check_run
+
+pytestmark = [pytest.mark.process, pytest.mark.compose]
 
 SCRIPTS = {
     "paper_v1_triviaqa/run.sh": ["mt_grpo_v1", "mt_grpo", "grpo_or", "grpo_mr"],
@@ -46,8 +48,7 @@ def arguments(script: str, *given: str, **environment: str) -> subprocess.Comple
 def config(script: str, method: str):
     printed = arguments(script, *filter(None, [method]))
     assert printed.returncode == 0, printed.stderr
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        run = compose("ppo_trainer", printed.stdout.splitlines())
+    run = composed(*printed.stdout.splitlines())
     OmegaConf.resolve(run)
     return run
 
@@ -164,9 +165,8 @@ def test_a_dry_run_changes_what_it_says_and_nothing_else(script, tmp_path: Path)
     assert bool(dropped) == script.startswith("megatron")
     changes = {**dry.cpu_values(overrides), **dry.sizes(overrides), **dry.files(tmp_path, tmp_path)}
     changes.pop("hydra.run.dir")
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        written = compose("ppo_trainer", overrides)
-        changed = compose("ppo_trainer", [*overrides, "+mtgrpo_cpu=default", *dry.as_overrides(changes)])
+    written = composed(*overrides)
+    changed = composed(*overrides, "+mtgrpo_cpu=default", *dry.as_overrides(changes))
     check_run(changed)
     before, after = (dict(dry.leaves(OmegaConf.to_container(run), "")) for run in (written, changed))
     cpu = OmegaConf.load(Path(verl_mtgrpo.config.__path__[0]) / "mtgrpo_cpu" / "default.yaml")

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.recipes import RECIPES
+
 pytest.importorskip("verl")
 
-from tests.test_recipes import RECIPES
+pytestmark = [pytest.mark.process, pytest.mark.imports_verl]
+
 
 # Each recipe with its main method, and the other kinds: with and without a critic, in groups.
 RUNS = [

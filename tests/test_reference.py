@@ -24,6 +24,8 @@ from verl_mtgrpo.integration.settings import TrainerTurnSettings, TurnRewardSett
 from verl_mtgrpo.retrieval import HTTPRetriever, open_retriever
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
 
+pytestmark = pytest.mark.compose
+
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "verl_mtgrpo" / "config"
 GROUPS = {path.stem: path for path in sorted((CONFIG / "mtgrpo").glob("[!_]*.yaml"))}

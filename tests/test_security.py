@@ -71,6 +71,7 @@ sys.exit("no route to host")
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("auditor", "code", "said"),
     [

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 # 64 searches that all want to run at once, in a process that may use the cores it is given; says how many ran at most.
 MANY = """
 import asyncio, os, sys, threading, time

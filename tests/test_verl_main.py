@@ -10,6 +10,8 @@ import pytest
 
 from tests import verl_main
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def fake(tmp_path: Path) -> Path:

@@ -14,6 +14,8 @@ import pytest
 
 pytest.importorskip("verl")
 
+pytestmark = [pytest.mark.process, pytest.mark.imports_verl]
+
 ROOT = Path(__file__).parents[1]
 
 PROBE = """

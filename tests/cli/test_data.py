@@ -92,6 +92,7 @@ def test_a_known_set_from_local_files_with_an_index(tmp_path: Path, capsys: pyte
     ]
 
 
+@pytest.mark.process
 def test_without_network_the_message_says_how_to_use_local_files():
     def error_of(*arguments: str) -> str:
         result = subprocess.run(
@@ -133,6 +134,7 @@ def test_question_sets_of_ones_own(tmp_path: Path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.process
 def test_help_has_examples_and_loads_nothing_heavy():
     code = (
         "import sys, argparse; from verl_mtgrpo.cli import data, index\n"

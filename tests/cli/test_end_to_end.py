@@ -26,6 +26,8 @@ from verl_mtgrpo.retrieval.bm25 import BM25Index
 
 pytest.importorskip("verl")
 
+pytestmark = [pytest.mark.process, pytest.mark.imports_verl]
+
 _SETTINGS = dataclasses.replace(
     DemoSettings(), steps=6, prompts=16, rollouts=4, response_length=64, validation_samples=2, save_every=1
 )

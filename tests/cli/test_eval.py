@@ -13,6 +13,8 @@ from tests.report.made import dump_row, rollout_of, write_rows
 from verl_mtgrpo.cli.main import main
 from verl_mtgrpo.rewards import ToolCall
 
+pytestmark = pytest.mark.process
+
 HIT = ToolCall("search", "{}", "Doc 1: The Vel flows by Orrin.")
 
 

@@ -29,6 +29,7 @@ def task(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.process
 def test_a_task_of_ones_own(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
     names = ["turn_rloo", "mt_grpo, none", "gtpo", "turn_gae, exact values", "bilevel_gae, exact values"]

@@ -23,6 +23,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"mtgrpo {__version__}\n"
 
 
+@pytest.mark.process
 def test_starts_without_heavy_imports() -> None:
     script = (
         "import sys; from verl_mtgrpo.cli.main import build_parser; build_parser().format_help(); "
@@ -32,6 +33,7 @@ def test_starts_without_heavy_imports() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.process
 def test_the_import_check_can_fail() -> None:
     script = "import sys, matplotlib; print(sorted({'torch', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -50,6 +52,7 @@ def test_an_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert shown.err == ("mtgrpo: error: the number of training steps is 0; set --steps or DEMO_STEPS to 1 or more\n")
 
 
+@pytest.mark.process
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "verl_mtgrpo.cli.main", "--debug", "demo", "--steps", "0", "--out", str(tmp_path)]
     done = subprocess.run(argv, capture_output=True, text=True)

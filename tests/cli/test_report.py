@@ -10,6 +10,8 @@ import pytest
 from tests.report.made import dump_row, train_row, training_row, transcript, write_rows
 from verl_mtgrpo.cli.main import main
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:

@@ -12,6 +12,8 @@ from verl_mtgrpo.cli.main import main
 from verl_mtgrpo.cli.serve import warn_if_open
 from verl_mtgrpo.retrieval.server import ServerSettings
 
+pytestmark = [pytest.mark.process, pytest.mark.network]
+
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:

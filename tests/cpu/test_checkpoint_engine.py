@@ -11,6 +11,8 @@ pytest.importorskip("verl")
 
 from verl_mtgrpo.cpu.checkpoint_engine import TcpCheckpointEngine
 
+pytestmark = pytest.mark.imports_verl
+
 WEIGHTS = {
     "a": torch.arange(6.0).view(2, 3),
     "b": torch.tensor([1, 2], dtype=torch.int64),

@@ -2,26 +2,21 @@
 
 import pytest
 
+from tests.composed import SEARCHPATH, composed
 from tests.tiny_model import save_model
 
 pytest.importorskip("verl")
 
+pytestmark = pytest.mark.compose
 
-def compose(*overrides):
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
 
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_module("verl.trainer.config", version_base=None):
-        return hydra.compose(
-            "ppo_trainer",
-            ["hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo_cpu=default", *overrides],
-        )
+def on_cpu(*overrides):
+    return composed(SEARCHPATH, "+mtgrpo_cpu=default", *overrides)
 
 
 @pytest.fixture(scope="module")
 def config():
-    return compose()
+    return on_cpu()
 
 
 def test_values_a_run_depends_on(config):
@@ -57,7 +52,7 @@ def test_every_model_uses_sdpa_on_padded_batches(config, model):
 
 
 def test_one_override_makes_two_slots_and_the_mode_reaches_the_server():
-    config = compose("trainer.n_gpus_per_node=2", "trainer.v1.trainer_mode=colocate_async")
+    config = on_cpu("trainer.n_gpus_per_node=2", "trainer.v1.trainer_mode=colocate_async")
     assert config.ray_kwargs.ray_init.num_gpus == 2
     assert config.actor_rollout_ref.rollout.n_gpus_per_node == 2
     assert config.actor_rollout_ref.rollout.engine_kwargs.hf_cpu.trainer_mode == "colocate_async"
@@ -69,7 +64,7 @@ def test_verl_accepts_it(tmp_path):
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
     model = save_model(tmp_path)
-    config = compose(
+    config = on_cpu(
         "algorithm.adv_estimator=grpo",
         "actor_rollout_ref.rollout.n=4",
         f"actor_rollout_ref.model.path={model}",

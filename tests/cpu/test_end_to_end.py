@@ -11,6 +11,8 @@ from tests.training import processes_that_mention, train
 
 pytest.importorskip("verl")
 
+pytestmark = [pytest.mark.process, pytest.mark.imports_verl]
+
 REWARD = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
     return solution_str.count("e") / max(1, len(solution_str))

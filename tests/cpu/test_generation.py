@@ -10,6 +10,8 @@ from verl_mtgrpo.cpu.generation import Request, TokenGenerator
 from verl_mtgrpo.cpu.sampling import SamplingParams
 from verl_mtgrpo.errors import ConfigError, GenerationError
 
+pytestmark = pytest.mark.heavy
+
 VOCABULARY = 97
 END = 7
 

@@ -8,10 +8,13 @@ import types
 
 import pytest
 
+from tests import fresh
 from verl_mtgrpo.cpu.process_group import use_plain_gloo
 from verl_mtgrpo.errors import CompatibilityError
 
 pytest.importorskip("verl")
+
+pytestmark = [pytest.mark.process, pytest.mark.imports_verl]
 
 PROBE = """
 import json, verl
@@ -36,13 +39,15 @@ print(json.dumps({
 """
 
 
-def probe(code=PROBE, **environment):
+def probe(code=PROBE, python=fresh.python, **environment):
     clean = {key: value for key, value in os.environ.items() if key != "VERL_PLATFORM"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**clean, **environment}, capture_output=True, text=True, timeout=120
-    )
+    done = python(code, {**clean, **environment})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def new_python(code, env):
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
 
 
 def test_with_the_variable_everything_is_registered_and_chosen():
@@ -72,7 +77,7 @@ def test_register_is_light_and_idempotent():
         "import json, sys, verl_mtgrpo.cpu as cpu; cpu.register(); cpu.register(); "
         "print(json.dumps([m for m in ('verl', 'torch', 'ray', 'transformers') if m in sys.modules]))"
     )
-    assert probe(code) == []
+    assert probe(code, new_python) == []
 
 
 def test_platform_is_never_detected_automatically():

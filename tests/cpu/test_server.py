@@ -10,6 +10,8 @@ from verl_mtgrpo.errors import ConfigError, GenerationError
 
 pytest.importorskip("verl")
 
+pytestmark = pytest.mark.imports_verl
+
 
 @pytest.fixture(scope="module")
 def model_config(tmp_path_factory):

@@ -12,6 +12,8 @@ from verl_mtgrpo.cpu.sampling import SamplingParams
 from verl_mtgrpo.cpu.serving import GenerationThread
 from verl_mtgrpo.errors import ConfigError, GenerationError
 
+pytestmark = pytest.mark.heavy
+
 VOCABULARY = 61
 TIMEOUT = 60
 

@@ -15,6 +15,8 @@ from verl_mtgrpo.errors import CompatibilityError, ConfigError
 
 pytest.importorskip("verl")
 
+pytestmark = [pytest.mark.process, pytest.mark.compose]
+
 
 class Installed:
     """A folder in front of everything on sys.path: its distributions are found first."""
@@ -116,12 +118,11 @@ def test_the_demo_says_so_before_it_makes_anything(no_vllm: None, tmp_path: Path
 
 def rollout_config(*overrides: str):
     """verl's own config object of the rollout for ``+mtgrpo_cpu=vllm``."""
-    from hydra import compose, initialize_config_module
     from verl.utils.config import omega_conf_to_dataclass
 
-    searchpath = "hydra.searchpath=[pkg://verl_mtgrpo.config]"
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        config = compose("ppo_trainer", [searchpath, "+mtgrpo_cpu=vllm", *overrides])
+    from tests.composed import SEARCHPATH, composed
+
+    config = composed(SEARCHPATH, "+mtgrpo_cpu=vllm", *overrides)
     return omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
 
 
@@ -162,7 +163,7 @@ def test_settings_of_a_gpu_run_are_refused(key: str, value: str) -> None:
 @pytest.mark.verl
 @pytest.mark.slow
 def test_a_run_without_vllm_ends_with_what_to_install(no_vllm: None, tmp_path: Path) -> None:
-    from tests.integration.test_training import make_assets, run
+    from tests.integration.runs import make_assets, run
     from verl_mtgrpo.demo.toy import HERMES
     from verl_mtgrpo.launch.failure import root_error
 

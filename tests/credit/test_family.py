@@ -266,6 +266,7 @@ def test_what_was_paid_before_a_turn_does_not_change_turn_rloos_credit_for_it():
     assert not torch.allclose(after[first], before[first], atol=0.1)
 
 
+@pytest.mark.imports_verl
 class TestAgainstVerl:
     """One turn and its reward on the last token: verl's own estimators."""
 

@@ -19,6 +19,7 @@ def index_of(path: Path) -> BM25Index:
     return BM25Index.build(read_corpus(path), path.parent / "index", source=path.name)
 
 
+@pytest.mark.heavy
 def test_a_line_of_fifty_megabytes(tmp_path: Path):
     path = tmp_path / "c.jsonl"
     text = "harbour " * 6_250_000

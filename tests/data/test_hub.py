@@ -12,6 +12,8 @@ from verl_mtgrpo.data.hub import is_dataset
 from verl_mtgrpo.errors import DataError
 from verl_mtgrpo.retrieval import Passage
 
+pytestmark = pytest.mark.heavy
+
 datasets = pytest.importorskip("datasets")
 
 ROWS = [{"id": "1", "contents": '"Velm"\nA harbour town.'}, {"id": "2", "contents": '"Dravik"\nHills.'}]
@@ -54,6 +56,7 @@ def test_folders_and_names_that_are_no_dataset(tmp_path: Path):
     assert not is_dataset(tmp_path / "file.jsonl")
 
 
+@pytest.mark.process
 def test_without_network_the_message_points_to_local_files():
     code = "from verl_mtgrpo.data.corpus import read_corpus; list(read_corpus('hf:somebody/wiki'))"
     result = subprocess.run(

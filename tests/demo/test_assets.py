@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +23,11 @@ from verl_mtgrpo.demo.world import WorldSize
 from verl_mtgrpo.errors import DataError
 from verl_mtgrpo.retrieval.bm25 import BM25Index
 
+pytestmark = pytest.mark.heavy
+
 TINY = DemoSettings(
     size=WorldSize(entities_per_kind=8, famous_per_kind=2, train_questions=40, val_questions=8),
-    warmup=WarmupSettings(drill_steps=2, habit_steps=2, batch_size=4, warmup_steps=1),
+    warmup=WarmupSettings(drill_steps=1, habit_steps=1, batch_size=4, warmup_steps=1),
     check_samples=1,
 )
 
@@ -55,7 +58,7 @@ def test_the_manifest_says_what_was_made_and_how_it_behaves(assets: DemoAssets):
     manifest = assets.manifest
     assert manifest == json.loads((assets.policy.parent / "demo.json").read_text())
     assert manifest["seed"] == 3
-    assert manifest["settings"]["warmup"]["drill_steps"] == 2
+    assert manifest["settings"]["warmup"]["drill_steps"] == 1
     assert set(manifest["seconds"]) == {"world", "model", "warm-up", "check"}
     assert {"exact_match", "exact_match_closed_book", "tool_rate", "exact_match_with_tool"} <= set(manifest["start"])
     assert all(0 <= share <= 1 for share in manifest["start"].values())
@@ -79,9 +82,9 @@ def test_a_second_call_reuses_and_equal_seeds_make_equal_assets(assets: DemoAsse
     assert again.manifest["start"] == assets.manifest["start"]
 
 
-def test_other_seeds_and_settings_replace_what_is_there(tmp_path: Path):
-    out = tmp_path / "demo"
-    first = weights(prepare_demo(out, seed=0, settings=TINY))
+def test_other_seeds_and_settings_replace_what_is_there(assets: DemoAssets, tmp_path: Path):
+    out = shutil.copytree(assets.policy.parent, tmp_path / "demo")
+    first = weights(assets)
     second = prepare_demo(out, seed=1, settings=TINY)
     assert second.manifest["seed"] == 1
     assert weights(second) != first
@@ -90,6 +93,7 @@ def test_other_seeds_and_settings_replace_what_is_there(tmp_path: Path):
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".unfinished")]
 
 
+@pytest.mark.process
 def test_a_killed_build_is_done_again(tmp_path: Path):
     out = tmp_path / "demo"
     code = (

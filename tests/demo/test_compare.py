@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from verl_mtgrpo.cli.compare import write_comparison
 from verl_mtgrpo.demo.runs import RunResult
 from verl_mtgrpo.demo.training import DemoSettings
@@ -44,6 +46,7 @@ def test_a_value_that_a_run_lacks_does_not_shift_its_row(tmp_path: Path) -> None
     assert row == "| MT-GRPO, seed 0 | 0.900 | – | 0.500 | – | 1:30 |"
 
 
+@pytest.mark.process
 def test_provenance_names_version_and_packages() -> None:
     assert describe_source().startswith(__version__)
     machine = describe_machine()

@@ -35,18 +35,18 @@ def test_other_step_counts_are_refused(steps: str, monkeypatch: pytest.MonkeyPat
         settings_from(None)
 
 
+@pytest.mark.compose
 @pytest.mark.parametrize("preset", group_names())
 def test_settings_compose_with_verls_config(preset: str, tmp_path: Path) -> None:
     """The very overrides of the command line, through Hydra's compose and verl's own primary config."""
     pytest.importorskip("verl")
-    from hydra import compose, initialize_config_module
+    from tests.composed import composed
 
     settings = dataclasses.replace(DemoSettings(), steps=5)
     plan = RunPlan(tmp_path / "a run", preset, 3, assets_below(tmp_path), settings)
     command = plan.command(metrics=tmp_path / "m.jsonl", validate_first=True)
     overrides = [word for word in command.argv()[3:] if not word.startswith("hydra.run.dir")]
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        config = compose("ppo_trainer", overrides=overrides)
+    config = composed(*overrides)
     assert config.trainer.total_training_steps == 5
     assert config.trainer.val_before_train is True
     assert config.trainer.device == "cpu"
@@ -73,6 +73,7 @@ def test_command_names_what_the_run_needs(tmp_path: Path) -> None:
     assert "trainer.val_before_train=False" in command.overrides
 
 
+@pytest.mark.process
 def test_shows_table_rollouts_and_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = RunPlan(tmp_path / "run", "mt_grpo", 0, assets_below(tmp_path), DemoSettings())
     plan.validation.mkdir(parents=True)

@@ -17,6 +17,8 @@ from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.errors import TrainingFailed
 from verl_mtgrpo.launch.command import TrainCommand
 
+pytestmark = pytest.mark.process
+
 _SETTINGS = dataclasses.replace(DemoSettings(), steps=2)
 
 

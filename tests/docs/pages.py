@@ -99,3 +99,14 @@ def _command(page: Path, words: list[str]) -> Iterator[Command]:
     variables = tuple(names) if words[: len(names)] == names else ()
     if words:
         yield Command(page, tuple(words[len(variables) :]), variables)
+
+
+COMMANDS = [command for page in PAGES for command in commands(page)]
+
+
+def of(*start: str) -> list[Command]:
+    return [command for command in COMMANDS if command.words[: len(start)] == start]
+
+
+def is_overrides(command: Command) -> bool:
+    return all("=" in word for word in command.words)

@@ -9,21 +9,23 @@ import subprocess
 
 import pytest
 
-from tests.docs.pages import ALL_PAGES, OTHERS_PAGE, PAGES, ROOT, Command, code_spans, commands, name_of
+from tests.docs.pages import (
+    ALL_PAGES,
+    COMMANDS,
+    OTHERS_PAGE,
+    PAGES,
+    ROOT,
+    code_spans,
+    commands,
+    is_overrides,
+    name_of,
+    of,
+)
 from verl_mtgrpo.cli.main import build_parser
 
-COMMANDS = [command for page in PAGES for command in commands(page)]
 OF_MTGRPO = [command for page in ALL_PAGES for command in commands(page) if command.words[:1] == ("mtgrpo",)]
 SHOWN_ONLY = ("curl", "export", "git", "pip")
 """Programs whose commands are read here and never run."""
-
-
-def of(*start: str) -> list[Command]:
-    return [command for command in COMMANDS if command.words[: len(start)] == start]
-
-
-def is_overrides(command: Command) -> bool:
-    return all("=" in word for word in command.words)
 
 
 def test_no_command_goes_unlooked_at():
@@ -55,12 +57,14 @@ def test_mtgrpo_in_the_text_is_a_subcommand_with_these_options(page):
             assert set(re.findall(r"(?<= )--[a-z-]+", rest)) <= set(options), f"{span} in {name_of(page)}"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", of("make"), ids=str)
 def test_make_has_this_target(command):
     found = subprocess.run(["make", "-n", *command.words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert found.returncode == 0, found.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", of("bash"), ids=str)
 def test_a_script_takes_these_arguments(command):
     script, *arguments = command.words[1:]
@@ -71,6 +75,7 @@ def test_a_script_takes_these_arguments(command):
     assert set(arguments[1:]) <= set(found.stdout.splitlines())
 
 
+@pytest.mark.imports_verl
 @pytest.mark.parametrize("command", of("python"), ids=str)
 def test_python_finds_the_module(command):
     assert command.words[1] == "-m"

@@ -10,11 +10,13 @@ import pytest
 
 pytest.importorskip("verl")
 
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from tests.composed import composed
 from tests.docs.pages import OTHERS_PAGE, PAGES, ROOT, code_spans, name_of
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
+
+pytestmark = pytest.mark.compose
 
 OPEN = "data.apply_chat_template_kwargs."
 """Takes whatever the chat template knows."""
@@ -28,8 +30,7 @@ def keys() -> frozenset[str]:
     """Every key of verl's config with our groups, and those of settings that stand in no group."""
     found = {f"reward.turn.judge.{name}" for name in signature(JudgeSettings).parameters}
     for group in GROUPS:
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            found |= set(_paths(compose("ppo_trainer", [group])))
+        found |= set(_paths(composed(group)))
     return frozenset(found)
 
 

@@ -61,6 +61,7 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_commands_run_as_printed(page, files):
     for command in RUN[page]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from omegaconf import OmegaConf
 
 import verl_mtgrpo.config
 from tests.retrieval.services import free_port
+from verl_mtgrpo.cli.main import main
 from verl_mtgrpo.data.rows import SYSTEM_PROMPTS, make_row, write_parquet
 from verl_mtgrpo.demo.policy import CHAT_TEMPLATE, build_model, build_tokenizer
 from verl_mtgrpo.demo.toy import PASSAGE, QUESTION, RIGHT
@@ -173,3 +178,20 @@ def with_index(name: str, says: str, make: Callable[[Healthy], Any]) -> Broken:
 def with_rows(name: str, says: str, change: Callable[[dict[str, Any]], Any], *, check: str = "data") -> Broken:
     """Each training question is changed."""
     return broken(name, says, check, make=lambda run: f"{DATA}{run.questions('broken', change)}")
+
+
+def doctor(
+    capsys: pytest.CaptureFixture[str], run: Healthy, *overrides: str, preset: str = "mt_grpo"
+) -> tuple[int, Any]:
+    """Return the exit status and the findings of ``mtgrpo doctor`` for the set-up with these overrides."""
+    groups = ["hydra.searchpath=[pkg://verl_mtgrpo.config]", f"+mtgrpo={preset}", "+mtgrpo_cpu=default"]
+    capsys.readouterr()
+    code = main(["doctor", "--quick", "--json", "--", *groups, *run.overrides, *overrides])
+    return code, json.loads(capsys.readouterr().out)["findings"]
+
+
+def main_ppo(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", f"hydra.run.dir={folder}", *overrides]
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "PYTHONPATH": str(root), "VERL_PLATFORM": "", **environment}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=200)

@@ -11,44 +11,21 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 pytest.importorskip("verl")
 
 from tests.doctor.broken_setups import SETUPS
-from tests.doctor.setups import DATA, JUDGE, ROLLOUT, TURNS, Broken, Healthy, dead_url, fake_package
-from tests.doctor.test_start_check import main_ppo
+from tests.doctor.setups import DATA, JUDGE, ROLLOUT, TURNS, Broken, Healthy, dead_url, doctor, fake_package, main_ppo
 from tests.judge_server import JudgeServer
 from tests.training import REPOSITORY
 from verl_mtgrpo.cli.main import main
 from verl_mtgrpo.demo.policy import CHAT_TEMPLATE
-from verl_mtgrpo.doctor import compose
 from verl_mtgrpo.doctor.checks import CHECKS
 from verl_mtgrpo.doctor.start_check import StartCheck
 
-
-@pytest.fixture(scope="module")
-def healthy(tmp_path_factory: pytest.TempPathFactory) -> Healthy:
-    return Healthy(tmp_path_factory.mktemp("setup"))
-
-
-@pytest.fixture(autouse=True)
-def surroundings(healthy: Healthy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VERL_PLATFORM", "cpu")
-    monkeypatch.setenv("MTGRPO_INDEX", str(healthy.index))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.delenv("VERL_USE_EXTERNAL_PLUGINS", raising=False)
-
-
-@pytest.fixture
-def composed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The configs that the doctor has composed, as the trainer would get them."""
-    configs: list[Any] = []
-    original = compose.compose_config
-    monkeypatch.setattr(compose, "compose_config", lambda line: configs.append(original(line)) or configs[-1])
-    return configs
+pytestmark = [pytest.mark.usefixtures("surroundings"), pytest.mark.process, pytest.mark.network, pytest.mark.compose]
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +35,6 @@ def table() -> Iterator[list[tuple[str, int, str]]]:
     print(f"\n\n{'set-up':<45} exit  message")
     for name, code, message in rows:
         print(f"{name:<45} {code:>4}  {message}")
-
-
-def doctor(
-    capsys: pytest.CaptureFixture[str], run: Healthy, *overrides: str, preset: str = "mt_grpo"
-) -> tuple[int, Any]:
-    groups = ["hydra.searchpath=[pkg://verl_mtgrpo.config]", f"+mtgrpo={preset}", "+mtgrpo_cpu=default"]
-    capsys.readouterr()
-    code = main(["doctor", "--quick", "--json", "--", *groups, *run.overrides, *overrides])
-    return code, json.loads(capsys.readouterr().out)["findings"]
 
 
 def arrange(case: Broken, run: Healthy, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
@@ -80,7 +48,7 @@ def arrange(case: Broken, run: Healthy, monkeypatch: pytest.MonkeyPatch) -> tupl
 
 
 @pytest.mark.parametrize("case", SETUPS, ids=lambda case: case.name)
-def test_it_is_said_and_nothing_starts(case, healthy, composed, table, monkeypatch, capsys):
+def test_it_is_said_and_nothing_starts(case, healthy, configs, table, monkeypatch, capsys):
     overrides = arrange(case, healthy, monkeypatch)
     code, findings = doctor(capsys, healthy, *overrides, preset=case.preset)
     failed = [one for one in findings if one["status"] == "fail"]
@@ -91,7 +59,7 @@ def test_it_is_said_and_nothing_starts(case, healthy, composed, table, monkeypat
     table.append((case.name, code, failed[0]["message"]))
     if case.starts:
         with pytest.raises(SystemExit, match=case.says) as ended:
-            StartCheck().on_job_start(config=composed[-1])
+            StartCheck().on_job_start(config=configs[-1])
         assert str(ended.value.code).startswith("verl_mtgrpo.errors.ConfigError: ")
 
 
@@ -101,7 +69,7 @@ def test_there_are_enough_of_them():
     assert {case.check for case in SETUPS} >= {"versions", "plugin", "config", "chat", "index", "lengths", "judge"}
 
 
-def test_a_judge_that_wants_a_key(healthy, composed, capsys, monkeypatch):
+def test_a_judge_that_wants_a_key(healthy, configs, capsys, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     server = JudgeServer()
     server.answer = lambda body, n: 401
@@ -113,7 +81,7 @@ def test_a_judge_that_wants_a_key(healthy, composed, capsys, monkeypatch):
     assert "refuses (HTTP 401), the environment variable OPENAI_API_KEY is not set" in findings[-1]["message"]
 
 
-def test_a_judge_that_refuses_the_key(healthy, composed, capsys, monkeypatch):
+def test_a_judge_that_refuses_the_key(healthy, configs, capsys, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     server = JudgeServer()
     server.answer = lambda body, n: 401
@@ -133,13 +101,13 @@ def test_a_judge_that_refuses_the_key(healthy, composed, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("preset", ["mt_grpo", "mt_ppo", "turn_gae"])
-def test_a_healthy_set_up_is_well(preset, healthy, composed, capsys):
+def test_a_healthy_set_up_is_well(preset, healthy, configs, capsys):
     code, findings = doctor(capsys, healthy, preset=preset)
     assert ([one for one in findings if one["status"] != "ok"], code) == ([], 0)
     assert {one["check"] for one in findings} == {"versions", "plugin", "config"} | {
         check.name for check in CHECKS if check.name not in ("values", "reward", "models", "judge", "unused")
     }
-    StartCheck().on_job_start(config=composed[-1])
+    StartCheck().on_job_start(config=configs[-1])
 
 
 def test_the_same_as_text(healthy, capsys):
@@ -175,7 +143,7 @@ def test_every_format_is_well(format, loop, healthy, capsys):
     assert ([one for one in findings if one["status"] != "ok"], code) == ([], 0)
 
 
-def test_what_cannot_be_seen_from_here_refuses_nothing(healthy, composed, capsys, monkeypatch):
+def test_what_cannot_be_seen_from_here_refuses_nothing(healthy, configs, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     on_the_hub = ("actor_rollout_ref.model.path=nobody/no-such-model",)
     code, findings = doctor(capsys, healthy, *on_the_hub)
@@ -186,25 +154,25 @@ def test_what_cannot_be_seen_from_here_refuses_nothing(healthy, composed, capsys
     code, findings = doctor(capsys, healthy, *several)
     warned = {one["check"] for one in findings if one["status"] == "warn"}
     assert (code, warned) == (0, {"data", "tokenizer", "lengths"})
-    for config in composed:
+    for config in configs:
         StartCheck().on_job_start(config=config)
 
 
-def test_how_much_is_looked_at_is_the_users(healthy, composed, capsys):
+def test_how_much_is_looked_at_is_the_users(healthy, configs, capsys):
     dead = (healthy.tool("dead", index=dead_url(), patience_s=0.5), "trainer.turn.preflight=config")
     doctor(capsys, healthy, *dead)
-    StartCheck().on_job_start(config=composed[-1])
+    StartCheck().on_job_start(config=configs[-1])
     doctor(capsys, healthy, *dead, f"{ROLLOUT}.n=1")
     with pytest.raises(SystemExit, match="compares the rollouts of a prompt"):
-        StartCheck().on_job_start(config=composed[-1])
+        StartCheck().on_job_start(config=configs[-1])
     doctor(capsys, healthy, f"{ROLLOUT}.n=1", "trainer.turn.preflight=off")
-    StartCheck().on_job_start(config=composed[-1])
+    StartCheck().on_job_start(config=configs[-1])
 
 
-def test_all_failures_are_said_at_once(healthy, composed, capsys):
+def test_all_failures_are_said_at_once(healthy, configs, capsys):
     doctor(capsys, healthy, f"{DATA}/no/train.parquet", f"{TURNS}.max_assistant_turns=1")
     with pytest.raises(SystemExit) as ended:
-        StartCheck().on_job_start(config=composed[-1])
+        StartCheck().on_job_start(config=configs[-1])
     turns, data = str(ended.value.code).splitlines()
     assert "max_assistant_turns=1" in turns and "preflight=config" not in turns
     assert "/no/train.parquet does not exist" in data and data.endswith("out with trainer.turn.preflight=config)")

@@ -17,6 +17,8 @@ from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.errors import AbsentError
 
+pytestmark = [pytest.mark.usefixtures("surroundings"), pytest.mark.network, pytest.mark.compose]
+
 GROUPS = ("hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo", "+mtgrpo_cpu=default")
 RUNS = {
     "healthy": (),
@@ -32,25 +34,13 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Healthy:
-    return Healthy(tmp_path_factory.mktemp("setup"))
-
-
-@pytest.fixture(autouse=True)
-def surroundings(run: Healthy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VERL_PLATFORM", "cpu")
-    monkeypatch.setenv("MTGRPO_INDEX", str(run.index))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-
-def composed(run: Healthy, *overrides: str) -> Any:
-    return compose_config(CommandLine((*GROUPS, *run.overrides, *overrides)))
+def composed(healthy: Healthy, *overrides: str) -> Any:
+    return compose_config(CommandLine((*GROUPS, *healthy.overrides, *overrides)))
 
 
 @pytest.mark.parametrize("overrides", RUNS.values(), ids=RUNS)
-def test_the_order_does_not_matter(overrides, run):
-    config = composed(run, *overrides)
+def test_the_order_does_not_matter(overrides, healthy):
+    config = composed(healthy, *overrides)
     expected = examine(Setup(config))
     for seed in range(4):
         checks = random.Random(seed).sample(CHECKS, len(CHECKS))
@@ -58,8 +48,8 @@ def test_the_order_does_not_matter(overrides, run):
 
 
 @pytest.mark.parametrize("overrides", RUNS.values(), ids=RUNS)
-def test_each_check_can_be_made_alone(overrides, run):
-    config = composed(run, *overrides)
+def test_each_check_can_be_made_alone(overrides, healthy):
+    config = composed(healthy, *overrides)
     together = examine(Setup(config))
     for check in CHECKS:
         alone = examine(Setup(config), [check])
@@ -70,8 +60,8 @@ def test_each_check_can_be_made_alone(overrides, run):
         assert [finding for finding in alone if finding.message not in others] == of_it
 
 
-def test_what_is_looked_at_is_opened_once(run):
-    setup = Setup(composed(run))
+def test_what_is_looked_at_is_opened_once(healthy):
+    setup = Setup(composed(healthy))
     assert setup.rows and setup.tools and setup.found and setup.builder is not None
     assert setup.rows is setup.rows and setup.found is setup.found
     with pytest.raises(AttributeError):
@@ -97,8 +87,8 @@ def absent(setup: Setup) -> Iterator[Finding]:
     yield
 
 
-def test_a_check_that_stumbles_stops_no_run(run, monkeypatch):
-    setup = Setup(composed(run))
+def test_a_check_that_stumbles_stops_no_run(healthy, monkeypatch):
+    setup = Setup(composed(healthy))
     (well, stumbled) = examine(setup, [Check("models", stumbling)])
     assert (well.message, stumbled.status) == ("so far so good", "warn")
     assert stumbled.message == "could not be checked: KeyError: 'oops'"
@@ -107,9 +97,9 @@ def test_a_check_that_stumbles_stops_no_run(run, monkeypatch):
         assert [one.status for one in examine(setup, checks)] == ["ok", "skip", "fail"]
 
 
-def test_what_is_not_here_may_be_elsewhere(run):
+def test_what_is_not_here_may_be_elsewhere(healthy):
     for nodes, status in ((1, "fail"), (2, "warn")):
-        (found,) = examine(Setup(composed(run, f"trainer.nnodes={nodes}")), [Check("tools", absent)])
+        (found,) = examine(Setup(composed(healthy, f"trainer.nnodes={nodes}")), [Check("tools", absent)])
         assert (found.status, found.fix) == (status, "install it")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
@@ -96,11 +95,11 @@ def test_text_has_a_line_each_and_a_summary():
     ]
 
 
+@pytest.mark.process
+@pytest.mark.timeout(30)
 def test_a_fresh_process_that_takes_too_long_is_ended(monkeypatch):
     monkeypatch.setattr(doctor_processes, "LIMIT_S", 0.1)
     monkeypatch.setenv("MTGRPO_TEST_MARK", "doctor-too-late")
-    start = time.monotonic()
     (found,) = doctor_processes.registered(with_ray=False)
     assert (found.status, found.message) == ("fail", "a fresh Python did not finish within 0.1 s")
-    assert time.monotonic() - start < 30
     assert processes_that_mention("doctor-too-late") == []

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("verl")
 
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from tests.composed import composed
+from tests.doctor.setups import main_ppo
 from verl_mtgrpo.data.rows import make_row, write_parquet
 from verl_mtgrpo.doctor.start_check import StartCheck
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.parts import check_agent_names, check_parts, check_tool_file, uses_turns
+
+pytestmark = pytest.mark.compose
 
 ROLLOUT = "actor_rollout_ref.rollout"
 LOOP, TOOL = f"{ROLLOUT}.agent.default_agent_loop", f"{ROLLOUT}.multi_turn.tool_config_path"
@@ -32,19 +32,14 @@ BY_HAND = (
 )
 
 
-def config(*overrides: str):
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", list(overrides))
-
-
 @pytest.fixture(scope="module")
 def by_hand():
-    return config(*BY_HAND)
+    return composed(*BY_HAND)
 
 
 @pytest.fixture(scope="module")
 def stock():
-    return config()
+    return composed()
 
 
 def changed(run, *settings: str):
@@ -130,13 +125,6 @@ def test_questions_that_name_another_agent_loop(tmp_path: Path, agent, fine):
         return
     with pytest.raises(ConfigError, match=r"train.parquet has a column agent_name that says tool_agent, .*drop the"):
         check_agent_names(file)
-
-
-def main_ppo(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", f"hydra.run.dir={folder}", *overrides]
-    root = Path(__file__).parents[2]
-    env = {**os.environ, "PYTHONPATH": str(root), "VERL_PLATFORM": "", **environment}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=200)
 
 
 @pytest.mark.verl

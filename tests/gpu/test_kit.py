@@ -172,6 +172,7 @@ sys.exit(estimators.main())
 """
 
 
+@pytest.mark.process
 def test_the_first_part_needs_torch_and_numpy_and_nothing_else():
     done = python(ONLY_TORCH)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -179,6 +180,7 @@ def test_the_first_part_needs_torch_and_numpy_and_nothing_else():
     assert "not run: times beside verl's own grpo, because verl is not installed" in done.stdout
 
 
+@pytest.mark.process
 def test_without_a_gpu_it_says_what_it_needs():
     if not machine.missing_for_cuda():
         pytest.skip("there is a GPU here")

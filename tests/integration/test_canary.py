@@ -41,6 +41,8 @@ from tests.integration.canary.used_keys import used_keys
 from verl_mtgrpo.installed import TESTED_VERL
 from verl_mtgrpo.integration.compat import OVERRIDDEN
 
+pytestmark = pytest.mark.heavy
+
 NOT_VERLS = {
     "verl.plugins": "the name of a group of entry points",
     "verl.tools.schemas:OpenAIFunctionToolSchema.model_validate": "pydantic's",
@@ -86,6 +88,7 @@ def test_verl_has_every_name_signature_and_word():
     assert not problems, said(problems)
 
 
+@pytest.mark.compose
 def test_verl_has_every_config_key():
     problems = config_problems(verls_config_unchanged(), read(), config_entries())
     assert not problems, said(problems)
@@ -285,6 +288,7 @@ def verls_config_unchanged() -> Any:
 LOOPS, V1 = "experimental/agent_loop", "trainer/ppo/v1"
 
 
+@pytest.mark.compose
 @pytest.mark.parametrize(
     ("file", "old", "new", "says"),
     [
@@ -355,6 +359,7 @@ def test_what_verl_renames_is_said_with_what_breaks(file, old, new, says, change
     assert any(re.search(says, problem) for problem in problems), problems
 
 
+@pytest.mark.compose
 def test_a_module_that_is_gone_is_said(copied, tmp_path):
     """verl's branch neo has no V1 trainer."""
     neo = tmp_path / "verl"

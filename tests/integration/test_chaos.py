@@ -14,15 +14,11 @@ import pytest
 
 pytest.importorskip("verl")
 
-from tests.integration.rollout.test_agent_loop import (  # noqa: F401  (the fixtures among them are used by name)
-    config,
-    run,
-    tokenizer,
-    transcript_of,
-)
-from tests.integration.rollout.test_outages import index, search_tool  # noqa: F401
+from tests.agent_loops import run, search_tool, transcript_of
 from verl_mtgrpo.integration.rollout.transcripts import pack
 from verl_mtgrpo.rewards import load_preset
+
+pytestmark = pytest.mark.compose
 
 CHAOS = Path(__file__).parents[2] / "examples" / "chaos"
 SESSIONS = 120
@@ -36,7 +32,7 @@ def chaos(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         sys.modules.pop(name, None)
 
 
-def test_no_malformed_completion_breaks_a_rollout(config, tokenizer, index, chaos, tmp_path, monkeypatch):  # noqa: F811
+def test_no_malformed_completion_breaks_a_rollout(config, tokenizer, index, chaos, tmp_path, monkeypatch):
     from malformed import KINDS, MalformedAgentLoop
 
     journal = tmp_path / "journal.jsonl"

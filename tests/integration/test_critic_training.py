@@ -15,8 +15,10 @@ import torch
 pytest.importorskip("verl")
 
 from tests import oracles
-from tests.integration.test_training import QUESTIONS, ROLLOUTS, run
+from tests.integration.runs import QUESTIONS, ROLLOUTS, run
 from tests.training import REPOSITORY, TrainingRun
+
+pytestmark = pytest.mark.imports_verl
 
 SHORT = ["trainer.test_freq=-1"]
 

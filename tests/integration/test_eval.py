@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("verl")
 
-from tests.integration.test_training import QUESTIONS, run
+from tests.integration.runs import QUESTIONS, run
 from tests.training import REPOSITORY
 
 pytestmark = [pytest.mark.verl, pytest.mark.slow]

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("verl")
 
-from tests.integration.test_training import QUESTIONS, run
+from tests.integration.runs import QUESTIONS, run
 from tests.training import REPOSITORY
 from verl_mtgrpo.data.rows import make_row, write_parquet
 from verl_mtgrpo.demo.policy import build_model, build_tokenizer, save_policy
@@ -20,6 +20,8 @@ from verl_mtgrpo.demo.warmup_settings import WarmupSettings
 from verl_mtgrpo.demo.world import World
 from verl_mtgrpo.report.rollouts import read_dump
 from verl_mtgrpo.rewards import load_preset
+
+pytestmark = pytest.mark.imports_verl
 
 EXAMPLES = REPOSITORY / "examples" / "extend"
 REWARD = f"{EXAMPLES / 'own_turn_reward.py'}:evidence"

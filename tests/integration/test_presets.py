@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("verl")
 
-from hydra import compose, initialize_config_module
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 from verl.trainer.ppo.utils import need_critic
 
 import verl_mtgrpo.config
+from tests.composed import composed
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.doctor.checks import checks_at_start, examine
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.integration.settings import estimator_settings
 
+pytestmark = pytest.mark.compose
+
 CONFIG = Path(verl_mtgrpo.config.__path__[0])
 PRESETS = sorted(path.stem for path in (CONFIG / "mtgrpo").glob("[!_]*.yaml"))
-OURS = "hydra.searchpath=[pkg://verl_mtgrpo.config]"
+
+OURS = {"primary": "mtgrpo_trainer", "module": "verl_mtgrpo.config"}
 
 
-@cache
-def composed(primary: str, *overrides: str):
-    """A config, not to be changed: composing takes a second."""
-    module = "verl_mtgrpo.config" if primary == "mtgrpo_trainer" else "verl.trainer.config"
-    with initialize_config_module(module, version_base=None):
-        run = compose(primary, [*overrides, "actor_rollout_ref.rollout.n=4"])
+def resolved(*overrides: str, **how: str):
+    run = composed(*overrides, "actor_rollout_ref.rollout.n=4", **how)
     OmegaConf.resolve(run)
-    OmegaConf.set_readonly(run, True)
     return run
 
 
@@ -54,7 +51,7 @@ METHODS = [
 
 @pytest.mark.parametrize(("preset", "estimator", "pay"), METHODS)
 def test_every_preset_composes_with_verls_config(preset, estimator, pay):
-    run = composed("ppo_trainer", OURS, f"+mtgrpo={preset}")
+    run = resolved(preset=preset)
     assert (run.algorithm.adv_estimator, run.reward.turn.pay) == (estimator, pay)
     assert run.actor_rollout_ref.rollout.agent.default_agent_loop == "mtgrpo_tool_agent"
     check_run(run)
@@ -70,12 +67,12 @@ def test_every_preset_composes_with_verls_config(preset, estimator, pay):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_primary_config_is_verls_own_with_the_group(preset):
-    assert composed("mtgrpo_trainer", f"mtgrpo={preset}") == composed("ppo_trainer", OURS, f"+mtgrpo={preset}")
+    assert resolved(f"mtgrpo={preset}", **OURS) == resolved(preset=preset)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_with_megatron(preset):
-    run, stock = composed("ppo_megatron_trainer", OURS, f"+mtgrpo={preset}"), composed("ppo_megatron_trainer")
+    run, stock = resolved(preset=preset, primary="ppo_megatron_trainer"), resolved(primary="ppo_megatron_trainer")
     check_run(run)
     assert {engine.strategy for engine in (run.actor_rollout_ref.actor, run.actor_rollout_ref.ref, run.critic)} == {
         "megatron"
@@ -87,13 +84,13 @@ def test_with_megatron(preset):
 
 
 def test_the_primary_config_with_megatron():
-    ours = composed("mtgrpo_trainer", "mtgrpo=mt_ppo", "model_engine=megatron")
-    assert ours == composed("ppo_megatron_trainer", OURS, "+mtgrpo=mt_ppo")
+    ours = resolved("mtgrpo=mt_ppo", "model_engine=megatron", **OURS)
+    assert ours == resolved(preset="mt_ppo", primary="ppo_megatron_trainer")
 
 
 def test_a_misspelt_method_lists_the_known_ones():
     with pytest.raises(MissingConfigException, match=r"Available options in 'mtgrpo':(.|\n)*turn_rloo"):
-        composed("ppo_trainer", OURS, "+mtgrpo=mt_gpro")
+        composed(preset="mt_gpro")
 
 
 def leaves(lines: list[str]) -> list[tuple[str, bool]]:

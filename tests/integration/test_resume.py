@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("verl")
 
-from tests.integration.test_training import QUESTIONS, ROLLOUTS, run
+from tests.integration.runs import QUESTIONS, ROLLOUTS, run
 from tests.training import TrainingRun
 from verl_mtgrpo.data.rows import make_row, write_parquet
 

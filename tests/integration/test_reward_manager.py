@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import threading
@@ -9,74 +8,28 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
 import uvicorn
 
 pytest.importorskip("verl")
 
-from hydra import compose, initialize_config_module
-from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.registry import get_reward_manager_cls
 from verl.experimental.reward_loop.router.naive_router import NaiveRouter
 from verl.trainer.ppo.reward import get_custom_reward_fn
 
+from tests.composed import composed
+from tests.integration.reward_managers import TRANSCRIPT, config, manager, score
 from tests.judge_server import JudgeServer
-from verl_mtgrpo.demo.policy import build_tokenizer
 from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.integration.trainer.accounting import refuse_empty_batch, rollout_metrics
 from verl_mtgrpo.integration.trainer.left_out import Sorted
-from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
+
+pytestmark = [pytest.mark.network, pytest.mark.compose]
 
 JUDGED = [
     "reward.custom_reward_function.path=pkg://verl_mtgrpo.rewards.judge",
     "reward.custom_reward_function.name=scored_by_judge",
 ]
-CALL = '<tool_call>{"name": "search", "arguments": {"query": "q"}}</tool_call>'
-TRANSCRIPT = Transcript(
-    turns=(
-        Turn(CALL, (0, 2), (ToolCall("search", "{}", result="It is Oslo."),)),
-        Turn("<answer>Oslo</answer>", (4, 6)),
-    ),
-    end_reason="answered",
-)
-
-
-def config(*overrides: str):
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose(
-            "ppo_trainer",
-            overrides=[
-                "hydra.searchpath=[pkg://verl_mtgrpo.config]",
-                "+mtgrpo=mt_grpo",
-                "actor_rollout_ref.rollout.n=4",
-                *overrides,
-            ],
-        )
-
-
-def manager(*overrides: str, template: str | None = "{{ messages }}", **more):
-    tokenizer = build_tokenizer(["a b c"], [])
-    tokenizer.chat_template = template
-
-    async def make():
-        return get_reward_manager_cls("mtgrpo")(config(*overrides), tokenizer=tokenizer, compute_score=None, **more)
-
-    return asyncio.run(make())
-
-
-def score(manager, extra_fields) -> dict:
-    row = DataProto.from_dict(
-        tensors={"responses": torch.zeros(1, 6)},
-        non_tensors={
-            "uid": np.array(["u-1"], dtype=object),
-            "reward_model": np.array([{"ground_truth": {"target": ["Oslo"]}}], dtype=object),
-            "tool_extra_fields": np.array([extra_fields], dtype=object),
-            "data_source": np.array(["toy"], dtype=object),
-            "extra_info": np.array([{"id": "7"}], dtype=object),
-        },
-    )
-    return asyncio.run(manager.run_single(row))
 
 
 def test_rewards_and_named_metrics():
@@ -304,9 +257,7 @@ def test_colocated_reward_models_are_refused():
 
 
 def test_a_forgotten_search_path_does_not_silently_train_something_else():
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        run = compose("ppo_trainer", overrides=["+mtgrpo=mt_grpo"])
-    assert run.algorithm.adv_estimator == "mt_grpo"
+    assert composed("+mtgrpo=mt_grpo").algorithm.adv_estimator == "mt_grpo"
 
 
 def test_latency_has_percentiles():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,56 +10,15 @@ import pytest
 pytest.importorskip("verl")
 
 from tests import oracles
-from tests.training import TrainingRun, train
+from tests.integration.runs import QUESTIONS, ROLLOUTS, run, run_format
 from verl_mtgrpo.credit import mt_grpo
-from verl_mtgrpo.demo.toy import SEARCH_R1, XML, Speech, make_toy
+from verl_mtgrpo.demo.toy import SEARCH_R1, XML
 from verl_mtgrpo.integration.trainer.dump import NO_COMPANY
 from verl_mtgrpo.report.catalog import read_catalog
 from verl_mtgrpo.report.dump_files import dump_files
 from verl_mtgrpo.report.why import explain_group
 
-ROLLOUTS, QUESTIONS = 8, 4
-
-
-def make_assets(folder: Path, speech: Speech) -> Path:
-    return make_toy(folder, speech, questions=2 * QUESTIONS)
-
-
-def run(
-    assets: Path,
-    folder: Path,
-    *overrides: str,
-    preset: str = "mt_grpo",
-    env: Mapping[str, str] | None = None,
-    cpu: str = "default",
-    kill_after_step: int | None = None,
-) -> TrainingRun:
-    rollout = "actor_rollout_ref.rollout"
-    settings = [
-        f"actor_rollout_ref.model.path={assets / 'policy'}",
-        f"data.train_files={assets / 'train.parquet'}",
-        f"data.val_files={assets / 'val.parquet'}",
-        f"data.train_batch_size={QUESTIONS}",
-        f"actor_rollout_ref.actor.ppo_mini_batch_size={QUESTIONS}",
-        "actor_rollout_ref.actor.optim.lr=1e-5",  # small: both habits are to be there in the second step too
-        "data.max_prompt_length=64",
-        "data.max_response_length=160",
-        f"{rollout}.n={ROLLOUTS}",
-        f"{rollout}.multi_turn.max_assistant_turns=2",
-        f"{rollout}.val_kwargs.n=4",
-        f"{rollout}.val_kwargs.do_sample=True",
-        f"{rollout}.val_kwargs.temperature=1.0",
-        "trainer.total_training_steps=2",
-        "trainer.total_epochs=2",
-        "trainer.test_freq=2",
-        "trainer.val_before_train=False",
-        f"trainer.validation_data_dir={folder / 'val'}",
-        "trainer.resume_mode=disable",
-        "trainer.save_freq=-1",
-    ]
-    groups = (f"+mtgrpo={preset}", f"+mtgrpo_cpu={cpu}")
-    env = {"MTGRPO_INDEX": str(assets / "index"), **(env or {})}
-    return train(folder, [*settings, *overrides], groups=groups, env=env, timeout=400, kill_after_step=kill_after_step)
+pytestmark = pytest.mark.imports_verl
 
 
 @pytest.mark.verl
@@ -150,34 +108,6 @@ def assert_validation_dump_has_the_credit_of_each_turn(dump: Path) -> None:
     used = mask[:, 2] == 1
     turn_credit = advantages[used, 0] - advantages[used, 2]  # A_1 - A_2 = Â^T
     assert (turn_credit[torch.tensor(hits)] > 0).all()
-
-
-def run_format(speech: Speech, tmp_path: Path, *overrides: str, cpu: str = "default") -> TrainingRun:
-    """Two steps of turn_rloo; returns after checking what holds in every format."""
-    assets = make_assets(tmp_path / "assets", speech)
-    rollout = "actor_rollout_ref.rollout"
-    settings = [f"{rollout}.multi_turn.format={speech.format}", f"{rollout}.agent.default_agent_loop={speech.loop}"]
-    result = run(assets, tmp_path, *settings, *overrides, preset="turn_rloo", cpu=cpu)
-    assert result.returncode == 0, result.tail()
-    assert set(result.steps) == {1, 2}
-    for step in result.steps.values():
-        assert 0 < step["turn/2/rollouts"] < QUESTIONS * ROLLOUTS, "both habits occur"
-        assert step["tool/used"] > 0
-        paid = step["turn/1/reward"] + step["turn/2/reward"] * step["turn/2/rollouts"] / step["turn/1/rollouts"]
-        # A rollout that was dropped is in no mean, verl's own included.
-        assert step["critic/score/mean"] == pytest.approx(paid, abs=1e-4)
-        assert step["critic/advantages/max"] > 0 > step["critic/advantages/min"]
-        assert step["training/rollout_probs_diff_max"] < 1e-3
-    rows = [json.loads(line) for line in (tmp_path / "val" / "2.jsonl").read_text().splitlines()]
-    transcripts = [json.loads(row["transcript"])["turns"] for row in rows]
-    searched = [turns for turns in transcripts if len(turns) == 2]
-    assert searched
-    for first, _ in searched:
-        closing = speech.call[speech.call.rfind("</") :]
-        assert first["text"].rstrip().endswith(closing), "cut behind the closing tag"
-        (call,) = first["tool_calls"]
-        assert not call["result"].startswith("<"), "the tags belong to the format"
-    return result
 
 
 @pytest.mark.verl

@@ -14,8 +14,7 @@ import pytest
 
 pytest.importorskip("verl")
 
-from tests.integration.test_training import QUESTIONS, ROLLOUTS, run
-from tests.integration.test_training_outages import Steps, tool_yaml
+from tests.integration.runs import QUESTIONS, ROLLOUTS, Steps, run, tool_yaml
 from tests.retrieval.services import serving
 from tests.training import TrainingRun
 from verl_mtgrpo.launch.failure import failure_report

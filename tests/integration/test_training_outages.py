@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 pytest.importorskip("verl")
 
-from tests.integration.test_training import run
+from tests.integration.runs import Steps, run, tool_yaml
 from tests.retrieval.services import FAULTY, free_port, serving
-from verl_mtgrpo.integration.hydra.resolvers import asset
 
-
-def tool_yaml(folder: Path, **changes: Any) -> str:
-    """A copy of the packaged tool YAML with other settings."""
-    tools = yaml.safe_load(Path(asset("tools/search_tool.yaml")).read_text())
-    tools["tools"][0]["config"].update(changes)
-    (folder / "tool.yaml").write_text(yaml.safe_dump(tools))
-    return f"actor_rollout_ref.rollout.multi_turn.tool_config_path={folder / 'tool.yaml'}"
+pytestmark = [pytest.mark.network, pytest.mark.imports_verl]
 
 
 @pytest.mark.verl
@@ -83,19 +71,3 @@ def test_rollouts_that_fail_are_counted_and_training_goes_on(assets: Path, tmp_p
     assert any(0 < step["outcome/failed"] < 1 for step in result.steps.values())
     assert all(step["outcome/dropped"] == 0.0 for step in result.steps.values())
     assert "tool 'search' is down: search at http://127.0.0.1" in result.log
-
-
-class Steps:
-    """The steps that a run has logged so far."""
-
-    def __init__(self, file: Path) -> None:
-        self.file, self.stop = file, False
-
-    def wait_for(self, there: Callable[[list[dict[str, Any]]], bool]) -> None:
-        while not self.stop and not there(self._read()):
-            time.sleep(0.05)
-
-    def _read(self) -> list[dict[str, Any]]:
-        text = self.file.read_text() if self.file.exists() else ""
-        rows = [json.loads(line)["data"] for line in text.rpartition("\n")[0].splitlines()]
-        return [row for row in rows if "tool/outage" in row]

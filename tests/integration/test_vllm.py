@@ -16,7 +16,7 @@ pytest.importorskip("verl")
 
 import verl.experimental.agent_loop  # noqa: F401  (first: our part of it is imported from there)
 
-from tests.integration.test_training import QUESTIONS, ROLLOUTS, make_assets, run, run_format
+from tests.integration.runs import QUESTIONS, ROLLOUTS, make_assets, run, run_format
 from verl_mtgrpo.cpu.vllm_check import check_installation
 from verl_mtgrpo.demo.toy import QUESTION, SEARCH_R1
 from verl_mtgrpo.integration.rollout.cutting import CuttingServer

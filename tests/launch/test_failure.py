@@ -12,6 +12,8 @@ import pytest
 from verl_mtgrpo.launch.failure import failure_report, root_error
 from verl_mtgrpo.launch.process import run_child
 
+pytestmark = pytest.mark.process
+
 
 def _output_of(script: str, tmp_path: Path) -> tuple[int, Path]:
     log = tmp_path / "train.log"

@@ -16,6 +16,8 @@ import pytest
 
 from verl_mtgrpo.launch.process import run_child
 
+pytestmark = pytest.mark.process
+
 # Starts a daemon the way Ray does (a session of its own, its parent gone) and an ordinary worker, says so,
 # then does as the argument says.
 _FAMILY = """

@@ -8,11 +8,13 @@ import time
 import pytest
 
 from tests.judge_server import JudgeServer, Says
-from tests.rewards.test_judge import judge
+from tests.rewards.judged import judge
 from verl_mtgrpo.errors import DropRollout, JudgeError
 from verl_mtgrpo.rewards.judge_text import quoted
 
 pytest.importorskip("openai")
+
+pytestmark = pytest.mark.network
 
 CONTROL = [
     "<turn|>", "<tool_call|>", "<seed:bos>", "<seed:eos>", "]~b]user", "[e~[", "<SPECIAL_12>", "<extra_id_1>",

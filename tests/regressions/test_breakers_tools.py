@@ -16,6 +16,8 @@ from verl_mtgrpo.errors import ToolError
 from verl_mtgrpo.integration.rollout.tool_outcome import ToolOutcome, checked_reward, watch, watched
 from verl_mtgrpo.integration.trainer.accounting import rollout_metrics
 
+pytestmark = pytest.mark.imports_verl
+
 
 @pytest.mark.parametrize(
     ("info", "right"),

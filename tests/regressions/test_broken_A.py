@@ -26,9 +26,9 @@ pytest.importorskip("verl")
 
 from verl.tools.function_tool import FUNCTION_TOOL_REGISTRY, function_tool
 
-from tests.integration.rollout.test_agent_loop import config, transcript_of  # noqa: F401  a fixture
+from tests.agent_loops import transcript_of
 from tests.judge_server import JudgeServer
-from tests.regressions.test_tokens import (
+from tests.regressions.tokens import (
     CHAT,
     END,
     RAW,
@@ -53,6 +53,8 @@ from verl_mtgrpo.rewards.judge_text import read_score
 from verl_mtgrpo.rewards.paper_v2 import paper_v2
 from verl_mtgrpo.rewards.search_r1 import search_r1_format
 
+pytestmark = [pytest.mark.network, pytest.mark.compose]
+
 GIVES: dict[str, Any] = {}
 
 
@@ -76,7 +78,7 @@ def tools() -> list[Any]:
 @needs_qwen3
 @pytest.mark.parametrize("behind", [".", ",", '"', "</", "\n\n", "!", " and more"])
 @pytest.mark.parametrize("cls", [CHAT, RAW])
-def test_what_shares_a_token_with_the_closing_tag_is_no_part_of_the_turn(config, tools, cls, behind):  # noqa: F811
+def test_what_shares_a_token_with_the_closing_tag_is_no_part_of_the_turn(config, tools, cls, behind):
     """The tokens stay whole; rewards are those of a turn that ends with its tag, whatever the vocabulary merges."""
     tokenizer = qwen3("instruct")
     turns = [call("search_r1", "Pim"), answer("search_r1")]
@@ -112,7 +114,7 @@ UNREADABLE = [
 @needs_qwen3
 @pytest.mark.parametrize(("inside", "kind"), UNREADABLE, ids=["brackets", "depth", "digits", "name", "query"])
 @pytest.mark.parametrize("cls", [CHAT, RAW])
-def test_a_call_that_json_chokes_on_is_the_models_failure(config, tools, cls, inside, kind):  # noqa: F811
+def test_a_call_that_json_chokes_on_is_the_models_failure(config, tools, cls, inside, kind):
     turn = f"<reasoning>I look.</reasoning><tool>{inside}</tool>"
     script = [turn + END, answer("mtgrpo_xml") + END]
     output = roll(cls, config, qwen3("instruct"), tools, script, "mtgrpo_xml", response_length=9000)
@@ -126,7 +128,7 @@ def test_a_call_that_json_chokes_on_is_the_models_failure(config, tools, cls, in
 
 @needs_qwen3
 @pytest.mark.parametrize(("format", "cls"), SPOKEN)
-def test_half_a_surrogate_pair_in_a_result(config, tools, format, cls):  # noqa: F811
+def test_half_a_surrogate_pair_in_a_result(config, tools, format, cls):
     """No tokenizer takes it: the rollout failed, and verl left its group out."""
     GIVES["Pim"] = "half \ud83d of 😀 it"
     script = [call(format, "Pim") + END, answer(format) + END]
@@ -148,14 +150,14 @@ def test_half_a_surrogate_pair_in_a_result(config, tools, format, cls):  # noqa:
     ],
     ids=str,
 )
-def test_a_tool_may_use_our_names_for_its_own(config, tools, info):  # noqa: F811
+def test_a_tool_may_use_our_names_for_its_own(config, tools, info):
     GIVES["Pim"] = ("It is in Oslo.", 0.5, info)
     script = [call("hermes", "Pim") + END, answer("hermes") + END]
     output = roll(CHAT, config, qwen3("instruct"), tools, script, "hermes")
     GIVES.clear()
     ((one,), ()) = [turn.tool_calls for turn in transcript_of(output).turns]
     assert (one.result, one.ok, one.reward, one.documents, one.faults) == ("It is in Oslo.", True, 0.5, (), ())
-    assert 0 <= one.latency_s < 5
+    assert isinstance(one.latency_s, float) and one.latency_s >= 0
 
 
 # ---- B11: replies of judges

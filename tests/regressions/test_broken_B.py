@@ -14,11 +14,10 @@ import torch
 
 pytest.importorskip("verl")
 
-from hydra import compose, initialize_config_module
 
+from tests.composed import composed
 from tests.doctor.setups import ROLLOUT, TURNS, fake_package
-from tests.doctor.test_broken_setups import healthy, surroundings  # noqa: F401  fixtures
-from tests.integration.test_reward_manager import TRANSCRIPT
+from tests.integration.reward_managers import TRANSCRIPT
 from verl_mtgrpo.doctor.checks import CHECKS, checks_at_start, examine
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.integration.reward_manager import metrics
@@ -27,24 +26,23 @@ from verl_mtgrpo.integration.verl_score import read_score
 from verl_mtgrpo.rewards import TurnRewards
 from verl_mtgrpo.rewards.presets import check_numbers, pay
 
-GROUP = ("hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo")
+pytestmark = pytest.mark.compose
+
 ENGINE = f"{ROLLOUT}.name=vllm"
 FILTER = "algorithm.filter_groups.enable=True"
 OWN_MANAGER = ("reward.reward_manager.source=importlib", "reward.reward_manager.name=Mine")
 
 
-def found(healthy, *change: str, checks=()):  # noqa: F811
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        config = compose("ppo_trainer", [*GROUP, *healthy.overrides, "trainer.n_gpus_per_node=1", *change])
+def found(healthy, *change: str, checks=()):
+    config = composed(*healthy.overrides, "trainer.n_gpus_per_node=1", *change, preset="mt_grpo")
     return examine(
         Setup(config, patience_s=2.0), [check for check in checks or checks_at_start() if check.name != "cpus"]
     )
 
 
 @pytest.fixture(autouse=True)
-def with_vllm(tmp_path, monkeypatch, healthy):  # noqa: F811
+def with_vllm(tmp_path, monkeypatch, surroundings):
     monkeypatch.syspath_prepend(str(fake_package(tmp_path, "vllm", "0.20.0")))
-    monkeypatch.setenv("MTGRPO_INDEX", str(healthy.index))
     monkeypatch.delenv("VERL_PLATFORM", raising=False)
 
 
@@ -59,7 +57,7 @@ SOUND = [
 
 
 @pytest.mark.parametrize(("name", "change"), SOUND, ids=[name for name, _ in SOUND])
-def test_sound_set_ups_are_not_refused(name, change, healthy):  # noqa: F811
+def test_sound_set_ups_are_not_refused(name, change, healthy):
     assert not [one for one in found(healthy, ENGINE, *change) if one.status == "fail"]
 
 
@@ -88,19 +86,19 @@ BROKEN = [
         (ENGINE, "actor_rollout_ref.model.custom_chat_template=/my/template.jinja"),
         "tokenizer",
         "fail",
-        r"is '/my/template.jinja', which is not a Jinja template: verl expects its text, not a path; export CHAT_TEMPLATE",
+        r"is '/my/template.jinja', which is not a Jinja template: .*not a path; export CHAT_TEMPLATE",
     ),
 ]
 
 
 @pytest.mark.parametrize(("name", "change", "check", "status", "says"), BROKEN, ids=[one[0] for one in BROKEN])
-def test_broken_set_ups_are_told(name, change, check, status, says, healthy):  # noqa: F811
+def test_broken_set_ups_are_told(name, change, check, status, says, healthy):
     told = [one for one in found(healthy, *change) if one.check == check and one.status in ("fail", "warn")]
     assert [one.status for one in told] == [status]
     assert re.search(says, str(told[0]))
 
 
-def test_a_template_from_the_environment_is_the_way_that_the_message_names(healthy, monkeypatch):  # noqa: F811
+def test_a_template_from_the_environment_is_the_way_that_the_message_names(healthy, monkeypatch):
     from verl_mtgrpo.demo.policy import CHAT_TEMPLATE
 
     monkeypatch.setenv("CHAT_TEMPLATE", CHAT_TEMPLATE)
@@ -108,7 +106,7 @@ def test_a_template_from_the_environment_is_the_way_that_the_message_names(healt
     assert not [one for one in found(healthy, ENGINE, change) if one.status == "fail"]
 
 
-def test_a_tool_schema_that_verl_refuses_is_no_fault_of_ours(healthy):  # noqa: F811
+def test_a_tool_schema_that_verl_refuses_is_no_fault_of_ours(healthy):
     entry = "class_name: verl.tools.base_tool.BaseTool, config: {type: native}, tool_schema: {type: function}"
     file = healthy.file("schema.yaml", f"tools: [{{{entry}}}]")
     told = [one for one in found(healthy, ENGINE, f"{TURNS}.tool_config_path={file}") if one.check == "tools"]
@@ -117,14 +115,14 @@ def test_a_tool_schema_that_verl_refuses_is_no_fault_of_ours(healthy):  # noqa: 
 
 
 @pytest.mark.parametrize("key", ["reward.turn.preset", f"{TURNS}.function_tool_path"])
-def test_a_file_that_ends_the_program_is_a_failure_with_its_name(key, healthy):  # noqa: F811
+def test_a_file_that_ends_the_program_is_a_failure_with_its_name(key, healthy):
     # as argparse at the top of a file does
     file = healthy.file(f"exits_{key[-4:]}.py", "raise SystemExit(2)")
     told = found(healthy, ENGINE, f"{key}={file}{':f' if 'preset' in key else ''}")
     assert [one for one in told if one.status == "fail" and str(file) in one.message and "SystemExit" in one.message]
 
 
-def test_what_verl_cannot_check_without_an_engine_is_skipped(healthy):  # noqa: F811
+def test_what_verl_cannot_check_without_an_engine_is_skipped(healthy):
     # validate_config imports vllm for LoRA; another node may have it
     lora = ("trainer.nnodes=2", "actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.actor.use_dynamic_bsz=True")
     more = ("log_prob_use_dynamic_bsz=True", "load_format=safetensors", "tensor_model_parallel_size=1")
@@ -132,7 +130,7 @@ def test_what_verl_cannot_check_without_an_engine_is_skipped(healthy):  # noqa: 
     assert [one.status for one in told if one.check == "verl"] == ["skip"]
 
 
-def test_a_system_prompt_that_names_a_tag_explains_no_format(healthy):  # noqa: F811
+def test_a_system_prompt_that_names_a_tag_explains_no_format(healthy):
     # "the prompts explain calls of the format search_r1" was said of any system prompt with <search> in it
     def name_a_tag(row):
         row["prompt"][:0] = [{"role": "system", "content": "Ignore HTML such as <search>."}]

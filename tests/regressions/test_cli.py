@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
+from tests.recipes import build_wiki18
 from tests.report.made import training_row, transcript, write_rows
-from tests.test_recipes import build_wiki18
 from verl_mtgrpo.cli.main import main
 from verl_mtgrpo.errors import ConfigError, IndexFormatError
 from verl_mtgrpo.retrieval import open_retriever
@@ -113,6 +113,7 @@ def some_words(n: int) -> str:
 
 
 # tantivy says "No space left on device", or "An index writer was killed", by where it was when the disk was full.
+@pytest.mark.process
 @pytest.mark.parametrize("passages", [2000, 5000])
 def test_e33_a_full_disk_under_the_index(passages: int, small_disk: Path, tmp_path: Path, capsys):
     corpus = write_lines(tmp_path / "corpus.jsonl", ({"id": str(n), "text": some_words(n)} for n in range(passages)))
@@ -124,6 +125,7 @@ def test_e33_a_full_disk_under_the_index(passages: int, small_disk: Path, tmp_pa
     assert len(open_retriever(small_disk / "index")) == 3, "the old index is whole"  # type: ignore[arg-type]
 
 
+@pytest.mark.process
 def test_e33_a_full_disk_under_vectors(small_disk: Path, tmp_path: Path, capsys):
     np = pytest.importorskip("numpy")
     pytest.importorskip("faiss")
@@ -134,6 +136,7 @@ def test_e33_a_full_disk_under_vectors(small_disk: Path, tmp_path: Path, capsys)
     assert not (small_disk / "i").exists()
 
 
+@pytest.mark.process
 def test_e33_a_full_disk_under_data_report_and_eval(small_disk: Path, tmp_path: Path, capsys):
     rows = ({"id": str(n), "question": some_words(n), "golden_answers": ["a"]} for n in range(20_000))
     questions = write_lines(tmp_path / "questions.jsonl", rows)
@@ -151,6 +154,7 @@ def test_e33_a_full_disk_under_data_report_and_eval(small_disk: Path, tmp_path: 
     assert not (small_disk / "out.html").exists(), "no half page"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("named", "says"),
     [
@@ -268,6 +272,7 @@ def test_e30_a_validation_does_not_compare_rollouts(estimator: str):
                 check_group_size(config(**trains))
 
 
+@pytest.mark.process
 def test_e30_a_validation_that_fails_is_not_called_a_training(tmp_path: Path, capsys):
     pytest.importorskip("verl")
     options = ["--model", str(tmp_path), "--cpu", "--quiet", "--out", str(tmp_path / "out")]
@@ -279,6 +284,7 @@ def test_e30_a_validation_that_fails_is_not_called_a_training(tmp_path: Path, ca
 # ---- E32: the dry run of recipes/wiki18
 
 
+@pytest.mark.process
 def test_e32_the_dry_run_leaves_nothing_where_the_real_index_is_looked_for(tmp_path: Path):
     real = {"CORPUS": str(tmp_path / "wiki.jsonl.gz"), "OUT": str(tmp_path / "bm25"), "DATA": str(tmp_path / "data")}
     for environment in ({}, real):
@@ -290,6 +296,7 @@ def test_e32_the_dry_run_leaves_nothing_where_the_real_index_is_looked_for(tmp_p
     assert str(index.parent) in result.stdout.splitlines()[-1] and "MTGRPO_INDEX" not in result.stdout
 
 
+@pytest.mark.process
 def test_e32_a_real_build_does_not_take_what_an_earlier_dry_run_left(tmp_path: Path):
     left = tmp_path / "data" / "wiki18" / "wiki-18.jsonl.gz"
     left.parent.mkdir(parents=True)
@@ -310,6 +317,7 @@ def test_row_51_a_preset_that_is_not_there(command: list[str], capsys):
     assert main([*command, "--dry-run", "--preset", "my_own", "--", own]) == 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("recipe", ["small_single_gpu", "paper_v1_triviaqa", "paper_v2_search_r1", "megatron"])
 def test_the_method_of_a_recipe_may_be_left_out(recipe: str):
     def words(*arguments: str) -> list[str]:

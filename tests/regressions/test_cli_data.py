@@ -250,6 +250,7 @@ def doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path, *overrides: str) 
     return json.loads(capsys.readouterr().out)["findings"]
 
 
+@pytest.mark.compose
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_f38_a_question_set_is_called_one(part: str, indent: int | None, tmp_path: Path, capsys):
@@ -262,6 +263,7 @@ def test_f38_a_question_set_is_called_one(part: str, indent: int | None, tmp_pat
     assert asked in said["fix"] and f"data.{part}_files=DIR/{part}.parquet" in said["fix"]
 
 
+@pytest.mark.compose
 def test_f38_a_test_set_whose_answers_are_secret(tmp_path: Path, capsys):
     file = tmp_path / "test.json"
     file.write_text(json.dumps(squad()))
@@ -271,6 +273,7 @@ def test_f38_a_test_set_whose_answers_are_secret(tmp_path: Path, capsys):
         list(read_questions(file))
 
 
+@pytest.mark.compose
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not here")
 @pytest.mark.parametrize("name", ["squad2_cs224n_dev.json", "xquad.en.json", "nq-open-oracle.jsonl.gz"])
 def test_f38_real_question_sets(name: str, tmp_path: Path, capsys):
@@ -283,6 +286,7 @@ def test_f38_real_question_sets(name: str, tmp_path: Path, capsys):
 GOOD = {**verl_row("Who?", "Ida"), "data_source": "nq"}
 
 
+@pytest.mark.compose
 @pytest.mark.parametrize(
     ("row", "says"),
     [
@@ -304,6 +308,7 @@ def test_e33_rows_that_verl_would_stumble_over(row: Any, says: str, tmp_path: Pa
     assert not [one for one in found if "report" in one["fix"]]
 
 
+@pytest.mark.compose
 @pytest.mark.parametrize(
     ("override", "says"),
     [

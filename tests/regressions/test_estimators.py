@@ -32,9 +32,9 @@ from verl.trainer.ppo.metric_utils import process_validation_metrics
 from verl.trainer.ppo.v1 import replay_buffer
 from verl.utils.skip import rollout_skip
 
+from tests.composed import composed
 from tests.credit.batches import estimate, multi_turn_batch
-from tests.integration.test_reward_manager import TRANSCRIPT, manager, score
-from tests.integration.trainer.test_trainer import config
+from tests.integration.reward_managers import TRANSCRIPT, manager, score
 from verl_mtgrpo.credit import ESTIMATORS, bilevel_gae, turn_gae
 from verl_mtgrpo.doctor.checks import CHECKS, checks_at_start
 from verl_mtgrpo.doctor.setup import Setup
@@ -46,6 +46,8 @@ from verl_mtgrpo.lab import PROCESSES, measure
 from verl_mtgrpo.report.explain import explain
 from verl_mtgrpo.rewards.pattern import TURN_PATTERN, turn_pattern
 from verl_mtgrpo.watch.diagnostics import credit_health
+
+pytestmark = pytest.mark.compose
 
 # ---- 17: groups that are taken out because all earned the same
 
@@ -184,7 +186,7 @@ USED = [
 
 
 def run_of(preset: str, overrides: list[str]) -> Setup:
-    return Setup(config("actor_rollout_ref.rollout.n=4", *overrides, preset=preset))
+    return Setup(composed("actor_rollout_ref.rollout.n=4", *overrides, preset=preset))
 
 
 @pytest.mark.parametrize(("preset", "overrides", "message"), UNUSED, ids=[f"{p} {o}" for p, o, _ in UNUSED])
@@ -207,7 +209,7 @@ def test_the_start_and_the_doctor_look():
 def test_verls_rollout_skip_finds_the_batches_of_a_step_under_our_mode(monkeypatch):
     """It looks `trainer.v1.<mode>.parameter_sync_step` up itself; 1 instead of 4 would write a quarter of a step."""
     monkeypatch.setattr(rollout_skip.RolloutSkip, "__init__", lambda *_: None)  # folders, of no interest here
-    run = config("trainer.v1.trainer_mode=mtgrpo_separate_async", preset="mt_grpo")
+    run = composed("trainer.v1.trainer_mode=mtgrpo_separate_async", preset="mt_grpo")
     skip = rollout_skip.RolloutTqSkip(None, run)
     assert skip.parameter_sync_step == run.trainer.v1.separate_async.parameter_sync_step == 4
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -23,9 +22,12 @@ import pytest
 pytest.importorskip("verl")
 
 import verl_mtgrpo
+from tests import fresh
 from verl_mtgrpo.credit import ESTIMATORS, registry
 from verl_mtgrpo.credit.registry import register_estimator
 from verl_mtgrpo.errors import ConfigError
+
+pytestmark = [pytest.mark.process, pytest.mark.imports_verl]
 
 ESTIMATOR = """
 from verl_mtgrpo.credit import register_estimator
@@ -67,7 +69,7 @@ def python(code: str, folder: Path, *modules: str) -> subprocess.CompletedProces
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), package])}
     env.pop("VERL_USE_EXTERNAL_PLUGINS", None)
     env["VERL_USE_EXTERNAL_MODULES"] = ",".join(modules)
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    return fresh.python(code, env)
 
 
 @pytest.mark.parametrize(

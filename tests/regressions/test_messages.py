@@ -12,12 +12,13 @@ import pytest
 
 pytest.importorskip("verl")
 
-from tests.doctor.setups import TURNS
-from tests.doctor.test_broken_setups import doctor, healthy, surroundings  # noqa: F401  fixtures
+from tests.doctor.setups import TURNS, doctor
 from verl_mtgrpo.cli.main import main
 from verl_mtgrpo.data.questions import read_questions
 from verl_mtgrpo.doctor.compose import compose_config, parse
 from verl_mtgrpo.errors import ConfigError, DataError
+
+pytestmark = [pytest.mark.usefixtures("surroundings"), pytest.mark.compose]
 
 FILTER = "algorithm.filter_groups.enable=True"
 METRIC = "algorithm.filter_groups.metric"
@@ -41,7 +42,7 @@ METRIC = "algorithm.filter_groups.metric"
         ("fail", "parts", r"the agent has no tool", (f"{TURNS}.tool_config_path=null",)),
     ],
 )
-def test_one_mistake_is_said_once(status, check, says, change, healthy, capsys):  # noqa: F811
+def test_one_mistake_is_said_once(status, check, says, change, healthy, capsys):
     more = (FILTER,) if change[0].startswith(METRIC) else ()
     _, findings = doctor(capsys, healthy, *more, *change)
     told = [one for one in findings if one["status"] in ("fail", "warn")]
@@ -54,7 +55,7 @@ def test_one_mistake_is_said_once(status, check, says, change, healthy, capsys):
     assert re.search(says, f"{told[0]['message']}; {told[0]['fix']}")
 
 
-def test_a_function_that_is_no_tool_yet(healthy, capsys):  # noqa: F811
+def test_a_function_that_is_no_tool_yet(healthy, capsys):
     file = healthy.file("plain.py", "def look(query: str) -> str:\n    return query\n")
     _, findings = doctor(capsys, healthy, f"{TURNS}.function_tool_path={file}", f"{TURNS}.tool_config_path=null")
     (told,) = [one for one in findings if one["status"] == "fail"]

@@ -20,12 +20,12 @@ pytest.importorskip("verl")
 pytest.importorskip("openai")
 
 import torch
-from hydra import compose, initialize_config_module
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.registry import get_reward_manager_cls
 from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.utils.reward_score import default_compute_score
 
+from tests.composed import composed
 from verl_mtgrpo.credit import mt_grpo
 from verl_mtgrpo.data.known import KNOWN
 from verl_mtgrpo.data.rows import make_row, write_parquet
@@ -41,11 +41,11 @@ from verl_mtgrpo.rewards.formats import SEARCH_R1
 from verl_mtgrpo.rewards.judge_paper import PaperJudge
 from verl_mtgrpo.rewards.search_r1 import is_valid_sequence, whole_text
 
+pytestmark = pytest.mark.compose
+
 
 def config(*overrides: str):
-    base = ["hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=turn_rloo", "actor_rollout_ref.rollout.n=4"]
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", [*base, *overrides])
+    return composed("actor_rollout_ref.rollout.n=4", *overrides, preset="turn_rloo")
 
 
 def manager(*overrides: str, **more: Any):

@@ -10,48 +10,25 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 pytest.importorskip("verl")
 
-from tests.doctor.setups import DATA, JUDGE, ROLLOUT, TURNS, Healthy, dead_url
+from tests.doctor.setups import DATA, JUDGE, ROLLOUT, TURNS, dead_url
+from tests.regressions.refusals import GROUPS, look, status
 from tests.training import REPOSITORY
 from verl_mtgrpo.data.rows import SYSTEM_PROMPTS
 from verl_mtgrpo.demo.policy import CHAT_TEMPLATE
 from verl_mtgrpo.doctor.checks import examine, named
 from verl_mtgrpo.doctor.compose import CommandLine, compose_config
-from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import Setup
 
+pytestmark = [pytest.mark.usefixtures("surroundings"), pytest.mark.network, pytest.mark.compose]
+
 QWEN3 = REPOSITORY.parent / "shared" / "data" / "tokenizers" / "qwen3"
-GROUPS = ("hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo", "+mtgrpo_cpu=default")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Healthy:
-    return Healthy(tmp_path_factory.mktemp("setup"))
-
-
-@pytest.fixture(autouse=True)
-def surroundings(run: Healthy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VERL_PLATFORM", "cpu")
-    monkeypatch.setenv("MTGRPO_INDEX", str(run.index))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-
-def look(run: Healthy, *overrides: str, checks: Iterable[str]) -> list[Finding]:
-    """What these checks say of the set-up with these overrides."""
-    config = compose_config(CommandLine((*GROUPS, *run.overrides, *overrides)))
-    return examine(Setup(config), named(*checks))
-
-
-def status(found: list[Finding], check: str) -> str:
-    """The worst that a check says."""
-    order = ("fail", "warn", "skip", "ok")
-    return min((one.status for one in found if one.check == check), key=order.index, default="nothing")
 
 
 def asks(question: str) -> Callable[[dict[str, Any]], Any]:
@@ -74,9 +51,9 @@ SOUND = [
 
 
 @pytest.mark.parametrize(("number", "what", "spoken", "change"), SOUND)
-def test_review_6_sound_rows_are_not_refused_nor_warned_of(number, what, spoken, change, run):
-    file = run.questions("sound", change, format=spoken)
-    found = look(run, f"{DATA}{file}", f"{TURNS}.format={spoken}", checks=SEES)
+def test_review_6_sound_rows_are_not_refused_nor_warned_of(number, what, spoken, change, healthy):
+    file = healthy.questions("sound", change, format=spoken)
+    found = look(healthy, f"{DATA}{file}", f"{TURNS}.format={spoken}", checks=SEES)
     assert [one for one in found if one.status != "ok"] == []
 
 
@@ -91,17 +68,17 @@ def test_review_6_sound_rows_are_not_refused_nor_warned_of(number, what, spoken,
         ((*JUDGE, "+reward.turn.judge.base_url=http://127.0.0.1:1/v1"), "ok"),
     ],
 )
-def test_review_6_data_source_is_for_verls_own_scorer(overrides, expected, run):
-    file = run.questions("unnamed", lambda row: row.pop("data_source"))
-    found = look(run, f"{DATA}{file}", *overrides, checks=["data"])
+def test_review_6_data_source_is_for_verls_own_scorer(overrides, expected, healthy):
+    file = healthy.questions("unnamed", lambda row: row.pop("data_source"))
+    found = look(healthy, f"{DATA}{file}", *overrides, checks=["data"])
     assert status(found, "data") == expected
     assert expected == "ok" or "has no column data_source" in found[0].message
 
 
-def test_review_6_a_reward_manager_of_ones_own_reads_what_it_likes(run):
-    file = run.questions("own", lambda row: (row.pop("data_source"), row.pop("reward_model")))
+def test_review_6_a_reward_manager_of_ones_own_reads_what_it_likes(healthy):
+    file = healthy.questions("own", lambda row: (row.pop("data_source"), row.pop("reward_model")))
     own = ("reward.reward_manager.source=importlib", "reward.reward_manager.name=Mine")
-    assert status(look(run, f"{DATA}{file}", *own, checks=["data"]), "data") == "ok"
+    assert status(look(healthy, f"{DATA}{file}", *own, checks=["data"]), "data") == "ok"
 
 
 def instructed(text: str) -> Callable[[dict[str, Any]], Any]:
@@ -137,9 +114,9 @@ TOLD = [
 
 
 @pytest.mark.parametrize(("number", "what", "spoken", "change", "says"), TOLD)
-def test_f36_what_prompts_say_of_calls_is_looked_for_and_refuses_nothing(number, what, spoken, change, says, run):
-    file = run.questions("told", change, format=spoken)
-    found = look(run, f"{DATA}{file}", f"{TURNS}.format={spoken}", checks=SEES)
+def test_f36_what_prompts_say_of_calls_is_looked_for_and_refuses_nothing(number, what, spoken, change, says, healthy):
+    file = healthy.questions("told", change, format=spoken)
+    found = look(healthy, f"{DATA}{file}", f"{TURNS}.format={spoken}", checks=SEES)
     warned = [one for one in found if one.status != "ok"]
     assert [one.status for one in warned] == (["warn"] if says else [])
     assert not says or (re.search(says, warned[0].message) and warned[0].fix)
@@ -160,9 +137,9 @@ OTHER_CALLS = CHAT_TEMPLATE.replace("<tool_call>", "<|python_tag|>").replace(
         (CHAT_TEMPLATE, "Answer the question.", None),
     ],
 )
-def test_f36_a_chat_template_that_shows_no_tools(template, prompt, says, run):
-    file = run.questions("shown", instructed(prompt))
-    found = look(run, f"{DATA}{file}", run.with_template("shown", template), checks=SEES)
+def test_f36_a_chat_template_that_shows_no_tools(template, prompt, says, healthy):
+    file = healthy.questions("shown", instructed(prompt))
+    found = look(healthy, f"{DATA}{file}", healthy.with_template("shown", template), checks=SEES)
     warned = [one for one in found if one.status != "ok"]
     assert [one.status for one in warned] == (["warn"] if says else [])
     assert not says or (says in warned[0].message and warned[0].fix)
@@ -170,55 +147,55 @@ def test_f36_a_chat_template_that_shows_no_tools(template, prompt, says, run):
 
 @pytest.mark.skipif(not QWEN3.is_dir(), reason=f"{QWEN3} is not there")
 @pytest.mark.parametrize(("shows", "says"), [(True, None), (False, "prompts are the same with and without them")])
-def test_f36_with_the_real_qwen3_template(shows, says, run, tmp_path):
+def test_f36_with_the_real_qwen3_template(shows, says, healthy, tmp_path):
     """Qwen3's template explains tools as <tool_call>; without that part it is one that ignores them."""
     folder = shutil.copytree(QWEN3, tmp_path / "qwen3")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     if not shows:
         settings["chat_template"] = "{%- set tools = none %}" + settings["chat_template"]
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    found = look(run, f"actor_rollout_ref.model.path={folder}", checks=SEES)
+    found = look(healthy, f"actor_rollout_ref.model.path={folder}", checks=SEES)
     warned = [one for one in found if one.status != "ok"]
     assert [one.status for one in warned] == (["warn"] if says else [])
     assert not says or says in warned[0].message
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(8, "fail"), (3, "warn")])
-def test_d21_rows_that_choose_tools_that_are_not_there(rows, expected, run):
+def test_d21_rows_that_choose_tools_that_are_not_there(rows, expected, healthy):
     """verl 0.9.1, tool_agent_loop.py:156-167: unknown names are left out; only rows that choose are affected."""
 
     def choose(row: dict[str, Any]) -> None:
         row["extra_info"]["tool_selection"] = ["calculator"] if row["extra_info"]["index"] < rows else ["search"]
 
-    found = look(run, f"{DATA}{run.questions('choose', choose)}", checks=("data", "tools"))
+    found = look(healthy, f"{DATA}{healthy.questions('choose', choose)}", checks=("data", "tools"))
     assert status(found, "tools") == expected
     assert f"{rows} of the first 8 questions would have no tool" in found[-1].message
 
 
-def test_d21_prompts_that_are_left_out_refuse_nothing(run):
+def test_d21_prompts_that_are_left_out_refuse_nothing(healthy):
     short = ("data.max_prompt_length=8", "data.filter_overlong_prompts=True")
-    found = look(run, *short, checks=(*SEES, "lengths"))
+    found = look(healthy, *short, checks=(*SEES, "lengths"))
     assert status(found, "lengths") == "warn", "rows that were not looked at may be shorter"
 
 
 @pytest.mark.parametrize("cluster", [False, True])
-def test_d21_what_only_this_machine_does_not_reach_refuses_nothing(cluster, run, monkeypatch):
+def test_d21_what_only_this_machine_does_not_reach_refuses_nothing(cluster, healthy, monkeypatch):
     """On a cluster the judge and the search may be where only workers are."""
     if cluster:
         monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    dead = run.tool("dead", index=dead_url(), patience_s=0.5)
+    dead = healthy.tool("dead", index=dead_url(), patience_s=0.5)
     judge = (*JUDGE, f"+reward.turn.judge.base_url={dead_url()}")
-    found = look(run, dead, *judge, checks=("data", "tools", "index", "judge"))
+    found = look(healthy, dead, *judge, checks=("data", "tools", "index", "judge"))
     expected = "warn" if cluster else "fail"
     assert (status(found, "index"), status(found, "judge")) == (expected, expected)
 
 
-def test_d21_a_judge_at_a_public_address_may_need_no_key(run, monkeypatch):
+def test_d21_a_judge_at_a_public_address_may_need_no_key(healthy, monkeypatch):
     """It is asked, and says so itself; a name under .invalid has no address (RFC 6761)."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     judge = (*JUDGE, "+reward.turn.judge.base_url=https://judge.example.invalid/v1")
-    (found,) = look(run, *judge, checks=["judge"])
+    (found,) = look(healthy, *judge, checks=["judge"])
     assert (found.status, "cannot be asked: APIConnectionError" in found.message) == ("warn", True)
 
 
@@ -226,9 +203,9 @@ def test_d21_a_judge_at_a_public_address_may_need_no_key(run, monkeypatch):
     ("plain", "expected"),
     [("+mtgrpo_run=tonight", True), ("+mtgrp=mine", True), ("+mt_grpo=gtpo", False), ("+mtgrpo_cpus=default", False)],
 )
-def test_d21_a_key_that_only_looks_like_a_group_is_the_users_own(plain, expected, run):
+def test_d21_a_key_that_only_looks_like_a_group_is_the_users_own(plain, expected, healthy):
     """A lost or misspelt group has one of its configs as value (config/mtgrpo, config/mtgrpo_cpu)."""
-    assert (status(look(run, plain, checks=["parts"]), "parts") == "ok") is expected
+    assert (status(look(healthy, plain, checks=["parts"]), "parts") == "ok") is expected
 
 
 # ---- review 9: a reward model that shares the policy's GPUs
@@ -242,9 +219,9 @@ SERVED = (
 
 
 @pytest.mark.parametrize(("pool", "expected"), [("False", "fail"), ("True", "ok")])
-def test_review_9_a_colocated_reward_model(pool, expected, run):
+def test_review_9_a_colocated_reward_model(pool, expected, healthy):
     """verl 0.9.1, trainer_base.py:1560: it is asked after sampling, with prompts and responses alone."""
-    found = look(run, *SERVED, f"reward.reward_model.enable_resource_pool={pool}", checks=["rewards"])
+    found = look(healthy, *SERVED, f"reward.reward_model.enable_resource_pool={pool}", checks=["rewards"])
     assert status(found, "rewards") == expected
     said = str(found[0])
     assert expected == "ok" or ("enable_resource_pool=True" in said and "reward.turn.judge.base_url" in said)
@@ -284,16 +261,18 @@ CPUS = "ray_kwargs.ray_init.num_cpus"
         # another backend has no units: 1 + 3
         (("transfer_queue.backend.storage_backend=MooncakeStore", f"{CPUS}=4"), {}, "ok", "4 of them held"),
         # others take part: nothing is certain
-        ((f"{CPUS}=4", f"{UNITS}=8"), {"RAY_ADDRESS": "10.0.0.1:6379"}, "warn", "in this process; workers of the run may have"),
+        ((f"{CPUS}=4", f"{UNITS}=8"), {"RAY_ADDRESS": "10.0.0.1:6379"}, "warn", "in this process; workers"),
         # not given: this machine, as Ray counts it
         ((f"{CPUS}=null", f"{UNITS}=100000"), {}, "fail", "num_cpus is not set, so those of this machine"),
     ],
 )  # fmt: skip
-def test_d23_too_few_cpus_are_said_before_anything_waits(overrides, env, expected, says, run, monkeypatch, tmp_path):
+def test_d23_too_few_cpus_are_said_before_anything_waits(
+    overrides, env, expected, says, healthy, monkeypatch, tmp_path
+):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # no cluster was started here
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    found = look(run, *overrides, checks=["cpus"])
+    found = look(healthy, *overrides, checks=["cpus"])
     assert [one.status for one in found] == [expected]
     assert re.search(says, str(found[0])), str(found[0])
 
@@ -301,12 +280,12 @@ def test_d23_too_few_cpus_are_said_before_anything_waits(overrides, env, expecte
 @pytest.mark.verl
 @pytest.mark.slow
 @pytest.mark.parametrize(("cpus", "starts"), [(6, False), (7, True)])
-def test_d23_the_count_is_rays_and_transfer_queues_own(cpus, starts, run, monkeypatch):
+def test_d23_the_count_is_rays_and_transfer_queues_own(cpus, starts, healthy, monkeypatch):
     """1 + 3 units + 3 of a slot = 7: with 6 the real start hangs, with 7 it does not."""
     import ray
     from ray.exceptions import GetTimeoutError
 
-    config = compose_config(CommandLine((*GROUPS, *run.overrides, f"{CPUS}={cpus}", f"{UNITS}=3")))
+    config = compose_config(CommandLine((*GROUPS, *healthy.overrides, f"{CPUS}={cpus}", f"{UNITS}=3")))
     assert status(examine(Setup(config), named("cpus")), "cpus") == ("ok" if starts else "fail")
     monkeypatch.delenv("VERL_PLATFORM")
 

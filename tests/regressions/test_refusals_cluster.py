@@ -20,8 +20,10 @@ import pytest
 pytest.importorskip("verl")
 
 from tests.doctor.setups import fake_package
-from tests.test_recipes import RECIPES
+from tests.recipes import RECIPES
 from verl_mtgrpo.doctor import processes as doctor_processes
+
+pytestmark = [pytest.mark.process, pytest.mark.imports_verl]
 
 STATUS = """======== Autoscaler status: 2026-11-26 14:36:09.539018 ========
 Node status

@@ -9,9 +9,11 @@ pytest.importorskip("verl")
 from verl.experimental.agent_loop.tool_parser import ToolParser
 
 from tests.doctor.setups import TURNS, Healthy
-from tests.regressions.test_refusals import look, run, status, surroundings  # noqa: F401  fixtures
+from tests.regressions.refusals import look, status
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, paper_v1
 from verl_mtgrpo.rewards.formats import FORMATS
+
+pytestmark = [pytest.mark.usefixtures("surroundings"), pytest.mark.compose]
 
 VERLS = sorted(set(ToolParser._registry) - set(FORMATS))
 """qwen3_coder, gpt-oss, glm, kimi, gemma4 and what else the installed verl has."""
@@ -20,9 +22,9 @@ OWN = "verl_mtgrpo.rewards.paper_v1:paper_v1"  # any function that is not called
 
 @pytest.mark.parametrize(("preset", "expected"), [("paper_v1", "ok"), (OWN, "ok"), ("paper_v2", "fail")])
 @pytest.mark.parametrize("spoken", VERLS)
-def test_review_17_what_a_preset_pays_decides_which_formats_it_takes(spoken, preset, expected, run: Healthy):  # noqa: F811
+def test_review_17_what_a_preset_pays_decides_which_formats_it_takes(spoken, preset, expected, healthy: Healthy):
     """paper_v2 pays -0.2, 0.1 and -1.0 for being (mal)formed; the other two can do without."""
-    found = look(run, f"{TURNS}.format={spoken}", f"reward.turn.preset={preset}", checks=["rewards"])
+    found = look(healthy, f"{TURNS}.format={spoken}", f"reward.turn.preset={preset}", checks=["rewards"])
     assert status(found, "rewards") == expected
     assert expected == "ok" or "reward.turn.preset=paper_v1" in found[0].fix
 

@@ -33,6 +33,8 @@ from verl_mtgrpo.integration.rollout.workers import RewardWorkers, TurnAgentLoop
 from verl_mtgrpo.integration.trainer.storage import _explained
 from verl_mtgrpo.retrieval import BM25Index, Passage
 
+pytestmark = pytest.mark.imports_verl
+
 PACKAGE = Path(verl_mtgrpo.__path__[0])
 
 # ---- review 7: a busy head of Ray ends nothing

@@ -16,11 +16,13 @@ pytest.importorskip("verl")
 from packaging.requirements import Requirement
 
 from tests.doctor.setups import ROLLOUT, TURNS, Healthy, fake_package
-from tests.regressions.test_refusals import look, run, status, surroundings  # noqa: F401  fixtures
+from tests.regressions.refusals import GROUPS, look, status
 from tests.training import REPOSITORY
 from verl_mtgrpo.doctor import fit, versions
 from verl_mtgrpo.errors import CompatibilityError
 from verl_mtgrpo.integration import compat
+
+pytestmark = [pytest.mark.usefixtures("surroundings"), pytest.mark.process, pytest.mark.compose]
 
 # ---- review 19: pip never puts another verl over the one that is there
 
@@ -120,8 +122,8 @@ def renamed(any_platform: None, monkeypatch: pytest.MonkeyPatch) -> None:
                 monkeypatch.delattr(base, "_wait_for_next_poll")
 
 
-def test_review_20_a_renamed_method_ends_the_start(renamed, run):  # noqa: F811
-    found = look(run, checks=["compat"])
+def test_review_20_a_renamed_method_ends_the_start(renamed, healthy):
+    found = look(healthy, checks=["compat"])
     assert status(found, "compat") == "fail"
     assert "replay_buffer.ReplayBuffer has no _wait_for_next_poll, which a class of verl_mtgrpo" in found[0].message
     assert "install verl 0.9.1" in found[0].fix
@@ -138,9 +140,9 @@ def test_review_20_a_package_that_is_not_on_this_machine_is_no_renaming(monkeypa
 
 
 @pytest.mark.parametrize(("found", "expected"), [("0.9.1", "ok"), ("0.9.2", "warn"), ("0.10.0.dev0", "warn")])
-def test_review_20_another_version_warns_at_the_start(found, expected, run, monkeypatch):  # noqa: F811
+def test_review_20_another_version_warns_at_the_start(found, expected, healthy, monkeypatch):
     monkeypatch.setattr(fit, "verl_version", lambda: found)
-    (said,) = look(run, checks=["compat"])
+    (said,) = look(healthy, checks=["compat"])
     assert said.status == expected and found in said.message
 
 
@@ -148,13 +150,12 @@ def test_review_20_another_version_warns_at_the_start(found, expected, run, monk
 
 
 @pytest.mark.parametrize(("spoken", "expected"), [("hermes", True), ("search_r1", False), ("mtgrpo_xml", False)])
-def test_review_24_only_cut_formats_give_the_engine_a_tokenizer(spoken, expected, run):  # noqa: F811
+def test_review_24_only_cut_formats_give_the_engine_a_tokenizer(spoken, expected, healthy):
     from omegaconf import OmegaConf
 
-    from tests.regressions.test_refusals import GROUPS
     from verl_mtgrpo.doctor.compose import CommandLine, compose_config
 
-    config = compose_config(CommandLine((*GROUPS, *run.overrides, f"{TURNS}.format={spoken}")))
+    config = compose_config(CommandLine((*GROUPS, *healthy.overrides, f"{TURNS}.format={spoken}")))
     OmegaConf.resolve(config)  # as verl does before it makes workers
     assert config.actor_rollout_ref.rollout.skip_tokenizer_init is expected
 
@@ -171,8 +172,8 @@ def test_review_24_only_cut_formats_give_the_engine_a_tokenizer(spoken, expected
         ("0.5.12", "search_r1", (), "ok"),
     ],
 )
-def test_review_24_sglang(found, spoken, more, expected, run: Healthy, tmp_path, monkeypatch):  # noqa: F811
+def test_review_24_sglang(found, spoken, more, expected, healthy: Healthy, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(fake_package(tmp_path, "sglang", found)))
-    said = look(run, f"{ROLLOUT}.name=sglang", f"{TURNS}.format={spoken}", *more, checks=["engine"])
+    said = look(healthy, f"{ROLLOUT}.name=sglang", f"{TURNS}.format={spoken}", *more, checks=["engine"])
     assert status(said, "engine") == expected
     assert expected == "ok" or "skip_tokenizer_init=True" in str(said[0])

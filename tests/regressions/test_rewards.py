@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 
 from tests.judge_server import JudgeServer
+from tests.regressions.rollouts import NOT_CARRIED_OUT, UNSEEN, found, rollout
 from tests.report.made import dump_row, rollout_of, write_rows
-from tests.rewards.test_judge import judge
+from tests.rewards.judged import judge
 from verl_mtgrpo.data.answerable import AnswerCheck
 from verl_mtgrpo.data.questions import Question, read_questions
 from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.report.catalog import read_catalog
 from verl_mtgrpo.report.evaluation import Bootstrap, evaluate_dump
-from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, paper_v1, paper_v2, pay, search_r1_em, search_r1_format
+from verl_mtgrpo.rewards import ToolCall, Transcript, paper_v1, paper_v2, pay, search_r1_em, search_r1_format
 from verl_mtgrpo.rewards.answers import accepted_answers, contains, exact_match, f1, is_exact, last_answer, mentions
 from verl_mtgrpo.rewards.formats import FORMATS, HERMES, MTGRPO_XML, SEARCH_R1
 from verl_mtgrpo.rewards.measures import charge_repeats, tool_trouble, tool_use
@@ -32,19 +33,6 @@ CALLS = {"hermes": f"<tool_call>{JSON_CALL}</tool_call>", "mtgrpo_xml": f"<tool>
 THOUGHT = {"hermes": "", "mtgrpo_xml": "<reasoning>r</reasoning>", "search_r1": "<think>t</think>"}
 SEARCH = "<think>t</think><search>q</search>"
 ANSWER = "<think>t</think><answer>Paris</answer>"
-
-
-def found(result: str = "Its capital is Paris.", **how) -> ToolCall:
-    return ToolCall("search", "{}", result=result, **how)
-
-
-NOT_CARRIED_OUT = ToolCall("search", "{}", ok=False, seen=False, error_kind="not_carried_out")
-UNSEEN = found(seen=False)
-
-
-def rollout(*turns: tuple[str, tuple[ToolCall, ...]], form: str = "search_r1", limit: int = 1) -> Transcript:
-    made = tuple(Turn(text, (3 * k, 3 * k + 2), calls) for k, (text, calls) in enumerate(turns))
-    return Transcript(made, "answered", format=form, max_parallel_calls=limit)
 
 
 # ---- A5: calls that were written and not carried out
@@ -146,6 +134,7 @@ def test_a8_an_unseen_result_earns_no_execution():
     assert paper_v1(made, "Paris").turns == pytest.approx((0.1, 0.0))
 
 
+@pytest.mark.network
 def test_a8_the_judge_is_not_asked_about_it_and_nothing_is_priced():
     server = JudgeServer()
     try:

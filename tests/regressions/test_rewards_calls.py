@@ -7,8 +7,6 @@ tool_parser.py).
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 
 import pytest
 
@@ -20,22 +18,14 @@ from verl.tools.base_tool import BaseTool
 from verl.tools.function_tool import FUNCTION_TOOL_REGISTRY, function_tool
 from verl.tools.schemas import OpenAIFunctionToolSchema, ToolResponse
 
-from tests.integration.rollout.test_agent_loop import (  # noqa: F401 (fixtures)
-    BAD_JSON,
-    GOOD,
-    UNKNOWN,
-    config,
-    final_answer,
-    run,
-    tokenizer,
-    tools,
-    transcript_of,
-)
+from tests.agent_loops import BAD_JSON, GOOD, UNKNOWN, final_answer, run, transcript_of
 from verl_mtgrpo.errors import MTGRPOError, ToolError
 from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
 from verl_mtgrpo.integration.rollout.calls import written_calls
 from verl_mtgrpo.rewards import paper_v1, paper_v2
 from verl_mtgrpo.rewards.measures import tool_trouble
+
+pytestmark = pytest.mark.compose
 
 NO_NAME = '<tool_call>{"arguments": {"query": "x"}}</tool_call>'
 LOST, DROPPED = "not_carried_out", "bad_arguments"
@@ -62,7 +52,7 @@ TURNS = [
 
 
 @pytest.mark.parametrize(("item", "text", "limit", "kinds", "end"), TURNS)
-def test_what_is_recorded_of_a_turn(config, tokenizer, tools, item, text, limit, kinds, end):  # noqa: F811
+def test_what_is_recorded_of_a_turn(config, tokenizer, tools, item, text, limit, kinds, end):
     settings = {"max_parallel_calls": limit, "response_length": 400}
     script = [text, final_answer("Oslo")]
     output = run(TurnToolAgentLoop, config, tokenizer, tools, script=script, **settings)
@@ -77,7 +67,7 @@ def test_what_is_recorded_of_a_turn(config, tokenizer, tools, item, text, limit,
     assert (output.response_ids, output.response_mask) == (theirs.response_ids, theirs.response_mask)
 
 
-def test_a5_half_of_the_calls_pays_half(config, tokenizer, tools):  # noqa: F811
+def test_a5_half_of_the_calls_pays_half(config, tokenizer, tools):
     """0.2 · 1/2 + 0.5 for the hit; two answers of a model that calls twice where one call is carried out."""
     script = [GOOD + GOOD, final_answer("Oslo")]
     one = transcript_of(run(TurnToolAgentLoop, config, tokenizer, tools, script=script, response_length=400))
@@ -89,7 +79,7 @@ def test_a5_half_of_the_calls_pays_half(config, tokenizer, tools):  # noqa: F811
     assert tool_trouble(one)["tool/errors/not_carried_out"] == 1.0
 
 
-def test_a6_a_broken_call_is_a_failure_and_no_answer(config, tokenizer, tools):  # noqa: F811
+def test_a6_a_broken_call_is_a_failure_and_no_answer(config, tokenizer, tools):
     transcript = transcript_of(run(TurnToolAgentLoop, config, tokenizer, tools, script=[GOOD, BAD_JSON]))
     assert transcript.end_reason == "malformed_call"
     (call,) = transcript.turns[1].tool_calls
@@ -101,7 +91,7 @@ def test_a6_a_broken_call_is_a_failure_and_no_answer(config, tokenizer, tools): 
 @pytest.mark.parametrize(
     ("limits", "end"), [({"max_assistant_turns": 1}, "max_turns"), ({"response_length": 12}, "response_length")]
 )
-def test_a_turn_that_verl_did_not_read_has_no_calls(config, tokenizer, tools, limits, end):  # noqa: F811
+def test_a_turn_that_verl_did_not_read_has_no_calls(config, tokenizer, tools, limits, end):
     transcript = transcript_of(run(TurnToolAgentLoop, config, tokenizer, tools, script=[BAD_JSON + GOOD], **limits))
     assert (transcript.end_reason, transcript.turns[0].tool_calls) == (end, ())
 
@@ -208,7 +198,7 @@ def judging(kind, reward):
         ("0.5", r"gave '0.5' \(str\)"),
     ],
 )
-def test_a7_a_reward_that_is_no_number(config, tokenizer, kind, reward, said):  # noqa: F811
+def test_a7_a_reward_that_is_no_number(config, tokenizer, kind, reward, said):
     with pytest.raises(
         ToolError, match=f"the tool 'search' {said} as the reward of its call.*expected a finite"
     ) as caught:
@@ -225,20 +215,16 @@ def numbers():
 
 @pytest.mark.parametrize("kind", ["class", "function"])
 @pytest.mark.parametrize(("reward", "right"), [(None, 0.0), *numbers()])
-def test_a7_numbers_are_taken_and_none_is_no_reward(config, tokenizer, kind, reward, right):  # noqa: F811
+def test_a7_numbers_are_taken_and_none_is_no_reward(config, tokenizer, kind, reward, right):
     """verl, tools/function_tool.py: "``reward`` may be ``None`` (treated as ``0.0``)"."""
     output = run(TurnToolAgentLoop, config, tokenizer, [judging(kind, reward)], script=[GOOD, final_answer("x")])
     (call,) = transcript_of(output).turns[0].tool_calls
     assert (call.reward, call.ok, call.result) == (right, True, "found")
 
 
-def test_a7_one_tools_reward_is_not_anothers(config, tokenizer):  # noqa: F811
+def test_a7_one_tools_reward_is_not_anothers(config, tokenizer):
     """The tool that failed gives none, although the one before it did."""
     tool = judging("function", 0.5)
     output = run(TurnToolAgentLoop, config, tokenizer, [tool], script=[GOOD, UNKNOWN, final_answer("x")])
     rewards = [call.reward for turn in transcript_of(output).turns for call in turn.tool_calls]
     assert rewards == [0.5, 0.0]
-
-
-def test_the_module_can_be_imported_first():
-    subprocess.run([sys.executable, "-c", "import verl_mtgrpo.integration.rollout.calls"], check=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.regressions.test_rewards import UNSEEN, found, rollout
+from tests.regressions.rollouts import UNSEEN, found, rollout
 from verl_mtgrpo.rewards import Transcript, paper_v1
 from verl_mtgrpo.rewards.answers import last_answer
 

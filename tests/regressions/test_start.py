@@ -17,14 +17,14 @@ import torch
 
 pytest.importorskip("verl")
 
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.registry import get_reward_manager_cls
 from verl.trainer.ppo import core_algos
 
-from tests.doctor.test_broken_setups import composed, doctor, healthy, surroundings  # noqa: F401  fixtures
-from tests.integration.test_reward_manager import TRANSCRIPT, config
+from tests.composed import composed
+from tests.doctor.setups import doctor
+from tests.integration.reward_managers import TRANSCRIPT, config
 from tests.regressions.start_names import NAMES
 from tests.regressions.start_rewards import REWARDS
 from tests.regressions.start_setups import ESTIMATOR
@@ -42,11 +42,13 @@ from verl_mtgrpo.rewards.measures import tool_trouble, tool_use
 from verl_mtgrpo.rewards.metric_names import own_metrics
 from verl_mtgrpo.rewards.presets import load_preset
 
+pytestmark = [pytest.mark.usefixtures("surroundings"), pytest.mark.compose]
+
 CASES = [*NAMES, *REWARDS]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.item}-{case.source}-{case.says}"[:90])
-def test_what_the_doctor_and_the_start_say(case, healthy, composed, monkeypatch, capsys):  # noqa: F811
+def test_what_the_doctor_and_the_start_say(case, healthy, configs, monkeypatch, capsys):
     for name, value in case.env.items():
         monkeypatch.setenv(name, value)
     made = case.make(healthy) if case.make else ()
@@ -61,22 +63,22 @@ def test_what_the_doctor_and_the_start_say(case, healthy, composed, monkeypatch,
     assert all(one["fix"] for one in findings if one["status"] in ("fail", "warn"))
     if case.status == "fail":
         with pytest.raises(SystemExit, match=case.says):
-            StartCheck().on_job_start(config=composed[-1])
+            StartCheck().on_job_start(config=configs[-1])
     else:
         assert {one["check"] for one in findings if one["status"] == "warn"} == (
             {case.check} if case.status == "warn" else set()
         )
-        StartCheck().on_job_start(config=composed[-1])
+        StartCheck().on_job_start(config=configs[-1])
 
 
-def test_an_unknown_name_is_said_once(healthy, capsys):  # noqa: F811
+def test_an_unknown_name_is_said_once(healthy, capsys):
     _, findings = doctor(capsys, healthy, f"{ESTIMATOR}=mtgrpo")
     assert [one["check"] for one in findings if one["status"] == "fail"] == ["estimator"]
     _, findings = doctor(capsys, healthy, f"{ESTIMATOR}=turn_rloo")
     assert [one["check"] for one in findings if one["status"] == "fail"] == ["estimator"]
 
 
-def test_estimators_of_ones_own_are_known_and_no_leftovers(healthy, capsys, monkeypatch):  # noqa: F811
+def test_estimators_of_ones_own_are_known_and_no_leftovers(healthy, capsys, monkeypatch):
     """E26, E27: one registered with verl alone, and one of this package's registry, over two groups."""
 
     def mine(token_level_rewards, response_mask, index, *, missing_turn="zero"):
@@ -105,8 +107,7 @@ def test_estimators_of_ones_own_are_known_and_no_leftovers(healthy, capsys, monk
 def test_every_group_says_its_name_and_is_what_it_says(name):
     """E27: the packaged file read by itself says what Hydra composes of it."""
     group = packaged(name)
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        run = compose("ppo_trainer", ["hydra.searchpath=[pkg://verl_mtgrpo.config]", f"+mtgrpo={name}"])
+    run = composed(preset=name)
     assert run.trainer.turn.preset == group.trainer.turn.preset == name
     for key in ("algorithm.adv_estimator", "reward.turn.pay"):
         assert OmegaConf.select(run, key) == OmegaConf.select(group, key)

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,7 @@ from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_kl_controller
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-from tests.integration.trainer.test_trainer import config
-from tests.queues import own_queue
+from tests.composed import composed
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.doctor import fit
 from verl_mtgrpo.doctor.setup import Setup
@@ -39,6 +37,8 @@ from verl_mtgrpo.integration.trainer.left_out import Sorted, sort_rows
 from verl_mtgrpo.integration.trainer.queue import token_columns, without_padding
 from verl_mtgrpo.integration.trainer.trainer import TurnTrainerSync, guards_of, measure
 from verl_mtgrpo.watch.diagnostics import credit_metrics
+
+pytestmark = pytest.mark.compose
 
 LOST = None
 """A rollout that was dropped, among the turn rewards of others."""
@@ -89,13 +89,6 @@ def test_who_compares_rollouts():
 
 
 # ---- 15: through verl's own queue and trainer
-
-
-@pytest.fixture(scope="module")
-def queue() -> Iterator[None]:
-    """A Ray and a TransferQueue of this module's own."""
-    with own_queue():
-        yield
 
 
 def row(uid: str, rewards: list[float] | None) -> dict[str, Any]:
@@ -151,7 +144,7 @@ def buffer_for(estimator: str, kind: type = TurnReplayBuffer, rollouts_per_promp
 def run_with(estimator: str) -> Any:
     """A run with one of our estimators, or with one of verl's."""
     preset = estimator if estimator in OURS else "grpo_mr"
-    return config(f"algorithm.adv_estimator={estimator}", preset=preset)
+    return composed(f"algorithm.adv_estimator={estimator}", preset=preset)
 
 
 def advantages(batch: Any, estimator: str) -> dict[str, list[float]]:
@@ -309,7 +302,7 @@ def test_each_estimator_of_ours_is_in_the_table():
     ],
 )
 def test_a_divided_kl_is_refused_at_start(preset: str, override: list[str], refused: str | None):
-    run = config("algorithm.use_kl_in_reward=True", "actor_rollout_ref.rollout.n=8", *override, preset=preset)
+    run = composed("algorithm.use_kl_in_reward=True", "actor_rollout_ref.rollout.n=8", *override, preset=preset)
     if refused is None:
         check_estimator(run)
     else:
@@ -320,10 +313,10 @@ def test_a_divided_kl_is_refused_at_start(preset: str, override: list[str], refu
 
 
 def test_the_doctor_warns_of_verls_own():
-    setup = Setup(config("algorithm.use_kl_in_reward=True", "actor_rollout_ref.rollout.n=8", preset="grpo_mr"))
+    setup = Setup(composed("algorithm.use_kl_in_reward=True", "actor_rollout_ref.rollout.n=8", preset="grpo_mr"))
     (finding,) = fit.estimator(setup)
     assert (finding.status, "actor.use_kl_loss=True" in finding.fix) == ("warn", True)
-    setup = Setup(config("actor_rollout_ref.rollout.n=8", preset="grpo_mr"))
+    setup = Setup(composed("actor_rollout_ref.rollout.n=8", preset="grpo_mr"))
     assert [finding.status for finding in fit.estimator(setup)] == ["ok"]
 
 
@@ -350,7 +343,7 @@ def test_guards_of_a_real_step_see_what_was_paid(queue: None):
         partition_id="train",
         fields=TensorDict({"ref_log_prob": torch.nested.as_nested_tensor(list(noise), layout=torch.jagged)}, [12]),
     )
-    run = config("algorithm.use_kl_in_reward=True", "trainer.turn.guards.steps=1", preset="turn_rloo")
+    run = composed("algorithm.use_kl_in_reward=True", "trainer.turn.guards.steps=1", preset="turn_rloo")
     trainer = object.__new__(TurnTrainerSync)
     trainer.config, trainer.global_steps, trainer._guards = run, 1, guards_of(run)
     trainer.kl_ctrl_in_reward = get_kl_controller(run.algorithm.kl_ctrl)

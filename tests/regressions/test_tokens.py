@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,30 +25,31 @@ import pytest
 pytest.importorskip("verl")
 
 from tokenizers import AddedToken, normalizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from verl.tools.function_tool import FUNCTION_TOOL_REGISTRY, function_tool
-from verl.workers.rollout.replica import TokenOutput
+from transformers import PreTrainedTokenizerFast
 
-from tests.integration.rollout.test_agent_loop import PROMPT, config, run, scored, transcript_of  # noqa: F401  a fixture
+from tests.agent_loops import search_function, transcript_of
+from tests.regressions.tokens import (
+    CHAT,
+    END,
+    QWEN3,
+    SPOKEN,
+    Engine,
+    answer,
+    assert_paid,
+    assert_tokens,
+    call,
+    encode,
+    found,
+    message,
+    needs_qwen3,
+    pieces_of,
+    qwen3,
+    roll,
+)
 from verl_mtgrpo.demo.policy import build_tokenizer
-from verl_mtgrpo.integration.rollout.agent_loop import RawContinuationAgentLoop, TurnToolAgentLoop
 from verl_mtgrpo.rewards.measures import tool_trouble
 
-QWEN3 = Path(__file__).parents[3] / "shared" / "data" / "tokenizers" / "qwen3"
-needs_qwen3 = pytest.mark.skipif(not QWEN3.is_dir(), reason=f"needs the real tokenizer in {QWEN3}")
-CHAT, RAW = TurnToolAgentLoop, RawContinuationAgentLoop
-END = "<|im_end|>"
-OPENS = "<think>\n"
-
-
-def qwen3(variant: str) -> Any:
-    """``instruct`` as it is, ``base`` with the end token of a base model, ``thinking`` as Qwen3-…-Thinking-2507."""
-    tokenizer = AutoTokenizer.from_pretrained(QWEN3, **({"eos_token": "<|endoftext|>"} if variant == "base" else {}))
-    if variant == "thinking":
-        header = "{{- '<|im_start|>assistant\\n' }}"
-        assert tokenizer.chat_template.count(header) == 1
-        tokenizer.chat_template = tokenizer.chat_template.replace(header, "{{- '<|im_start|>assistant\\n<think>\\n' }}")
-    return tokenizer
+pytestmark = pytest.mark.compose
 
 
 @pytest.fixture(scope="module", params=["instruct", "base"])
@@ -59,128 +59,16 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
     return qwen3(request.param)
 
 
-@pytest.fixture(scope="module")
-def tools() -> list[Any]:
-    @function_tool
-    def search(query: str) -> str:
-        """Search.
-
-        Args:
-            query: What to look for.
-        """
-        return PASSAGES.get(query, f"Doc 1 about {query}: it is in Oslo.")
-
-    return [FUNCTION_TOOL_REGISTRY.pop("search")]  # leave verl's global registry as it was
-
-
 PASSAGES: dict[str, str] = {}
 
 
-class Engine:
-    """Says what the script says, text or ids, and stops where an engine does: at the end token or at one of
-    ``stop_token_ids``. It knows no stop strings, so the loop has to cut."""
-
-    def __init__(self, _seed: int, tokenizer: Any, script: list[Any]):
-        self.tokenizer, self.script = tokenizer, script
-        self.prompts: list[list[int]] = []
-        Engine.last = self
-
-    async def generate(self, request_id: str, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any) -> Any:
-        self.prompts.append(list(prompt_ids))
-        said = self.script.pop(0)
-        ids = self.tokenizer.encode(said, add_special_tokens=False) if isinstance(said, str) else list(said)
-        stops = {self.tokenizer.eos_token_id, *(sampling_params.get("stop_token_ids") or ())}
-        length = next((n for n, one in enumerate(ids, start=1) if one in stops), len(ids))
-        ids, log_probs = ids[:length], [-0.001 * n for n in range(1, length + 1)]
-        # As vLLM's server answers an aborted request: no ids, and no list of log-probs.
-        return TokenOutput(token_ids=ids, log_probs=log_probs or None, extra_fields={"global_steps": 1})
-
-
-def roll(cls: Any, config: Any, tokenizer: Any, tools: Any, script: list[Any], format: str, **rollout: Any) -> Any:  # noqa: F811
-    room = {"prompt_length": 1000, "response_length": 1000, "format": format, **rollout}
-    return run(cls, config, tokenizer, tools, script=script, server=Engine, **room)
-
-
-def encode(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False)
-
-
-def assert_tokens(output: Any, tokenizer: Any, pieces: list[tuple[str, int]], length: int | None = None) -> list[int]:
-    """Ids, mask and log-probs are those of the pieces, up to ``length``; returns each turn's last position."""
-    ids, mask, log_probs, ends, position = [], [], [], [], 0
-    for text, generated in pieces:
-        new = encode(tokenizer, text)
-        ids += new
-        mask += [generated] * len(new)
-        log_probs += [-0.001 * n if generated else 0.0 for n in range(1, len(new) + 1)]
-        if generated and (length is None or position < length):
-            ends.append(min(position + len(new), length or 10**9) - 1)
-        position += len(new)
-    assert tokenizer.decode(output.response_ids) == tokenizer.decode(ids[:length])
-    assert (output.response_ids, output.response_mask) == (ids[:length], mask[:length])
-    assert output.response_logprobs == pytest.approx(log_probs[:length])
-    return ends
-
-
-def assert_paid(output: Any, ends: list[int]) -> None:
-    """Turn k's reward, k + 0.5, lies on its last generated token and nowhere else."""
-    transcript = transcript_of(output)
-    assert [turn.span[1] - 1 for turn in transcript.turns] == ends
-    paid = [k + 0.5 for k in range(len(ends))]
-    scores = scored(output, paid).as_dict()["rm_scores"]
-    assert {at: scores[at].item() for at in scores.nonzero().flatten().tolist()} == dict(zip(ends, paid, strict=True))
-
-
-def found(query: str) -> str:
-    return f"Doc 1 about {query}: it is in Oslo."
-
-
-def message(*results: str) -> str:
-    """What Qwen3's template writes from the end of a turn to the beginning of the next: results in one user message."""
-    blocks = "".join(f"\n<tool_response>\n{result}\n</tool_response>" for result in results)
-    return f"\n<|im_start|>user{blocks}{END}\n<|im_start|>assistant\n"
-
-
-def call(format: str, query: str) -> str:
-    if format == "hermes":
-        return f'<tool_call>\n{{"name": "search", "arguments": {{"query": "{query}"}}}}\n</tool_call>'
-    if format == "search_r1":
-        return f"<think>I look.</think><search>{query}</search>"
-    return f'<reasoning>I look.</reasoning><tool>{{"name": "search", "args": {{"query": "{query}"}}}}</tool>'
-
-
-def answer(format: str) -> str:
-    tag = {"hermes": "", "search_r1": "think", "mtgrpo_xml": "reasoning"}[format]
-    return (f"<{tag}>It is there.</{tag}>" if tag else "It is there. ") + "<answer>Oslo</answer>"
-
-
-def result(format: str, query: str) -> str:
-    tag = {"hermes": "", "search_r1": "information", "mtgrpo_xml": "result"}[format]
-    return f"<{tag}>{found(query)}</{tag}>" if tag else found(query)
-
-
-SPOKEN = [("hermes", CHAT), ("search_r1", CHAT), ("search_r1", RAW), ("mtgrpo_xml", CHAT), ("mtgrpo_xml", RAW)]
-
-
-def pieces_of(tokenizer: Any, cls: Any, format: str, queries: list[str]) -> list[tuple[str, int]]:
-    """Turns that each call once, then an answer. In hermes the model ends a turn itself, with its own end token; the
-    other formats cut behind the closing tag, and what ends the turn is nobody's token (mask 0)."""
-    pieces: list[tuple[str, int]] = []
-    for query in queries:
-        shown = result(format, query)
-        if cls is RAW:
-            pieces += [(call(format, query), 1), (f"\n\n{shown}\n\n", 0)]
-        elif format == "hermes":
-            # verl puts the newline of `<|im_end|>\n` there only behind `<|im_end|>`.
-            behind = message(shown) if tokenizer.eos_token == END else message(shown).removeprefix("\n")
-            pieces += [(call(format, query) + tokenizer.eos_token, 1), (behind, 0)]
-        else:
-            pieces += [(call(format, query), 1), (END + message(shown), 0)]
-    return [*pieces, (answer(format) + (tokenizer.eos_token if format == "hermes" else ""), 1)]
+@pytest.fixture(scope="module")
+def tools() -> list[Any]:
+    return [search_function(PASSAGES)]
 
 
 @pytest.mark.parametrize(("format", "cls"), SPOKEN)
-def test_two_turns_that_search_and_an_answer(config, tokenizer, tools, format, cls):  # noqa: F811
+def test_two_turns_that_search_and_an_answer(config, tokenizer, tools, format, cls):
     """1 and 2. A base model goes on where no engine stops it: the cut and the stop token end its turns."""
     pieces = pieces_of(tokenizer, cls, format, ["Pim", "Tam"])
     goes_on = tokenizer.eos_token if format == "hermes" else f"{END}\n<|im_start|>user\nAnd what is 2 + 2?"
@@ -197,7 +85,7 @@ def test_two_turns_that_search_and_an_answer(config, tokenizer, tools, format, c
 
 
 @pytest.mark.parametrize(("format", "cls"), SPOKEN)
-def test_two_calls_in_a_turn(config, tokenizer, tools, format, cls):  # noqa: F811
+def test_two_calls_in_a_turn(config, tokenizer, tools, format, cls):
     """hermes carries out both, their results are one message of Qwen3's template; the others end at the first."""
     both = call(format, "Pim") + "\n" + call(format, "Tam")
     eos = tokenizer.eos_token
@@ -220,7 +108,7 @@ def test_two_calls_in_a_turn(config, tokenizer, tools, format, cls):  # noqa: F8
 
 @pytest.mark.parametrize(("format", "cls"), SPOKEN)
 @pytest.mark.parametrize("where", ["call", "result", "answer"])
-def test_a_response_that_is_full(config, tokenizer, tools, format, cls, where):  # noqa: F811
+def test_a_response_that_is_full(config, tokenizer, tools, format, cls, where):
     """In the middle of a call (the turn is what fitted), of a result (verl leaves it out), and of the answer."""
     pieces = pieces_of(tokenizer, cls, format, ["Pim"])
     first, between, last = (len(encode(tokenizer, text)) for text, _ in pieces)
@@ -248,7 +136,7 @@ def test_a_response_that_is_full(config, tokenizer, tools, format, cls, where): 
 
 
 @pytest.mark.parametrize(("format", "cls"), SPOKEN)
-def test_a_turn_of_special_tokens_and_one_of_none(config, tokenizer, tools, format, cls):  # noqa: F811
+def test_a_turn_of_special_tokens_and_one_of_none(config, tokenizer, tools, format, cls):
     """4. An end token is a token: the turn is there, says nothing and can be paid. No token is no turn."""
     called = call(format, "Pim") + tokenizer.eos_token
     before = pieces_of(tokenizer, cls, format, ["Pim"])[:-1]
@@ -269,7 +157,7 @@ def test_a_turn_of_special_tokens_and_one_of_none(config, tokenizer, tools, form
 
 @pytest.mark.parametrize("behind", [END, "<|endoftext|>", END + "<|endoftext|>", "<|endoftext|>" * 3])
 @pytest.mark.parametrize("format", ["hermes", "search_r1", "mtgrpo_xml"])
-def test_no_end_token_is_part_of_a_text(config, tokenizer, tools, format, behind):  # noqa: F811
+def test_no_end_token_is_part_of_a_text(config, tokenizer, tools, format, behind):
     """2. Whichever of the model's end tokens stopped it, and padding behind it."""
     ids = encode(tokenizer, f"It is there. <answer>Oslo</answer>{behind}")
     output = roll(CHAT, config, tokenizer, tools, [ids], "hermes")
@@ -291,7 +179,7 @@ EVIL = [
 
 
 @pytest.mark.parametrize(("format", "cls"), SPOKEN)
-def test_a_passage_cannot_become_a_control_token(config, tokenizer, tools, format, cls):  # noqa: F811
+def test_a_passage_cannot_become_a_control_token(config, tokenizer, tools, format, cls):
     """The ids hold the control tokens that they hold with a harmless passage, and no other."""
     queries = [f"evil {number}" for number in range(len(EVIL))]
     PASSAGES.update(zip(queries, EVIL, strict=True))
@@ -320,7 +208,7 @@ def test_a_passage_cannot_become_a_control_token(config, tokenizer, tools, forma
     assert "tool/defused" not in tool_trouble(transcript_of(harmless))
 
 
-def test_stock_verl_has_the_hole(config, tokenizer, tools):  # noqa: F811
+def test_stock_verl_has_the_hole(config, tokenizer, tools):
     """So docs/rewards.md says. If this fails, verl has closed it: then the sentence goes."""
     from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
 

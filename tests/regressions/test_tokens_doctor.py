@@ -21,14 +21,15 @@ import pytest
 
 pytest.importorskip("verl")
 
-from tests.doctor.setups import DATA, ROLLOUT, TURNS, Healthy
-from tests.doctor.test_broken_setups import doctor, healthy  # noqa: F401  a fixture
-from tests.regressions.test_tokens import QWEN3, needs_qwen3, qwen3
+from tests.doctor.setups import DATA, ROLLOUT, TURNS, Healthy, doctor
+from tests.regressions.tokens import QWEN3, needs_qwen3, qwen3
+
+pytestmark = pytest.mark.compose
 
 RAW = f"{ROLLOUT}.agent.default_agent_loop=mtgrpo_raw_agent"
 
 
-def said_of_chat(healthy: Healthy, capsys: Any, model: Path, format: str, *more: str) -> dict[str, Any]:  # noqa: F811
+def said_of_chat(healthy: Healthy, capsys: Any, model: Path, format: str, *more: str) -> dict[str, Any]:
     rows = f"{DATA}{healthy.questions(format, format=format)}"
     overrides = (f"actor_rollout_ref.model.path={model}", f"{TURNS}.format={format}", rows, *more)
     _, findings = doctor(capsys, healthy, *overrides)
@@ -53,7 +54,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ("format", "more"),
     [("hermes", ()), ("search_r1", ()), ("search_r1", (RAW,)), ("mtgrpo_xml", ()), ("mtgrpo_xml", (RAW,))],
 )
-def test_sound_set_ups_are_found_sound(healthy, capsys, models, variant, format, more):  # noqa: F811
+def test_sound_set_ups_are_found_sound(healthy, capsys, models, variant, format, more):
     chat = said_of_chat(healthy, capsys, models[variant], format, *more)
     if (variant, format) == ("thinking", "mtgrpo_xml"):  # its turns begin with <reasoning>, the template with <think>
         assert chat["status"] == "warn"
@@ -64,7 +65,7 @@ def test_sound_set_ups_are_found_sound(healthy, capsys, models, variant, format,
     assert ("opens them with <think>" in chat["message"]) == (variant == "thinking")
 
 
-def test_the_advice_is_not_what_has_just_failed(healthy, capsys):  # noqa: F811
+def test_the_advice_is_not_what_has_just_failed(healthy, capsys):
     from verl_mtgrpo.demo.policy import CHAT_TEMPLATE
 
     template = CHAT_TEMPLATE.replace(
@@ -81,7 +82,7 @@ def test_the_advice_is_not_what_has_just_failed(healthy, capsys):  # noqa: F811
 
 @needs_qwen3
 @pytest.mark.parametrize(("kind", "status"), [("LlamaTokenizerFast", "warn"), ("PreTrainedTokenizerFast", "ok")])
-def test_a_tokenizer_that_loses_spaces(healthy, capsys, tmp_path, kind, status):  # noqa: F811
+def test_a_tokenizer_that_loses_spaces(healthy, capsys, tmp_path, kind, status):
     """As the folders of DeepSeek-R1's distilled Qwen models have it (huggingface/transformers #45488)."""
     for file in QWEN3.iterdir():
         shutil.copyfile(file, tmp_path / file.name)

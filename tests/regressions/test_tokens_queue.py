@@ -18,17 +18,18 @@ from verl import DataProto
 from verl.utils.debug.metrics import calculate_debug_metrics
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-from tests.integration.rollout.test_agent_loop import config, scored  # noqa: F401  a fixture
-from tests.regressions.test_statistics import queue  # noqa: F401  a fixture
-from tests.regressions.test_tokens import CHAT, roll
+from tests.agent_loops import scored
+from tests.regressions.tokens import CHAT, roll
 from verl_mtgrpo.demo.policy import build_tokenizer
 from verl_mtgrpo.integration.trainer.queue import padded
+
+pytestmark = pytest.mark.compose
 
 COLUMNS = ["prompts", "responses", "response_mask", "rollout_log_probs", "rm_scores"]
 
 
 @pytest.mark.verl
-def test_the_batch_keeps_its_columns(config: Any, queue: None) -> None:  # noqa: F811
+def test_the_batch_keeps_its_columns(config: Any, queue: None) -> None:
     tokenizer = build_tokenizer(["Oslo is a town"], [])
     good = scored(roll(CHAT, config, tokenizer, [], ["Oslo is a town"], "hermes"), [1.0])
     lost = scored(roll(CHAT, config, tokenizer, [], [[]], "hermes"), [])

@@ -13,8 +13,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from tests.integration.rollout.test_agent_loop import config, scored, transcript_of  # noqa: F401  a fixture
-from tests.regressions.test_tokens import (  # noqa: F401  a fixture
+from tests.agent_loops import scored, transcript_of
+from tests.regressions.tokens import (
     CHAT,
     END,
     OPENS,
@@ -28,11 +28,12 @@ from tests.regressions.test_tokens import (  # noqa: F401  a fixture
     qwen3,
     result,
     roll,
-    tools,
 )
 from verl_mtgrpo.demo.policy import build_tokenizer
 from verl_mtgrpo.rewards import Transcript
 from verl_mtgrpo.rewards.paper_v2 import paper_v2
+
+pytestmark = pytest.mark.compose
 
 HEADERS = (
     "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>{% endfor %}"
@@ -109,7 +110,7 @@ def special_tokenizer(special: str, eos: str, template: str) -> Any:
 
 @needs_qwen3
 @pytest.mark.parametrize("cls", [CHAT, RAW])
-def test_a_thought_opened_by_the_template(config, tools, cls):  # noqa: F811
+def test_a_thought_opened_by_the_template(config, tools, cls):
     """The rewards of formulas.md for the second study: 0.3 · hit + 0.1 format - 0.1 a search = 0.3, and 1.0."""
     tokenizer = qwen3("thinking")
     # In the raw loop the template is asked once, so the model opens its second thought itself.
@@ -134,7 +135,7 @@ def test_a_thought_opened_by_the_template(config, tools, cls):  # noqa: F811
 
 
 @needs_qwen3
-def test_a_thought_that_the_template_also_closes_is_nobodys(config, tools):  # noqa: F811
+def test_a_thought_that_the_template_also_closes_is_nobodys(config, tools):
     """Qwen3 with ``enable_thinking=False``: its prompt ends in an empty thought."""
     tokenizer = qwen3("instruct")
     config = config.copy()
@@ -166,7 +167,7 @@ def test_what_is_open_at_the_end_of_the_prompt(template, opened):
 # ---- 4. no token at all
 
 
-def test_a_rollout_without_a_token_is_a_row_like_the_others(config):  # noqa: F811
+def test_a_rollout_without_a_token_is_a_row_like_the_others(config):
     tokenizer = build_tokenizer(["Oslo"], [])
     output = roll(CHAT, config, tokenizer, [], [[]], "hermes")
     transcript = transcript_of(output)
@@ -179,7 +180,7 @@ def test_a_rollout_without_a_token_is_a_row_like_the_others(config):  # noqa: F8
     assert [row[name].tolist() for name in names] == [[0], [0.0], [0.0]]
 
 
-def test_it_is_dropped_and_says_why(config):  # noqa: F811
+def test_it_is_dropped_and_says_why(config):
     from verl_mtgrpo.errors import DropRollout
     from verl_mtgrpo.integration.reward_manager import refuse_unfinished
 
@@ -188,7 +189,7 @@ def test_it_is_dropped_and_says_why(config):  # noqa: F811
         refuse_unfinished(transcript_of(output))
 
 
-def test_where_experts_are_replayed_it_fails_instead(config):  # noqa: F811
+def test_where_experts_are_replayed_it_fails_instead(config):
     """There is no row to make: nobody knows which experts the model would have used."""
     from verl_mtgrpo.errors import NoTokensError
 

@@ -166,6 +166,7 @@ def test_more_rollouts_of_the_same_questions_do_not_make_it_narrower(tmp_path: P
     assert single == several
 
 
+@pytest.mark.heavy
 def test_ten_thousand_resamples_of_the_largest_set_take_seconds():
     """PopQA's 14,267 questions, one rollout each; the processor's time, because others may be using the machine."""
     rng = np.random.default_rng(0)

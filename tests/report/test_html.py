@@ -207,6 +207,7 @@ def test_a_page_that_could_not_be_finished_leaves_the_old_one(tmp_path: Path) ->
     assert (tmp_path / "r.html").read_text() == "old" and not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.heavy
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     """8 MB of text are written with a few MB of memory: a group at a time."""
 

@@ -2,17 +2,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import multiprocessing
 import pickle
-import re
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.oracles import naive_bm25
 from verl_mtgrpo.errors import ConfigError, DataError, IndexFormatError, RetrievalError
 from verl_mtgrpo.retrieval import BM25Index, Passage, Retriever, bm25
 
@@ -45,22 +43,6 @@ def shared_index(tmp_path_factory: pytest.TempPathFactory) -> BM25Index:
 
 def ids(hits: list[Passage]) -> list[str]:
     return [hit.id for hit in hits]
-
-
-def naive_bm25(query: str, corpus: list[Passage], k1: float = 1.2, b: float = 0.75) -> list[tuple[str, float]]:
-    """Robertson's BM25 with the never-negative idf ln(1 + (N - n + 0.5)/(n + 0.5)), from the formula."""
-    documents = {p.id: Counter(re.findall(r"[a-z0-9]+", f"{p.title} {p.text}".lower())) for p in corpus}
-    lengths = {id: sum(words.values()) for id, words in documents.items()}
-    mean = sum(lengths.values()) / len(lengths)
-    scores: dict[str, float] = {}
-    for word in re.findall(r"[a-z0-9]+", query.lower()):
-        holders = [id for id, words in documents.items() if word in words]
-        idf = math.log(1 + (len(documents) - len(holders) + 0.5) / (len(holders) + 0.5))
-        for id in holders:
-            tf = documents[id][word]
-            norm = k1 * (1 - b + b * lengths[id] / mean)
-            scores[id] = scores.get(id, 0.0) + idf * tf * (k1 + 1) / (tf + norm)
-    return sorted(scores.items(), key=lambda item: -item[1])
 
 
 @pytest.mark.parametrize("query", ["lighthouse", "Orsa Kint born", "market town", "town town school", "velm harbour"])
@@ -192,6 +174,7 @@ def _search_in_child(index: BM25Index, query: str) -> list[Passage]:
     return [hit for _ in range(50) for hit in index.search([query], 2)[0]][-2:]
 
 
+@pytest.mark.process
 def test_two_processes_share_an_index(index: BM25Index):
     queries = ["market town", "lighthouse"]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
@@ -310,6 +293,7 @@ def _start_endless_build(out: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.process
 def test_a_build_killed_in_the_middle_leaves_the_old_index_whole(index: BM25Index):
     process = _start_endless_build(index.path)
     try:
@@ -326,6 +310,7 @@ def test_a_build_killed_in_the_middle_leaves_the_old_index_whole(index: BM25Inde
     assert len(BM25Index.open(index.path)) == 3
 
 
+@pytest.mark.process
 def test_a_first_build_killed_in_the_middle_can_be_repeated(tmp_path: Path):
     process = _start_endless_build(tmp_path / "index")
     process.kill()
@@ -376,6 +361,7 @@ def test_odd_passages_are_kept(tmp_path: Path):
     assert len(index.search(["word"], 1)[0][0].text) == 1_000_000
 
 
+@pytest.mark.process
 def test_importing_the_package_loads_no_search_engine():
     code = "import sys, verl_mtgrpo.retrieval; print([m for m in ('tantivy', 'numpy', 'verl') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

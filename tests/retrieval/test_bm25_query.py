@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.retrieval.test_bm25 import naive_bm25
+from tests.oracles import naive_bm25
 from verl_mtgrpo.retrieval import BM25Index, Passage, bm25_query
 
 

@@ -3,12 +3,13 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import pickle
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,9 @@ from verl_mtgrpo.errors import (
 )
 from verl_mtgrpo.retrieval import HTTPRetriever, Passage, Retriever
 
-PATIENCE_S = 0.7
+pytestmark = [pytest.mark.process, pytest.mark.network]
+
+PATIENCE_S = 1.0
 # What a call may take beyond its patience: the machine may be busy.
 SLACK_S = 1.0
 
@@ -81,9 +84,10 @@ def test_no_queries_need_no_service():
 
 def test_an_answer_says_what_it_took(faulty: Service):
     client = HTTPRetriever(faulty.url + "/500/2/took")
+    start = time.monotonic()
     answer = asyncio.run(client.ask(["uid7"], 1))
     assert (own_ids(answer.results), answer.faults) == (["p7"], ("server_error",))
-    assert 0.04 < answer.seconds < 5
+    assert 0.04 < answer.seconds <= time.monotonic() - start
     assert client.counts == {"calls": 1, "tries": 2, "server_error": 1}
 
 
@@ -167,44 +171,69 @@ def test_a_proxy_never_stands_before_this_machine(faulty: Service, monkeypatch: 
 # ---- faults that last
 
 
-@pytest.mark.parametrize(
-    "fault, error, message, tried_again",
-    [
-        ("500", RetrievalServerError, r"HTTP 500 .*spoilt.*look at the service's log", True),
-        ("503-long", RetrievalServerError, r"HTTP 503", False),
-        ("504", RetrievalServerError, r"HTTP 504", True),
-        ("429", RetrievalBusy, r"HTTP 429.*more replicas", True),
-        ("429-long", RetrievalBusy, r"HTTP 429 \(busy\)", False),
-        ("never", RetrievalTimeout, r"no answer within 0.2 s", True),
-        ("garbage", RetrievalBadAnswer, r"not JSON: '<html>please log in", True),
-        ("other-layout", RetrievalBadAnswer, r"without a list 'result'", True),
-        ("too-few", RetrievalBadAnswer, r"0 result lists for 1 queries", True),
-        ("empty", RetrievalBadAnswer, r"HTTP 204", True),
-        ("half", RetrievalBadAnswer, r"broken or ends too early", True),
-        ("400", RetrievalRejected, r"HTTP 400 .*retrying does not help", False),
-        ("401", RetrievalRejected, r"HTTP 401", False),
-        ("404", RetrievalRejected, r"HTTP 404", False),
-        ("redirect", RetrievalRejected, r"redirect to 'http://search.invalid/retrieve'; give that address", False),
-    ],
-)
-def test_a_fault_that_lasts_gives_its_own_error(
-    faulty: Service, fault: str, error: type[RetrievalError], message: str, tried_again: bool
-):
-    url = f"{faulty.url}/{fault}/1/lasts"
-    client = HTTPRetriever(url, patience_s=PATIENCE_S, request_timeout_s=0.2)
-    start = time.monotonic()
-    with pytest.raises(RetrievalError, match=message) as caught:
-        client.search(["uid7"], 1)
-    elapsed = time.monotonic() - start
-    assert type(caught.value) is error
-    assert elapsed < (PATIENCE_S if tried_again else 0.0) + SLACK_S
-    assert (len(caught.value.faults) > 1) is tried_again
-    tries = "1 try" if not tried_again else f"{len(caught.value.faults)} tries"
-    assert f"search at {url}/retrieve failed ({tries} in " in str(caught.value)
-    copy = pickle.loads(pickle.dumps(caught.value))
-    assert (type(copy), str(copy), len(copy.faults)) == (error, str(caught.value), len(caught.value.faults))
-    assert client.counts[error.kind] == client.counts["tries"] == len(caught.value.faults)
+LASTING = {
+    "500": (RetrievalServerError, r"HTTP 500 .*spoilt.*look at the service's log", True),
+    "503-long": (RetrievalServerError, r"HTTP 503", False),
+    "504": (RetrievalServerError, r"HTTP 504", True),
+    "429": (RetrievalBusy, r"HTTP 429.*more replicas", True),
+    "429-long": (RetrievalBusy, r"HTTP 429 \(busy\)", False),
+    "never": (RetrievalTimeout, r"no answer within 0.2 s", True),
+    "garbage": (RetrievalBadAnswer, r"not JSON: '<html>please log in", True),
+    "other-layout": (RetrievalBadAnswer, r"without a list 'result'", True),
+    "too-few": (RetrievalBadAnswer, r"0 result lists for 1 queries", True),
+    "empty": (RetrievalBadAnswer, r"HTTP 204", True),
+    "half": (RetrievalBadAnswer, r"broken or ends too early", True),
+    "400": (RetrievalRejected, r"HTTP 400 .*retrying does not help", False),
+    "401": (RetrievalRejected, r"HTTP 401", False),
+    "404": (RetrievalRejected, r"HTTP 404", False),
+    "redirect": (RetrievalRejected, r"redirect to 'http://search.invalid/retrieve'; give that address", False),
+}
+
+
+@dataclass
+class Failed:
+    """A call that failed."""
+
+    client: HTTPRetriever
+    error: RetrievalError
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def failed(faulty: Service) -> dict[str, Failed]:
+    """What came of each fault that lasts; all of them at once, as each takes its patience."""
+
+    def call(fault: str) -> Failed:
+        client = HTTPRetriever(f"{faulty.url}/{fault}/1/lasts", patience_s=PATIENCE_S, request_timeout_s=0.2)
+        start = time.monotonic()
+        with pytest.raises(RetrievalError) as caught:
+            client.search(["uid7"], 1)
+        return Failed(client, caught.value, time.monotonic() - start)
+
+    with ThreadPoolExecutor(len(LASTING)) as pool:
+        return dict(zip(LASTING, pool.map(call, LASTING), strict=True))
+
+
+@pytest.mark.parametrize("fault", LASTING)
+def test_a_fault_that_lasts_gives_its_own_error(failed: dict[str, Failed], fault: str):
+    kind, message, tried_again = LASTING[fault]
+    client, error = failed[fault].client, failed[fault].error
+    assert type(error) is kind
+    assert re.search(message, str(error))
+    assert (len(error.faults) > 1) is tried_again
+    tries = "1 try" if not tried_again else f"{len(error.faults)} tries"
+    assert f"search at {client.url} failed ({tries} in " in str(error)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), len(copy.faults)) == (kind, str(error), len(error.faults))
+    assert client.counts[kind.kind] == client.counts["tries"] == len(error.faults)
     assert client.counts["failed_calls"] == 1
+
+
+@pytest.mark.clock
+@pytest.mark.parametrize("fault", LASTING)
+def test_a_fault_that_lasts_is_told_within_the_patience(failed: dict[str, Failed], fault: str):
+    tried_again = LASTING[fault][2]
+    assert failed[fault].seconds < (PATIENCE_S if tried_again else 0.0) + SLACK_S
 
 
 @pytest.mark.clock
@@ -217,6 +246,7 @@ def test_nobody_listens():
     assert len(caught.value.faults) > 2 and caught.value.status is None
 
 
+@pytest.mark.clock
 def test_patience_bounds_the_wait_for_a_connection_too(faulty: Service):
     """Ten calls share one connection that never answers: none of them hangs."""
     client = HTTPRetriever(faulty.url + "/never/1/wait", patience_s=1, request_timeout_s=30, concurrency=1)
@@ -233,17 +263,33 @@ def test_patience_bounds_the_wait_for_a_connection_too(faulty: Service):
 # ---- faults that pass
 
 
-@pytest.mark.parametrize("fault", ["500", "429", "429-after", "garbage", "half", "never"])
-def test_one_fault_in_ten_is_survived(faulty: Service, fault: str):
-    client = HTTPRetriever(f"{faulty.url}/{fault}/10/passes", patience_s=15, request_timeout_s=0.5)
-    start = time.monotonic()
-    check_answers(asyncio.run(ask_many(client, range(60))), range(60))
-    assert time.monotonic() - start < 15
+PASSING = ["500", "429", "429-after", "garbage", "half", "never"]
+
+
+@pytest.fixture(scope="module")
+def survived(faulty: Service) -> dict[str, HTTPRetriever]:
+    """A client for each fault that one request in ten meets, after 60 calls of each at once."""
+
+    async def all_calls() -> list[list[list[list[Passage]]]]:
+        return await asyncio.gather(*(ask_many(client, range(60)) for client in clients.values()))
+
+    clients = {
+        fault: HTTPRetriever(f"{faulty.url}/{fault}/10/passes", patience_s=15, request_timeout_s=1.0)
+        for fault in PASSING
+    }
+    for answers in asyncio.run(all_calls()):
+        check_answers(answers, range(60))
+    return clients
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_one_fault_in_ten_is_survived(survived: dict[str, HTTPRetriever], fault: str):
     # 60 calls and their retries: at least six of them, the first of every ten, met the fault.
-    assert client.counts["tries"] >= 66
-    assert client.counts["failed_calls"] == 0
+    assert survived[fault].counts["tries"] >= 66
+    assert survived[fault].counts["failed_calls"] == 0
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize("fault, shortest", [("429-after", 1.0), ("429-date", 0.9), ("429", 0.0)])
 def test_a_service_that_says_when_to_come_again(faulty: Service, fault: str, shortest: float):
     answer = asyncio.run(HTTPRetriever(f"{faulty.url}/{fault}/2/when").ask(["uid7"], 1))
@@ -288,7 +334,7 @@ def test_a_service_that_starts_late(index: Path):
         with serving("serve", index, "--port", port):
             answer = call.result()
     assert own_ids(answer.results) == ["p7"]
-    assert 2 <= answer.seconds < 20 and len(answer.faults) > 2
+    assert answer.seconds >= 2 and len(answer.faults) > 2
 
 
 # ---- is it there?
@@ -306,9 +352,15 @@ def test_ping_of_a_service_without_health(faulty: Service):
 
 @pytest.mark.parametrize("fault, error", [("500", RetrievalServerError), ("never", RetrievalTimeout)])
 def test_ping_says_what_is_wrong(faulty: Service, fault: str, error: type[RetrievalError]):
-    start = time.monotonic()
     with pytest.raises(error, match="1 try"):
         HTTPRetriever(f"{faulty.url}/{fault}/1/ping").ping(0.5)
-    assert time.monotonic() - start < 0.5 + SLACK_S
-    with pytest.raises(RetrievalBadAnswer, match="did not send a JSON object"):
+    with pytest.raises(RetrievalBadAnswer, match="no JSON object"):
         HTTPRetriever(f"{faulty.url}/garbage/1/ping").ping()
+
+
+@pytest.mark.clock
+def test_ping_waits_no_longer_than_it_is_told(faulty: Service):
+    start = time.monotonic()
+    with pytest.raises(RetrievalTimeout):
+        HTTPRetriever(f"{faulty.url}/never/1/ping").ping(0.5)
+    assert time.monotonic() - start < 0.5 + SLACK_S

@@ -15,6 +15,8 @@ from verl_mtgrpo.retrieval.encoders import SentenceEncoder
 pytest.importorskip("sentence_transformers", reason="needs the extra dense")
 pytest.importorskip("faiss", reason="needs the extra dense")
 
+pytestmark = pytest.mark.heavy
+
 VOCABULARY = "[PAD] [UNK] [CLS] [SEP] [MASK] query passage : a harbour mountain town market school hills sea"
 PASSAGES = [
     Passage("sea", "Harbour", "a town sea"),

@@ -135,6 +135,7 @@ def test_folders_that_are_no_index(tmp_path: Path):
         open_retriever(tmp_path)
 
 
+@pytest.mark.network
 def test_addresses_are_opened_with_their_settings(folders: tuple[Path, Path]):
     service = open_retriever("http://127.0.0.1:9", patience_s=0.2, concurrency=3)
     assert isinstance(service, HTTPRetriever)

@@ -9,20 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.heartbeat import heartbeat
 from tests.retrieval.services import build_index, serving
 from verl_mtgrpo.retrieval import HTTPRetriever, Passage
 
 CALLS = 256
 ROUNDS = 4
-BEAT_S = 0.002
-
-
-async def heartbeat(late_s: list[float]) -> None:
-    """Note by how much each short sleep was too long: for so long the loop did something else."""
-    while True:
-        start = time.perf_counter()
-        await asyncio.sleep(BEAT_S)
-        late_s.append(time.perf_counter() - start - BEAT_S)
 
 
 async def one_round(client: HTTPRetriever, number: int) -> list[float]:
@@ -76,6 +68,8 @@ def test_the_heartbeat_notices_a_blocked_loop():
     assert max(asyncio.run(blocked())) > 0.05
 
 
+@pytest.mark.process
+@pytest.mark.network
 @pytest.mark.parametrize("queries", [1, 8])
 def test_sync_calls_of_one_thread(tmp_path: Path, queries: int):
     with serving("serve", build_index(tmp_path / "index")) as service:

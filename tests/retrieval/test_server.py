@@ -27,6 +27,8 @@ from verl_mtgrpo.errors import ConfigError, RetrievalRejected
 from verl_mtgrpo.retrieval import BM25Index, HTTPRetriever
 from verl_mtgrpo.retrieval.server import ServerSettings
 
+pytestmark = [pytest.mark.process, pytest.mark.network]
+
 TOKEN = "a secret for the test"
 
 
@@ -229,6 +231,7 @@ def test_a_client_gets_through_a_full_queue(narrow: Service):
     assert found == [f"p{n}" for n in range(5)]
 
 
+@pytest.mark.clock
 def test_a_search_that_takes_too_long(narrow: Service):
     start = time.monotonic()
     answered = narrow.post({"queries": ["sleep 2 uid7"]})
@@ -240,6 +243,7 @@ def test_a_search_that_takes_too_long(narrow: Service):
     assert [answer.status for answer in sleepers(narrow, 2, 0)] == [200, 200]
 
 
+@pytest.mark.clock
 def test_the_event_loop_stays_free_during_a_search(narrow: Service):
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(narrow.post, {"queries": ["sleep 1 uid7"]})

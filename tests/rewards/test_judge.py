@@ -14,24 +14,13 @@ import pytest
 pytest.importorskip("openai")
 
 from tests.judge_server import JudgeServer
+from tests.rewards.judged import CALL, TRANSCRIPT, TRUTH, case_of, judge, settings
 from verl_mtgrpo.errors import ConfigError, DropRollout, JudgeError
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
 from verl_mtgrpo.rewards.judge import Judge
-from verl_mtgrpo.rewards.judge_client import JudgeSettings
 from verl_mtgrpo.rewards.judge_text import prompt_for, quoted, read_score
 
-TRUTH = {"target": ["Paris"]}
-CALL = "<think>look</think><search>capital of France</search>"
-TRANSCRIPT = Transcript(
-    turns=(
-        Turn(CALL, (0, 1), (ToolCall("search", "{}", result="Paris is the capital."),)),
-        Turn(CALL, (2, 3), (ToolCall("search", "{}", result="Lyon."),)),
-        Turn("<think>found</think><answer>Paris</answer>", (4, 5)),
-    ),
-    end_reason="answered",
-    prompt=({"role": "user", "content": "What is the capital of France?"},),
-    format="search_r1",
-)
+pytestmark = pytest.mark.network
 
 
 @pytest.fixture
@@ -40,21 +29,6 @@ def server() -> Iterator[JudgeServer]:
     server.scoring(0, 0, outcome=0)
     yield server
     server.stop()
-
-
-def settings(server: JudgeServer, **changes: Any) -> JudgeSettings:
-    return JudgeSettings(**{"base_url": server.url, "model": "m", "timeout_s": 20.0, "retries": 2, **changes})
-
-
-def judge(server: JudgeServer, transcript: Transcript = TRANSCRIPT, **changes: Any):
-    async def go():
-        return await Judge(settings(server, **changes))(transcript, TRUTH)
-
-    return asyncio.run(go())
-
-
-def case_of(body: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(body["messages"][1]["content"].split("\n")[1])
 
 
 def asked_of_turns(server: JudgeServer) -> dict[str, Any]:

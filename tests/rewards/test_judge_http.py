@@ -21,11 +21,13 @@ import pytest
 pytest.importorskip("openai")
 
 from tests.judge_server import JudgeServer, Says
-from tests.rewards.test_judge import TRANSCRIPT, TRUTH, case_of, judge, settings
+from tests.rewards.judged import TRANSCRIPT, TRUTH, case_of, judge, settings
 from verl_mtgrpo.errors import DropRollout, JudgeError
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
 from verl_mtgrpo.rewards.judge import Judge
 from verl_mtgrpo.rewards.judge_paper import PaperJudge
+
+pytestmark = pytest.mark.network
 
 ANSWER_ONLY = Transcript((TRANSCRIPT.turns[-1],), "answered")  # one request
 

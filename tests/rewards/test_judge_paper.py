@@ -18,6 +18,8 @@ from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, pay
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
 from verl_mtgrpo.rewards.judge_paper import PaperJudge, read_turns
 
+pytestmark = pytest.mark.network
+
 TRUTH = {"target": ["Paris"]}
 CALL = "<think>look</think><search>capital of France</search>"
 ANSWER = Turn("<think>found</think><answer>Paris</answer>", (4, 5))

@@ -25,6 +25,8 @@ from verl_mtgrpo.rewards.judge import Judge
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
 from verl_mtgrpo.rewards.judge_paper import PaperJudge
 
+pytestmark = [pytest.mark.network, pytest.mark.heavy]
+
 QWEN3 = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers" / "qwen3"
 TURNS = 16
 ENGLISH = (

@@ -22,6 +22,8 @@ from verl_mtgrpo.integration.advantage.fields import provide
 from verl_mtgrpo.lab import PROCESSES, measure
 from verl_mtgrpo.lab.verl_estimators import verl_estimators
 
+pytestmark = pytest.mark.imports_verl
+
 REWARDS = torch.tensor([[0.7, 0.0, 1.0], [0.2, 0.0, 0.0]])
 MASK = torch.tensor([[1, 0, 1], [1, 0, 1]])
 UID = np.array(["q", "q"], dtype=object)

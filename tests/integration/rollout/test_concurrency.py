@@ -14,13 +14,15 @@ pytest.importorskip("verl")
 from verl.experimental.agent_loop.agent_loop import DictConfigWrap, ToolListWrap
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from tests.integration.rollout.test_agent_loop import SeededServer, config, final_answer  # noqa: F401  (a fixture)
+from tests.agent_loops import SeededServer, final_answer
+from tests.heartbeat import heartbeat
 from tests.retrieval.services import build_index, serving
-from tests.retrieval.test_load import heartbeat
 from verl_mtgrpo.demo.policy import build_tokenizer, search_call
 from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
 from verl_mtgrpo.integration.rollout.search_tool import SearchTool
 from verl_mtgrpo.rewards import TRANSCRIPT
+
+pytestmark = [pytest.mark.process, pytest.mark.network, pytest.mark.compose]
 
 ROLLOUTS = 256
 
@@ -44,7 +46,7 @@ def service(tmp_path_factory):
 
 
 @pytest.mark.clock
-def test_256_concurrent_rollouts_get_their_own_passages_and_the_event_loop_goes_on(config, service):  # noqa: F811
+def test_256_concurrent_rollouts_get_their_own_passages_and_the_event_loop_goes_on(config, service):
     settings = config.copy()
     settings.actor_rollout_ref.rollout.prompt_length = 64
     settings.actor_rollout_ref.rollout.response_length = 2000

@@ -20,7 +20,7 @@ from verl_mtgrpo.integration.rollout.cutting import CuttingServer, tokens_to_kee
 from verl_mtgrpo.rewards.formats import CUT_FORMATS
 
 QWEN3 = Path(__file__).resolve().parents[4] / "shared" / "data" / "tokenizers" / "qwen3"
-pytestmark = pytest.mark.skipif(not QWEN3.exists(), reason="no shared/data")
+pytestmark = [pytest.mark.skipif(not QWEN3.exists(), reason="no shared/data"), pytest.mark.imports_verl]
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,8 @@ pytest.importorskip("verl")
 from verl.experimental.agent_loop.tool_parser import ToolParser
 from verl.workers.rollout.replica import TokenOutput
 
-from tests.integration.rollout.test_agent_loop import (  # noqa: F401  fixtures
-    PROMPT,
-    SeededServer,
-    config,
-    run,
-    tools,
-    transcript_of,
-)
+from tests.agent_loops import PROMPT, SeededServer, run, transcript_of
+from tests.composed import SEARCHPATH, composed
 from verl_mtgrpo.data.rows import SYSTEM_PROMPTS
 from verl_mtgrpo.demo.policy import build_tokenizer
 from verl_mtgrpo.errors import ConfigError
@@ -32,6 +26,8 @@ from verl_mtgrpo.integration.rollout.agent_loop import (
 from verl_mtgrpo.integration.rollout.cutting import tokens_to_keep
 from verl_mtgrpo.integration.rollout.loop_setup import knows_stop_strings
 from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS
+
+pytestmark = pytest.mark.compose
 
 THINK = "<think>where?</think>"
 SEARCH, ANSWER = f"{THINK}<search>tower of Pim</search>", f"{THINK}<answer>Oslo</answer>"
@@ -60,7 +56,7 @@ def tokenizer():
     return build_tokenizer([SEARCH + "\n", ANSWER + "\n", XML_CALL, XML_ANSWER, FOUND, "Question: what else?"], [])
 
 
-def roll(cls, config, tokenizer, tools, script, *, format="search_r1", server=BaseModel, **rollout):  # noqa: F811
+def roll(cls, config, tokenizer, tools, script, *, format="search_r1", server=BaseModel, **rollout):
     return run(
         cls, config, tokenizer, tools, script=script, server=server, format=format, response_length=400, **rollout
     )
@@ -83,7 +79,7 @@ def roll(cls, config, tokenizer, tools, script, *, format="search_r1", server=Ba
         ("mtgrpo_xml", XML_ANSWER, []),
     ],
 )
-def test_calls(tokenizer, tools, name, text, calls):  # noqa: F811
+def test_calls(tokenizer, tools, name, text, calls):
     parser = ToolParser.get_tool_parser(name, tokenizer)
     schemas = [tool.tool_schema for tool in tools]
     content, found = asyncio.run(parser.extract_tool_calls(tokenizer.encode(text), schemas))
@@ -92,7 +88,7 @@ def test_calls(tokenizer, tools, name, text, calls):  # noqa: F811
 
 
 @pytest.mark.parametrize("inside", ["{oops", "[1]", '"x"', ""])
-def test_json_that_cannot_be_read_is_a_failed_call(config, tokenizer, tools, inside):  # noqa: F811
+def test_json_that_cannot_be_read_is_a_failed_call(config, tokenizer, tools, inside):
     script = [f"<reasoning>x</reasoning><tool>{inside}</tool>", XML_ANSWER]
     output = roll(TurnToolAgentLoop, config, tokenizer, tools, script, format="mtgrpo_xml")
     (call,) = transcript_of(output).turns[0].tool_calls
@@ -101,7 +97,7 @@ def test_json_that_cannot_be_read_is_a_failed_call(config, tokenizer, tools, ins
 
 
 @pytest.mark.parametrize("cls", [TurnToolAgentLoop, RawContinuationAgentLoop])
-def test_turns_end_with_the_closing_tag(config, tokenizer, tools, cls):  # noqa: F811
+def test_turns_end_with_the_closing_tag(config, tokenizer, tools, cls):
     output = roll(cls, config, tokenizer, tools, [SEARCH, ANSWER])
     transcript = transcript_of(output)
     assert [turn.text.strip() for turn in transcript.turns] == [SEARCH, ANSWER]
@@ -115,7 +111,7 @@ def test_turns_end_with_the_closing_tag(config, tokenizer, tools, cls):  # noqa:
     assert len(output.response_ids) == len(output.response_mask) == len(output.response_logprobs)
 
 
-def test_raw_continuation_is_exactly_the_reference_text(config, tokenizer, tools):  # noqa: F811
+def test_raw_continuation_is_exactly_the_reference_text(config, tokenizer, tools):
     output = roll(RawContinuationAgentLoop, config, tokenizer, tools, [SEARCH, ANSWER])
     pieces = [(SEARCH, 1), (f"\n\n<information>{FOUND}</information>\n\n", 0), (ANSWER, 1)]
     spans = turn_spans(output.response_mask)
@@ -132,7 +128,7 @@ def test_raw_continuation_is_exactly_the_reference_text(config, tokenizer, tools
     assert second_prompt == output.prompt_ids + output.response_ids[: spans[1][0]]
 
 
-def test_chat_mode_is_exactly_the_chat_template(config, tokenizer, tools):  # noqa: F811
+def test_chat_mode_is_exactly_the_chat_template(config, tokenizer, tools):
     roll(TurnToolAgentLoop, config, tokenizer, tools, [SEARCH, ANSWER])
     chat = [*PROMPT, {"role": "assistant", "content": SEARCH}]
     chat += [{"role": "tool", "content": f"<information>{FOUND}</information>"}]
@@ -143,7 +139,7 @@ def test_chat_mode_is_exactly_the_chat_template(config, tokenizer, tools):  # no
     assert "search:" not in expected.split("<|im_end|>")[0], "no tool schema: the prompt explains the format"
 
 
-def test_engines_are_asked_to_stop_where_they_can(config, tokenizer, tools):  # noqa: F811
+def test_engines_are_asked_to_stop_where_they_can(config, tokenizer, tools):
     for engine, stops in (("vllm", True), ("hf_cpu", True), ("sglang", False)):
         roll(TurnToolAgentLoop, config, tokenizer, tools, [ANSWER], name=engine)
         (_, asked), *_ = BaseModel.last.asked
@@ -151,7 +147,7 @@ def test_engines_are_asked_to_stop_where_they_can(config, tokenizer, tools):  # 
         assert asked["temperature"] == 1.0
 
 
-def test_raw_continuation_needs_a_format_with_tags(config, tokenizer, tools):  # noqa: F811
+def test_raw_continuation_needs_a_format_with_tags(config, tokenizer, tools):
     with pytest.raises(ConfigError, match=r"needs a format with closing tags .*format=hermes"):
         roll(RawContinuationAgentLoop, config, tokenizer, tools, [ANSWER], format="hermes")
 
@@ -189,13 +185,8 @@ def test_the_examples_in_the_prompts_are_well_formed(name):
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_with_a_preset_every_engine_that_can_is_asked_to_stop_at_the_tag(engine):
-    from hydra import compose, initialize_config_module
-
     def rollout(*groups):
-        engine_name = f"actor_rollout_ref.rollout.name={engine}"
-        with initialize_config_module("verl.trainer.config", version_base=None):
-            words = ["hydra.searchpath=[pkg://verl_mtgrpo.config]", *groups, engine_name]
-            return compose("ppo_trainer", words).actor_rollout_ref.rollout
+        return composed(SEARCHPATH, *groups, f"actor_rollout_ref.rollout.name={engine}").actor_rollout_ref.rollout
 
     for spoken in CUT_FORMATS:
         assert knows_stop_strings(rollout("+mtgrpo=mt_grpo", f"actor_rollout_ref.rollout.multi_turn.format={spoken}"))

@@ -6,12 +6,13 @@ import pytest
 
 pytest.importorskip("verl")
 
-from tests.integration.rollout.test_agent_loop import config  # noqa: F401  a fixture
 from verl_mtgrpo.demo.policy import build_tokenizer
 from verl_mtgrpo.integration.rollout.loop_setup import loop_setup
 
+pytestmark = pytest.mark.compose
 
-def test_worked_out_once_a_run_and_again_for_anything_else(config):  # noqa: F811
+
+def test_worked_out_once_a_run_and_again_for_anything_else(config):
     tokenizer, other = (build_tokenizer(["one two"], []) for _ in range(2))
     settings = config.copy()
     first = loop_setup(settings, settings.data, tokenizer)

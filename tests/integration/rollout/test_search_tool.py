@@ -20,6 +20,8 @@ from verl_mtgrpo.errors import ConfigError, IndexFormatError
 from verl_mtgrpo.integration.rollout.search_tool import SearchTool
 from verl_mtgrpo.retrieval import NOTHING_FOUND, BM25Index, Passage
 
+pytestmark = pytest.mark.imports_verl
+
 TOOL_YAML = Path(verl_mtgrpo.__file__).parent / "config" / "tools" / "search_tool.yaml"
 CORPUS = [
     Passage("p1", "Velm", "Velm is a harbour town with a lighthouse."),

@@ -13,17 +13,12 @@ from verl.tools.base_tool import BaseTool
 from verl.tools.function_tool import FUNCTION_TOOL_REGISTRY, FunctionTool, function_tool
 from verl.tools.schemas import OpenAIFunctionToolSchema, ToolResponse
 
-from tests.integration.rollout.test_agent_loop import (  # noqa: F401  (the fixtures among them are used by name)
-    GOOD,
-    config,
-    final_answer,
-    run,
-    tokenizer,
-    transcript_of,
-)
+from tests.agent_loops import GOOD, final_answer, run, transcript_of
 from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
 from verl_mtgrpo.integration.rollout.tool_outcome import ToolOutcome, watched
 from verl_mtgrpo.passages import Passage
+
+pytestmark = pytest.mark.compose
 
 PASSAGE = Passage("p1", "Velm", "A town.", 1.5)
 
@@ -105,7 +100,7 @@ class Odd(BaseTool):
     ("how", "kind"),
     [("create", "tool_exception"), ("execute", "tool_exception"), ("two values", "tool_exception"), ("quotes", None)],
 )
-def test_a_tool_that_raises_and_one_that_only_sounds_like_it(config, tokenizer, how, kind):  # noqa: F811
+def test_a_tool_that_raises_and_one_that_only_sounds_like_it(config, tokenizer, how, kind):
     tool = Odd(how)
     output = run(TurnToolAgentLoop, config, tokenizer, [tool], script=[GOOD, final_answer("x")], response_length=400)
     (call,) = transcript_of(output).turns[0].tool_calls
@@ -124,7 +119,7 @@ def test_a_tool_that_raises_and_one_that_only_sounds_like_it(config, tokenizer, 
     ],
     ids=str,
 )
-def test_what_a_function_tool_may_return_is_verls_to_say(config, tokenizer, answer, kind):  # noqa: F811
+def test_what_a_function_tool_may_return_is_verls_to_say(config, tokenizer, answer, kind):
     @function_tool
     def search(query: str):
         """Search.
@@ -152,5 +147,6 @@ def test_a_watched_tool_is_the_tool_in_everything_else():
     assert isinstance(mine, FunctionTool) and mine.name == "mine"
 
 
+@pytest.mark.process
 def test_the_module_can_be_imported_first():
     subprocess.run([sys.executable, "-c", "import verl_mtgrpo.integration.rollout.tool_outcome"], check=True)

@@ -14,11 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.integration.trainer.test_trainer import config
+from tests.composed import composed
 from verl_mtgrpo.integration.rollout.agent_loop import TurnAgentLoopOutput
 from verl_mtgrpo.integration.rollout.transcripts import COLUMN, destination, pack, text_of_messages, unpack
 from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
+
+pytestmark = pytest.mark.compose
 
 DUMP = "trainer.rollout_data_dir=/tmp/none"
 SAMPLER = "trainer.v1.sampler.custom_sampler"
@@ -53,7 +55,7 @@ def transcript(turns: int = 4, passages: int = 3, words: random.Random | None = 
     ],
 )
 def test_where_they_go(case, overrides, expected):
-    assert destination(config(*overrides, preset="mt_grpo")) == expected, case
+    assert destination(composed(*overrides, preset="mt_grpo")) == expected, case
 
 
 def output(where: str) -> dict:

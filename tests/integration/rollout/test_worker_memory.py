@@ -15,9 +15,11 @@ import pytest
 
 pytest.importorskip("verl")
 
-from tests.integration.test_training import make_assets, run
+from tests.integration.runs import make_assets, run
 from verl_mtgrpo.demo.toy import HERMES, PASSAGE
 from verl_mtgrpo.retrieval import BM25Index, Passage
+
+pytestmark = pytest.mark.imports_verl
 
 PASSAGES = 100_000
 

@@ -21,8 +21,8 @@ from ray.exceptions import ActorDiedError, RayActorError
 from verl.utils import tensordict_utils as tu
 from verl.utils.ray_utils import auto_await
 
+from tests.composed import composed
 from tests.integration.rollout.ray_workers import Broken, Scorer, Worker
-from tests.integration.trainer.test_trainer import config
 from tests.queues import own_queue
 from verl_mtgrpo.errors import WorkerDiedError
 from verl_mtgrpo.integration.rollout import workers
@@ -46,7 +46,7 @@ class Manager(TurnAgentLoopManager):
 
 @pytest.fixture
 def manager(cluster: None) -> Iterator[Manager]:
-    settings = config("actor_rollout_ref.rollout.agent.num_workers=2", preset="mt_grpo")
+    settings = composed("actor_rollout_ref.rollout.agent.num_workers=2", preset="mt_grpo")
     made = Manager(settings, None)
     auto_await(made._init_agent_loop_workers)()
     yield made

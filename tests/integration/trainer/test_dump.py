@@ -11,6 +11,8 @@ from transfer_queue import KVBatchMeta
 
 from verl_mtgrpo.integration.trainer.dump import pick_groups, turn_columns, with_credit
 
+pytestmark = pytest.mark.imports_verl
+
 
 def batch(prompts: int, rollouts: int) -> KVBatchMeta:
     keys = [f"p_{prompt}_{rollout}_0" for rollout in range(rollouts) for prompt in range(prompts)]

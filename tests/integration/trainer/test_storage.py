@@ -22,6 +22,8 @@ from verl_mtgrpo.errors import ConfigError, StorageError
 from verl_mtgrpo.integration.trainer.storage import _explained, check_last_checkpoint
 from verl_mtgrpo.integration.trainer.trainer import TurnTrainerSync
 
+pytestmark = pytest.mark.imports_verl
+
 ROWS = (["question"] * 3, ["answer"] * 3, [None] * 3, [1.0] * 3, {"uid": ["a", "b", "c"]})
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 pytest.importorskip("verl")
 
-from hydra import compose, initialize_config_module
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ, get_trainer_cls, trainer_base
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
+from tests import fresh
+from tests.composed import composed
 from tests.verl_source import only_tested_version, source_hash
 from verl_mtgrpo.credit import ESTIMATORS, Estimator, register_estimator
 from verl_mtgrpo.errors import CompatibilityError, ConfigError
@@ -25,10 +24,11 @@ from verl_mtgrpo.integration.trainer.buffer import TurnBuffer
 from verl_mtgrpo.integration.trainer.storage import SafeStorage
 from verl_mtgrpo.integration.trainer.trainer import _TurnTrainer
 
+pytestmark = pytest.mark.compose
+
 
 def config(*overrides: str, preset: str = "turn_gae"):
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", ["hydra.searchpath=[pkg://verl_mtgrpo.config]", f"+mtgrpo={preset}", *overrides])
+    return composed(*overrides, preset=preset)
 
 
 RELIED_ON = {
@@ -184,13 +184,13 @@ def test_the_buffer_is_given_our_manager_before_verl_trains(kind, sampling, give
     assert trained == [(manager, manager if given else None)]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", ["rollout.workers", "trainer.buffer", "trainer.storage"])
 def test_what_the_trainer_imports_may_be_imported_first(module):
     """As in a rollout worker, which unpickles its reward workers: verl's trainers come with it, and ours with them."""
-    code = (
+    asked = fresh.python(
         f"import verl_mtgrpo.integration.{module}, sys; print('verl_mtgrpo.integration.trainer.trainer' in sys.modules)"
     )
-    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert asked.stdout.strip().endswith("True" if module != "trainer.storage" else "False"), asked.stderr
 
 

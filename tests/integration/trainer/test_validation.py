@@ -13,9 +13,11 @@ pytest.importorskip("verl")
 
 from verl.trainer.ppo.metric_utils import process_validation_metrics
 
-from tests.integration.trainer.test_trainer import config
+from tests.composed import composed
 from verl_mtgrpo.integration.trainer.trainer import TurnTrainerSync
 from verl_mtgrpo.integration.trainer.validation import averages, expected_best, split
+
+pytestmark = pytest.mark.compose
 
 
 def rollouts(
@@ -71,7 +73,7 @@ def test_the_trainer_hands_verl_its_own_names_only():
     verls, ours = split(infos)
     assert set(verls) == {"reward"} and "outcome/em" in ours
     trainer = object.__new__(TurnTrainerSync)
-    trainer.config = config(preset="mt_grpo")
+    trainer.config = composed(preset="mt_grpo")
     named = trainer._val_metrics_update(sources, uids, infos, [2.0] * len(uids), expected_acc_counts=None)
     assert named["val-core/set0/reward/mean@4"] == pytest.approx(
         np.mean(infos["reward"][0:4] + infos["reward"][8:12] + infos["reward"][16:20])
@@ -85,7 +87,7 @@ def test_validation_with_several_samples_takes_as_long_as_one_score_does():
     """The shortest of three each, by turns: what else the machine does takes nothing off a shortest time."""
     sources, uids, infos = rollouts(24, 8, 24)
     trainer = object.__new__(TurnTrainerSync)
-    trainer.config = config(preset="mt_grpo")
+    trainer.config = composed(preset="mt_grpo")
     one, whole = [], []
     for _ in range(3):
         start = time.perf_counter()

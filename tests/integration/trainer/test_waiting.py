@@ -15,7 +15,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopManager, AgentLoopW
 from verl.experimental.reward_loop import RewardLoopManager
 from verl.trainer.ppo.v1 import agent_loop_tq, replay_buffer
 
-from tests.integration.trainer.test_trainer import config
+from tests.composed import composed
 from tests.verl_source import only_tested_version, source_hash
 from verl_mtgrpo.errors import ConfigError, EmptyBatchError, StalledError
 from verl_mtgrpo.integration.trainer.accounting import count_rollouts, refuse_failed_batch
@@ -23,6 +23,8 @@ from verl_mtgrpo.integration.trainer.buffer import TurnReplayBuffer, poll_interv
 from verl_mtgrpo.integration.trainer.left_out import Sorted, sort_rows
 from verl_mtgrpo.integration.trainer.waiting import StallGuard
 from verl_mtgrpo.rewards import DROPPED
+
+pytestmark = pytest.mark.compose
 
 
 class Clock:
@@ -189,7 +191,7 @@ def test_what_the_manager_and_the_buffer_rely_on_is_as_it_was_when_they_were_wri
 
 @pytest.mark.parametrize("preset", ["mt_grpo", "mt_ppo", "grpo_or"])
 def test_the_presets_name_the_manager_and_when_to_stop(preset):
-    run = config(preset=preset)
+    run = composed(preset=preset)
     manager = run.actor_rollout_ref.rollout.agent.agent_loop_manager_class
     assert manager == "verl_mtgrpo.integration.rollout.workers.TurnAgentLoopManager"
     assert run.trainer.v1.sampler.sampler_kwargs.stall_timeout_s == 1800
