@@ -158,7 +158,7 @@ class TurnRewardManager(RewardManagerBase):
 
 
 def _reward_function(settings: TurnRewardSettings, router: str | None, config: Any) -> RewardFunction:
-    """The preset; the judge is asked at its own endpoint or, without one, at verl's reward-model router.
+    """Return the preset; the judge uses its endpoint or, without one, verl's reward-model router.
 
     verl's servers know the reward model by its path. The mark around what a judge is shown is made from the run's whole
     config: all reward workers have the same one, and neither the policy nor a page that it reads knows it.

@@ -187,7 +187,7 @@ def read_settings(cls: type[T], node: Any, where: str) -> T:
 
 
 def _read_values(known: Mapping[str, Any], node: Any, where: str) -> dict[str, Any]:
-    """The values that ``node`` sets, each of the type of its default in ``known``."""
+    """Return the values that ``node`` sets, each of the type of its default in ``known``."""
     if node is None:
         return {}
     values = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node

@@ -1,7 +1,7 @@
 """verl's replay buffers with metrics of every training batch, a stall timeout and a poll interval that can be set.
 
-verl logs what the reward manager measured in validation only, waits for rollouts whatever became of those who make
-them, and looks for them every two seconds. The replay buffer samples every batch and does the waiting, so these
+verl logs what the reward manager measured in validation only, waits for rollouts even if the workers that make them
+are dead, and polls every two seconds. The replay buffer samples every batch and does the waiting, so these
 subclasses do the rest there. Our trainers build them (:mod:`.trainer`).
 """
 
@@ -48,13 +48,13 @@ class TurnBuffer(_Verls):
     Args:
         estimator: ``algorithm.adv_estimator``, which may need other rollouts of the prompt.
         rollouts_per_prompt: ``actor_rollout_ref.rollout.n``.
-        stall_timeout_s: seconds without any rollout ending after which the run stops; None to wait for ever.
-        verls: arguments of verl's own buffer. ``poll_interval`` is the least that is waited between two looks.
+        stall_timeout_s: seconds without any rollout ending after which the run stops; None to wait indefinitely.
+        verls: arguments of verl's own buffer. ``poll_interval`` is the least time between two polls.
 
     Attributes:
-        manager: the run's manager of rollout workers, which is asked to replace those that died; None: it cannot.
+        manager: the run's manager of rollout workers, which replaces dead ones; None if it cannot.
         left_out: the rows that left the batches of the current step.
-        validated: transcripts of the validation that is going on, by row; None: nobody wants them.
+        validated: transcripts of the running validation, by row; None if nothing reads them.
     """
 
     def __init__(self, *, estimator: str, rollouts_per_prompt: int, stall_timeout_s: float | None = None, **verls: Any):
