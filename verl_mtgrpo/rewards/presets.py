@@ -85,7 +85,7 @@ def _load_module(where: str, name: str) -> ModuleType:
 
 
 def described(error: BaseException, file: str) -> str:
-    """Describe an error of the user's code in one line: its kind, its message, and the last line of ``file`` on its way."""
+    """Describe an error of the user's code in one line: its kind, its message, and the last line of ``file``."""
     said = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError):  # whose message has file and line already
         return said
