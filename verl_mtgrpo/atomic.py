@@ -31,7 +31,7 @@ def atomic_write(path: Path) -> Generator[Path]:
 
 
 def is_draft(name: str, of: str) -> bool:
-    """Return whether a file is a draft of ``of`` that a killed process left behind."""
+    """Return True if a file is a draft of ``of`` that a killed process left behind."""
     return name.startswith(f".{of}.") and name.endswith(".part")
 
 

@@ -60,7 +60,7 @@ class JsonCache:
         await apart(CACHE, self.put, key, value)
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a value; a later one replaces it. One that cannot be written, on a full disk, is asked for again."""
+        """Store a value; a later one replaces it. One that cannot be written (full disk) is requested again."""
         try:
             self._db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (key, json.dumps(value)))
         except sqlite3.Error as error:

@@ -6,9 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 
 TRACKER = "latest_checkpointed_iteration.txt"
-"""The file that says which checkpoint is the last whole one; verl writes it after the checkpoint."""
+"""The file that says which checkpoint is the last complete one; verl writes it after the checkpoint."""
 PREFIX = "global_step_"
-"""What stands before the step in the name of a checkpoint's folder."""
+"""What precedes the step in the name of a checkpoint's folder."""
 
 
 def checkpoint_folder(folder: Path, step: int) -> Path:

@@ -111,13 +111,13 @@ class RetrievalError(MTGRPOError, RuntimeError):
 
 
 class IndexFormatError(RetrievalError, ValueError):
-    """A folder is no index of ours, or one of another version, or damaged."""
+    """A folder is not an index of verl-mtgrpo, has another version, or is damaged."""
 
     kind = "bad_index"
 
 
 class NoIndexError(IndexFormatError):
-    """There is no index of ours where one was expected, or nothing at all."""
+    """There is no index of verl-mtgrpo where one was expected."""
 
 
 class RetrievalTimeout(RetrievalError, TimeoutError):

@@ -114,7 +114,7 @@ def write_dataset(
 class _Choice:
     """Reads parts and chooses the questions of both splits: validation first, to keep its questions out of training.
 
-    Only divided parts are held in memory whole.
+    Only divided parts are held in memory as a whole.
     """
 
     def __init__(self, max_train: int | None, max_val: int | None, seed: int, progress: bool) -> None:

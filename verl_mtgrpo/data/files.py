@@ -26,7 +26,7 @@ def read_records(path: Path | str) -> Iterator[tuple[str, Any]]:
     """Yield ``(where, value)`` for every record of a file.
 
     A JSONL file gives its lines, a parquet file its rows, a CSV or TSV file its rows as text, keyed by
-    its first line; a JSON file the elements of its list or, if it is no list, the whole document. ``where``
+    its first line; a JSON file the elements of its list or, if it is not a list, the whole document. ``where``
     names the record for error messages. A ``.json`` file that holds one record per line is read as JSONL. A
     ``.jsonl.gz`` file may also be a compressed tar archive of JSONL files, as the Wikipedia dump of Search-R1
     is. Text that is not UTF-8 is refused: a replacement character would silently make the text unsearchable.

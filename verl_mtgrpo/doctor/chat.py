@@ -1,7 +1,7 @@
 """The policy's chat template: one rollout of two turns through the agent loop itself.
 
 The loop is the run's own, with verl's own builder of token ids; only the model is replaced by two texts and the tool by
-a function. So what is checked is what is trained on: which tokens count as generated, and what stands between them.
+a function. So what is checked is what is trained on: which tokens count as generated, and what is between them.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _without_limits(setup: Setup) -> Any:
 class _Reciter:
     """Stand in for verl's client of the rollout servers, and say one given text after the other.
 
-    As a model does, it goes on with a thought that the chat template opened, and ends as the template ends turns.
+    Like a model, it continues a thought that the chat template opened, and ends as the template ends turns.
     """
 
     def __init__(self, tokenizer: Any, ends: EndOfTurn, texts: Sequence[str]) -> None:

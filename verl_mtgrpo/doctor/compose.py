@@ -28,7 +28,7 @@ class CommandLine:
         overrides: Hydra overrides.
         path: ``--config-path``; None for verl's own.
         name: ``--config-name``; None for verl's own.
-        env: Environment variables that stand before the program.
+        env: Environment variables that precede the program.
     """
 
     overrides: tuple[str, ...]
@@ -43,7 +43,7 @@ class CommandLine:
 
 
 def parse(words: Sequence[str]) -> CommandLine:
-    """Read overrides alone, or a whole pasted command, of which the program is left out.
+    """Read overrides alone, or a whole pasted command, without its program.
 
     Raises:
         ConfigError: there is an option that Hydra would take for something else than a run.
@@ -69,7 +69,7 @@ def parse(words: Sequence[str]) -> CommandLine:
 
 
 def _split_at_program(words: list[str]) -> tuple[list[str], list[str]]:
-    """Return the words before ``verl.trainer.main_ppo`` (none if it is not there), and the words behind it."""
+    """Return the words before ``verl.trainer.main_ppo`` (none if it is missing), and the words after it."""
     for position, word in enumerate(words):
         if word == MAIN or word.endswith("main_ppo.py"):
             return words[:position], words[position + 1 :]

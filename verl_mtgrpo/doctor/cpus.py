@@ -1,11 +1,11 @@
-"""Check that Ray has the CPUs that are held from the start: without them verl waits for ever, in silence (verl #7656).
+"""Check that Ray has the CPUs that are held from the start, or verl would wait indefinitely (verl #7656).
 
 Ray's CPUs are tickets: an actor that asks for one holds it, whatever it does. Those that are held for good before the
 first rollout, in verl 0.9.1 with TransferQueue 0.1.11:
 
 - TransferQueue's controller and each of its storage units: 1 (``transfer_queue/controller.py:943``,
   ``storage/simple_storage.py:722``: ``num_cpus=1``);
-- each slot (GPU) of the trainer and of a reward model with GPUs of its own: 3 (``max_colocate_count`` of
+- each slot (GPU) of the trainer and of a reward model with separate GPUs: 3 (``max_colocate_count`` of
   ``verl/single_controller/ray/base.py:192``), taken as one placement group a node;
 - each slot of standalone rollout servers (``separate_async``): 2 (``verl/workers/rollout/replica.py:205``).
 

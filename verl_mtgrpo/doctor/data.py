@@ -23,7 +23,7 @@ WRITE = "mtgrpo data writes such files: mtgrpo data QUESTIONS --out DIR"
 
 
 def data(setup: Setup) -> Iterator[Finding]:
-    """Yield what there is to say of the training and validation questions."""
+    """Check the training and validation questions."""
     yield from setup.questions.said()
 
 
@@ -102,7 +102,7 @@ def _json(path: Path) -> tuple[int, list[dict[str, Any]]]:
 
 
 def _is_one_document(start: str) -> bool:
-    """Return whether an object goes on behind its first line, as in a file that was written with indentation."""
+    """Return True if an object continues after its first line, as in a file written with indentation."""
     line = start.partition("\n")[0].strip()
     return line.endswith(("{", "[", ",")) or line == ""
 

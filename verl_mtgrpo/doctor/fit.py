@@ -143,7 +143,7 @@ def batch(setup: Setup) -> Iterator[Finding]:
     n = setup.get(f"{ROLLOUT}.n")
     if not size or not mini:
         return
-    message = f"{size} questions x {n} rollouts a step, updates of {mini} questions"
+    message = f"{size} questions x {n} rollouts per step, updates of {mini} questions"
     rest = size % mini
     if rest:
         message += f": verl fills the last one with {(mini - rest) * n} copies that are not trained on"

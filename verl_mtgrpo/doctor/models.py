@@ -1,4 +1,4 @@
-"""Check the models beside the policy: are their folders where the config says?"""
+"""Check that the folders of the models other than the policy exist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CRITIC, REWARD = "critic.model", "reward.reward_model"
 
 
 def models(setup: Setup) -> Iterator[Finding]:
-    """Yield whether the folders of the critic and of the reward model are there, if the run has them.
+    """Check that the folders of the critic and the reward model exist, if the run has them.
 
     A name on the hub is not looked up: verl downloads it.
     """

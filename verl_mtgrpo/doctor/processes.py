@@ -96,7 +96,7 @@ def _run(log: Path, *, with_ray: bool) -> int:
     argv = [sys.executable, "-m", _PROGRAM, *(["--ray"] if with_ray else [])]
     with private_ray() if with_ray else nullcontext({}) as ray:
         env = {**os.environ, **ray}
-        env.pop("RAY_ADDRESS", None)  # a Ray of its own, whatever runs already
+        env.pop("RAY_ADDRESS", None)  # a private Ray, whatever is already running
         return run_child(argv, env=env, log=log, on_tick=_stops_when_late())
 
 

@@ -1,6 +1,6 @@
 """Check that the prompts say how a tool is called, in the format that the run reads.
 
-A model that is never told writes no call, and a run without calls trains something else in silence. But what a prompt
+A model that is never told writes no call, and a run without calls silently trains something else. But what a prompt
 says is text, which may say it in a hundred ways, and a policy may have learnt the format before: nothing here refuses
 a run. What is looked for is that the format's own tag occurs, and that the chat template shows the tools.
 """

@@ -1,4 +1,4 @@
-"""Check that the rows of a question file have the shape that verl takes for granted; if they are no rows, say so."""
+"""Check that the rows of a question file have the layout that verl expects, or report that they are not rows."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _is_message(message: Any) -> bool:
 
 
 def question_set(check: str, key: str, file: str) -> Finding | None:
-    """Return what to say of a file of questions and answers that was not made into rows for verl; None for another."""
+    """Return the finding for a question set that was not turned into rows for verl; None for another file."""
     train = key == "data.train_files"
     command = f"mtgrpo data {file}" if train else f"mtgrpo data QUESTIONS --test {file}"
     fix = f"turn it into rows: {command} --out DIR, then set {key}=DIR/{'train' if train else 'val'}.parquet"

@@ -56,7 +56,7 @@ def open_searches(setup: Setup) -> Generator[Finding, None, list[Found]]:
 
 
 def without_search(setup: Setup) -> str:
-    """Return how to do without the search tool, for a run that has tools of its own; else nothing."""
+    """Return how to do without the search tool, for a run with custom tools; otherwise nothing."""
     own = setup.get(f"{MULTI_TURN}.function_tool_path")
     return f"if {own} has all tools of this run, set {MULTI_TURN}.tool_config_path=null; otherwise " if own else ""
 

@@ -28,7 +28,7 @@ class Tool:
         name: What the model calls it.
         schema: What the chat template shows of it; None if only the tool itself knows.
         config: Its settings in the tool YAML.
-        searches: Whether it is our search tool.
+        searches: True if it is our search tool.
     """
 
     name: str

@@ -39,7 +39,7 @@ def open_tools(setup: Setup) -> Generator[Finding, None, list[Tool]]:
 
 
 def _no_tool(setup: Setup) -> Finding:
-    """Return what to say of a file with no tools in it; if no file is named at all, the check of the parts says so."""
+    """Return the finding for a file without tools; the check of the parts reports that no file is named."""
     listed, functions = setup.get(f"{MULTI_TURN}.tool_config_path"), setup.get(f"{MULTI_TURN}.function_tool_path")
     if not listed and not functions:
         return Finding(CHECK, "skip", "no file of tools is named")

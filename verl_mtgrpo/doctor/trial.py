@@ -56,7 +56,7 @@ def _filter_metric(setup: Setup, settings: TurnRewardSettings) -> Iterator[Findi
     metric = str(setup.get("algorithm.filter_groups.metric"))
     if not setup.get("algorithm.filter_groups.enable") or metric in ("None", "reward", TURN_PATTERN):
         return
-    scored_elsewhere = settings.preset in JUDGES or settings.outcome == "compute_score"  # with numbers of their own
+    scored_elsewhere = settings.preset in JUDGES or settings.outcome == "compute_score"  # with different numbers
     if scored_elsewhere or not setup.rows or _no_truth(setup):
         return
     truth = setup.rows[0]["reward_model"]["ground_truth"]

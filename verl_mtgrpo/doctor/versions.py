@@ -37,7 +37,7 @@ class BadCombination:
     """Packages that do not work together although pip installs them.
 
     Attributes:
-        applies: Whether this is what is installed.
+        applies: True if this is what is installed.
         reason: Why it does not work.
         fix: What to do.
     """
@@ -67,9 +67,9 @@ KNOWN_BAD = (
 
 
 def check_versions() -> Iterator[Finding]:
-    """Yield whether Python, verl and everything that verl's default trainer imports are there."""
+    """Check that Python, verl and everything that verl's default trainer imports are installed."""
     problems = [*_verl(), *_required(), *_imported()]
-    # The check engine fails of these if the run uses vLLM; beside another engine they do no harm.
+    # The check engine fails of these if the run uses vLLM; with another engine they do no harm.
     problems += [Finding(CHECK, "warn", bad.reason, bad.fix) for bad in KNOWN_BAD if bad.applies(installed)]
     known = {name: verl_version() if name == "verl" else installed(name) for name in SHOWN}
     listed = [f"{name} {found or '(not installed)'}" for name, found in known.items()]
@@ -119,8 +119,8 @@ def _verl() -> Iterator[Finding]:
 def _required() -> Iterator[Finding]:
     """Check the base requirements of verl and of this package, except for verl itself.
 
-    A package in another version than verl asks for may still do (verl is often installed with ``--no-deps`` beside a
-    stack of one's own), so that only warns.
+    A package in another version than verl asks for may still work (verl is often installed with ``--no-deps`` into an
+    existing stack), so that is only a warning.
     """
     for owner in ("verl", OURS):
         for requirement in _requirements(owner):

@@ -1,7 +1,7 @@
 """The parts of verl that this package overrides, so that a version of verl that renamed one is noticed.
 
 A method that verl renames is not an error in Python: ours would never be called again, and with it the guard against
-stalls, the replacement of dead workers or the rewards of turns would be gone in silence. So each name stands here, and
+stalls, the replacement of dead workers or the rewards of turns would silently be gone. So each name is listed here, and
 a run that uses this package starts only if verl has all of them.
 """
 

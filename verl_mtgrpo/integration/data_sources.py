@@ -1,6 +1,6 @@
 """verl's own reward function as the outcome (``reward.turn.outcome=compute_score``): which rows it can score.
 
-verl scores by ``data_source``, and knows the question sets of Search-R1 under names of its own (``searchR1_nq``). Rows
+verl scores by ``data_source``, and knows the question sets of Search-R1 under other names (``searchR1_nq``). Rows
 of ``mtgrpo data`` say ``nq``, under which verl reports validation metrics; they are scored as what they are.
 """
 

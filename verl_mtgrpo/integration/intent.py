@@ -94,7 +94,7 @@ def check_signs(config: Any) -> None:
 def overridden(config: Any) -> list[Override]:
     """Return the settings that differ from the run's config group without being declared as intended."""
     settings = trainer_turn_settings(OmegaConf.select(config, "trainer"))
-    if settings.preset not in group_names():  # set by hand, or a group of one's own that says its own name
+    if settings.preset not in group_names():  # set by hand, or a custom group with its own name
         return []
     found = _differences(config, packaged(settings.preset), settings.preset)
     return [one for one in found if one.key not in settings.on_purpose]

@@ -1,4 +1,4 @@
-"""Check that the parts of a turn-level run are all there: each forgotten one would train something else in silence.
+"""Check that all parts of a turn-level run are there: without one, it would silently train something else.
 
 Turn rewards need an agent loop that records turns, a reward manager that scores them and a tool to call. verl takes
 each by name and has a default for each, so a command line that forgets one runs, with all rewards at the end.
@@ -33,7 +33,7 @@ _MULTI_TURN = "actor_rollout_ref.rollout.multi_turn"
 
 
 def uses_turns(config: Any) -> bool:
-    """Return True if anything in verl's config is ours; a run of verl alone is none of our business."""
+    """Return True if anything in verl's config is ours; plain verl runs are left alone."""
     select = OmegaConf.select
     return bool(
         select(config, "algorithm.adv_estimator") in ESTIMATORS
@@ -95,7 +95,7 @@ def _check_groups(config: Any) -> None:
 
 
 def _lost_groups(config: Any) -> dict[str, str]:
-    """Return keys beside verl's own that were meant to be one of our groups, perhaps misspelt, and which.
+    """Return keys, perhaps misspelt, that were meant to be one of our groups, and which group.
 
     A key that only looks like one is the user's own; a misspelt one has a config of the group as its value.
     """
@@ -117,7 +117,7 @@ def _check_loop_and_manager(config: Any) -> None:
     estimator, loop = OmegaConf.select(config, "algorithm.adv_estimator"), OmegaConf.select(config, _LOOP)
     manager = OmegaConf.select(config, _MANAGER)
     if OmegaConf.select(config, "reward.reward_manager.source") not in (None, "register"):
-        manager = None  # a class of one's own, whatever its name
+        manager = None  # a custom class, whatever its name
     if manager == "mtgrpo" and loop not in LOOPS:
         raise ConfigError(
             f"{_MANAGER}=mtgrpo needs the turns that mtgrpo_tool_agent records, but {_LOOP}={loop}",

@@ -139,11 +139,11 @@ def _check_fields(estimator: str, names: tuple[str, ...], config: Any) -> None:
 
 
 def _check_rejection(estimator: str, config: Any) -> None:
-    """Raise ``ConfigError`` if the mask that the estimator gets does not show the turns any more.
+    """Raise ``ConfigError`` if the mask that the estimator gets no longer shows the turns.
 
     verl's rollout correction takes rejected tokens out of ``response_mask`` before it computes advantages (not in
-    bypass mode). A token taken out of a turn makes two turns of it, and takes its reward away if it was the last.
-    Whole rollouts taken out (``seq_…``) are as those that were dropped.
+    bypass mode). A token removed from a turn splits it in two, and removes its reward if it was the last one.
+    Whole rejected rollouts (``seq_…``) are like dropped ones.
     """
     rejecting = str(OmegaConf.select(config, "algorithm.rollout_correction.rollout_rs") or "")
     bypassed = OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode")

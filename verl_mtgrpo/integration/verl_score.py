@@ -1,7 +1,7 @@
 """The outcome from a reward function as verl has them (``reward.turn.outcome=compute_score``).
 
 It is called as verl's ``NaiveRewardManager`` calls it (0.9.1, verl/experimental/reward_loop/reward_manager/naive.py),
-but for what ``reward.turn.solution`` says of the text.
+except that ``reward.turn.solution`` decides the text.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def score_arguments(row: Mapping[str, Any], solution: str, *, own: bool) -> dict
     Args:
         row: The row.
         solution: The text to be scored.
-        own: Whether the function is the user's.
+        own: True if the function is the user's.
     """
     # "unknown" is verl's word in its metrics for rows without one.
     data_source, ground_truth = row.get("data_source") or "unknown", row["reward_model"]["ground_truth"]
@@ -77,7 +77,7 @@ def read_score(result: Any) -> tuple[float, dict[str, Any]]:
     A part ``x`` becomes ``outcome/x``; one whose name is a metric of this package ``outcome/compute_score/x``.
 
     Raises:
-        TranscriptError: there is no number in it, or it is NaN or infinite.
+        TranscriptError: It has no number, or the number is NaN or infinite.
     """
     parts = dict(result) if isinstance(result, Mapping) else {"score": result}
     try:

@@ -320,7 +320,7 @@ async def _read_limited(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _refusal(response: aiohttp.ClientResponse, content: bytes) -> RetrievalError:
-    """Return the error that a status other than 200 stands for."""
+    """Return the error that a status other than 200 means."""
     status = response.status
     text = " ".join(content[:2000].decode("utf-8", "replace").split())[:300]
     message = f"HTTP {status}" + (f" ({text})" if text else "")

@@ -24,7 +24,7 @@ class TextFormat:
 
     Attributes:
         name: verl's tool parser of this name reads the calls (``multi_turn.format``).
-        thought: Tag that every turn has to start with; None: free text may stand there instead.
+        thought: Tag that every turn has to start with; None: free text may be there instead.
         call: Tag around a tool call.
         result: Tag around a tool's answer, which only the environment writes.
         json_call: True if the call is ``{"name": …, "arguments": …}``; False if it is the query itself.
@@ -64,7 +64,7 @@ class TextFormat:
             return None
         ends = [0, *(mark.end() for mark in marks[1::2])]
         outside = [text[end : mark.start()] for end, mark in zip(ends, marks[::2], strict=False)]
-        free = 1 if self.thought is None else 0  # without thought tags, text may stand before the call or answer
+        free = 1 if self.thought is None else 0  # without thought tags, text may precede the call or answer
         if any(piece.strip() for piece in [*outside[free:], text[ends[-1] :]]):
             return None
         pairs = zip(marks[len(thought) :: 2], marks[len(thought) + 1 :: 2], strict=True)

@@ -56,7 +56,7 @@ def tool_trouble(transcript: Transcript) -> dict[str, float | None]:
     (or were never carried out) and tries that failed and were repeated; ``tool/no_hits``, searches that worked and
     found nothing; ``tool/outage``, 1 if the rollout ended because the search was down; ``tool/latency_s``, its longest
     call (None without one). Only where there were any, since verl's validation turns each name into a dozen:
-    ``tool/errors/<kind>`` and ``tool/retried/<kind>`` by kind (those that are none of ours count as ``tool_error``),
+    ``tool/errors/<kind>`` and ``tool/retried/<kind>`` by kind (unknown kinds count as ``tool_error``),
     and ``tool/defused``, results that spelled control tokens.
     """
     calls = _calls(transcript)

@@ -60,7 +60,7 @@ def search_r1_em(transcript: Transcript, ground_truth: Any) -> TurnRewards:
 
 
 def search_r1_format(transcript: Transcript, ground_truth: Any) -> TurnRewards:
-    """Score one rollout by exact match and by the form of the whole of it, by the table above.
+    """Score one rollout by exact match and by its form as a whole, by the table above.
 
     Args:
         transcript: The rollout, in a format with rules for turns (:data:`~.formats.FORMATS`).
@@ -92,8 +92,8 @@ def whole_text(transcript: Transcript) -> str:
 def is_valid_sequence(text: str, rules: TextFormat) -> bool:
     """Return True if the rollout is (thought, search, result) any number of times, then thought and answer only.
 
-    Search-R1's state machine of this name. White space may stand between the tags and anything inside them, also
-    nothing. In a format without tags for thoughts, free text may stand where a thought would.
+    Search-R1's state machine of this name. There may be white space between the tags and anything inside them, even
+    nothing. In a format without tags for thoughts, free text may replace a thought.
 
     Args:
         text: As :func:`whole_text` gives it.

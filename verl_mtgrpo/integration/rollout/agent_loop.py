@@ -243,7 +243,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         response, reward, info = await super()._call_tool(tool_call, tools_kwargs, agent_data)
         outcome = ToolOutcome.from_info(info) if seen.answered else self._failure(tool_call, agent_data)
         if outcome.outage and outcome.on_outage == "raise":
-            # A search that is down is no answer: the rollout fails visibly, the policy is not blamed.
+            # A search that is down is not an answer: the rollout fails visibly, the policy is not blamed.
             raise RetrievalError(f"tool {tool_call.name!r} is down: {outcome.outage}")
         said = encodable(response.text or "")
         text = await apart(DECODE, self.outside, said)
@@ -318,7 +318,7 @@ class RawContinuationAgentLoop(TurnToolAgentLoop):
     r"""Observations as plain text in one long assistant message, without chat roles, as Search-R1 does.
 
     After a call the model reads ``\n\n<information>…</information>\n\n`` (the result tag of its format) and
-    goes on; these tokens are not trained on. For base models, and for the paper's v2 set-up.
+    continues; these tokens are not trained on. For base models, and for the paper's v2 set-up.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

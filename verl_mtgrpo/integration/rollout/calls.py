@@ -93,7 +93,7 @@ class _Text:
 
 
 def make_readable(call: FunctionCall) -> None:
-    """Change a call, in place, that verl's loop would end the rollout over, and with it the whole group.
+    """Change a call, in place, for which verl's loop would end the rollout and lose its whole group.
 
     verl answers arguments that are no JSON with a message to the model, but catches ``JSONDecodeError`` alone: not the
     ``RecursionError`` of a thousand brackets, nor the ``ValueError`` of a number with 5000 digits. Those are cut off,

@@ -23,13 +23,13 @@ class CuttingServer:
 
     Engines that know stop strings stop there; in every case what they give is cut right after the token that
     completes the tag, ids and log-probabilities alike. Tokens are never split: if the tag ends inside a token,
-    that token stays whole, and what it says behind the tag is no part of the turn's text (:func:`cut_text`).
+    that token stays whole, and its text after the tag is not part of the turn's text (:func:`cut_text`).
 
     Args:
         server: verl's client.
         rules: The format.
         decode: Token ids to text.
-        stop: Whether the engine knows stop strings.
+        stop: True if the engine supports stop strings.
         end: The token that ends a turn in the chat template; a base model's engine would not stop at it otherwise.
     """
 
@@ -79,7 +79,7 @@ class CuttingServer:
 
 
 def routed_experts_are_not_cut(spoken: str) -> ConfigError:
-    """Return what to raise where turns are cut and the model's routed experts are to be replayed."""
+    """Return the error for cut turns together with replayed routed experts."""
     return ConfigError(
         f"turns of {spoken} are cut at their closing tag, but routed experts cannot be cut with them",
         fix=f"set {_ROLLOUT}.enable_rollout_routing_replay=False, or {_ROLLOUT}.multi_turn.format=hermes",

@@ -40,9 +40,9 @@ class EndOfTurn:
 
     Attributes:
         text: What the chat template writes after an assistant message; empty if nothing.
-        closing: ``text`` in token ids: what has to stand behind a turn that was cut before another message follows.
+        closing: ``text`` in token ids: what has to follow a cut turn before another message.
         token: The one token at which a turn ends and generation should stop; None if there is no such token.
-        ends: Every token that may stand at the end of a generation, padding included.
+        ends: Every token that may end a generation, including padding.
         opened: What the chat template writes of a turn into the generation prompt, as ``<think>\n``: from the first
             tag that is still open at the prompt's end. Empty if all of the turn is left to the model.
     """
@@ -122,10 +122,10 @@ def _closing(tokenizer: Any, known: set[int], last: str, behind: str) -> tuple[s
     """Return what closes a turn and the token that ends it, from what follows an assistant message.
 
     The two are not always the same token: gpt-oss's template closes messages of the past with ``<|end|>``, which the
-    model also writes behind its thoughts and goes on; the last message ends with ``<|return|>``, where it stops.
+    model also writes after its thoughts before it continues; the last message ends with ``<|return|>``, where it stops.
 
     Something may follow that closes nothing: the header of the next message, as in GLM's templates, which end no turn
-    (the model stops at that header). Behind the last message of a chat there is no such header.
+    (the model stops at that header). After the last message of a chat there is no such header.
     """
     first = tokenizer.encode(behind.lstrip(), add_special_tokens=False)[:1]
     if first and first[0] in tokenizer.added_tokens_decoder:

@@ -1,8 +1,8 @@
 """Text from outside the conversation, made safe to read: it can hold no control token and cannot leave its block.
 
-A tokenizer turns the *text* ``<|im_start|>`` into the control token that opens a message, wherever the text stands. A
-passage that spells it would open a turn of its own, in verl's ``tool_agent`` as in any loop that renders chats as text;
-one that spells ``</information>`` would leave the block that search_r1 puts it in. So a space is put behind the first
+A tokenizer turns the *text* ``<|im_start|>`` into the control token that opens a message, wherever the text is. A
+passage that spells it would open a new turn, in verl's ``tool_agent`` as in any loop that renders chats as text;
+one that spells ``</information>`` would leave the block that search_r1 puts it in. So a space is put after the first
 character of every such spelling (``< |im_start|>``): people and the model can still read what was written, the
 tokenizer finds an ordinary text.
 """

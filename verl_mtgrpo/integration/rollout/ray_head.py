@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ABOUT_SOMETHING_ELSE = (RayActorError, RayTaskError, AuthenticationError)
-"""Errors of Ray that say what became of an actor, of a task, or of us: the head has answered."""
+"""Errors of Ray about an actor, a task or this process, which mean that the head has answered."""
 
 
 class RayHead:

@@ -21,7 +21,7 @@ class RolloutRecord:
         calls: The tool calls of each generation.
         written: Calls of the last turn in the order in which the model wrote them: verl's, and finished records of
             those that verl dropped.
-        made: What came of the calls of the last turn that were carried out, by ``id`` of verl's call; tools run at the
+        made: The outcomes of the last turn's calls that were carried out, by ``id`` of verl's call; tools run at the
             same time and end in any order.
         end_reason: Why the rollout ended.
         asked: What it has searched for.

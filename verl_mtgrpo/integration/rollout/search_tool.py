@@ -65,7 +65,7 @@ class SearchTool(BaseTool):
         return ToolResponse(text=text), 0.0, replace(outcome, latency_s=time.perf_counter() - start).to_info()
 
     async def _search(self, parameters: Any, record: RolloutRecord) -> tuple[str, ToolOutcome]:
-        """Return what the model reads, and what came of the call."""
+        """Return what the model reads, and the outcome of the call."""
         queries, wrong = self._queries(parameters)
         if wrong:
             return wrong[1], ToolOutcome(ok=False, error_kind=wrong[0])

@@ -152,7 +152,7 @@ class _WatchedFunctionTool(FunctionTool):
 
 
 class _WatchedTool:
-    """Stands where one of verl's ``BaseTool`` stands, and is it in everything but ``execute``."""
+    """Takes the place of one of verl's ``BaseTool``s, and behaves like it except in ``execute``."""
 
     def __init__(self, tool: Any) -> None:
         self._tool = tool

@@ -1,7 +1,7 @@
 """verl's agent loop manager, for rollout and reward workers that may die: ``TurnAgentLoopManager``.
 
-verl starts its workers once. If one dies in the middle of a step, what it was doing never ends, and the trainer waits
-for it for ever; if it dies between two steps, the next one ends with Ray's traceback. Chosen by
+verl starts its workers once. If one dies in the middle of a step, its work never ends, and the trainer waits
+for it indefinitely; if it dies between two steps, the next one ends with Ray's traceback. Chosen by
 ``actor_rollout_ref.rollout.agent.agent_loop_manager_class``, this manager looks which of the run's named actors are
 gone whenever the trainer waits for rollouts (its replay buffer asks for it:
 :class:`~verl_mtgrpo.integration.trainer.buffer.TurnBuffer`):
@@ -181,7 +181,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
     def _replace_reward_worker(self, old: str) -> None:
         what = "nothing can replace it"
         if self._replaces_reward_workers():
-            # A name of its own: Ray remembers for a while which actor a name meant.
+            # A new name: Ray remembers for a while which actor a name meant.
             number = old.removeprefix(_REWARD_WORKER).partition("_")[0]
             name = f"{_REWARD_WORKER}{number}_{uuid4().hex[:8]}"
             made = ray.remote(RewardLoopWorker).options(name=name)

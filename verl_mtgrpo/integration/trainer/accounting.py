@@ -57,12 +57,12 @@ def rollout_metrics(infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 def _as_float(value: Any) -> float:
     try:
         return float(value)
-    except OverflowError:  # an int of four hundred digits is no measurement
+    except OverflowError:  # an int of four hundred digits is not a measurement
         return math.nan
 
 
 def share_failed(keys: Sequence[str], asked: int) -> dict[str, float]:
-    """Return ``outcome/failed``: the share of the rollouts asked for that are missing because they raised an error.
+    """Return ``outcome/failed``: the share of the requested rollouts that are missing because they raised an error.
 
     Args:
         keys: verl's names of the rows of the batch.
@@ -72,11 +72,11 @@ def share_failed(keys: Sequence[str], asked: int) -> dict[str, float]:
 
 
 def count_rollouts(keys: Sequence[str], rows: Sorted, asked: int, filtered: int, again: int) -> dict[str, float]:
-    """Count what became of every rollout of a step: ``rollouts_total/…``.
+    """Count the fate of every rollout of a step: ``rollouts_total/…``.
 
     ``asked`` is the sum of ``trained``, ``dropped`` (left out by the reward manager), ``alone`` (the only one left of
-    its group, with nobody to be compared with), ``failed`` (raised an error) and ``filtered`` (whole groups that verl
-    takes out). ``repeated`` were begun, lost with their worker and asked for again; they are among the asked once.
+    its group, with nothing to compare it with), ``failed`` (raised an error) and ``filtered`` (whole groups that verl
+    removed). ``repeated`` were begun, lost with their worker and requested again; ``asked`` counts them once.
     verl adds up names with ``total`` in them where a step has several batches.
 
     Args:
@@ -84,7 +84,7 @@ def count_rollouts(keys: Sequence[str], rows: Sorted, asked: int, filtered: int,
         rows: Which of them leave it.
         asked: Number of rollouts that the batch was to have.
         filtered: Number of rollouts of the groups that verl took out before.
-        again: Number of rollouts asked for a second time.
+        again: Number of rollouts requested again.
     """
     counts = {
         "asked": asked + filtered,
@@ -161,7 +161,7 @@ def refuse_empty_batch(infos: Sequence[Mapping[str, Any]], rows: Sorted, global_
 
 
 def refuse_failed_batch(error: RuntimeError, global_steps: int) -> None:
-    """Raise ``EmptyBatchError`` if what verl says of a batch is that none of its rollouts came to an end."""
+    """Raise ``EmptyBatchError`` if verl's error means that no rollout of a batch finished."""
     if "no materializable trajectories" in str(error):
         raise EmptyBatchError(
             f"step {global_steps}: all rollouts of the batch failed, nothing is left to train on. Their errors "

@@ -91,7 +91,7 @@ class TurnBuffer(_Verls):
         """Take lost rollouts out of a training batch, and add what was measured of all rollouts to the metrics."""
         refuse_several_outputs(batch.keys, self.estimator)
         infos = _reward_infos(batch)
-        # With one rollout a prompt by intention there is no company to lose.
+        # With one rollout per prompt by intention there is no group to lose.
         rows = sort_rows(batch.keys, infos, need_company=self.rollouts_per_prompt > 1 and compares(self.estimator))
         refuse_empty_batch(infos, rows, global_steps)
         again = self.manager.take_asked_again() if self.manager is not None else 0

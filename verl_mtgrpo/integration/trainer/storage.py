@@ -74,9 +74,9 @@ class SafeStorage(_Verls):
 
 
 def check_last_checkpoint(trainer: Any) -> None:
-    """Raise ``ConfigError`` if the checkpoint to go on from is named but not there.
+    """Raise ``ConfigError`` if the checkpoint to continue from is named but does not exist.
 
-    verl would say so in a line of its log and begin again at step 0, over the checkpoints that are there.
+    verl would only log a line and start over at step 0, overwriting the existing checkpoints.
 
     Args:
         trainer: the node ``trainer`` of verl's config.

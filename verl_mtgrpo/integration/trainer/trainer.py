@@ -10,7 +10,7 @@ Each class is verl's trainer of one mode (``sync``, ``colocate_async``, ``separa
 - The rollouts that verl writes to ``trainer.rollout_data_dir`` come with their transcripts and advantages, and what
   cannot be written stops the run with a message (:mod:`.storage`).
 - Validation averages the many numbers that rollouts report instead of drawing bootstrap samples (:mod:`.validation`).
-- ``self.trainer_mode`` says verl's name of the mode, so that everything in verl that depends on it goes on as ever.
+- ``self.trainer_mode`` returns verl's name of the mode, so that everything in verl that depends on it works as before.
 
 The batch itself is verl's.
 

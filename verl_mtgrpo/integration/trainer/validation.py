@@ -2,7 +2,7 @@
 
 verl estimates best, worst and majority of n samples by 1000 bootstrap draws per question, *per name* that a rollout
 reports, as soon as a question has two samples (``val_kwargs.n``). A stock reward manager reports one name; this package
-reports some twenty and one a turn, which made validation twenty times as long while all GPUs wait. So verl gets its own
+reports about 20 and one per turn, which made validation twenty times as long while all GPUs wait. So verl gets its own
 names, and the others are averaged here: over the samples of a question, then over the questions of a data source, under
 the names that verl would give them. For exact match, best-of-n and worst-of-n come from a formula instead of draws.
 """

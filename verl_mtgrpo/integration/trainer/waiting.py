@@ -1,4 +1,4 @@
-"""An end to waiting for rollouts: verl waits for ever, whatever became of those who make them."""
+"""Stall timeout: verl waits for rollouts indefinitely, even if the workers that make them are dead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StallGuard:
     """Says from time to time that no rollout ended, and raises when that has gone on for too long.
 
     Args:
-        timeout_s: seconds without any rollout ending after which to raise; None to wait for ever.
+        timeout_s: seconds without any rollout ending after which to raise; None to wait indefinitely.
         clock: tells the time in seconds.
     """
 
@@ -40,8 +40,8 @@ class StallGuard:
         """Check for progress; called while waiting.
 
         Args:
-            ended: rollouts that are there.
-            open_groups: questions some of whose rollouts are not.
+            ended: number of finished rollouts.
+            open_groups: questions with unfinished rollouts.
 
         Raises:
             StalledError: no rollout ended and no question was finished for ``timeout_s``.
@@ -53,7 +53,7 @@ class StallGuard:
         still = now - self.since
         what = (
             f"step {self.step}: no rollout finished for {still:.0f} s; {len(open_groups)} questions are not finished, "
-            f"{ended} rollouts are there"
+            f"{ended} rollouts are done"
         )
         if self.timeout_s is not None and still >= self.timeout_s:
             raise StalledError(
