@@ -80,7 +80,7 @@ def test_it_says_once_a_minute_what_it_waits_for(clock: Clock, caplog: pytest.Lo
         for clock.now in range(0, 200):
             guard.look(5, {"a"})
     assert [record.message.partition(":")[2] for record in caplog.records] == [
-        f" no rollout finished for {seconds} s; 1 questions are not finished, 5 rollouts are there"
+        f" no rollout finished for {seconds} s; 1 questions are not finished, 5 rollouts are done"
         for seconds in (60, 120, 180)
     ]
 
