@@ -5,8 +5,8 @@
 DRY_RUN=print prints the overrides, one per line.
 
 DRY_RUN=cpu runs two real training steps on this machine's CPU. The recipe's overrides come first and stay as they are;
-what a CPU and a tiny policy need is appended, and every value that is changed is printed. The policy speaks the recipe's
-text format and searches a real index (verl_mtgrpo.demo.toy, made once in runs/dry_run). Environment: DRY_RUN_OUT
+what a CPU and a tiny policy need is appended, and every value that is changed is printed. The policy speaks its text
+format and searches a real index (verl_mtgrpo.demo.toy, made once in runs/dry_run). Environment: DRY_RUN_OUT
 (folder, default runs/dry_run), LAUNCHER (a program that gets the trainer's command, such as multi_node's one_node.sh).
 """
 
