@@ -51,6 +51,9 @@ VERLS = "What the groups change in verl's own settings. A value on the command l
 CPU = """\
 `+mtgrpo_cpu=default` with the environment variable `VERL_PLATFORM=cpu`: everything verl needs to train without a GPU.
 `+mtgrpo_cpu=vllm` is the same with real vLLM in place of the built-in rollout server."""
+RECIPE = """\
+`+mtgrpo_recipe=default`, beside a group `+mtgrpo=NAME`: what all [recipes](../recipes/README.md) share. It works in a
+command of your own too, where anything can be overridden as ever."""
 TOOL = """\
 `tools[].config` of `verl_mtgrpo/config/tools/search_tool.yaml`. To change a value, copy the file and name the copy in
 `actor_rollout_ref.rollout.multi_turn.tool_config_path`."""
@@ -277,12 +280,12 @@ def verls_table(config: Any) -> str:
     return table(["key", "groups", "value", "verl's default", "meaning"], rows)
 
 
-def cpu_table(config: Any) -> str:
-    """Return what the groups for a CPU change of verl's settings."""
+def group_table(config: Any, group: str, *names: str) -> str:
+    """Return what configs of a group change of verl's settings."""
     rows = [
         [code(e.key), code(name), code(e.value), code(verls(config, e.key)), cell(e.comment)]
-        for name in ("default", "vllm")
-        for e in read_yaml(CONFIG / "mtgrpo_cpu" / f"{name}.yaml")
+        for name in names
+        for e in read_yaml(CONFIG / group / f"{name}.yaml")
     ]
     return table(["key", "group", "value", "verl's default", "meaning"], rows)
 
@@ -314,7 +317,8 @@ def reference() -> str:
         *("## Knobs of the estimators", KNOBS_OF, knobs_table()),
         *("## Rewards, checks, guards and dumps", SETTINGS, settings_table()),
         *("## verl's settings in the groups", VERLS, verls_table(config)),
-        *("## Training on a CPU", CPU, cpu_table(config)),
+        *("## Training on a CPU", CPU, group_table(config, "mtgrpo_cpu", "default", "vllm")),
+        *("## What the recipes share", RECIPE, group_table(config, "mtgrpo_recipe", "default")),
         *("## The search tool", TOOL, tool_table()),
         *("## Metrics", METRICS),
         *("### Of every rollout", metrics_table(ROLLOUT_METRICS), kinds),

@@ -1,11 +1,13 @@
-"""Run a recipe with DRY_RUN=cpu: two real training steps on this machine's CPU, with as few changes as possible.
+"""Try a recipe out: the script of each calls this in place of verl's trainer if DRY_RUN is set.
 
-    python recipes/dry_run.py NAME OVERRIDE...        (called by recipes/launch.sh)
+    python recipes/dry_run.py SCRIPT OVERRIDE...
 
-The overrides of the recipe come first and as they are; what a CPU and a tiny policy need is appended, and every value
-that is changed is printed. The policy speaks the recipe's text format and searches a real index (verl_mtgrpo.demo.toy,
-made once in runs/dry_run). Environment: DRY_RUN_OUT (folder, default runs/dry_run), LAUNCHER (a program that runs the
-trainer as its arguments, as multi_node's one_node.sh).
+DRY_RUN=print prints the overrides, one per line.
+
+DRY_RUN=cpu runs two real training steps on this machine's CPU. The recipe's overrides come first and stay as they are;
+what a CPU and a tiny policy need is appended, and every value that is changed is printed. The policy speaks its text
+format and searches a real index (verl_mtgrpo.demo.toy, made once in runs/dry_run). Environment: DRY_RUN_OUT
+(folder, default runs/dry_run), LAUNCHER (a program that gets the trainer's command, such as multi_node's one_node.sh).
 """
 
 from __future__ import annotations
@@ -25,10 +27,22 @@ MEGATRON = ("model_engine=megatron", "--config-name=ppo_megatron_trainer")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one recipe; 0 if both steps were logged."""
+    """Do with a recipe's overrides what DRY_RUN says; return 0 if that worked."""
+    script, *overrides = arguments
+    mode = os.environ.get("DRY_RUN")
+    if mode == "cpu":
+        return two_steps(Path(script).resolve().parent.name, overrides)
+    if mode == "print":
+        print(*overrides, sep="\n")
+        return 0
+    print(f"DRY_RUN={mode}, expected cpu, print or nothing", file=sys.stderr)
+    return 1
+
+
+def two_steps(name: str, overrides: Sequence[str]) -> int:
+    """Train two steps of a recipe on the CPU; return 0 if both were logged."""
     from verl_mtgrpo.launch.failure import failure_report
 
-    name, *overrides = arguments
     out = Path(os.environ.get("DRY_RUN_OUT", "runs/dry_run")).resolve()
     folder = out / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -70,7 +84,7 @@ def check_config(overrides: Sequence[str]) -> None:
 
 
 def without_megatron(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Megatron needs a GPU: the same run on verl's FSDP2 engine. Returns what stays and what was left out."""
+    """Return the overrides for the same run on verl's FSDP2 engine, and those that only Megatron knows."""
     if not any(one in MEGATRON for one in overrides):
         return list(overrides), []
     dropped = [one for one in overrides if one in MEGATRON or ".megatron." in one.partition("=")[0]]
@@ -78,12 +92,12 @@ def without_megatron(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def text_format(overrides: Sequence[str]) -> str:
-    """Return the text format that the recipe sets, or verl's default."""
+    """Return the text format that the recipe sets, else verl's default."""
     return written(overrides).get("actor_rollout_ref.rollout.multi_turn.format", "hermes")
 
 
 def make_assets(out: Path, overrides: Sequence[str]) -> Path:
-    """Make, once, a policy that uses the recipe's format, an index and questions."""
+    """Make a policy that speaks the recipe's format, an index and questions, once; return their folder."""
     from verl_mtgrpo.demo.toy import SPEECHES, make_toy
 
     speech = SPEECHES[text_format(overrides)]
@@ -91,7 +105,7 @@ def make_assets(out: Path, overrides: Sequence[str]) -> Path:
 
 
 def cpu_values(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return what both the group mtgrpo_cpu and the recipe set: the command line would win over the group."""
+    """Return what the group mtgrpo_cpu sets and the script sets too: a group loses against the command line."""
     from importlib import resources
 
     from omegaconf import OmegaConf
@@ -102,7 +116,7 @@ def cpu_values(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a nested mapping."""
+    """Yield dotted keys and values of a nested mapping."""
     if not isinstance(node, dict):
         yield prefix, node
         return
@@ -111,7 +125,7 @@ def leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def sizes(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return overrides for two small steps, with the rollouts per question and updates per step of the recipe."""
+    """Return the sizes of two small steps with as many rollouts per question and updates per step as the recipe has."""
     said = written(overrides)
     batch, mini = "data.train_batch_size", "actor_rollout_ref.actor.ppo_mini_batch_size"
     updates = int(said[batch]) // int(said[mini])
@@ -127,7 +141,7 @@ def sizes(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def files(folder: Path, assets: Path) -> dict[str, Any]:
-    """Return overrides for a tiny policy and its questions; the run writes only to its folder."""
+    """Return the paths of a tiny policy and its questions, and of the folder that takes all that the run writes."""
     cluster = {"ray_kwargs.ray_init.num_gpus": None, "ray_kwargs.ray_init.num_cpus": None}
     return {
         "actor_rollout_ref.model.path": assets / "policy",
@@ -148,7 +162,7 @@ def written(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def as_overrides(values: dict[str, Any]) -> list[str]:
-    """Return the text that Hydra reads."""
+    """Return values as overrides that Hydra reads."""
     from verl_mtgrpo.launch.command import hydra_value
 
     return [f"{key}={hydra_value(value)}" for key, value in values.items()]
@@ -168,7 +182,7 @@ def report(name: str, overrides: Sequence[str], dropped: Sequence[str], changes:
 
 
 def train(command: Sequence[str], index: Path, metrics: Path, log: Path) -> int:
-    """Run the trainer to its end; nothing it started is left afterwards."""
+    """Run the trainer to its end and return its exit code; nothing that it started is left afterwards."""
     from verl_mtgrpo.launch.command import private_ray
     from verl_mtgrpo.launch.process import run_child
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -65,7 +66,8 @@ def test_what_the_script_passes_composes_and_is_complete(script, method):
 
 
 def test_every_recipe_is_here_and_has_a_readme():
-    scripts = {str(path.relative_to(RECIPES)) for path in RECIPES.glob("*/*.sh") if "launch" in path.read_text()}
+    runs = (path for path in RECIPES.glob("*/*.sh") if "verl.trainer.main_ppo" in path.read_text())
+    scripts = {str(path.relative_to(RECIPES)) for path in runs}
     assert scripts | {"migrate/after.sh"} == set(SCRIPTS)
     for script in SCRIPTS:
         readme = (RECIPES / script).parent / "README.md"
@@ -79,8 +81,8 @@ def test_methods_are_those_of_the_script(script):
     refused = arguments(script, "no_such_method")
     assert refused.returncode == 1
     assert set(refused.stderr.split("expected one of: ")[1].split()) == set(SCRIPTS[script])
-    main = re.search(r"^METHOD=(\w+)$", (RECIPES / script).read_text(), re.MULTILINE)
-    assert main and main[1] in SCRIPTS[script]
+    (default,) = re.findall(r"^METHODS=\((\w+)", (RECIPES / script).read_text(), re.MULTILINE)
+    assert arguments(script).stdout == arguments(script, default).stdout
 
 
 def test_overrides_of_the_caller_come_last_and_an_unknown_mode_is_refused():
@@ -89,6 +91,18 @@ def test_overrides_of_the_caller_come_last_and_an_unknown_mode_is_refused():
     refused = arguments("small_single_gpu/run.sh", DRY_RUN="gpu")
     assert refused.returncode == 1
     assert "DRY_RUN=gpu, expected cpu, print or nothing" in refused.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_copy_runs_without_the_repository(script, tmp_path: Path):
+    """Everything that a run.sh shares with others is in the installed package."""
+    folder = Path(shutil.copytree((RECIPES / script).parent, tmp_path / "mine"))
+    method = SCRIPTS[script][-1:]
+    command = ["bash", str(folder / Path(script).name), *method, "a=b"]
+    env = {name: value for name, value in os.environ.items() if name != "DRY_RUN"}
+    ran = subprocess.run(command, env={**env, "PYTHON": "echo"}, capture_output=True, text=True, timeout=20, check=True)
+    here = arguments(script, *method, "a=b").stdout.replace(str(RECIPES / script).rsplit("/", 1)[0], str(folder))
+    assert ran.stdout.split() == ["-m", "verl.trainer.main_ppo", *here.split()]
 
 
 def test_paper_v1_says_what_the_paper_did():
@@ -156,6 +170,15 @@ def dry_run_module():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("script", [script for script, methods in SCRIPTS.items() if methods])
+def test_a_script_takes_what_recipes_share_and_does_not_repeat_it(script):
+    dry = dry_run_module()
+    group = OmegaConf.load(Path(verl_mtgrpo.config.__path__[0]) / "mtgrpo_recipe" / "default.yaml")
+    said = dry.written(arguments(script).stdout.splitlines())
+    assert said["mtgrpo_recipe"] == "default"
+    assert not [key for key, value in dry.leaves(OmegaConf.to_container(group), "") if said.get(key) == str(value)]
 
 
 @pytest.mark.parametrize("script", ["paper_v2_search_r1/run.sh", "megatron/run.sh"])

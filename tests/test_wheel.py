@@ -25,11 +25,13 @@ from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 import verl_mtgrpo
 
 with initialize_config_module("verl.trainer.config", version_base=None):
-    config = compose("ppo_trainer", overrides=["hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo"])
+    groups = ["hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo", "+mtgrpo_recipe=default"]
+    config = compose("ppo_trainer", overrides=groups)
 print(json.dumps({
     "file": verl_mtgrpo.__file__,
     "estimator": get_adv_estimator_fn("mt_grpo").__module__,
     "tool": config.actor_rollout_ref.rollout.multi_turn.tool_config_path,
+    "experiment": config.trainer.experiment_name,
 }))
 """
 
@@ -67,6 +69,7 @@ def test_the_wheel_plugs_into_verl(wheel: Path, tmp_path: Path):
     assert Path(found["file"]).is_relative_to(own)
     assert found["estimator"].startswith("verl_mtgrpo.")
     assert Path(found["tool"]).is_relative_to(own) and Path(found["tool"]).is_file()
+    assert found["experiment"] == "mt_grpo", "what recipes share is there"
     command = [tmp_path / "env" / "bin" / "mtgrpo", "--version"]
     version = subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, text=True)
     assert version.stdout.split()[-1] == wheel.name.split("-")[1]

@@ -4,15 +4,14 @@
 #   bash recipes/megatron/run.sh [mt_grpo|turn_rloo|mt_ppo|turn_gae] [HYDRA OVERRIDES...]
 #   DRY_RUN=cpu bash recipes/megatron/run.sh      # composes and checks this; then two steps on FSDP2
 set -euo pipefail
-RECIPE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-source "$RECIPE/../launch.sh"
 
-METHOD=mt_ppo
-is_override "${1-}" || { METHOD=${1:-$METHOD}; [ $# -eq 0 ] || shift; }
-one_of "$METHOD" mt_grpo turn_rloo mt_ppo turn_gae
+METHODS=(mt_ppo mt_grpo turn_rloo turn_gae)  # the first is the default
+METHOD=${METHODS[0]}
+if [[ $# -gt 0 && $1 != *=* && $1 != [-~]* ]]; then METHOD=${1:-$METHOD}; shift; fi
+[[ " ${METHODS[*]} " == *" $METHOD "* ]] || { echo "no method '$METHOD'; expected one of: ${METHODS[*]}" >&2; exit 1; }
 
 MODEL=${MODEL:-Qwen/Qwen2.5-7B-Instruct}
-DATA=${DATA:-$PWD/data/questions}  # of: mtgrpo data ...
+DATA=${DATA:-$PWD/data/questions}  # made by: mtgrpo data
 GPUS=${GPUS:-8}
 TP=${TP:-2}                        # GPUs that share a layer
 PP=${PP:-1}                        # GPUs that share the stack of layers
@@ -42,39 +41,30 @@ case $METHOD in
     *) rollouts=8 ;;
 esac
 overrides=(
-    'hydra.searchpath=[pkg://verl_mtgrpo.config]'
-    "+mtgrpo=$METHOD"
-    # Without + on purpose: if the group above was not found, Hydra knows no such key and stops.
-    reward.turn.preset=paper_v1
+    'hydra.searchpath=[pkg://verl_mtgrpo.config]' "+mtgrpo=$METHOD" +mtgrpo_recipe=default
+    reward.turn.preset=paper_v1    # without +, so that Hydra stops if it did not find the groups
     "${megatron[@]}"
 
+    actor_rollout_ref.model.path="$MODEL"
     data.train_files="$DATA/train.parquet"
     data.val_files="$DATA/val.parquet"
+    $rollout.multi_turn.format=hermes
+    $rollout.multi_turn.max_assistant_turns=2  # one search, then the answer
+
+    $actor.optim.lr=1e-6
     data.train_batch_size=256
+    $actor.ppo_mini_batch_size=128
+    $rollout.n=$rollouts
     data.max_prompt_length=1024
     data.max_response_length=2048
 
-    actor_rollout_ref.model.path="$MODEL"
-    $actor.optim.lr=1e-6
-    $actor.ppo_mini_batch_size=128
-    $actor.use_dynamic_bsz=True
-    $actor.ppo_max_token_len_per_gpu=16384
-
-    $rollout.name=vllm
-    $rollout.gpu_memory_utilization=0.6
     $rollout.tensor_model_parallel_size="$TP"
-    $rollout.n=$rollouts
-    $rollout.multi_turn.format=hermes
-    $rollout.multi_turn.max_assistant_turns=2
-
     trainer.n_gpus_per_node="$GPUS"
-    trainer.nnodes=1
-    trainer.total_epochs=100       # the number of steps ends the run
+
     trainer.total_training_steps=300
     trainer.test_freq=25
-    trainer.save_freq=100
-    'trainer.logger=[console,file]'
     trainer.project_name=mtgrpo_megatron
-    trainer.experiment_name="$METHOD"
 )
-launch "${overrides[@]}" "$@"
+main=(-m verl.trainer.main_ppo)
+if [[ -n ${DRY_RUN:-} ]]; then main=("$(dirname "$0")/../dry_run.py" "$0"); fi
+exec "${PYTHON:-python3}" "${main[@]}" "${overrides[@]}" "$@"

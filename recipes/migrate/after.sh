@@ -3,7 +3,6 @@
 #
 #   bash recipes/migrate/after.sh [HYDRA OVERRIDES...]
 set -euo pipefail
-RECIPE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 rollout=actor_rollout_ref.rollout
 overrides=(
@@ -19,4 +18,4 @@ overrides=(
     reward.turn.outcome=compute_score
     trainer.experiment_name=mt_grpo
 )
-exec bash "$RECIPE/before.sh" "${overrides[@]}" "$@"
+exec bash "$(dirname "$0")/before.sh" "${overrides[@]}" "$@"

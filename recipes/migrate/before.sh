@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
-# A search agent trained by stock verl: GRPO, verl's tool agent, a tool and a reward function of one's own. Nothing of
+# A search agent trained by stock verl: GRPO, verl's tool agent, your own tool and reward function. Nothing of
 # verl-mtgrpo is in here. See README.md here; after.sh is this command with turn-level credit.
 #
 #   bash recipes/migrate/before.sh [HYDRA OVERRIDES...]
 #   DRY_RUN=cpu bash recipes/migrate/before.sh      # two steps with a tiny policy, without GPU
 set -euo pipefail
-RECIPE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-source "$RECIPE/../launch.sh"
 
+HERE=$(cd "$(dirname "$0")" && pwd)
 MODEL=${MODEL:-Qwen/Qwen2.5-3B-Instruct}
 DATA=${DATA:-$PWD/data/questions}
 GPUS=${GPUS:-8}
-export PASSAGES=${PASSAGES:-$RECIPE/passages.txt}  # what tools.py searches
+export PASSAGES=${PASSAGES:-$HERE/passages.txt}  # what tools.py searches
 
 actor=actor_rollout_ref.actor
 rollout=actor_rollout_ref.rollout
@@ -32,8 +31,8 @@ overrides=(
     $rollout.multi_turn.enable=True
     $rollout.multi_turn.format=hermes
     $rollout.multi_turn.max_assistant_turns=2
-    $rollout.multi_turn.function_tool_path="$RECIPE/tools.py"
-    reward.custom_reward_function.path="$RECIPE/reward.py"
+    $rollout.multi_turn.function_tool_path="$HERE/tools.py"
+    reward.custom_reward_function.path="$HERE/reward.py"
     reward.custom_reward_function.name=compute_score
     trainer.n_gpus_per_node="$GPUS"
     trainer.total_training_steps=200
@@ -42,4 +41,6 @@ overrides=(
     trainer.project_name=search_agent
     trainer.experiment_name=grpo
 )
-launch "${overrides[@]}" "$@"
+main=(-m verl.trainer.main_ppo)
+if [[ -n ${DRY_RUN:-} ]]; then main=("$HERE/../dry_run.py" "$0"); fi
+exec "${PYTHON:-python3}" "${main[@]}" "${overrides[@]}" "$@"

@@ -5,15 +5,14 @@
 #       METHOD: mt_ppo|ppo_or|ppo_mr|grpo_or|grpo_mr (the paper's), ppo_merged|grpo_merged (controls), mt_grpo|turn_rloo
 #   DRY_RUN=cpu bash recipes/paper_v2_search_r1/run.sh      # two steps with a tiny policy, without GPU
 set -euo pipefail
-RECIPE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-source "$RECIPE/../launch.sh"
 
-METHOD=mt_ppo
-is_override "${1-}" || { METHOD=${1:-$METHOD}; [ $# -eq 0 ] || shift; }
-one_of "$METHOD" mt_ppo ppo_or ppo_mr ppo_merged grpo_or grpo_mr grpo_merged mt_grpo turn_rloo
+METHODS=(mt_ppo ppo_or ppo_mr ppo_merged grpo_or grpo_mr grpo_merged mt_grpo turn_rloo)  # the first is the default
+METHOD=${METHODS[0]}
+if [[ $# -gt 0 && $1 != *=* && $1 != [-~]* ]]; then METHOD=${1:-$METHOD}; shift; fi
+[[ " ${METHODS[*]} " == *" $METHOD "* ]] || { echo "no method '$METHOD'; expected one of: ${METHODS[*]}" >&2; exit 1; }
 
 MODEL=${MODEL:-Qwen/Qwen2.5-7B}
-DATA=${DATA:-$PWD/data/nq_hotpotqa}  # of: mtgrpo data ... --format search_r1
+DATA=${DATA:-$PWD/data/nq_hotpotqa}  # made by: mtgrpo data ... --format search_r1
 GPUS=${GPUS:-8}
 TP=${TP:-4}  # GPUS a multiple of it
 export MTGRPO_INDEX=${MTGRPO_INDEX:-http://127.0.0.1:8000}
@@ -29,60 +28,50 @@ case $METHOD in
     *) rewards=paper_v2 ;;
 esac
 case $METHOD in
-    # With a critic: the KL penalty is in the reward (the presets set it), one rollout a question.
+    # With a critic: the KL penalty is in the reward (the group sets it), one rollout per question.
     *ppo*) method=(
         $rollout.n=1
         critic.optim.lr=1e-5
         critic.optim.lr_warmup_steps_ratio=0.015
         critic.fsdp.param_offload=True
         critic.fsdp.optimizer_offload=True
-        critic.ppo_max_token_len_per_gpu=32768
     ) ;;
     # In groups: the KL term is in the loss.
     *) method=($rollout.n=5 $actor.use_kl_loss=True $actor.kl_loss_coef=0.001 $actor.kl_loss_type=low_var_kl) ;;
 esac
 overrides=(
-    'hydra.searchpath=[pkg://verl_mtgrpo.config]'
-    "+mtgrpo=$group"
-    # Without + on purpose: if the group above was not found, Hydra knows no such key and stops.
-    reward.turn.preset="$rewards"
-
-    data.train_files="$DATA/train.parquet"
-    data.val_files="$DATA/val.parquet"
-    data.train_batch_size=512
-    data.max_prompt_length=1024
-    data.max_response_length=4096  # all turns and results together; the paper: 500 tokens for each
+    'hydra.searchpath=[pkg://verl_mtgrpo.config]' "+mtgrpo=$group" +mtgrpo_recipe=default
+    reward.turn.preset="$rewards"  # without +, so that Hydra stops if it did not find the groups
 
     actor_rollout_ref.model.path="$MODEL"
-    actor_rollout_ref.model.enable_gradient_checkpointing=True
-    $actor.optim.lr=1e-6
-    $actor.optim.lr_warmup_steps_ratio=0.285
-    $actor.fsdp_config.param_offload=True
-    $actor.fsdp_config.optimizer_offload=True
-    actor_rollout_ref.ref.fsdp_config.param_offload=True
-    $actor.clip_ratio=0.2
-    $actor.ppo_mini_batch_size=256
-    $actor.use_dynamic_bsz=True
-    $actor.ppo_max_token_len_per_gpu=16384
-
-    $rollout.name=vllm
-    $rollout.gpu_memory_utilization=0.6
-    $rollout.tensor_model_parallel_size="$TP"
+    data.train_files="$DATA/train.parquet"
+    data.val_files="$DATA/val.parquet"
     # Results are appended as plain text to one growing text, as Search-R1 does, without chat roles.
     $rollout.agent.default_agent_loop=mtgrpo_raw_agent
     $rollout.multi_turn.format=search_r1
-    $rollout.multi_turn.max_assistant_turns=4         # three searches and the answer; 5 is Search-R1's loop with 4 searches
+    $rollout.multi_turn.max_assistant_turns=4         # three searches and the answer; Search-R1's four need 5
     $rollout.multi_turn.max_tool_response_length=2000 # characters, about the paper's 500 tokens
-    "${method[@]}"
 
+    $actor.optim.lr=1e-6
+    $actor.optim.lr_warmup_steps_ratio=0.285
+    $actor.clip_ratio=0.2
+    data.train_batch_size=512
+    $actor.ppo_mini_batch_size=256
+    "${method[@]}"
+    data.max_prompt_length=1024
+    data.max_response_length=4096  # all turns and results together; the paper: 500 tokens for each
+
+    $actor.fsdp_config.param_offload=True
+    $actor.fsdp_config.optimizer_offload=True
+    actor_rollout_ref.ref.fsdp_config.param_offload=True
+    $rollout.tensor_model_parallel_size="$TP"
     trainer.n_gpus_per_node="$GPUS"
-    trainer.nnodes=1
-    trainer.total_epochs=100       # the number of steps ends the run
+
     trainer.total_training_steps=500
     trainer.test_freq=50
-    trainer.save_freq=100
-    'trainer.logger=[console,file]'
     trainer.project_name=mtgrpo_paper_v2
-    trainer.experiment_name="$METHOD"
+    trainer.experiment_name="$METHOD"  # two methods share a group
 )
-launch "${overrides[@]}" "$@"
+main=(-m verl.trainer.main_ppo)
+if [[ -n ${DRY_RUN:-} ]]; then main=("$(dirname "$0")/../dry_run.py" "$0"); fi
+exec "${PYTHON:-python3}" "${main[@]}" "${overrides[@]}" "$@"

@@ -85,6 +85,7 @@ def test_each_part_alone_is_noticed(stock, setting):
         (["mtgrpo=mt_grpo"], r"mtgrpo=mt_grpo came through as a plain key: .*'hydra.searchpath=\[pkg://verl_mtgrpo"),
         (["trainer.use_v1=False"], r"verl's old trainer, which pays the sum .*; leave it True"),
         (["mtgrpo_cpu=default"], r"mtgrpo_cpu=default came through as a plain key"),
+        (["mtgrpo_recipe=default"], r"mtgrpo_recipe=default came through as a plain key"),
     ],
 )
 def test_what_is_forgotten_is_named_with_what_to_do(by_hand, settings, message):

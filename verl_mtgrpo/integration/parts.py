@@ -24,7 +24,7 @@ VERLS_LOOPS = ("single_turn_agent", "tool_agent")
 """verl's loops, which put one reward on a rollout's last token. A custom loop may do otherwise."""
 VERLS_MANAGERS = ("naive", "dapo", "gdpo", "rate_limited", "remote")
 """verl's reward managers, which return one number per rollout."""
-GROUPS = ("mtgrpo", "mtgrpo_cpu")
+GROUPS = ("mtgrpo", "mtgrpo_cpu", "mtgrpo_recipe")
 """Our config groups."""
 
 _LOOP = "actor_rollout_ref.rollout.agent.default_agent_loop"

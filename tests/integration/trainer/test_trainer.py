@@ -20,7 +20,7 @@ from verl_mtgrpo.errors import CompatibilityError, ConfigError
 from verl_mtgrpo.integration.advantage.fields import MODES, provide, take
 from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.integration.rollout.workers import TurnAgentLoopManager
-from verl_mtgrpo.integration.trainer.buffer import TurnBuffer
+from verl_mtgrpo.integration.trainer.buffer import TurnBuffer, TurnReplayBuffer
 from verl_mtgrpo.integration.trainer.storage import SafeStorage
 from verl_mtgrpo.integration.trainer.trainer import _TurnTrainer
 
@@ -156,15 +156,24 @@ def test_filtering_without_a_metric_stops_the_trainer():
         buffer_of(FILTER[0], "algorithm.filter_groups.metric=null")
 
 
-CUSTOM = [
-    "trainer.v1.sampler.custom_sampler.path=pkg://tests.gpu.stock",
-    "trainer.v1.sampler.custom_sampler.name=OftenLookingReplayBuffer",
-]
+SAMPLER = "trainer.v1.sampler.custom_sampler"
+CUSTOM = [f"{SAMPLER}.path=pkg://tests.gpu.stock", f"{SAMPLER}.name=OftenLookingReplayBuffer"]
 
 
 def test_a_custom_sampler_is_verls_business():
     buffer = buffer_of(*CUSTOM)
     assert type(buffer).__name__ == "OftenLookingReplayBuffer" and not isinstance(buffer, TurnBuffer)
+
+
+class OursChanged(TurnReplayBuffer):
+    """A custom sampler derived from our buffer, as a user may try."""
+
+
+@pytest.mark.parametrize("mode", ["sync", "mtgrpo_sync"])
+def test_a_custom_sampler_of_our_own_buffer_is_refused(mode):
+    named = f"{SAMPLER}.path=pkg://{__name__}", f"{SAMPLER}.name=OursChanged", f"trainer.v1.trainer_mode={mode}"
+    with pytest.raises(ConfigError, match=r"names OursChanged, .*without the estimator.*derive your class from verl's"):
+        get_trainer_cls(mode)(config(*named, preset="mt_grpo"))
 
 
 @pytest.mark.parametrize(("kind", "sampling", "given"), [

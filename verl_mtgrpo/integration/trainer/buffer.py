@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
-from verl_mtgrpo.errors import WorkerDiedError
+from verl_mtgrpo.errors import ConfigError, WorkerDiedError
 from verl_mtgrpo.integration.advantage.comparing import compares
 from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts
 from verl_mtgrpo.integration.trainer.accounting import (
@@ -46,7 +46,8 @@ class TurnBuffer(_Verls):
     """Mixin with what both of our replay buffers add to verl's; it comes before verl's class in the bases.
 
     Args:
-        estimator: ``algorithm.adv_estimator``, which may need other rollouts of the prompt.
+        estimator: ``algorithm.adv_estimator``, which may need other rollouts of the prompt. verl, which builds a
+            custom sampler, gives neither this nor the next one.
         rollouts_per_prompt: ``actor_rollout_ref.rollout.n``.
         stall_timeout_s: seconds without any rollout ending after which the run stops; None to wait indefinitely.
         verls: arguments of verl's own buffer. ``poll_interval`` is the least time between two polls.
@@ -57,7 +58,24 @@ class TurnBuffer(_Verls):
         validated: transcripts of the running validation, by row; None if nothing reads them.
     """
 
-    def __init__(self, *, estimator: str, rollouts_per_prompt: int, stall_timeout_s: float | None = None, **verls: Any):
+    def __init__(
+        self,
+        *,
+        estimator: str | None = None,
+        rollouts_per_prompt: int | None = None,
+        stall_timeout_s: float | None = None,
+        **verls: Any,
+    ):
+        if estimator is None or rollouts_per_prompt is None:
+            raise ConfigError(
+                f"trainer.v1.sampler.custom_sampler names {type(self).__name__}, a subclass of this package's replay "
+                "buffer: verl builds a custom sampler without the estimator and the group size that this buffer needs",
+                fix=(
+                    "remove custom_sampler, so that our trainers build their buffer; or derive your class from "
+                    "verl's ReplayBuffer or ReplayBufferAsync, with which a training step logs the credit of turns and "
+                    "no other metrics of this package"
+                ),
+            )
         super().__init__(**verls)
         self.estimator, self.rollouts_per_prompt = estimator, rollouts_per_prompt
         self.manager: TurnAgentLoopManager | None = None
