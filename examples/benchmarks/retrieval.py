@@ -334,7 +334,7 @@ def machine() -> str:
 
 
 def table(results: dict[str, dict[str, float]]) -> Iterable[str]:
-    """Return a Markdown table, engines as columns."""
+    """Yield the lines of a Markdown table, engines as columns."""
     names = dict.fromkeys(name for numbers in results.values() for name in numbers)
     yield f"| | {' | '.join(results)} |"
     yield "|---" * (len(results) + 1) + "|"

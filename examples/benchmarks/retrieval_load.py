@@ -178,7 +178,7 @@ def spread(loads: Sequence[Load], name: str) -> dict[str, float]:
 
 @contextlib.contextmanager
 def service(side: str, index: Path, sizes: argparse.Namespace) -> Iterator[tuple[str, float, psutil.Process | None]]:
-    """Return the tool's ``index``, the seconds until it is ready, and the process of the service if any."""
+    """Yield the tool's ``index``, the seconds until it is ready, and the process of the service if any."""
     if side == "index":
         yield str(index), 0.0, None
         return

@@ -41,7 +41,7 @@ class SearchService:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self, _pid: int = 0) -> None:
-        """Return when it answers."""
+        """Start the service, and return when it answers."""
         self._process = subprocess.Popen(self._argv, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

@@ -131,7 +131,7 @@ def questions(plan: RunPlan, step: int) -> list[str]:
 
 
 def write(path: Path, rows: list[list[str]], steps: int) -> None:
-    """Return the table and the command that made it."""
+    """Write the table and the command that made it."""
     header = ["seed", "killed in step (last checkpoint)", "steps trained", "steps with the same questions"]
     header += [f"{name}, {run}" for name in ("tool execution", "exact match") for run in ("unbroken", "killed")]
     facts = {"source": describe_source(), **describe_machine()}

@@ -27,7 +27,7 @@ class _Layer(CacheLayerMixin):
         self.is_initialized = keys is not None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Do nothing: the buffers are made by ``update`` (part of Hugging Face's interface)."""
+        """Make empty buffers; Hugging Face calls this before the first token."""
         self.keys = key_states[:, :, :0]
         self.values = value_states[:, :, :0]
         self.is_initialized = True

@@ -117,7 +117,7 @@ def _batches(
     rng: np.random.Generator,
     together: int = 8,
 ) -> list[list[Sample]]:
-    """Yield ``steps`` batches; among ``together`` of them, group samples of similar length to reduce padding."""
+    """Return ``steps`` batches; among ``together`` of them, group samples of similar length to reduce padding."""
     batches: list[list[Sample]] = []
     while len(batches) < steps:
         count = min(together, steps - len(batches))

@@ -140,7 +140,7 @@ def running(
 
 @contextmanager
 def _told_apart() -> Iterator[None]:
-    """Return the last line of an error of Ray: the traceback before it is from another process."""
+    """Turn an error of Ray into one of ours with its last line: the traceback before it is from another process."""
     try:
         yield
     except RuntimeError as error:

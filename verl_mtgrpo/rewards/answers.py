@@ -154,7 +154,7 @@ def accepted_answers(ground_truth: Any) -> tuple[str, ...]:
 
 
 def _flat(found: Any) -> Iterator[Any]:
-    """Return the single values in a list of answers; raise ``TypeError`` if it is not a list of answers."""
+    """Yield the single values in a list of answers; raise ``TypeError`` if it is not a list of answers."""
     if isinstance(found, Mapping | bytes):
         raise TypeError
     for one in found:

@@ -70,7 +70,7 @@ class OutsideText:
         return text
 
     def _spelled(self, text: str) -> list[int]:
-        """Yield the positions where control tokens and tags begin."""
+        """Return the positions where control tokens and tags begin."""
         starts = [begin.start() for begin in self._begins.finditer(text)]
         return [at for at in starts if any(text[at : at + length] in self._texts for length in self._lengths)]
 

@@ -166,7 +166,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         return self.agent_loop_workers[number].generate_sequences.remote(batch)
 
     def _raise_errors(self) -> None:
-        """Return the errors of workers that took a dead one's questions, unless they died too."""
+        """Raise the errors of workers that took a dead one's questions, unless they died too."""
         for reference, worker in list(self.sent_again.items()):
             if ray.wait([reference], timeout=0)[0]:
                 del self.sent_again[reference]
@@ -201,7 +201,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         )
 
     def _replaces_reward_workers(self) -> bool:
-        """Tell workers that use one of verl's reward models the address of its router, which the trainer has."""
+        """Return False if workers need the address of a reward model's router, which only the trainer has."""
         return not self.config.reward.reward_model.enable
 
     def _replace_rollout_worker(self, number: int) -> None:
