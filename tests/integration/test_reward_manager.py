@@ -285,7 +285,7 @@ def test_a_batch_of_which_nothing_is_left_stops_the_run_and_says_why():
     dropped = {"outcome/dropped": 1.0, "dropped_reason": "search is down"}
     refuse_empty_batch([], Sorted([], [], []), 3)
     refuse_empty_batch([dropped, {"outcome/dropped": 0.0}], Sorted([1], [0], []), 3)
-    message = r"step 3: all 3 rollouts .* dropped.*: 2 x search is down; 1 x the judge is ill; repair that"
+    message = r"step 3: all 3 rollouts .* dropped.*: 2 x search is down; 1 x the judge is ill; fix that"
     with pytest.raises(EmptyBatchError, match=message):
         ill = {**dropped, "dropped_reason": "the judge is ill"}
         refuse_empty_batch([dropped, ill, dropped], Sorted([], [0, 1, 2], []), 3)

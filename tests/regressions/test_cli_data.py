@@ -291,7 +291,7 @@ GOOD = {**verl_row("Who?", "Ida"), "data_source": "nq"}
     ("row", "says"),
     [
         ({"data_source": "nq", "reward_model": GOOD["reward_model"]}, "has no column prompt"),
-        ({**GOOD, "prompt": None}, "row 2: the column prompt holds None, which is no list of messages"),
+        ({**GOOD, "prompt": None}, "row 2: the column prompt holds None, which is not a list of messages"),
         ({**GOOD, "prompt": [{"role": "user", "content": 5}]}, "row 2: the column prompt holds [{"),
         ({**GOOD, "extra_info": "{}"}, "row 2: extra_info is '{}', expected a mapping"),
         ({**GOOD, "reward_model": "Ida"}, "row 2: reward_model is 'Ida', expected a mapping"),

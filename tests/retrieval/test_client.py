@@ -354,7 +354,7 @@ def test_ping_of_a_service_without_health(faulty: Service):
 def test_ping_says_what_is_wrong(faulty: Service, fault: str, error: type[RetrievalError]):
     with pytest.raises(error, match="1 try"):
         HTTPRetriever(f"{faulty.url}/{fault}/1/ping").ping(0.5)
-    with pytest.raises(RetrievalBadAnswer, match="no JSON object"):
+    with pytest.raises(RetrievalBadAnswer, match="did not send a JSON object"):
         HTTPRetriever(f"{faulty.url}/garbage/1/ping").ping()
 
 
