@@ -72,6 +72,18 @@ from verl_mtgrpo.watch.guards import Guards
 
 logger = logging.getLogger(__name__)
 
+_GUARD_KEYS = {
+    "turn_rewards": ["reward.turn.preset"],
+    "zero_variance": [
+        "actor_rollout_ref.rollout.temperature",
+        "actor_rollout_ref.rollout.n",
+        "algorithm.filter_groups.enable",
+    ],
+    "tool_failures": ["actor_rollout_ref.rollout.multi_turn.max_parallel_calls"],
+    "tool_use": ["actor_rollout_ref.rollout.multi_turn.format", "reward.turn.preset"],
+}
+"""For each guard the config keys that may change what it warns of."""
+
 _Verls = PPOTrainer if TYPE_CHECKING else object
 
 
@@ -239,12 +251,13 @@ def measure(batch: KVBatchMeta, rewards: str, provided: Provided | None = None) 
 
 
 def guards_of(config: Any) -> Guards:
-    """The guards of a run; which of them make sense depends on what is paid and who computes advantages."""
+    """Return the guards of a run; which of them make sense depends on what is paid and who computes advantages."""
     managed = config.reward.reward_manager.name == "mtgrpo"
     return Guards(
         trainer_turn_settings(config.trainer).guards,
         turn_rewards=managed and turn_reward_settings(config.reward).pay == "turns",
         masked_advantages=str(config.algorithm.adv_estimator) in ESTIMATORS,
+        keys=_GUARD_KEYS,
     )
 
 
