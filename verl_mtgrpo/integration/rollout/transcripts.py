@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import transfer_queue as tq
 from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
@@ -51,6 +52,8 @@ def text_of_messages(messages: Iterable[Mapping[str, Any]]) -> tuple[dict[str, A
 
 
 def _text_of(content: Any) -> Any:
+    if isinstance(content, np.ndarray):  # lists come back from parquet as arrays
+        content = content.tolist()
     if not isinstance(content, list | tuple):
         return content
     kept: list[Any] = []
