@@ -339,10 +339,10 @@ LOOPS, V1 = "experimental/agent_loop", "trainer/ppo/v1"
         ),
         (
             f"{LOOPS}/tool_agent_loop.py", r"async def _call_tool", "def _call_tool",
-            r"ToolAgentLoop._call_tool is neither async nor a property, and the table has .*override async ToolAgentLoop",
+            r"ToolAgentLoop._call_tool is neither async nor a property, and the table has .*override async Tool",
         ),
         (
-            f"{V1}/replay_buffer.py", r"(    def _clear_groups)", r"    @property\n    def pending_keys(self): ...\n\n\1",
+            f"{V1}/replay_buffer.py", r"(    def _clear_groups)", r"    @property\n    def pending_keys(self): ...\n\1",
             r"ReplayBuffer.pending_keys is a property, and the table has .*\. The guard against stalls does not know",
         ),
         # an attribute that verl's constructor sets
