@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from verl_mtgrpo.demo.policy import TURN_END, TURN_START, name_token
-from verl_mtgrpo.demo.warmup_demos import RENAME_ALIKE, RENAME_ALL, Demonstration, Demonstrator, Habits
+from verl_mtgrpo.demo.warmup_demos import RENAME_ALIKE, RENAME_ALL, Demonstration
 from verl_mtgrpo.demo.warmup_settings import WarmupSettings
 from verl_mtgrpo.demo.world import World
 
@@ -79,9 +79,9 @@ class SampleMaker:
 def warm_up(
     model: Qwen2ForCausalLM,
     maker: SampleMaker,
-    demonstrator: Demonstrator,
     *,
-    habits: Habits,
+    drill: Callable[[], Demonstration],
+    habit: Callable[[], Demonstration] | None = None,
     settings: WarmupSettings,
     seed: int,
     on_step: Callable[[], None] = lambda: None,
@@ -89,8 +89,8 @@ def warm_up(
     """Train ``model`` in place, on drills and then on habits; ``on_step`` is called after each step."""
     rng = np.random.default_rng(seed)
     batches = [
-        *_batches(demonstrator.drill, maker, settings.drill_steps, settings.batch_size, rng),
-        *_batches(lambda: demonstrator.habit(habits), maker, settings.habit_steps, settings.batch_size, rng),
+        *_batches(drill, maker, settings.drill_steps, settings.batch_size, rng),
+        *(_batches(habit, maker, settings.habit_steps, settings.batch_size, rng) if habit else ()),
     ]
     _train(model, batches, settings=settings, pad_id=maker.pad_id, seed=seed, on_step=on_step)
 

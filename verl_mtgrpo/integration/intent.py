@@ -120,8 +120,11 @@ def _differences(config: Any, group: DictConfig, name: str) -> Iterator[Override
 def packaged(name: str) -> DictConfig:
     """What a packaged group sets: its file over those that it lists as defaults; nothing is resolved."""
     own = OmegaConf.create((GROUPS / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert isinstance(own, DictConfig)  # no list: a file of this package
     below = [packaged(one) for one in own.pop("defaults", []) if one != "_self_"]
-    return OmegaConf.merge(*below, own)  # type: ignore[return-value]
+    merged = OmegaConf.merge(*below, own)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _value(group: DictConfig, key: str) -> Any:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -25,6 +26,7 @@ _POLL_S = 0.5
 _INTERRUPT_GRACE_S = 10.0
 _TERMINATE_GRACE_S = 5.0
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied)
+_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
 def run_child(
@@ -154,7 +156,7 @@ def _terminations_raise() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    handlers: dict[int, object] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: stop}
+    handlers: dict[int, _Handler] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: stop}
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         handlers[signal.SIGHUP] = stop
     with _handlers(handlers):
@@ -170,8 +172,8 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 @contextmanager
-def _handlers(handlers: Mapping[int, object]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}  # type: ignore[arg-type]
+def _handlers(handlers: Mapping[int, _Handler]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
