@@ -72,7 +72,7 @@ from verl_mtgrpo.watch.guards import Guards
 
 logger = logging.getLogger(__name__)
 
-_GUARD_KEYS = {
+GUARD_KEYS = {
     "turn_rewards": ["reward.turn.preset"],
     "zero_variance": [
         "actor_rollout_ref.rollout.temperature",
@@ -257,7 +257,7 @@ def guards_of(config: Any) -> Guards:
         trainer_turn_settings(config.trainer).guards,
         turn_rewards=managed and turn_reward_settings(config.reward).pay == "turns",
         masked_advantages=str(config.algorithm.adv_estimator) in ESTIMATORS,
-        keys=_GUARD_KEYS,
+        keys=GUARD_KEYS,
     )
 
 
