@@ -329,7 +329,7 @@ LOOPS, V1 = "experimental/agent_loop", "trainer/ppo/v1"
             r"\(config, use_reference_policy=, use_critic=",
         ),
         (
-            f"{V1}/trainer_base.py", r"self, data_sources, sample_uids,", "self, data_sources, *, sample_uids,",
+            f"{V1}/trainer_base.py", r"(def _val_metrics_update\(\s*self,\s*data_sources,)", r"\1 *,",
             r"PPOTrainerSync._val_metrics_update takes sample_uids, .* by name only\. Validation with several",
         ),
         # a function that is async now, a method that no longer is, an attribute that is a property
