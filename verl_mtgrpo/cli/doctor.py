@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -90,7 +90,7 @@ def _command_line(args: argparse.Namespace) -> CommandLine:
 
 
 @contextlib.contextmanager
-def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
+def _environment(wanted: Mapping[str, str]) -> Generator[None]:
     """Set the variables that the run would get, and Python's path of ``python -m``, meanwhile."""
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -108,7 +108,7 @@ def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Keep stdout for findings: what libraries print meanwhile goes to stderr, and their warnings nowhere."""
     level = logging.root.manager.disable
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():

@@ -6,7 +6,7 @@ Importing this module registers them; it is imported right after verl's own FSDP
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,7 +20,10 @@ from verl_mtgrpo.errors import ConfigError
 _CPU_GROUP = "add +mtgrpo_cpu=default to the command line, which sets it"
 
 
-class _CpuFSDP:
+_Verls = FSDPEngineWithLMHead if TYPE_CHECKING else object
+
+
+class _CpuFSDP(_Verls):
     """What both engines do differently from verl's on a GPU."""
 
     def __init__(self, model_config: Any, engine_config: Any, *args: Any, **kwargs: Any) -> None:

@@ -137,13 +137,13 @@ async def _rollout(setup: Setup, loop: str, tool: Tool, server: _Reciter) -> Any
     from verl_mtgrpo.integration.rollout.search_tool import default_schema
 
     schema = OpenAIFunctionToolSchema.model_validate(tool.schema) if tool.schema else default_schema(1)
-    known = FunctionTool(name=tool.name, fn=lambda **_: RESULT, tool_schema=schema, is_async=False)
+    known = FunctionTool(name=tool.name, fn=_result, tool_schema=schema, is_async=False)
     kind = RawContinuationAgentLoop if loop == RAW else TurnToolAgentLoop
     made = kind(
         trainer_config=DictConfigWrap(_without_limits(setup)),
         server_manager=server,
         tokenizer=setup.tokenizer,
-        processor=None,
+        processor=None,  # pyright: ignore[reportArgumentType]  (as verl itself gives for models of text)
         dataset_cls=RLHFDataset,
         data_config=DictConfigWrap(setup.config.data),
         hf_model_type=None,
@@ -158,6 +158,10 @@ def _without_limits(setup: Setup) -> Any:
     multi_turn = {"max_assistant_turns": None, "max_user_turns": None, "max_tool_response_length": _ROOM}
     room = {"prompt_length": _ROOM, "response_length": _ROOM, "multi_turn": multi_turn}
     return OmegaConf.create({"actor_rollout_ref": {"rollout": OmegaConf.merge(rollout, room)}})
+
+
+def _result(**_: Any) -> str:
+    return RESULT
 
 
 class _Reciter:

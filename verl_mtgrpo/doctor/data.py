@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def _is_one_document(start: str) -> bool:
     return line.endswith(("{", "[", ",")) or line == ""
 
 
-def _rows_problems(setup: Setup, key: str, file: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
+def _rows_problems(setup: Setup, key: str, file: str, rows: Sequence[Any]) -> Iterator[Finding]:
     """Yield what is wrong with a file's first rows, one thing at most."""
     if not all(isinstance(row, dict) for row in rows):
         yield Finding(CHECK, "fail", f"{file} holds no rows but {describe(rows[0])} an entry", WRITE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sized
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -67,7 +67,7 @@ def _search(setup: Setup, tool: Tool, spec: Any) -> tuple[Finding, list[Found]]:
         patience = min(setup.patience_s, settings.patience_s)
         settings = replace(settings, patience_s=patience, request_timeout_s=min(patience, settings.request_timeout_s))
     opened = open_index(spec, settings)
-    count = len(opened) if hasattr(opened, "__len__") else None  # a service does not say
+    count = len(opened) if isinstance(opened, Sized) else None  # a service does not say
     if count == 0:
         fix = "build it: mtgrpo index CORPUS --out DIR"
         return Finding("index", "fail", f"the index {spec} holds no passage", fix), []

@@ -60,7 +60,7 @@ def _native(path: str | None) -> list[Tool]:
     if not path:
         return []
     try:
-        listed = OmegaConf.load(resolve_config_path(path)).get("tools") or []
+        listed = OmegaConf.select(OmegaConf.load(resolve_config_path(path)), "tools") or []
         entries = [OmegaConf.to_container(one, resolve=True) for one in listed]
     except Exception as error:  # YAML's and OmegaConf's errors have no common root
         raise ConfigError(

@@ -81,7 +81,7 @@ class TurnRewardManager(RewardManagerBase):
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """Score one rollout (the last output of it, if the agent loop made several)."""
-        item = data[-1:][0]
+        item = data[-1]
         row = item.non_tensor_batch
         fields = row.get("tool_extra_fields")
         transcript = fields.get(TRANSCRIPT) if isinstance(fields, dict) else None

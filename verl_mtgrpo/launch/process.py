@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -145,7 +145,7 @@ def _interrupt(child: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _terminations_raise() -> Iterator[None]:
+def _terminations_raise() -> Generator[None]:
     """Turn SIGTERM and SIGHUP into SystemExit and SIGINT into KeyboardInterrupt, so that ``finally`` runs.
 
     A shell without job control starts what it puts into the background with SIGINT ignored, and Python
@@ -164,7 +164,7 @@ def _terminations_raise() -> Iterator[None]:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
+def _interrupts_ignored() -> Generator[None]:
     """While the family is ended, an impatient second Ctrl-C must not cut that short."""
     ignored = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     with _handlers(dict.fromkeys(ignored, signal.SIG_IGN)):
@@ -172,7 +172,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 @contextmanager
-def _handlers(handlers: Mapping[int, _Handler]) -> Iterator[None]:
+def _handlers(handlers: Mapping[int, _Handler]) -> Generator[None]:
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

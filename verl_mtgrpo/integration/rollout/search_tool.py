@@ -99,12 +99,13 @@ class SearchTool(BaseTool):
         query = parameters.get("query") if isinstance(parameters, dict) else None
         most = self._settings.max_queries
         given = query if isinstance(query, list) and most > 1 else [query]
-        if not given or len(given) > most or not all(isinstance(one, str) for one in given):
+        texts = [one for one in given if isinstance(one, str)]
+        if not given or len(given) > most or len(texts) < len(given):
             got = "query is missing" if query is None else f"query is a {type(query).__name__}"
             got += f" of {len(given)}" if isinstance(query, list) and most > 1 else ""
             wanted = '"some words"' if most == 1 else f'["some words", ...] (at most {most})'
             return [], ("bad_arguments", f'Error: {got}; the arguments must be {{"query": {wanted}}}.')
-        queries = [clean_query(one) for one in given]
+        queries = [clean_query(one) for one in texts]
         if not all(queries):
             return [], ("no_query", "Error: query is empty; write the words to search for.")
         return queries, None

@@ -95,8 +95,9 @@ def fetch_transcripts(batch: KVBatchMeta) -> list[str | None]:
     """Return the transcript of each row of a batch as JSON, None for a row without one."""
     if not batch.keys:
         return []
+    assert batch.partition_id is not None  # verl's batches name theirs
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[COLUMN])
     if COLUMN not in data:
         return [None] * len(batch.keys)
-    packed = [getattr(item, "data", item) for item in data[COLUMN]]
+    packed: list[Any] = [getattr(item, "data", item) for item in data[COLUMN]]
     return [unpack(one) if one else None for one in packed]
