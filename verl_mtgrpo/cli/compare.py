@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_mtgrpo.cli import Subparsers
 from verl_mtgrpo.config import group_names
 from verl_mtgrpo.demo.runs import RunPlan, RunResult, train_to_end
 from verl_mtgrpo.demo.session import plan_run, prepare_assets, settings_from
@@ -28,7 +29,7 @@ with three seeds take about an hour and a half.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "compare", help="MT-GRPO and its baselines, or other methods, on the demo's task", description=_DESCRIPTION

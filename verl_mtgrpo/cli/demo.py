@@ -6,6 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from verl_mtgrpo.cli import Subparsers
 from verl_mtgrpo.cpu import ROLLOUT_NAME, VLLM
 from verl_mtgrpo.cpu.vllm_check import check_installation
 from verl_mtgrpo.demo.runs import RunPlan, RunResult, train_to_end
@@ -23,7 +24,7 @@ What exists is reused: a finished run is shown again, an interrupted one goes on
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "demo", help="train a tiny search agent with MT-GRPO on this machine's CPU", description=_DESCRIPTION

@@ -13,6 +13,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from verl_mtgrpo.cli import Subparsers
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.launch.options import index_of
 
@@ -33,7 +34,7 @@ The command line stands after --: overrides as in mtgrpo train, or a whole comma
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "doctor",

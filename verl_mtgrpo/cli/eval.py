@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from verl_mtgrpo.checkpoints import PREFIX
+from verl_mtgrpo.cli import Subparsers
 from verl_mtgrpo.errors import ConfigError, DataError, TrainingFailed
 from verl_mtgrpo.launch.checkpoint import MODEL_PATH, find_checkpoint, model_of
 from verl_mtgrpo.launch.command import TrainCommand, hydra_value
@@ -40,7 +41,7 @@ parts are merged into OUT/model-global_step_N first, by verl.model_merger.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "eval",

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_mtgrpo.cli import Subparsers
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.launch.provenance import describe_machine, describe_source
 
@@ -28,7 +29,7 @@ Your own task is a verl_mtgrpo.lab.Process in a Python file, about 20 lines:
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "lab",

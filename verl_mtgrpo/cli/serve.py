@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_mtgrpo.cli import Subparsers
 from verl_mtgrpo.errors import CompatibilityError, ConfigError, RetrievalError, RetrievalUnreachable
 from verl_mtgrpo.retrieval.addresses import is_this_machine
 
@@ -32,7 +33,7 @@ examples:
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "serve",

@@ -6,7 +6,7 @@ Importing this module registers them; it is imported right after verl's own FSDP
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,15 +20,16 @@ from verl_mtgrpo.errors import ConfigError
 _CPU_GROUP = "add +mtgrpo_cpu=default to the command line, which sets it"
 
 
-_Verls = FSDPEngineWithLMHead if TYPE_CHECKING else object
-
-
-class _CpuFSDP(_Verls):
+class _CpuFSDP:
     """What both engines do differently from verl's on a GPU."""
 
     def __init__(self, model_config: Any, engine_config: Any, *args: Any, **kwargs: Any) -> None:
         _check_config(model_config, engine_config)
-        super().__init__(model_config, engine_config, *args, **kwargs)
+        # verl's decorator hides its classes from type checkers: what is read of them is said here.
+        self.model_config: Any
+        self.engine_config: Any
+        self.device_mesh: Any
+        super().__init__(model_config, engine_config, *args, **kwargs)  # pyright: ignore[reportCallIssue]
 
     def _build_fsdp_module(self, module: nn.Module) -> nn.Module:
         """As verl's, but a forward-only model (the reference policy) is not offloaded.
@@ -38,7 +39,7 @@ class _CpuFSDP(_Verls):
         config = self.engine_config
         self.engine_config = dataclasses.replace(config, forward_only=False)
         try:
-            return super()._build_fsdp_module(module)
+            return super()._build_fsdp_module(module)  # pyright: ignore[reportAttributeAccessIssue]
         finally:
             self.engine_config = config
 

@@ -158,7 +158,7 @@ def _scored_by_verl(setup: Setup) -> bool:
     return asked and not setup.get("reward.custom_reward_function.path")
 
 
-def _sources(file: str, rows: list[dict[str, Any]]) -> set[str]:
+def _sources(file: str, rows: Sequence[Any]) -> set[str]:
     """Return the ``data_source`` of all rows of a parquet file, of the first rows of others."""
     if not file.endswith(".parquet"):
         return {str(row["data_source"]) for row in rows if "data_source" in row}

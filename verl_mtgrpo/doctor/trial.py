@@ -146,7 +146,7 @@ def _compute_score(setup: Setup) -> Iterator[Finding]:
         return
     if not setup.rows:
         return
-    row = {"data_source": "", **setup.rows[0]}
+    row: dict[str, Any] = {"data_source": "", **setup.rows[0]}
     truth = row["reward_model"]["ground_truth"]
     if not function and not is_scored_by_verl(str(row["data_source"])):
         return  # said by the check of the questions

@@ -78,6 +78,13 @@ class TurnAgentLoopOutput(AgentLoopOutput):
 
     _destination: Destination = PrivateAttr("info")
 
+    @classmethod
+    def of(cls, output: AgentLoopOutput, destination: Destination) -> TurnAgentLoopOutput:
+        """Return verl's output as one of these, which knows where its transcript goes."""
+        made = cls(**{name: getattr(output, name) for name in output.model_fields_set})
+        made._destination = destination
+        return made
+
     def as_dict(self) -> dict[str, Any]:
         """Return verl's dict, with ``rm_scores`` written per turn when the reward manager gave turn rewards.
 
@@ -124,7 +131,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         self.tools: dict[str, Any] = {name: watched(tool) for name, tool in self.tools.items()}
         setup = loop_setup(self.config, self.data_config, self.tokenizer)
         self.cut_format, self.ends, self.outside = setup.cut_format, setup.ends, setup.outside
-        self.transcripts_go = setup.transcripts_go
+        self.transcripts_go: Destination = setup.transcripts_go
         if self.cut_format:
             self.server_manager = CuttingServer(
                 self.server_manager,
@@ -165,7 +172,9 @@ class TurnToolAgentLoop(ToolAgentLoop):
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
         """Run one rollout as verl's loop does, then attach its transcript."""
         record = new_record()
-        output = await super().run(sampling_params, priority=priority, **kwargs)
+        output = await super().run(  # pyright: ignore[reportAbstractUsage]
+            sampling_params, priority=priority, **kwargs
+        )
         if not output.response_mask:
             self._stand_in(output, sampling_params)
         spans = turn_spans(output.response_mask)
@@ -189,10 +198,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
             max_parallel_calls=self.max_parallel_calls,
         )
         output.extra_fields[TRANSCRIPT] = transcript
-        fields = {name: getattr(output, name) for name in output.model_fields_set}
-        made = TurnAgentLoopOutput(**fields)
-        made._destination = self.transcripts_go
-        return made
+        return TurnAgentLoopOutput.of(output, self.transcripts_go)
 
     async def _handle_generating_state(
         self, agent_data: AgentData, sampling_params: dict[str, Any], ignore_termination: bool = False
