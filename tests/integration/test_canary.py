@@ -48,7 +48,7 @@ NOT_VERLS = {
     "verl.tools.schemas:OpenAIFunctionToolSchema.model_validate": "pydantic's",
     "verl.experimental.reward_loop:RewardLoopWorker.remote": "Ray's",
     "verl.experimental.agent_loop.agent_loop:AgentLoopOutput.model_post_init": "pydantic's",
-    "verl.workers.rollout.vllm_rollout.utils:vLLMColocateWorkerExtension.reload_weights": "vLLM's",
+    "verl.experimental.agent_loop.agent_loop:AgentLoopOutput.model_fields_set": "pydantic's",
 }
 """What looks like verl's and is not."""
 
