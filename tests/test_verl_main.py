@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,17 +14,21 @@ from tests import verl_main
 pytestmark = pytest.mark.process
 
 
-@pytest.fixture
-def fake(tmp_path: Path) -> Path:
+def make_fake(folder: Path) -> Path:
     """A checkout with nothing in it but what makes it one."""
     for name, text in {
         "verl/__init__.py": "",
         "verl/version/version": "0.77.0.dev\n",
         "verl/trainer/config/ppo_trainer.yaml": "",
     }.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    return tmp_path
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Path:
+    return make_fake(tmp_path)
 
 
 @pytest.mark.parametrize("given", ["", "  "])
@@ -56,8 +59,8 @@ def test_what_cannot_be_a_folder_is_refused_in_one_line(given, why, tmp_path, ca
     assert re.search(rf"is no folder \(.*({why}).*\); give the folder that has verl/ in it", line) and len(line) < 300
 
 
-def test_a_folder_that_pythonpath_cannot_hold_is_refused(fake, tmp_path_factory, capsys):
-    folder = shutil.copytree(fake, tmp_path_factory.mktemp("other") / "a:b")
+def test_a_folder_that_pythonpath_cannot_hold_is_refused(tmp_path, capsys):
+    folder = make_fake(tmp_path / "a:b")
     assert verl_main.main(["--verl", str(folder)]) == 2
     assert "a:b has a ':' in it, where PYTHONPATH ends a folder; rename that folder" in capsys.readouterr().err
 

@@ -36,21 +36,12 @@ from tests.integration.canary.look import (
     verls_config,
 )
 from tests.integration.canary.source import Sources, walk
-from tests.integration.canary.used import OURS, Reader, Subclass, Used
+from tests.integration.canary.used import NOT_VERLS, OURS, Reader, Subclass, Used
 from tests.integration.canary.used_keys import used_keys
 from verl_mtgrpo.installed import TESTED_VERL
 from verl_mtgrpo.integration.compat import OVERRIDDEN
 
 pytestmark = pytest.mark.heavy
-
-NOT_VERLS = {
-    "verl.plugins": "the name of a group of entry points",
-    "verl.tools.schemas:OpenAIFunctionToolSchema.model_validate": "pydantic's",
-    "verl.experimental.reward_loop:RewardLoopWorker.remote": "Ray's",
-    "verl.experimental.agent_loop.agent_loop:AgentLoopOutput.model_post_init": "pydantic's",
-    "verl.experimental.agent_loop.agent_loop:AgentLoopOutput.model_fields_set": "pydantic's",
-}
-"""What looks like verl's and is not."""
 
 
 @cache

@@ -29,6 +29,14 @@ from tests.integration.canary.source import (
 
 OURS = "verl_mtgrpo"
 THEIRS = ("verl", "transfer_queue")
+NOT_VERLS = {
+    "verl.plugins": "the name of a group of entry points",
+    "verl.tools.schemas:OpenAIFunctionToolSchema.model_validate": "pydantic's",
+    "verl.experimental.reward_loop:RewardLoopWorker.remote": "Ray's",
+    "verl.experimental.agent_loop.agent_loop:AgentLoopOutput.model_post_init": "pydantic's",
+    "verl.experimental.agent_loop.agent_loop:AgentLoopOutput.model_fields_set": "pydantic's",
+}
+"""What looks like verl's and is not."""
 _MODULE = re.compile(r"(verl(?:\.[a-z_0-9]+)+)(?::(\w+))?")
 
 
