@@ -49,7 +49,7 @@ def test_whitening_is_turned_off_by_its_own_name():
     assert estimator_settings("turn_gae", algorithm(turn={"whiten": False}))["whiten"] is False
     with pytest.raises(ConfigError, match=r"says nothing about turn_gae; .*algorithm.turn.whiten=False"):
         estimator_settings("turn_gae", algorithm(norm_adv_by_std_in_grpo=False))
-    with pytest.raises(ConfigError, match="whiten is 0, expected a bool like True"):
+    with pytest.raises(ConfigError, match="whiten of turn_gae is 0, expected True or False"):
         estimator_settings("turn_gae", algorithm(turn={"whiten": 0}))
 
 
@@ -74,9 +74,9 @@ def test_a_knob_of_another_estimator_is_refused():
 @pytest.mark.parametrize(
     ("turn", "message"),
     [
-        ({"discount": "much"}, "algorithm.turn of mt_grpo.discount is 'much', expected a float like 1.0"),
-        ({"discount": True}, "discount is True"),
-        ({"missing_turn": 0}, "missing_turn is 0, expected a str like 'zero'"),
+        ({"discount": "much"}, "algorithm.turn.discount of mt_grpo is 'much', expected a number like 1.0"),
+        ({"discount": True}, "discount of mt_grpo is True"),
+        ({"missing_turn": 0}, "missing_turn of mt_grpo is 0, expected a text like 'zero'"),
     ],
 )
 def test_values_of_the_wrong_type(turn, message):
@@ -91,7 +91,9 @@ def test_a_node_that_is_no_mapping():
 
 def test_reward_settings():
     assert turn_reward_settings(OmegaConf.create({"turn": {"pay": "merged"}})) == TurnRewardSettings(pay="merged")
-    assert turn_reward_settings(None) == TurnRewardSettings("paper_v1", "preset", "turns", 0.0, JudgeSettings())
+    assert turn_reward_settings(None) == TurnRewardSettings(
+        preset="paper_v1", outcome="preset", pay="turns", repeat_penalty=0.0, judge=JudgeSettings()
+    )
     judge = turn_reward_settings({"turn": {"preset": "judge", "judge": {"model": "m", "retries": 2}}}).judge
     assert judge == JudgeSettings(model="m", retries=2)
     with pytest.raises(ConfigError, match=r"reward.turn.judge has unknown keys \['modle'\]"):
