@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference.md"
 CONFIG = ROOT / "verl_mtgrpo" / "config"
 KNOBS, OURS = "algorithm.turn.", ("algorithm.turn.", "reward.turn.", "trainer.turn.")
+BASE_YAML, TOOL_YAML = CONFIG / "mtgrpo" / "_base.yaml", CONFIG / "tools" / "search_tool.yaml"
 TOOL_KEYS = "tools.config."
 NOT_IN_VERL = "–"
 
@@ -143,26 +144,13 @@ def settings(cls: Any, prefix: str) -> list[Entry]:
     return found
 
 
-def groups_settings() -> list[Entry]:
-    """Return the settings that stand in the config groups."""
+def our_settings() -> dict[Path, list[Entry]]:
+    """Return our settings, by the YAML file that has their defaults."""
+    from verl_mtgrpo.integration.rollout.search_settings import SearchSettings
     from verl_mtgrpo.integration.settings import TrainerTurnSettings, TurnRewardSettings
 
-    return [*settings(TurnRewardSettings, "reward.turn."), *settings(TrainerTurnSettings, "trainer.turn.")]
-
-
-def tool_settings() -> list[Entry]:
-    """Return the settings that stand in the search tool's YAML."""
-    from verl_mtgrpo.integration.rollout.search_settings import SearchSettings
-
-    return settings(SearchSettings, TOOL_KEYS)
-
-
-def yaml_files() -> dict[Path, str]:
-    """Return the YAML files with the defaults of our settings, with their descriptions as comments."""
-    return {
-        CONFIG / "mtgrpo" / "_base.yaml": commented(CONFIG / "mtgrpo" / "_base.yaml", groups_settings()),
-        CONFIG / "tools" / "search_tool.yaml": commented(CONFIG / "tools" / "search_tool.yaml", tool_settings()),
-    }
+    of_group = [*settings(TurnRewardSettings, "reward.turn."), *settings(TrainerTurnSettings, "trainer.turn.")]
+    return {BASE_YAML: of_group, TOOL_YAML: settings(SearchSettings, TOOL_KEYS)}
 
 
 def commented(path: Path, described: Iterable[Entry]) -> str:
@@ -280,7 +268,7 @@ def knobs_table() -> str:
 
 def settings_table() -> str:
     """Return the settings that do not depend on the estimator."""
-    rows = ([code(e.key), code(e.value), cell(e.comment)] for e in groups_settings())
+    rows = ([code(e.key), code(e.value), cell(e.comment)] for e in our_settings()[BASE_YAML])
     return table(["key", "default", "meaning"], rows)
 
 
@@ -312,8 +300,10 @@ def group_table(config: Any, group: str, *names: str) -> str:
 
 def tool_table() -> str:
     """Return the settings of the search tool."""
-    values = {entry.key: entry.value for entry in read_yaml(CONFIG / "tools" / "search_tool.yaml")}
-    rows = ([code(e.key.removeprefix(TOOL_KEYS)), code(values[e.key]), cell(e.comment)] for e in tool_settings())
+    values = {entry.key: entry.value for entry in read_yaml(TOOL_YAML)}
+    rows = (
+        [code(e.key.removeprefix(TOOL_KEYS)), code(values[e.key]), cell(e.comment)] for e in our_settings()[TOOL_YAML]
+    )
     return table(["key", "default", "meaning"], rows)
 
 
@@ -348,6 +338,7 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
-    for path, text in {**yaml_files(), PAGE: reference()}.items():
+    files = {path: commented(path, entries) for path, entries in our_settings().items()}
+    for path, text in {**files, PAGE: reference()}.items():
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path.relative_to(ROOT)}")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import reduce
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -26,7 +27,6 @@ _EXPECTED = {
     "finite_number": "a finite number",
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "at least {ge:g}",
-    "less_than_equal": "at most {le:g}",
 }
 """What was expected, by pydantic's name of the error."""
 
@@ -65,7 +65,7 @@ class Settings(BaseModel):
             return cls.model_validate({} if values is None else values)
         except ValidationError as error:
             problems: Any = error.errors(include_url=False)
-        raise _unknown_keys(cls, problems, where, of) or _wrong_value(cls, problems[0], where, of)
+        raise _unknown_keys(cls(), problems, where, of) or _wrong_value(cls(), problems[0], where, of)
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
@@ -80,48 +80,38 @@ def _plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
-def _unknown_keys(cls: type[Settings], problems: Any, where: str, of: str) -> ConfigError | None:
+def _unknown_keys(defaults: Settings, problems: Any, where: str, of: str) -> ConfigError | None:
     found = [one["loc"] for one in problems if one["type"] in ("extra_forbidden", "invalid_key")]
     if not found:
         return None
     place = found[0][:-1]
+    group = reduce(getattr, place, defaults)
+    known = {name: ".*" if isinstance(value, Settings) else f" ({value})" for name, value in group}
     names = sorted(str(loc[-1]) for loc in found if loc[:-1] == place)
-    known = {name: ".*" if isinstance(value, Settings) else f" ({value})" for name, value in _group(cls, place)}
-    listed = ", ".join(name + default for name, default in known.items())
     meant = "".join(did_you_mean(name, known) for name in names)
-    return ConfigError(
-        f"{_key(where, place, of)} has unknown keys {names}", fix=f"known keys and their defaults: {listed}{meant}"
-    )
+    listed = ", ".join(map("".join, known.items()))
+    message = f"{_key(where, place, of)} has unknown keys {names}"
+    return ConfigError(message, fix=f"known keys and their defaults: {listed}{meant}")
 
 
-def _wrong_value(cls: type[Settings], problem: Any, where: str, of: str) -> MTGRPOError:
+def _wrong_value(defaults: Settings, problem: Any, where: str, of: str) -> MTGRPOError:
     kind, given, more = problem["type"], problem["input"], problem.get("ctx", {})
     if isinstance(more.get("error"), MTGRPOError):  # of a validator of ours
         return more["error"]
+    expected = _EXPECTED[kind].format(**more) if kind in _EXPECTED else problem["msg"]
     if kind == "literal_error":
         choices = tuple(re.findall("'(.*?)'", more["expected"]))
         expected = f"one of {choices}{did_you_mean(given, choices)}"
-    else:
-        expected = _EXPECTED[kind].format(**more) if kind in _EXPECTED else problem["msg"]
-    names = [part for part in problem["loc"] if isinstance(part, str)]
-    if names:
-        group, name = _group(cls, names[:-1]), names[-1]
-        default = getattr(group, name)
-        if kind in ("int_type", "float_type", "string_type") and default:
-            expected += f" like {default!r}"
-        if type(None) in get_args(type(group).model_fields[name].annotation):
-            expected += ", or null"
+    *place, name = [part for part in problem["loc"] if isinstance(part, str)] or [""]
+    group = reduce(getattr, place, defaults)
+    default = getattr(group, name, None)
+    if default and kind in ("int_type", "float_type", "string_type"):
+        expected += f" like {default!r}"
+    if name and type(None) in get_args(type(group).model_fields[name].annotation):
+        expected += ", or null"
     return ConfigError(f"{_key(where, problem['loc'], of)} is {given!r}", expected=expected)
 
 
-def _group(cls: type[Settings], place: Sequence[str]) -> Settings:
-    """The defaults of a group of settings inside another one."""
-    found = cls()
-    for name in place:
-        found = getattr(found, name)
-    return found
-
-
-def _key(where: str, loc: Sequence[str | int], of: str) -> str:
+def _key(where: str, loc: Iterable[str | int], of: str) -> str:
     parts = [where, *(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)]
     return "".join(parts).lstrip(".") + (f" of {of}" if of else "")

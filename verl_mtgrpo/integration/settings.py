@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import Field, create_model
+from pydantic import Field, Strict, create_model
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
@@ -52,7 +52,7 @@ class TurnRewardSettings(Settings):
 class DumpSettings(Settings):
     """``trainer.turn.dump``: what goes into verl's ``trainer.rollout_data_dir`` beside text and score."""
 
-    groups: int = Field(16, ge=0)
+    groups: int = Field(default=16, ge=0)
     """Groups written per step, whole and chosen at random; 0: all. A rollout with its passages takes 10 to 50
     kilobytes."""
     documents: bool = True
@@ -68,7 +68,7 @@ class TrainerTurnSettings(Settings):
     preset: str = ""
     """The config group ``+mtgrpo=NAME`` of this run, written by the group itself, so that overrides that contradict the
     group are found at the start. Empty: everything is set by hand."""
-    on_purpose: tuple[OnPurpose, ...] = Field((), strict=False)
+    on_purpose: tuple[OnPurpose, ...] = Field(default=(), strict=False)
     """Keys whose values are intended although they are refused as likely mistakes. An unknown key is an error that
     lists those that may stand here."""
     guards: GuardSettings = GuardSettings()
@@ -77,6 +77,12 @@ class TrainerTurnSettings(Settings):
 
 class _Knobs(Settings, allow_inf_nan=True, arbitrary_types_allowed=True):
     """The knobs of an estimator, which itself says what numbers it can work with."""
+
+
+_KINDS: dict[type, Any] = {
+    float: Number,
+    tuple: Annotated[tuple[Any, ...], Strict(False)],
+}  # YAML has lists and no tuples
 
 
 def estimator_settings(name: str, algorithm: Any) -> dict[str, Any]:
@@ -90,7 +96,9 @@ def estimator_settings(name: str, algorithm: Any) -> dict[str, Any]:
         algorithm: verl's ``algorithm`` node (DictConfig, mapping or dataclass) or None.
     """
     known = ESTIMATORS[name].knobs
-    settings = dict(_knobs(name, known).read(_child(algorithm, "turn"), "algorithm.turn", name))
+    fields: Any = {knob: (_KINDS.get(type(default), type(default)), default) for knob, default in known.items()}
+    model = create_model(name, __base__=_Knobs, **fields)
+    settings = dict(model.read(_child(algorithm, "turn"), "algorithm.turn", name))
     if _child(algorithm, "norm_adv_by_std_in_grpo") is False:
         if "whiten" in known:
             raise ConfigError(
@@ -104,14 +112,6 @@ def estimator_settings(name: str, algorithm: Any) -> dict[str, Any]:
             )
         settings["scale"] = "none"
     return settings
-
-
-def _knobs(name: str, defaults: Mapping[str, Any]) -> type[_Knobs]:
-    fields: Any = {}
-    for knob, default in defaults.items():
-        kind = Number if isinstance(default, float) else type(default)
-        fields[knob] = kind, Field(default, strict=False if kind is tuple else None)  # YAML has lists and no tuples
-    return create_model(name, __base__=_Knobs, **fields)
 
 
 def turn_reward_settings(reward: Any) -> TurnRewardSettings:

@@ -49,22 +49,22 @@ _LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.
 class ServerSettings(Settings):
     """Limits of a service."""
 
-    default_k: int = Field(3, ge=1)
+    default_k: int = Field(default=3, ge=1)
     """Passages for each query where a request says ``topk: null``."""
-    max_k: int = Field(100, ge=1)
+    max_k: int = Field(default=100, ge=1)
     """Largest ``topk``; a larger one is refused (400)."""
-    max_queries: int = Field(512, ge=1)
+    max_queries: int = Field(default=512, ge=1)
     """Most queries in one request (413)."""
-    max_query_chars: int = Field(20_000, ge=1)
+    max_query_chars: int = Field(default=20_000, ge=1)
     """A longer query is cut to this many characters, not refused: it comes from a model, and what it is about has been
     said by then."""
-    max_body_bytes: int = Field(8_000_000, ge=1)
+    max_body_bytes: int = Field(default=8_000_000, ge=1)
     """Largest body of a request (413)."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(default=0, ge=0)
     """Searches carried out at once; 0 for one on each core that the process may use, 32 at most."""
-    queue: int = Field(512, ge=0)
+    queue: int = Field(default=512, ge=0)
     """Requests that may wait for a thread; one more gets 429."""
-    timeout_s: Number = Field(10.0, gt=0)
+    timeout_s: Number = Field(default=10.0, gt=0)
     """Longest time in seconds a request may take, waiting included (504)."""
     token_env: str | None = None
     """Environment variable with the bearer token to ask for; None to ask for none."""

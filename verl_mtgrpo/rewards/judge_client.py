@@ -38,12 +38,12 @@ class JudgeSettings(Settings):
     """Model name that the endpoint knows."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable with the key; the key itself never stands in a config. May be unset for a local server."""
-    timeout_s: Number = Field(60.0, gt=0)
+    timeout_s: Number = Field(default=60.0, gt=0)
     """Seconds until a request counts as failed."""
-    retries: int = Field(4, ge=0)
+    retries: int = Field(default=4, ge=0)
     """Further tries after a failed request (time-out, connection, 408, 409, 425, 429, 5xx), with growing, jittered
     pauses or as long as ``Retry-After`` asks. Other 4xx, which can never work, are not tried again."""
-    concurrency: int = Field(16, ge=1)
+    concurrency: int = Field(default=16, ge=1)
     """Largest number of requests at a time from one reward worker."""
     cache: str = ""
     """SQLite file that remembers scores by what was asked; empty: none."""

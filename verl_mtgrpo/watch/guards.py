@@ -23,7 +23,7 @@ class GuardSettings(Settings):
 
     enable: bool = True
     """False: numbers are logged, no guard fires."""
-    steps: int = Field(3, ge=1)
+    steps: int = Field(default=3, ge=1)
     """For how many steps in a row a condition has to hold. Wrong advantages are reported at once."""
     zero_variance: Number = 0.9
     """Fires at this share of groups whose rollouts all earned the same at every turn."""

@@ -22,23 +22,23 @@ class SearchSettings(Settings):
     index: Any = None
     """Folder that ``mtgrpo index`` made (an absolute path that every worker can read), the URL of a search service
     (``mtgrpo serve``, or any server that speaks Search-R1's format), or a list of these, whose ranks are fused."""
-    k: int = Field(3, ge=1)
+    k: int = Field(default=3, ge=1)
     """Passages returned for a query."""
-    max_chars: int | None = Field(3000, ge=1)
+    max_chars: int | None = Field(default=3000, ge=1)
     """Longest answer in characters, null for no limit. Keep it within ``rollout.multi_turn.max_tool_response_length``,
     or verl cuts the answer a second time, in the middle of a word."""
     template: str = DEFAULT_TEMPLATE
     """How one passage is written; the fields are ``{rank}``, ``{title}`` and ``{text}``."""
-    max_queries: int = Field(1, ge=1)
+    max_queries: int = Field(default=1, ge=1)
     """Queries in one call. Above 1, the argument ``query`` may be a list of strings, answered one after the other (say
     so in the schema below)."""
-    max_searches: int = Field(0, ge=0)
+    max_searches: int = Field(default=0, ge=0)
     """Searches a rollout may make; further calls are refused with a message to the model. 0: no limit."""
-    patience_s: Number = Field(20.0, gt=0)
+    patience_s: Number = Field(default=20.0, gt=0)
     """Longest time in seconds that one call may take, with waiting and retries; then the search counts as down."""
-    request_timeout_s: Number = Field(10.0, gt=0)
+    request_timeout_s: Number = Field(default=10.0, gt=0)
     """Longest time in seconds of one try at a search service; a try that takes longer is repeated."""
-    concurrency: int = Field(64, ge=1)
+    concurrency: int = Field(default=64, ge=1)
     """Searches at a time from one agent loop worker; more wait their turn, on their patience."""
     on_outage: Literal["drop", "raise"] = "drop"
     """What a search that is down does to the rollout. ``drop``: it ends, is taken out of the update and counted in
