@@ -18,6 +18,7 @@ from tests.rewards.judged import CALL, TRANSCRIPT, TRUTH, case_of, judge, settin
 from verl_mtgrpo.errors import ConfigError, DropRollout, JudgeError
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
 from verl_mtgrpo.rewards.judge import Judge
+from verl_mtgrpo.rewards.judge_client import JudgeSettings
 from verl_mtgrpo.rewards.judge_text import prompt_for, quoted, read_score
 
 pytestmark = pytest.mark.network
