@@ -11,8 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "verl_mtgrpo"
 BASE = {
-    *("atomic", "bars", "cache", "checkpoints", "errors", "installed", "passages", "retry_after", "text", "threads"),
-    "version",
+    *("atomic", "bars", "cache", "checkpoints", "errors", "installed", "passages", "retry_after", "settings", "text"),
+    *("threads", "version"),
 }
 # Room -> the rooms it may import, besides itself and BASE.
 MAY_IMPORT = {

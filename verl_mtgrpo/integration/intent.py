@@ -106,7 +106,7 @@ def _differences(config: Any, group: DictConfig, name: str) -> Iterator[Override
     if leftover and _SAME.get(estimator, estimator) != wanted:  # the user's own is none
         why = f"it would train {estimator} with the rewards and settings of {name}"
         yield Override(_ESTIMATOR, wanted, estimator, why)
-    pay = OmegaConf.select(config, _PAY) or TurnRewardSettings.pay  # its default, where the node was taken away
+    pay = OmegaConf.select(config, _PAY) or TurnRewardSettings().pay  # its default, where the node was taken away
     # A value that does not exist is refused where it is read.
     if pays_turns(config) and pay in PAY and pay != _value(group, _PAY):
         yield Override(_PAY, _value(group, _PAY), pay, f"what is paid would not be what {name} learns from")

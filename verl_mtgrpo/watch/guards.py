@@ -11,24 +11,27 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic import Field
+
+from verl_mtgrpo.settings import Number, Settings
+
 Metrics = Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class GuardSettings:
-    """When a guard fires. Shares are from 0 to 1."""
+class GuardSettings(Settings):
+    """When a guard fires. Beyond 0 and 1 a share always or never fires its guard."""
 
     enable: bool = True
     """False: numbers are logged, no guard fires."""
-    steps: int = 3
+    steps: int = Field(default=3, ge=1)
     """For how many steps in a row a condition has to hold. Wrong advantages are reported at once."""
-    zero_variance: float = 0.9
+    zero_variance: Number = 0.9
     """Fires at this share of groups whose rollouts all earned the same at every turn."""
-    tool_failures: float = 0.5
+    tool_failures: Number = 0.5
     """Fires at this share of tool calls that failed, the model's own mistakes included."""
-    tool_use: float = 0.05
+    tool_use: Number = 0.05
     """Fires if no more than this share of the rollouts uses a tool."""
-    tool_use_fall: float = 0.5
+    tool_use_fall: Number = 0.5
     """Fires if tool use is below this share of the best step so far."""
 
 
