@@ -231,9 +231,7 @@ def bilevel_gae(
 # ---- SQuAD's answer comparison (Rajpurkar et al., arXiv 1606.05250), written out character by character
 
 
-def sign_conflicts(
-    paid: list[list[float]], advantages: list[list[float]], groups: list
-) -> dict[int, tuple[int, int]]:
+def sign_conflicts(paid: list[list[float]], advantages: list[list[float]], groups: list) -> dict[int, tuple[int, int]]:
     """Turn k from 1 -> how many rollouts' terms and advantages have opposite signs, and how many have a term.
 
     ``paid`` and ``advantages`` hold one number per turn. Terms are exact fractions: give numbers that floats can hold.

@@ -10,8 +10,7 @@ import torch
 
 from tests.credit.batches import estimate, multi_turn_batch, random_batch
 from tests.oracles import runs_of_ones, sign_conflicts
-from verl_mtgrpo.credit import ESTIMATORS
-from verl_mtgrpo.credit import runs, turns
+from verl_mtgrpo.credit import ESTIMATORS, runs, turns
 from verl_mtgrpo.errors import CreditInputError
 from verl_mtgrpo.watch import diagnostics
 from verl_mtgrpo.watch.diagnostics import credit_health, credit_metrics, measure_credit, turn_explained_variance
@@ -142,7 +141,10 @@ def test_sign_conflicts_against_a_loop(name: str, seed: int):
     advantages, _ = estimate(name, rewards, batch.mask, batch.index)
     runs = [runs_of_ones(row) for row in batch.mask.tolist()]
     paid, credit = (
-        [[sum(row[t] for t in run) / (len(run) if mean else 1) for run in some] for row, some in zip(of, runs)]
+        [
+            [sum(row[t] for t in run) / (len(run) if mean else 1) for run in some]
+            for row, some in zip(of, runs, strict=True)
+        ]
         for of, mean in ((rewards.tolist(), False), (advantages.tolist(), True))
     )
     credit = [[0.0 if abs(value) < 1e-5 else value for value in some] for some in credit]
@@ -170,7 +172,9 @@ def test_where_it_went_waits_for_the_device_as_often_as_it_has_tables(monkeypatc
     for name in ("tolist", "item", "__int__", "__bool__", "__float__", "__index__", "nonzero", "cpu", "numpy"):
         original = getattr(torch.Tensor, name)
         monkeypatch.setattr(
-            torch.Tensor, name, lambda self, *a, name=name, original=original: (waits.append(name), original(self, *a))[1]
+            torch.Tensor,
+            name,
+            lambda self, *a, name=name, original=original: (waits.append(name), original(self, *a))[1],
         )
     diagnostics._where_it_went(read, read, batch.rewards)
     monkeypatch.undo()

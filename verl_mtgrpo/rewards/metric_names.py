@@ -35,8 +35,8 @@ STEP_METRICS = {
     "turn/<k>/advantage_mean": "Mean advantage of turn k over the rollouts that have it.",
     "turn/<k>/advantage_std": "Standard deviation of the same.",
     "turn/<k>/zero_variance": "Share of the groups in which turn k earned the same in every rollout that has it.",
-    "turn/<k>/sign_conflict": "Of the rollouts that earned more or less at turn k, not their last, than the mean of those "
-    "that have it, the share whose advantage there has the opposite sign.",
+    "turn/<k>/sign_conflict": "Of the rollouts that earned more or less at turn k, not their last, than the mean of "
+    "those that have it, the share whose advantage there has the opposite sign.",
     "outcome/zero_variance": "Share of the groups whose rollouts all earned the same in their last turn.",
     "outcome/failed": "Share of the requested rollouts that raised an error.",
     "tool/latency_s/p50": "Median over the rollouts with a tool call of their longest call, in seconds.",
