@@ -23,7 +23,7 @@ def test_advice_where_they_oppose(tmp_path: Path) -> None:
         "What turn 1 was paid correlates negatively with the outcome in group-mates (r = −1.00 ± 0.14, 50 groups): "
         "rollouts that earn more this way do worse in the end. Either this pays for the wrong thing, or for a skill "
         "that does not pay off yet: read such rollouts before you change a weight.",
-        "At turn 1, 100% of the 100 rollouts that earned more or less there than their group-mates have an advantage "
+        "At turn 1, 100 % of the 100 rollouts that earned more or less there than their group-mates have an advantage "
         "of the opposite sign: what came later outweighs what the turn was paid; if the turn reward is to be trusted, "
         "give it more weight.",
         "For turn_rloo, turn rewards vary 0.1 times as much as the outcome within groups; both count alike with turn "

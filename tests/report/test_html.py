@@ -99,7 +99,7 @@ def test_the_overview_compares_turn_rewards_with_the_outcome(tmp_path: Path) -> 
     (found,) = page_of(tmp_path, readme_rows()).index["kinds"]["training"]["calibration"]
     correlations, conflicts, balances = (table["rows"] for table in found["tables"])
     assert correlations[0] == ["reward of turn 1", "+0.69", "± 0.71", "1", "3"]
-    assert conflicts == [["turn 1", "0%", "2"]]
+    assert conflicts == [["turn 1", "0 %", "2"]]
     assert balances[0][:1] + balances[0][3:] == ["mt_grpo", "turn_coef", "1", "1", "1"]
     assert found["about"] == "Training rollouts of step 3, with the advantages that they were trained on."
 

@@ -75,7 +75,7 @@ def undefined_lines(calibration: Calibration) -> list[str]:
 def conflict_table(calibration: Calibration) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the signs by turn."""
     return ["sign of the turn's own term and of its advantage", "opposite", "rollouts with a term"], [
-        [f"turn {one.turn}", _NOTHING if one.share is None else f"{one.share:.0%}", str(one.rollouts)]
+        [f"turn {one.turn}", _NOTHING if one.share is None else f"{100 * one.share:.0f} %", str(one.rollouts)]
         for one in calibration.conflicts
     ]
 
@@ -153,9 +153,9 @@ def _on_signs(one: Conflict) -> str:
     if one.share is None or one.share < CONFLICTS or one.rollouts < CONFLICT_ROLLOUTS:
         return ""
     return (
-        f"At turn {one.turn}, {one.share:.0%} of the {one.rollouts} rollouts that earned more or less there than their "
-        "group-mates have an advantage of the opposite sign: what came later outweighs what the turn was paid; if the "
-        "turn reward is to be trusted, give it more weight."
+        f"At turn {one.turn}, {100 * one.share:.0f} % of the {one.rollouts} rollouts that earned more or less there than "
+        "their group-mates have an advantage of the opposite sign: what came later outweighs what the turn was paid; if "
+        "the turn reward is to be trusted, give it more weight."
     )
 
 

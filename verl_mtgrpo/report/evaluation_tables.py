@@ -86,7 +86,7 @@ def to_markdown(
         parts += ["## Beside the paper's numbers", markdown_table(*beside), *NOTES]
     parts += ["## What is measured", "\n".join(f"- **{name}**: {how}." for name, how in METRICS.items())]
     parts.append(
-        "All of it from the transcripts, not from logged numbers. A question counts as the mean over its rollouts, a "
+        "These are from the transcripts, not from logged numbers. A question counts as the mean over its rollouts, a "
         "data set as the mean over its questions, the average as the mean over data sets. In parentheses: 95 % "
         f"intervals, percentiles of {bootstrap.resamples} bootstrap resamples of the questions (seed {bootstrap.seed})."
         " They say how far other questions of the set would move the mean, not other seeds of the training. A share of "

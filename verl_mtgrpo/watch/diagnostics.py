@@ -68,7 +68,8 @@ def credit_metrics(
     ``outcome/zero_variance``: the same for the last turn. ``turn/<k>/sign_conflict``: of the rollouts that have a turn
     k before their last one and a term of their own there that is not zero, the share whose mean advantage over the
     turn's tokens has the opposite sign. The term is what turn k was paid minus the mean of the same over the rollouts
-    of the group that have a turn k, where a rollout that ended with turn k counts as 0, whichever the estimator is.
+    of the group that have a turn k, where a rollout that ended with turn k counts as 0, whichever the estimator is;
+    what is 0 up to :data:`~verl_mtgrpo.credit.groups.ROUNDING` has no sign.
     These three shares look at ``paid``, because a KL penalty in the reward makes rollouts differ that were paid the
     same; if there is no such group or rollout, they are left out.
 
