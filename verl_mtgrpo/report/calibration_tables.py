@@ -153,9 +153,9 @@ def _on_signs(one: Conflict) -> str:
     if one.share is None or one.share < CONFLICTS or one.rollouts < CONFLICT_ROLLOUTS:
         return ""
     return (
-        f"At turn {one.turn}, {100 * one.share:.0f} % of the {one.rollouts} rollouts that earned more or less there than "
-        "their group-mates have an advantage of the opposite sign: what came later outweighs what the turn was paid; if "
-        "the turn reward is to be trusted, give it more weight."
+        f"At turn {one.turn}, {100 * one.share:.0f} % of the {one.rollouts} rollouts that earned more or less there "
+        "than their group-mates have an advantage of the opposite sign: what came later outweighs what the turn was "
+        "paid; if the turn reward is to be trusted, give it more weight."
     )
 
 
