@@ -20,7 +20,8 @@ from verl_mtgrpo.report.dump_files import step_files
 
 _DESCRIPTION = """\
 Measure rollouts by data set, with 95 % bootstrap intervals, beside the paper's numbers: exact match, F1, format,
-tool execution, hit rate, searches per question. Writes OUT/eval.md, OUT/eval.csv and OUT/eval.json.
+tool execution, hit rate, searches per question. Where questions have several rollouts, also whether turn rewards and
+the outcome agree within them. Writes OUT/eval.md, OUT/eval.csv and OUT/eval.json.
 
 From validation dumps (trainer.validation_data_dir) of runs with this package: a file, or a folder, of which the
 last step counts. Several are shown one after the other, the later ones with their differences to the first. Dumps of
@@ -69,6 +70,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Find or make the dumps, measure them, write and print the tables."""
+    from verl_mtgrpo.report import calibration_tables
+    from verl_mtgrpo.report.calibration import calibrate
+    from verl_mtgrpo.report.catalog import read_catalog
     from verl_mtgrpo.report.evaluation import Bootstrap, differences, evaluate_dump
     from verl_mtgrpo.report.evaluation_tables import OF_TRAINING, table, to_csv, to_json, to_markdown
     from verl_mtgrpo.report.tables import text_table
@@ -83,12 +87,13 @@ def run(args: argparse.Namespace) -> int:
     evaluations = [evaluate_dump(dump, label=label, bootstrap=bootstrap) for label, dump in dumps.items()]
     first, *others = evaluations
     changes = {other.label: differences(first, other, bootstrap) for other in others}
+    calibrations = {label: calibrate(read_catalog([dump]).groups) for label, dump in dumps.items()}
     source = describe_source()
     args.out.mkdir(parents=True, exist_ok=True)
     written = {
-        "eval.md": to_markdown(evaluations, changes, bootstrap, source=source),
+        "eval.md": to_markdown(evaluations, changes, bootstrap, source=source, calibrations=calibrations),
         "eval.csv": to_csv(evaluations),
-        "eval.json": to_json(evaluations, changes, bootstrap, source=source),
+        "eval.json": to_json(evaluations, changes, bootstrap, source=source, calibrations=calibrations),
     }
     for name, text in written.items():
         (args.out / name).write_text(text, encoding="utf-8")
@@ -96,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{evaluation.label}\n\n{text_table(*table(evaluation))}\n")
         if evaluation.training:
             print(f"{OF_TRAINING}\n")
+        found = [sentence for one in calibrations[evaluation.label] for sentence in calibration_tables.advice(one)]
+        print("\n".join([calibration_tables.TITLE, *(f"- {sentence}" for sentence in found)]) + "\n")
     print(f"{args.out}: {', '.join(written)}")
     return 0
 

@@ -5,6 +5,8 @@ Dumps are larger than memory, so they are read twice: once for this catalog, and
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -41,6 +43,7 @@ class Entry:
         hit: Whether an accepted answer is in a result that the model saw; None where none can be: yes or no.
         errors: Tool calls that failed, or were not carried out.
         dropped: Whether it was taken out of the update.
+        components: The finite numbers that were logged of it, by name.
     """
 
     file: int
@@ -53,6 +56,7 @@ class Entry:
     hit: bool | None
     errors: int
     dropped: bool
+    components: Mapping[str, float]
 
     @property
     def total(self) -> float:
@@ -71,6 +75,7 @@ class Group:
         question: Its beginning.
         answers: The accepted ones.
         estimator: What gave the advantages.
+        settings: Its knobs, as the dump names them.
         entries: The rollouts, in the dump's order.
     """
 
@@ -80,6 +85,7 @@ class Group:
     question: str
     answers: tuple[str, ...]
     estimator: str
+    settings: Mapping[str, Any]
     entries: list[Entry] = field(default_factory=list[Entry])
 
     @property
@@ -171,6 +177,7 @@ def _group_of(rollout: DumpedRollout, path: Path) -> Group:
         question=question if len(question) <= _QUESTION_CHARS else question[: _QUESTION_CHARS - 1] + "…",
         answers=rollout.answers,
         estimator=rollout.estimator if rollout.advantages is not None else RECOMPUTED,
+        settings=rollout.settings,
     )
 
 
@@ -189,6 +196,8 @@ def _entry_of(rollout: DumpedRollout, file: int, start: int) -> Entry:
         hit=_has_hit(rollout.transcript, accepted),
         errors=sum(not call.ok for call in calls),
         dropped=rollout.dropped is not None,
+        # One string for the same name in all rollouts: there are many.
+        components={sys.intern(name): value for name, value in rollout.components.items() if math.isfinite(value)},
     )
 
 
