@@ -13,8 +13,8 @@ from verl_mtgrpo.lab.learn.methods import Method
 from verl_mtgrpo.lab.learn.rollouts import Walks, sample
 from verl_mtgrpo.lab.learn.task import Task
 
-STEPS_OF = ("adam", "normalised", "plain")
-"""How a gradient becomes a step. The first two make steps as long for every method, whatever its advantages' scale."""
+OPTIMIZERS = ("normalised", "adam", "plain")
+"""How a gradient becomes a step. Only with ``plain`` does the scale of a method's advantages set its length."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,22 @@ class Budget:
         steps: The number of steps.
         groups: Questions per step.
         size: Rollouts per question.
-        optimizer: ``adam``: Adam with verl's β (0.9, 0.999); ``normalised``: the gradient divided by its length;
-            ``plain``: the gradient itself, which lets the scale of advantages set the length.
+        optimizer: ``normalised``: the gradient divided by its length, so that a step goes equally far for every
+            method and skills keep the share that the gradient gives them; ``adam``: Adam with verl's β (0.9, 0.999),
+            which here also makes steps of every single logit equally long, as it cannot in a network whose weights
+            serve all skills; ``plain``: the gradient itself, so that the scale of advantages sets the length.
         length: The learning rate. With ``normalised`` it is the distance that the logits move in a step.
     """
 
     steps: int = 300
     groups: int = 16
     size: int = 8
-    optimizer: str = "adam"
-    length: float = 0.05
+    optimizer: str = "normalised"
+    length: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.optimizer not in STEPS_OF:
-            raise ConfigError(f"--optimizer is {self.optimizer!r}", expected=f"one of {', '.join(STEPS_OF)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigError(f"--optimizer is {self.optimizer!r}", expected=f"one of {', '.join(OPTIMIZERS)}")
         for name in ("steps", "groups"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} is {getattr(self, name)}", expected="1 or more")
@@ -84,12 +86,12 @@ def learn(
     logits = task.start_logits.repeat(len(seeds), 1)
     history = [logits]
     step = _Stepper(budget, logits)
-    together: bool | None = None
+    together: bool | None = None  # decided with the first rollouts
     for _ in range(budget.steps):
         walks = sample(task, logits, draws, groups=budget.groups, size=budget.size)
         if together is None:
-            together = _may_see_all(task, method, logits, walks)
-        advantages = _advantages(task, method, logits, walks, together=together)
+            together = may_see_all(task, method, logits, walks)
+        advantages = advantages_of(task, method, logits, walks, together=together)
         logits = logits + step(gradient(task, logits, walks, advantages))
         history.append(logits)
         on_step(1)
@@ -132,7 +134,7 @@ class _Stepper:
         return self.budget.length * gradient_LP
 
 
-def _advantages(task: Task, method: Method, logits: Tensor, walks: Walks, *, together: bool) -> Tensor:
+def advantages_of(task: Task, method: Method, logits: Tensor, walks: Walks, *, together: bool) -> Tensor:
     """Ask the estimator once for all learners, or once for each if it looks beyond the group."""
     if together:
         return method.advantages(task, logits, walks, walks.mask, walks.group_B)
@@ -145,9 +147,9 @@ def _advantages(task: Task, method: Method, logits: Tensor, walks: Walks, *, tog
     return torch.cat(parts)
 
 
-def _may_see_all(task: Task, method: Method, logits: Tensor, walks: Walks) -> bool:
+def may_see_all(task: Task, method: Method, logits: Tensor, walks: Walks) -> bool:
     """Return True if the estimator gives the same for all learners at once as for each: it looks at groups only."""
-    one, each = (_advantages(task, method, logits, walks, together=together) for together in (True, False))
+    one, each = (advantages_of(task, method, logits, walks, together=together) for together in (True, False))
     return torch.allclose(one, each, atol=1e-5)
 
 

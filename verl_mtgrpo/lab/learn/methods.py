@@ -16,7 +16,7 @@ from verl_mtgrpo.lab.learn.rollouts import Walks
 from verl_mtgrpo.lab.learn.task import Task
 
 BASELINES: Mapping[str, tuple[str, str]] = {"grpo_or": ("mt_grpo", "outcome"), "grpo_mr": ("mt_grpo", "merged")}
-"""The paper's baselines: estimator and what is paid. When only the last turn is paid, ``mt_grpo`` is verl's ``grpo``."""
+"""The paper's baselines: estimator and what is paid. Where only the last turn is paid, ``mt_grpo`` is ``grpo``."""
 
 DEFAULT = ("grpo_or", "grpo_mr", "mt_grpo", "turn_rloo")
 
@@ -45,6 +45,11 @@ class Method:
         critic = ", exact values" if "values" in record.fields else ""
         settings = "".join(f", {key}={value}" for key, value in self.settings.items())
         return f"{title or record.title}{critic}{settings}"
+
+    @property
+    def compares_rollouts(self) -> bool:
+        """Return True if its baseline needs other rollouts of the same prompt, and nothing beyond them."""
+        return ESTIMATORS[self.estimator].compares_rollouts
 
     def advantages(self, task: Task, logits_LP: Tensor, walks: Walks, mask: Tensor, group_B: Tensor) -> Tensor:
         """Return the advantage of each token, ``(B, D)``, 0 behind the end of a rollout."""

@@ -232,7 +232,9 @@ def _check(task: Task) -> None:
         for way in (way for ways in node.answers for way in ways if way.to is not None):
             turn = task.nodes[way.to].turn
             if turn - node.turn not in (0, 1):
-                refuse(f"turn {turn} ({way.to!r}) follows turn {node.turn} ({name!r})", expected="this turn or the next")
+                refuse(
+                    f"turn {turn} ({way.to!r}) follows turn {node.turn} ({name!r})", expected="this turn or the next"
+                )
     for name in task.starts:
         if task.nodes[name].turn != 1:
             refuse(f"the first node {name!r} is in turn {task.nodes[name].turn}", expected="turn 1")

@@ -22,7 +22,7 @@ def search(
     good: float = 0.3,
     read: float = 0.1,
     use: float = 0.2,
-    known_by: str = "rollout",
+    known_by: str = "question",
 ) -> Task:
     """Return the search task: answer by heart, or search once and read what was found.
 
@@ -35,11 +35,11 @@ def search(
         good: q, the share of good queries before training.
         read: r, how often a passage with the answer is read rightly before training.
         use: How often the policy searches before training.
-        known_by: ``rollout``: each rollout knows the answer with probability P; ``question``: a question is known to
-            all rollouts of its group or to none.
+        known_by: ``question``: a question is known to all rollouts of its group or to none; ``rollout``: each rollout
+            knows the answer with probability P, whatever the question.
     """
     if known_by not in ("rollout", "question"):
-        raise ConfigError(f"known_by is {known_by!r}", expected="'rollout' or 'question'")
+        raise ConfigError(f"known_by is {known_by!r}", expected="'question' or 'rollout'")
     by_heart = {"rollout": {"ask": heart}, "question": {"ask known": 1.0, "ask unknown": 0.0}}[known_by]
     starts = {"rollout": {"ask": 1.0}, "question": {"ask known": heart, "ask unknown": 1 - heart}}[known_by]
     asks = {name: Node(1, (Way("call"),), _answer(known), decides="search") for name, known in by_heart.items()}
@@ -90,8 +90,8 @@ def chain(*, hops: int = 4, good: float = 0.3, shared: bool = False, paid: float
     nodes[f"lost {hops + 1}"] = Node(hops + 1, (Way(),))
     return Task(
         f"chain of {hops}",
-        f"{hops} searches in a row, each with a good query ({good:g} at the start, {'one logit' if shared else 'a logit'}"
-        f"{' for all' if shared else ' each'}); the answer is right if all were good.",
+        f"{hops} searches in a row, each with a good query ({good:g} at the start, "
+        f"{'one logit for all' if shared else 'a logit each'}); the answer is right if all were good.",
         policy=dict.fromkeys(logit, good),
         starts={"on 1": 1.0},
         nodes=nodes,
@@ -111,6 +111,8 @@ def price(*, turns: int = 4, cost: float = 0.1, good: float = 0.5, go_on: float 
         good: The share of good queries before training.
         go_on: How often the policy searches on before training, with 0, 1 and 2 facts.
     """
+    if turns < 1:
+        raise ConfigError(f"turns is {turns}", expected="1 or more")
     nodes: dict[str, Node] = {}
     for k in range(1, turns + 2):
         for facts in range(min(k, 3)):
@@ -133,7 +135,7 @@ def price(*, turns: int = 4, cost: float = 0.1, good: float = 0.5, go_on: float 
         "price",
         f"Up to {turns} searches at {cost:g} each; two facts make the answer right (guessed with 0: 0.1, with 1: 0.3). "
         "It pays to search until both are there and then to stop.",
-        policy={"go on with 0": go_on, "go on with 1": go_on, "go on with 2": go_on, "good": good},
+        policy={**{f"go on with {facts}": go_on for facts in range(min(turns, 3))}, "good": good},
         starts={"turn 1, facts 0": 1.0},
         nodes=nodes,
     )
@@ -210,7 +212,9 @@ def make(name: str, **settings: Any) -> Task:
         ConfigError: no such task or setting, or a value that makes no sense.
     """
     if name not in TASKS:
-        raise ConfigError(f"--task {name!r} is unknown", expected=f"one of {', '.join(TASKS)}, or a file that ends in .yaml")
+        raise ConfigError(
+            f"--task {name!r} is unknown", expected=f"one of {', '.join(TASKS)}, or a file that ends in .yaml"
+        )
     known = TASKS[name].__kwdefaults__
     for key, value in settings.items():
         if key not in known:
