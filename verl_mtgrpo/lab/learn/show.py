@@ -100,7 +100,7 @@ def map_table(plan: Map, cells: Sequence[Cell]) -> str:
         rows: list[list[str]] = []
         for up in plan.up.values:
             here = {cell.across: cell for cell in cells if cell.method == name and cell.up == up}
-            rows.append([f"{plan.up.name} {up:g}", *(_in_table(here[across]) for across in plan.across.values)])
+            rows.append([f"{plan.up.name} {up:g}", *(_in_table(plan, here[across]) for across in plan.across.values)])
         header = ["", *(f"{plan.across.name} {across:g}" for across in plan.across.values)]
         parts.append(f"### {method(name).title}\n\n{markdown_table(header, rows)}")
     about = (
@@ -164,10 +164,10 @@ def _reason(plan: Map, cell: Cell) -> str:
     return f"{cell.reason:+.2f}" if plan.reason == "gain" else f"{cell.reason:.2g}"
 
 
-def _in_table(cell: Cell) -> str:
+def _in_table(plan: Map, cell: Cell) -> str:
     doubt = "" if cell.agree == cell.seeds else f" {cell.agree}/{cell.seeds}"
     first = "" if cell.first is None else f", {cell.first}"
-    return f"{cell.verdict}{doubt} {cell.goal:.2f}{first} [{cell.reason:+.2f}]"
+    return f"{cell.verdict}{doubt} {cell.goal:.2f}{first} [{_reason(plan, cell)}]"
 
 
 def _end(series: Tensor) -> list[float]:
