@@ -247,8 +247,8 @@ def test_budgets_that_make_no_sense(settings, message):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("serach", {}, "'serach' is unknown, expected one of search, chain"),
-        ("search", {"hart": 0.3}, "no setting 'hart'; settings: heart"),
+        ("seek", {}, "'seek' is unknown, expected one of search, chain"),
+        ("search", {"heard": 0.3}, "no setting 'heard'; settings: heart"),
         ("search", {"heart": "much"}, "heart of task search is 'much', expected a float like 0.3"),
         ("search", {"heart": 1.5}, "add up to 1"),
         ("search", {"read": 0.0}, "read begins with the probability 0.0"),

@@ -80,7 +80,8 @@ def _way(found: Any, where: str) -> Way:
     marks = given.get("marks", [])
     if not isinstance(marks, list) or not all(isinstance(mark, str) for mark in marks):
         raise ConfigError(f"{where}: marks is {marks!r}", expected="a list of names")
-    return Way(**{**given, "marks": tuple(marks)})
+    given["marks"] = tuple(marks)
+    return Way(**given)
 
 
 def _fields(kind: type[Task] | type[Node] | type[Way], found: Any, where: str) -> dict[str, Any]:

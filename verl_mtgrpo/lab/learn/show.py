@@ -80,7 +80,8 @@ def curves_figure(task: Task, learned: Sequence[Curves]) -> Figure:
     panels = {task.goal or "reward": [curves.goal for curves in learned]}
     panels |= {mark: [curves.marks[mark] for curves in learned] for mark in task.marks if mark != task.goal}
     figure = Figure(figsize=(4.2 * len(panels), 3.6), dpi=110, layout="constrained")
-    for axes, (name, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, values) in zip(drawn, panels.items(), strict=True):
         for n, (curves, series) in enumerate(zip(learned, values, strict=True)):
             style = {"color": COLORS[n % len(COLORS)], "linestyle": ("-", "--", ":")[n // len(COLORS) % 3]}
             steps = range(series.shape[1])
@@ -89,7 +90,7 @@ def curves_figure(task: Task, learned: Sequence[Curves]) -> Figure:
         axes.set_title(name)
         axes.set_xlabel("training step")
         axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.legend(*drawn[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure
 
 

@@ -52,6 +52,11 @@ class Node:
         """Return what may follow, for yes and, if there is a decision, for no."""
         return (self.yes, self.no) if self.decides else (self.yes,)
 
+    @property
+    def followers(self) -> list[str]:
+        """Return the nodes that may come next."""
+        return [way.to for ways in self.answers for way in ways if way.to is not None]
+
 
 @dataclass(frozen=True)
 class Task:
@@ -229,11 +234,11 @@ def _check(task: Task) -> None:
             _check_sum(task, f"the probabilities at node {name!r}", [way.probability for way in ways])
     for name in task.order:  # walks the graph: unknown names and circles are found
         node = task.nodes[name]
-        for way in (way for ways in node.answers for way in ways if way.to is not None):
-            turn = task.nodes[way.to].turn
+        for follower in node.followers:
+            turn = task.nodes[follower].turn
             if turn - node.turn not in (0, 1):
                 refuse(
-                    f"turn {turn} ({way.to!r}) follows turn {node.turn} ({name!r})", expected="this turn or the next"
+                    f"turn {turn} ({follower!r}) follows turn {node.turn} ({name!r})", expected="this turn or the next"
                 )
     for name in task.starts:
         if task.nodes[name].turn != 1:
@@ -262,8 +267,8 @@ def _visit(task: Task, name: str, done: list[str], on_path: tuple[str, ...]) -> 
         return
     if name not in task.nodes:
         raise ConfigError(f"task {task.name!r}: there is no node {name!r}", expected=f"one of {_words(task.nodes)}")
-    for way in (way for ways in task.nodes[name].answers for way in ways if way.to is not None):
-        _visit(task, way.to, done, (*on_path, name))
+    for follower in task.nodes[name].followers:
+        _visit(task, follower, done, (*on_path, name))
     done.append(name)
 
 

@@ -6,6 +6,7 @@ its form terms: 0.2 for a call that was carried out, 0.5 for a hit; the outcome 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -215,7 +216,7 @@ def make(name: str, **settings: Any) -> Task:
         raise ConfigError(
             f"--task {name!r} is unknown", expected=f"one of {', '.join(TASKS)}, or a file that ends in .yaml"
         )
-    known = TASKS[name].__kwdefaults__
+    known = {p.name: p.default for p in inspect.signature(TASKS[name]).parameters.values()}
     for key, value in settings.items():
         if key not in known:
             raise ConfigError(f"task {name} has no setting {key!r}", fix=f"settings: {', '.join(known)}")
