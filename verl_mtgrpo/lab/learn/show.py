@@ -126,7 +126,7 @@ def map_csv(cells: Sequence[Cell]) -> str:
 def map_figure(plan: Map, cells: Sequence[Cell]) -> Figure:
     """Draw one panel per method: a coloured cell for each point, with the goal at the end and the reason."""
     names = list(dict.fromkeys(cell.method for cell in cells))
-    columns = min(len(names), 4)
+    columns = min(len(names), 2 if len(names) != 3 else 3)
     lines = -(-len(names) // columns)
     across, up = plan.across.values, plan.up.values
     size = (0.85 * len(across) * columns + 1.6, (0.62 * len(up) + 0.9) * lines + 0.8)
