@@ -16,13 +16,13 @@ pytest.importorskip("transformers")
 import pyarrow.parquet as pq
 import yaml
 
-from verl_mtgrpo.demo.assets import DemoAssets, DemoSettings, prepare_demo
+from verl_mtgrpo.demo.assets import DemoAssets, AssetSettings, prepare_demo
 from verl_mtgrpo.demo.warmup_settings import WarmupSettings
 from verl_mtgrpo.demo.world import WorldSize
 from verl_mtgrpo.errors import DataError
 from verl_mtgrpo.retrieval.bm25 import BM25Index
 
-TINY = DemoSettings(
+TINY = AssetSettings(
     size=WorldSize(entities_per_kind=8, famous_per_kind=2, train_questions=40, val_questions=8),
     warmup=WarmupSettings(drill_steps=2, habit_steps=2, batch_size=4, warmup_steps=1),
     check_samples=1,

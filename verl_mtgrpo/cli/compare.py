@@ -10,7 +10,7 @@ from typing import Any
 
 from verl_mtgrpo.config import group_names
 from verl_mtgrpo.demo.runs import RunPlan, RunResult, train_to_end
-from verl_mtgrpo.demo.session import plan_run, prepare_assets, settings_from
+from verl_mtgrpo.demo.session import add_world, plan_run, prepare_assets, settings_from
 from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.launch.progress import format_duration
 from verl_mtgrpo.launch.provenance import describe_machine
@@ -39,20 +39,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
                         help="folder of the runs, shared with mtgrpo demo (default: %(default)s)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="DIR",
                         help="folder for table, plot and data (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    add_world(parser)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="default: 0 1 2 3 4")
     parser.add_argument("--steps", type=int, help="training steps (default: DEMO_STEPS or the demo's own)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train what is missing, then write table and plot."""
-    settings = settings_from(args.steps)
+    settings = settings_from(args.steps, args.world)
     results: dict[str, dict[int, RunResult]] = {preset: {} for preset in args.methods}
     total = len(results) * len(args.seeds)
     for seed in args.seeds:
-        assets = prepare_assets(args.runs, seed=seed)
+        assets = prepare_assets(args.runs, seed=seed, world=args.world)
         for preset in results:
-            plan = plan_run(args.runs, assets, preset=preset, seed=seed, settings=settings)
+            plan = plan_run(args.runs, assets, preset=preset, seed=seed, settings=settings, world=args.world)
             done = sum(len(by_seed) for by_seed in results.values())
             results[preset][seed] = _train(plan, label=f"[{done + 1}/{total}] {_title(preset)} seed {seed}")
     write_comparison(args.out, results, settings=settings)
