@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 import pyarrow.parquet as pq
 import yaml
 
-from verl_mtgrpo.demo.assets import DemoAssets, AssetSettings, prepare_demo
+from verl_mtgrpo.demo.assets import AssetSettings, DemoAssets, prepare_demo
 from verl_mtgrpo.demo.warmup_settings import WarmupSettings
 from verl_mtgrpo.demo.world import WorldSize
 from verl_mtgrpo.errors import DataError
