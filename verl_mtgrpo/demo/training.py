@@ -14,8 +14,8 @@ from typing import Any
 class DemoSettings:
     """How one demo policy is trained. The defaults are what the README's curve was made with."""
 
-    # Training steps: tool execution is near 1 well before.
-    steps: int = 30
+    # Training steps: tool execution is near 1 well before, reading takes longer.
+    steps: int = 50
     # Questions a step, and rollouts of each: the group that advantages are computed within.
     prompts: int = 16
     rollouts: int = 8
