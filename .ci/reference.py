@@ -1,20 +1,20 @@
-"""Write docs/reference.md: every setting with its default and its meaning, and every metric.
+"""Write docs/reference.md, every setting with its default and its meaning and every metric; and comments in YAML files.
 
     python .ci/reference.py        (make reference)
 
-Nothing is kept here: values and comments come from the YAML files, from the signatures of the estimators and from the
-settings classes with their docstrings, verl's own defaults from verl, metrics from ``rewards/metric_names.py``.
+Nothing is kept here. What one of our settings means is said once, below its field in the settings class, and the YAML
+files get it as the comment above the key: they are what a user reads and copies. What a group sets of verl's, and the
+knobs of the estimators, have their comments in the YAML files alone, because they say why a value is what it is. Verl's
+own defaults come from verl, metrics from ``rewards/metric_names.py``.
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
 import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference.md"
 CONFIG = ROOT / "verl_mtgrpo" / "config"
 KNOBS, OURS = "algorithm.turn.", ("algorithm.turn.", "reward.turn.", "trainer.turn.")
+BASE_YAML, TOOL_YAML = CONFIG / "mtgrpo" / "_base.yaml", CONFIG / "tools" / "search_tool.yaml"
+TOOL_KEYS = "tools.config."
 NOT_IN_VERL = "–"
 
 INTRODUCTION = """\
 # Reference
 
-<!-- Written by `make reference`. Change the YAML files, the signatures or the docstrings, and run it again. -->
+<!-- Written by `make reference`. Change the YAML files, the signatures or the settings classes, and run it again. -->
 
 Every setting of this package with its default, and every metric. An unknown key below `algorithm.turn`, `reward.turn`,
 `trainer.turn` or in the search tool's `config` is an error that lists the known ones.
@@ -66,11 +68,12 @@ KINDS = "`<kind>` of the model's own errors, or of your own tool's: {call}. `<ki
 
 @dataclass(frozen=True)
 class Entry:
-    """One key of a YAML file: its dotted name, its value as written, and its comment."""
+    """One key of a YAML file: its dotted name, its value as written, its comment, and its line, counted from 0."""
 
     key: str
     value: str
     comment: str
+    line: int = field(default=-1, compare=False)
 
 
 def read_yaml(path: Path) -> list[Entry]:
@@ -104,7 +107,7 @@ def _entries(text: str, node: yaml.MappingNode, prefix: str, seen: dict[int, str
                     yield from _entries(text, item, f"{key}.", seen)
         else:
             start, end = value.start_mark.index, value.end_mark.index
-            yield Entry(key, _as_written(text[start:end]), _comment(text, name, end))
+            yield Entry(key, _as_written(text[start:end]), _comment(text, name, end), name.start_mark.line)
 
 
 def _as_written(value: str) -> str:
@@ -129,33 +132,40 @@ def _comment(text: str, name: yaml.Node, end: int) -> str:
     return " ".join([*above, *([behind[1].strip()] if behind else [])])
 
 
-def settings(cls: type, prefix: str) -> list[Entry]:
-    """Return the keys of a settings class, those of the classes inside it too, with defaults and docstrings."""
-    defaults, docs, found = cls(), field_docs(cls), []
-    for one in fields(cls):  # type: ignore[arg-type]
-        value = getattr(defaults, one.name)
-        if is_dataclass(value):
-            found += settings(type(value), f"{prefix}{one.name}.")
+def settings(cls: Any, prefix: str) -> list[Entry]:
+    """Return the keys of a settings class, those of the classes inside it too, with defaults and descriptions."""
+    found = []
+    for name, one in cls.model_fields.items():
+        if hasattr(one.annotation, "model_fields"):
+            found += settings(one.annotation, f"{prefix}{name}.")
         else:
-            found.append(Entry(prefix + one.name, as_yaml(value), docs[one.name]))
+            text = " ".join((one.description or "").replace("``", "`").split())
+            found.append(Entry(prefix + name, as_yaml(one.default), text))
     return found
 
 
-def field_docs(cls: type) -> dict[str, str]:
-    """Return what stands below each field of a class, by name."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(tree, ast.ClassDef)
-    docs: dict[str, str] = {}
-    for node, below in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            said = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
-            docs[node.target.id] = _plain_docs(str(said))
-    return docs
+def our_settings() -> dict[Path, list[Entry]]:
+    """Return our settings, by the YAML file that has their defaults."""
+    from verl_mtgrpo.integration.rollout.search_settings import SearchSettings
+    from verl_mtgrpo.integration.settings import TrainerTurnSettings, TurnRewardSettings
+
+    of_group = [*settings(TurnRewardSettings, "reward.turn."), *settings(TrainerTurnSettings, "trainer.turn.")]
+    return {BASE_YAML: of_group, TOOL_YAML: settings(SearchSettings, TOOL_KEYS)}
 
 
-def _plain_docs(text: str) -> str:
-    text = re.sub(r":\w+:`~?\.?([^`]*)`", r"`\1`", text)
-    return " ".join(text.replace("``", "`").split())
+def commented(path: Path, described: Iterable[Entry]) -> str:
+    """Return a YAML file in which the comment above each described key is its description."""
+    words = {entry.key: re.sub(r"`(\S+)`", r"\1", entry.comment) for entry in described}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for entry in reversed(read_yaml(path)):
+        if entry.key in words:
+            first = entry.line
+            while lines[first - 1].lstrip().startswith("#"):
+                first -= 1
+            mark = " " * (len(lines[entry.line]) - len(lines[entry.line].lstrip())) + "# "
+            text = textwrap.wrap(words[entry.key], 120, initial_indent=mark, subsequent_indent=mark)
+            lines[first : entry.line] = text
+    return "\n".join(lines) + "\n"
 
 
 def as_yaml(value: Any) -> str:
@@ -258,10 +268,8 @@ def knobs_table() -> str:
 
 def settings_table() -> str:
     """Return the settings that do not depend on the estimator."""
-    from verl_mtgrpo.integration.settings import TrainerTurnSettings, TurnRewardSettings
-
-    found = [*settings(TurnRewardSettings, "reward.turn."), *settings(TrainerTurnSettings, "trainer.turn.")]
-    return table(["key", "default", "meaning"], ([code(e.key), code(e.value), cell(e.comment)] for e in found))
+    rows = ([code(e.key), code(e.value), cell(e.comment)] for e in our_settings()[BASE_YAML])
+    return table(["key", "default", "meaning"], rows)
 
 
 def verls_table(config: Any) -> str:
@@ -292,9 +300,10 @@ def group_table(config: Any, group: str, *names: str) -> str:
 
 def tool_table() -> str:
     """Return the settings of the search tool."""
-    prefix = "tools.config."
-    found = [entry for entry in read_yaml(CONFIG / "tools" / "search_tool.yaml") if entry.key.startswith(prefix)]
-    rows = ([code(e.key.removeprefix(prefix)), code(e.value), cell(e.comment)] for e in found)
+    values = {entry.key: entry.value for entry in read_yaml(TOOL_YAML)}
+    rows = (
+        [code(e.key.removeprefix(TOOL_KEYS)), code(values[e.key]), cell(e.comment)] for e in our_settings()[TOOL_YAML]
+    )
     return table(["key", "default", "meaning"], rows)
 
 
@@ -329,5 +338,7 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(reference(), encoding="utf-8")
-    print(f"wrote {PAGE.relative_to(ROOT)}")
+    files = {path: commented(path, entries) for path, entries in our_settings().items()}
+    for path, text in {**files, PAGE: reference()}.items():
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}")

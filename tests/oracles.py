@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from fractions import Fraction
 from typing import Any
 
 
@@ -228,6 +229,23 @@ def bilevel_gae(
 
 
 # ---- SQuAD's answer comparison (Rajpurkar et al., arXiv 1606.05250), written out character by character
+
+
+def sign_conflicts(paid: list[list[float]], advantages: list[list[float]], groups: list) -> dict[int, tuple[int, int]]:
+    """Turn k from 1 -> how many rollouts' terms and advantages have opposite signs, and how many have a term.
+
+    ``paid`` and ``advantages`` hold one number per turn. Terms are exact fractions: give numbers that floats can hold.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    for mine, credit, group in zip(paid, advantages, groups, strict=True):
+        for k in range(len(mine) - 1):
+            reached = [other for other, label in zip(paid, groups, strict=True) if label == group and len(other) > k]
+            compared = [Fraction(other[k]) if len(other) > k + 1 else Fraction(0) for other in reached]
+            term = Fraction(mine[k]) - sum(compared) / len(compared)
+            if term:
+                opposite, counted = found.get(k + 1, (0, 0))
+                found[k + 1] = (opposite + (term > 0 > credit[k] or term < 0 < credit[k]), counted + 1)
+    return found
 
 
 def squad_normal_form(text: str) -> str:

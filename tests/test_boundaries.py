@@ -11,8 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "verl_mtgrpo"
 BASE = {
-    *("atomic", "bars", "cache", "checkpoints", "errors", "installed", "passages", "retry_after", "text", "threads"),
-    "version",
+    *("atomic", "bars", "cache", "checkpoints", "errors", "installed", "passages", "retry_after", "settings", "text"),
+    *("threads", "version"),
 }
 # Room -> the rooms it may import, besides itself and BASE.
 MAY_IMPORT = {
@@ -125,10 +125,9 @@ def names_its_host(text: str, documentation: bool) -> bool:
     return bool(CONFIG_KEY.search(text)) or (not documentation and re.search(r"\bverl\b", text, re.I) is not None)
 
 
-def test_credit_names_no_config_key_and_no_message_of_it_names_verl():
-    found = [
-        (path.name, text) for path in files_of("credit") for text, doc in strings(path) if names_its_host(text, doc)
-    ]
+@pytest.mark.parametrize("room", ["credit", "watch"])
+def test_pure_rooms_name_no_config_key_and_no_message_of_theirs_names_verl(room):
+    found = [(path.name, text) for path in files_of(room) for text, doc in strings(path) if names_its_host(text, doc)]
     assert not found
 
 

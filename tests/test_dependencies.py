@@ -36,7 +36,6 @@ FROM_REQUIREMENTS = {
     "jinja2": "torch",
     "omegaconf": "hydra-core",
     "pillow": "matplotlib",
-    "pydantic": "fastapi",
     "pyyaml": "transformers",
     "safetensors": "transformers",
     "starlette": "fastapi",

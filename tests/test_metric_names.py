@@ -64,7 +64,7 @@ def of_a_step() -> Iterator[str]:
     values = torch.zeros_like(rewards)
     credit = measure_credit(rewards, rewards, mask, ["a", "a"], paid=rewards, values=values, returns=rewards)
     yield from credit
-    guards = Guards(GuardSettings(), turn_rewards=True, masked_advantages=True)
+    guards = Guards(GuardSettings(), turn_rewards=True, masked_advantages=True, keys={})
     yield from guards.look({**credit, **rollout_metrics([of_a_rollout()])})[0]
 
 

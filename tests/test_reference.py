@@ -19,10 +19,11 @@ from omegaconf import OmegaConf
 
 from tests.verl_source import only_tested_version
 from verl_mtgrpo.credit import ESTIMATORS
-from verl_mtgrpo.integration.rollout.search_settings import DEFAULT_MAX_CHARS, SearchSettings
+from verl_mtgrpo.integration.rollout.search_settings import SearchSettings
 from verl_mtgrpo.integration.settings import TrainerTurnSettings, TurnRewardSettings
 from verl_mtgrpo.retrieval import HTTPRetriever, open_retriever
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
+from verl_mtgrpo.settings import Settings
 
 pytestmark = pytest.mark.compose
 
@@ -60,6 +61,13 @@ def test_the_page_is_what_the_generator_writes(generator):
     assert generator.reference() == PAGE, "run `make reference`"
 
 
+def test_the_comments_of_our_settings_are_what_the_generator_writes(generator):
+    for path, entries in generator.our_settings().items():
+        assert path.read_text(encoding="utf-8") == generator.commented(path, entries), (
+            f"run `make reference` for {path.name}"
+        )
+
+
 def test_every_row_has_a_meaning():
     lines = [line for line in PAGE.splitlines() if line.startswith("| `")]
     assert len(lines) > 150
@@ -81,11 +89,11 @@ def test_an_estimators_defaults_are_those_of_its_group_and_of_the_page(name):
     assert page == {f"algorithm.turn.{knob}": (value, by_hand[knob]) for knob, value in group.items()}
 
 
-def leaves(settings: Any, prefix: str) -> dict[str, Any]:
+def leaves(settings: Settings, prefix: str) -> dict[str, Any]:
     """The values of a settings object by dotted key."""
     found: dict[str, Any] = {}
-    for name, value in vars(settings).items():
-        inner = hasattr(value, "__dict__")
+    for name, value in settings:
+        inner = isinstance(value, Settings)
         found |= leaves(value, f"{prefix}.{name}") if inner else {f"{prefix}.{name}": value}
     return found
 
@@ -124,12 +132,13 @@ def test_a_group_writes_its_name_and_what_it_pays():
 
 def test_the_search_tool_everywhere():
     config = packaged("tools/search_tool.yaml").tools[0].config
-    in_code = vars(SearchSettings()) | {"max_chars": DEFAULT_MAX_CHARS}
+    in_code = dict(SearchSettings())
     in_yaml = OmegaConf.to_container(config)
-    del in_yaml["type"], in_yaml["index"]  # verl's, and the user's
+    assert in_yaml.pop("index") == rows("The search tool")[1][1] == "${oc.env:MTGRPO_INDEX,null}"
+    assert in_code.pop("index") is None
     assert in_yaml == in_code
-    page = {key: yaml.safe_load(default) for key, default, _ in rows("The search tool")}
-    assert {key: page[key] for key in in_code} == in_code
+    page = {key: yaml.safe_load(default) for key, default, _ in rows("The search tool") if key != "index"}
+    assert page == in_code
     for function in (open_retriever, HTTPRetriever):
         parameters = inspect.signature(function).parameters
         for name in ("patience_s", "request_timeout_s", "concurrency"):

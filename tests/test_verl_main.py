@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,17 +14,21 @@ from tests import verl_main
 pytestmark = pytest.mark.process
 
 
-@pytest.fixture
-def fake(tmp_path: Path) -> Path:
+def make_fake(folder: Path) -> Path:
     """A checkout with nothing in it but what makes it one."""
     for name, text in {
         "verl/__init__.py": "",
         "verl/version/version": "0.77.0.dev\n",
         "verl/trainer/config/ppo_trainer.yaml": "",
     }.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    return tmp_path
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Path:
+    return make_fake(tmp_path)
 
 
 @pytest.mark.parametrize("given", ["", "  "])
@@ -35,6 +40,29 @@ def test_no_path_is_an_error_that_says_what_to_give(given, capsys):
 def test_another_folder_is_refused(tmp_path, capsys):
     assert verl_main.main(["--verl", str(tmp_path)]) == 2
     assert f"{tmp_path} is no checkout of verl: it has no verl/__init__.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("/verl\0main", "null byte"),
+        ("~nobody-of-that-name/verl", "home directory"),
+        (f"/{'verl' * 2000}", "File name too long"),
+        ("{folder}/loop", "loop|symbolic links"),
+    ],
+    ids=["NUL", "no such user", "too long", "loop"],
+)
+def test_what_cannot_be_a_folder_is_refused_in_one_line(given, why, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert verl_main.main(["--verl", given.format(folder=tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(rf"is no folder \(.*({why}).*\); give the folder that has verl/ in it", line) and len(line) < 300
+
+
+def test_a_folder_that_pythonpath_cannot_hold_is_refused(tmp_path, capsys):
+    folder = make_fake(tmp_path / "a:b")
+    assert verl_main.main(["--verl", str(folder)]) == 2
+    assert "a:b has a ':' in it, where PYTHONPATH ends a folder; rename that folder" in capsys.readouterr().err
 
 
 def test_the_package_folder_itself_is_refused(fake, capsys):

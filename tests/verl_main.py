@@ -27,17 +27,25 @@ def checkout(given: str) -> Path:
     """The folder of a checkout of verl.
 
     Raises:
-        NotACheckout: nothing was given, or it is none.
+        NotACheckout: nothing was given, it is none, or Python cannot import from it.
     """
     if not given.strip():
         raise NotACheckout("no checkout of verl was named; give the folder that has verl/ in it: VERL=/path/to/verl")
-    folder = Path(given).expanduser().resolve()
-    for part in ("verl/__init__.py", "verl/version/version", "verl/trainer/config/ppo_trainer.yaml"):
-        if not (folder / part).is_file():
-            raise NotACheckout(
-                f"{folder} is no checkout of verl: it has no {part}; give the folder that has verl/ in it, as "
-                "`git clone https://github.com/verl-project/verl` makes it"
-            )
+    parts = ("verl/__init__.py", "verl/version/version", "verl/trainer/config/ppo_trainer.yaml")
+    try:
+        folder = Path(given).expanduser().resolve()
+        lacking = next((part for part in parts if not (folder / part).is_file()), None)
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, a loop of links, too long, no name of a file
+        shown = repr(given) if len(given) <= 80 else f"{given[:79]!r}…"
+        why = getattr(error, "strerror", None) or error  # the whole error of the system repeats the path
+        raise NotACheckout(f"{shown} is no folder ({why}); give the folder that has verl/ in it") from error
+    if lacking:
+        raise NotACheckout(
+            f"{folder} is no checkout of verl: it has no {lacking}; give the folder that has verl/ in it, as "
+            "`git clone https://github.com/verl-project/verl` makes it"
+        )
+    if os.pathsep in str(folder):
+        raise NotACheckout(f"{folder} has a {os.pathsep!r} in it, where PYTHONPATH ends a folder; rename that folder")
     return folder
 
 

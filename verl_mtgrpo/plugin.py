@@ -32,7 +32,7 @@ HOOKS = (
     ("hydra", "verl_mtgrpo.doctor.start_check"),
 )
 
-_REGISTERED = False
+_registered = False
 
 
 def register() -> None:
@@ -41,8 +41,8 @@ def register() -> None:
     Raises:
         Whatever made it fail, after logging it at ERROR: verl swallows plugin errors.
     """
-    global _REGISTERED
-    if _REGISTERED:
+    global _registered
+    if _registered:
         return
     try:
         import wrapt
@@ -54,7 +54,7 @@ def register() -> None:
     except Exception as error:
         _report(error, "the plugin")
         raise
-    _REGISTERED = True
+    _registered = True
 
 
 def _importer(our_module: str) -> Callable[[Any], None]:

@@ -110,7 +110,13 @@ def main() -> None:
     with torch_threads(), tqdm(total=settings.steps, desc="warming up the policy", unit=" steps") as bar:
         maker = SampleMaker(tokenizer, NO_NAMES, TOOLS)
         warm_up(
-            model, maker, demonstrator, habits=habits, settings=settings, seed=args.seed, on_step=lambda: bar.update()
+            model,
+            maker,
+            drill=demonstrator.drill,
+            habit=lambda: demonstrator.habit(habits),
+            settings=settings,
+            seed=args.seed,
+            on_step=lambda: bar.update(),
         )
     save_policy(model, tokenizer, args.out)
     print(f"{args.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")

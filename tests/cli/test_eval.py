@@ -53,6 +53,31 @@ def test_tables_of_one_dump(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert data["bootstrap"] == {"resamples": 10_000, "seed": 0}
 
 
+def test_turn_rewards_are_compared_with_the_outcome(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Two rollouts of each of 50 questions: the one that finds it earns 0.5 and is right."""
+    rows = [
+        dump_row(f"q{n}", session, rollout_of("Vel" if right else "Mar", HIT), [0.5 * right, 1.0 * right])
+        for n in range(50)
+        for session, right in enumerate((1, 0))
+    ]
+    path = write_rows(tmp_path / "7.jsonl", rows)
+    assert main(["eval", str(path), "--out", str(tmp_path)]) == 0
+    finding = (
+        "- What turn 1 was paid correlates positively with the outcome in group-mates (r = +1.00 ± 0.14, 50 groups)"
+    )
+    assert f"Do turn rewards and the outcome agree?\n{finding}" in capsys.readouterr().out
+    report = (tmp_path / "eval.md").read_text()
+    assert f"## Do turn rewards and the outcome agree?\n\n### {path}\n\nValidation rollouts of step 7;" in report
+    assert finding in report and "| reward of turn 1 | +1.00 | ± 0.14 | 50 | 100 |" in report
+    (found,) = json.loads((tmp_path / "eval.json").read_text())["dumps"][0]["calibration"]
+    assert found["correlations"][0]["r"] == pytest.approx(1.0) and found["balances"][1]["alike"] == pytest.approx(2.0)
+
+
+def test_one_rollout_per_question_has_no_group_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["eval", str(dump(tmp_path / "7.jsonl", 3)), "--out", str(tmp_path)]) == 0
+    assert "every group has a single rollout" in capsys.readouterr().out
+
+
 def test_two_dumps_and_their_difference(tmp_path: Path):
     worse, better = dump(tmp_path / "a" / "7.jsonl", 1), dump(tmp_path / "b" / "7.jsonl", 3)
     assert main(["eval", str(worse), str(better), "--out", str(tmp_path)]) == 0

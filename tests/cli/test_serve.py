@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import socket
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 from tests.retrieval.services import build_index
 from verl_mtgrpo.cli.main import main
-from verl_mtgrpo.cli.serve import warn_if_open
+from verl_mtgrpo.cli.serve import add_parser, warn_if_open
 from verl_mtgrpo.retrieval.server import ServerSettings
 
 pytestmark = [pytest.mark.process, pytest.mark.network]
@@ -32,13 +33,13 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     "options, message",
     [
         (["--port", 70000], "--port is 70000, expected 0 to 65535"),
-        (["--topk", 0], "default_k is 0, expected more than 0"),
-        (["--timeout", -1], "timeout_s is -1.0, expected more than 0"),
-        (["--queue", -1], "queue is -1, expected 0 or more"),
+        (["--topk", 0], "default_k of mtgrpo serve is 0, expected at least 1"),
+        (["--timeout", -1], "timeout_s of mtgrpo serve is -1.0, expected more than 0"),
+        (["--queue", -1], "queue of mtgrpo serve is -1, expected at least 0"),
         (["--replicas", 2], "replicas need Ray; add --ray, or remove"),
         (["--max-replicas", 2], "replicas need Ray; add --ray, or remove"),
         (["--ray", "--replicas", 2, "--max-replicas", 3], "use either --replicas or --min-replicas and --max-replicas"),
-        (["--ray", "--min-replicas", 2], "--min-replicas without --max-replicas; set both"),
+        (["--ray", "--min-replicas", 2], "--min-replicas without --max-replicas; give both"),
         (["--ray", "--min-replicas", 3, "--max-replicas", 2], "expected 1 <= min <= max"),
         (["--ray", "--replicas", 0], "--replicas is 0, expected at least 1"),
         (["--ray", "--port", 0], "Ray Serve needs the same port"),
@@ -48,6 +49,15 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 )
 def test_wrong_options(index: Path, capsys: pytest.CaptureFixture[str], options: list[object], message: str):
     assert message in error_of(capsys, index, *options)
+
+
+def test_the_defaults_are_those_of_the_service():
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    typed = vars(parser.parse_args(["serve", "index"]))
+    shared = {name: default for name, default in ServerSettings() if name in typed}
+    assert {name: typed[name] for name in shared} == shared
+    assert len(shared) == 6
 
 
 def test_no_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

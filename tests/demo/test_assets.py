@@ -17,7 +17,7 @@ pytest.importorskip("transformers")
 import pyarrow.parquet as pq
 import yaml
 
-from verl_mtgrpo.demo.assets import DemoAssets, DemoSettings, prepare_demo
+from verl_mtgrpo.demo.assets import AssetSettings, DemoAssets, prepare_demo
 from verl_mtgrpo.demo.warmup_settings import WarmupSettings
 from verl_mtgrpo.demo.world import WorldSize
 from verl_mtgrpo.errors import DataError
@@ -25,7 +25,7 @@ from verl_mtgrpo.retrieval.bm25 import BM25Index
 
 pytestmark = pytest.mark.heavy
 
-TINY = DemoSettings(
+TINY = AssetSettings(
     size=WorldSize(entities_per_kind=8, famous_per_kind=2, train_questions=40, val_questions=8),
     warmup=WarmupSettings(drill_steps=1, habit_steps=1, batch_size=4, warmup_steps=1),
     check_samples=1,

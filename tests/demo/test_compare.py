@@ -31,6 +31,11 @@ def test_table_plot_and_data_say_the_same(tmp_path: Path) -> None:
     assert "| before training | 0.300 (0.300 to 0.300) | – | 0.250 (0.250 to 0.250) | – |" in table
     assert "| GRPO-OR | 0.300 (0.200 to 0.400) |" in table
     assert "| MT-GRPO | 0.980 (0.960 to 1.000) |" in table
+    # Differences .76 and .60: mean .68, half width 12.706 (t, one degree of freedom) * .08.
+    assert (
+        "| MT-GRPO – GRPO-OR | +0.680 [-0.336, +1.696], above 0 in 2 of 2 | – | +0.000, above 0 in 0 of 2 | – |"
+        in table
+    )
     assert "- seeds: 0, 1" in table and "- source: 0.1, commit abc" in table and "prompts 16" in table
     data = json.loads((tmp_path / "comparison.json").read_text())
     assert [(run["preset"], run["seed"]) for run in data["runs"]] == [

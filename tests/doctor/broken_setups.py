@@ -105,7 +105,7 @@ SETUPS = [
     ),
     broken(
         "knob of the wrong type",
-        r"algorithm.turn of mt_grpo.discount is 'high', expected a float",
+        r"algorithm.turn.discount of mt_grpo is 'high', expected a number",
         "estimator",
         "algorithm.turn.discount=high",
     ),
@@ -260,7 +260,9 @@ SETUPS = [
         "tools",
         make=lambda run: run.tool("own", class_name="my.tools.Search"),
     ),
-    broken("k = 0", r"search tool: k is 0, expected at least 1", "tools", make=lambda run: run.tool("k", k=0)),
+    broken(
+        "k = 0", r"config.k of the search tool is 0, expected at least 1", "tools", make=lambda run: run.tool("k", k=0)
+    ),
     broken(
         "unknown key of the tool",
         r"search tool has unknown keys \['top_k'\]; known keys",

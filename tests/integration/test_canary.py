@@ -36,21 +36,12 @@ from tests.integration.canary.look import (
     verls_config,
 )
 from tests.integration.canary.source import Sources, walk
-from tests.integration.canary.used import OURS, Reader, Subclass, Used
+from tests.integration.canary.used import NOT_VERLS, OURS, Reader, Subclass, Used
 from tests.integration.canary.used_keys import used_keys
 from verl_mtgrpo.installed import TESTED_VERL
 from verl_mtgrpo.integration.compat import OVERRIDDEN
 
 pytestmark = pytest.mark.heavy
-
-NOT_VERLS = {
-    "verl.plugins": "the name of a group of entry points",
-    "verl.tools.schemas:OpenAIFunctionToolSchema.model_validate": "pydantic's",
-    "verl.experimental.reward_loop:RewardLoopWorker.remote": "Ray's",
-    "verl.experimental.agent_loop.agent_loop:AgentLoopOutput.model_post_init": "pydantic's",
-    "verl.workers.rollout.vllm_rollout.utils:vLLMColocateWorkerExtension.reload_weights": "vLLM's",
-}
-"""What looks like verl's and is not."""
 
 
 @cache
@@ -321,6 +312,29 @@ LOOPS, V1 = "experimental/agent_loop", "trainer/ppo/v1"
         (
             "utils/config.py", r"use_reference_policy: bool,\s*use_critic: bool,", "use_critic, use_reference_policy,",
             r"validate_config is called with \(config, use_reference_policy, use_critic\) by position and takes",
+        ),
+        # one that may no longer be given by position, and one of a method that ours overrides
+        (
+            "utils/config.py", r"use_reference_policy: bool,", "*, use_reference_policy: bool,",
+            r"validate_config is called with \(config, use_reference_policy, use_critic\) by position and takes "
+            r"\(config, use_reference_policy=, use_critic=",
+        ),
+        (
+            f"{V1}/trainer_base.py", r"(def _val_metrics_update\(\s*self,\s*data_sources,)", r"\1 *,",
+            r"PPOTrainerSync._val_metrics_update takes sample_uids, .* by name only\. Validation with several",
+        ),
+        # a function that is async now, a method that no longer is, an attribute that is a property
+        (
+            "utils/tokenizer/tokenizer.py", r"def hf_tokenizer\b", "async def hf_tokenizer",
+            r"hf_tokenizer is an async function, and the table has .*hf_tokenizer.*\. The doctor cannot load",
+        ),
+        (
+            f"{LOOPS}/tool_agent_loop.py", r"async def _call_tool", "def _call_tool",
+            r"ToolAgentLoop._call_tool is neither async nor a property, and the table has .*override async Tool",
+        ),
+        (
+            f"{V1}/replay_buffer.py", r"(    def _clear_groups)", r"    @property\n    def pending_keys(self): ...\n\1",
+            r"ReplayBuffer.pending_keys is a property, and the table has .*\. The guard against stalls does not know",
         ),
         # an attribute that verl's constructor sets
         (

@@ -15,7 +15,7 @@ from tests.training import REPOSITORY
 from verl_mtgrpo.data.rows import make_row, write_parquet
 from verl_mtgrpo.demo.policy import build_model, build_tokenizer, save_policy
 from verl_mtgrpo.demo.warmup import SampleMaker, torch_threads, warm_up
-from verl_mtgrpo.demo.warmup_demos import RENAME_NONE, Demonstration, Habits
+from verl_mtgrpo.demo.warmup_demos import RENAME_NONE, Demonstration
 from verl_mtgrpo.demo.warmup_settings import WarmupSettings
 from verl_mtgrpo.demo.world import World
 from verl_mtgrpo.report.rollouts import read_dump
@@ -57,7 +57,7 @@ def make_assets(folder: Path) -> Path:
     settings = WarmupSettings(drill_steps=80, habit_steps=0, warmup_steps=10)
     with torch_threads():
         maker = SampleMaker(tokenizer, World((), (), (), ()), TOOLS)
-        warm_up(model, maker, TwoHabits(), habits=Habits(), settings=settings, seed=0)
+        warm_up(model, maker, drill=TwoHabits().drill, settings=settings, seed=0)
     save_policy(model, tokenizer, folder / "policy")
     return folder
 

@@ -3,10 +3,13 @@ from dataclasses import dataclass
 import pytest
 from omegaconf import OmegaConf
 
+from verl_mtgrpo.credit import ESTIMATORS
+from verl_mtgrpo.credit.registry import Estimator
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.settings import (
     TurnRewardSettings,
     estimator_settings,
+    trainer_turn_settings,
     turn_reward_settings,
 )
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
@@ -49,7 +52,7 @@ def test_whitening_is_turned_off_by_its_own_name():
     assert estimator_settings("turn_gae", algorithm(turn={"whiten": False}))["whiten"] is False
     with pytest.raises(ConfigError, match=r"says nothing about turn_gae; .*algorithm.turn.whiten=False"):
         estimator_settings("turn_gae", algorithm(norm_adv_by_std_in_grpo=False))
-    with pytest.raises(ConfigError, match="whiten is 0, expected a bool like True"):
+    with pytest.raises(ConfigError, match="whiten of turn_gae is 0, expected True or False"):
         estimator_settings("turn_gae", algorithm(turn={"whiten": 0}))
 
 
@@ -74,9 +77,9 @@ def test_a_knob_of_another_estimator_is_refused():
 @pytest.mark.parametrize(
     ("turn", "message"),
     [
-        ({"discount": "much"}, "algorithm.turn of mt_grpo.discount is 'much', expected a float like 1.0"),
-        ({"discount": True}, "discount is True"),
-        ({"missing_turn": 0}, "missing_turn is 0, expected a str like 'zero'"),
+        ({"discount": "much"}, "algorithm.turn.discount of mt_grpo is 'much', expected a number like 1.0"),
+        ({"discount": True}, "discount of mt_grpo is True"),
+        ({"missing_turn": 0}, "missing_turn of mt_grpo is 0, expected a text like 'zero'"),
     ],
 )
 def test_values_of_the_wrong_type(turn, message):
@@ -91,10 +94,50 @@ def test_a_node_that_is_no_mapping():
 
 def test_reward_settings():
     assert turn_reward_settings(OmegaConf.create({"turn": {"pay": "merged"}})) == TurnRewardSettings(pay="merged")
-    assert turn_reward_settings(None) == TurnRewardSettings("paper_v1", "preset", "turns", 0.0, JudgeSettings())
+    assert turn_reward_settings(None) == TurnRewardSettings(
+        preset="paper_v1", outcome="preset", pay="turns", repeat_penalty=0.0, judge=JudgeSettings()
+    )
     judge = turn_reward_settings({"turn": {"preset": "judge", "judge": {"model": "m", "retries": 2}}}).judge
     assert judge == JudgeSettings(model="m", retries=2)
-    with pytest.raises(ConfigError, match=r"reward.turn.judge has unknown keys \['modle'\]"):
-        turn_reward_settings({"turn": {"judge": {"modle": "m"}}})
-    with pytest.raises(ConfigError, match=r"reward.turn.pay is 'never', expected one of"):
-        turn_reward_settings({"turn": {"pay": "never"}})
+
+
+@pytest.mark.parametrize(
+    ("read", "turn", "message"),
+    [
+        (
+            turn_reward_settings,
+            {"judge": {"modle": "m"}},
+            r"reward.turn.judge has unknown keys \['modle'\]; .*mean model",
+        ),
+        (turn_reward_settings, {"judge": "m"}, "reward.turn.judge is 'm', expected a mapping of settings$"),
+        (turn_reward_settings, {"judge": {"timeout_s": 0}}, "judge.timeout_s is 0, expected more than 0$"),
+        (turn_reward_settings, {"judge": {"retries": -1}}, "judge.retries is -1, expected at least 0$"),
+        (turn_reward_settings, {"judge": {"model": None}}, "reward.turn.judge.model is None, expected a text$"),
+        (
+            turn_reward_settings,
+            {"pay": "turn"},
+            r"pay is 'turn', expected one of \('turns', .*\(did you mean turns\?\)$",
+        ),
+        (
+            turn_reward_settings,
+            {3: 4, "pays": 5},
+            r"turn has unknown keys \['3', 'pays'\]; .*, judge\.\*, .*mean pay\?",
+        ),
+        (trainer_turn_settings, {"guards": {"steps": 0}}, "trainer.turn.guards.steps is 0, expected at least 1$"),
+        (trainer_turn_settings, {"guards": {"tool_use": "few"}}, "tool_use is 'few', expected a number like 0.05$"),
+        (trainer_turn_settings, {"dump": {"groups": 1.5}}, "dump.groups is 1.5, expected a whole number like 16$"),
+        (trainer_turn_settings, {"dump": {"documents": "no"}}, "dump.documents is 'no', expected True or False$"),
+    ],
+)
+def test_what_does_not_fit_is_said_with_its_whole_key(read, turn, message):
+    with pytest.raises(ConfigError, match=message):
+        read(OmegaConf.create({"turn": turn}))
+
+
+def test_a_list_of_yaml_is_the_tuple_of_a_knob(monkeypatch):
+    def of_lists(token_level_rewards, response_mask, index, *, weights=(1.0,), limit=float("inf")):
+        raise NotImplementedError
+
+    monkeypatch.setitem(ESTIMATORS, "of_lists", Estimator(of_lists, "", "", True, False))
+    given = OmegaConf.create({"turn": {"weights": [0.5, 2]}})
+    assert estimator_settings("of_lists", given) == {"weights": (0.5, 2), "limit": float("inf")}

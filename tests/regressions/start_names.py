@@ -148,7 +148,7 @@ NAMES = [
         "E26",
         "kind of row 15",
         "watch",
-        r"on_purpose names adv_estimator, .*did you mean algorithm.adv_estimator\?",
+        r"on_purpose\[0\] is 'adv_estimator', .*did you mean algorithm.adv_estimator\?",
         "trainer.turn.on_purpose=[adv_estimator]",
     ),
     fails("E26", "kind of row 13", "watch", r"guards.tool_use is nan", "trainer.turn.guards.tool_use=nan"),

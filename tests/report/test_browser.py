@@ -103,6 +103,9 @@ def test_the_overview_has_curves_with_their_points(seen: Watched) -> None:
     assert pixels_of(figure, (0, 114, 178)) > 50 < pixels_of(figure, (213, 94, 0))
     # Turn 1 of the 165 rollouts that were not dropped of training: the table says so.
     assert seen.texts("#overview table.numbers tbody tr")[0].split()[:2] == ["1", "163"]
+    # Random rewards of 40 groups of four, and the README's group: no finding, but tables.
+    assert "reward of turn 1" in seen.texts("#overview table.numbers")[1]
+    assert "both count about alike" in seen.text("#overview ul")
     seen.look("overview", full=True)
 
 

@@ -91,6 +91,19 @@ def test_the_list_has_the_numbers(tmp_path: Path) -> None:
     assert page.index["estimators"]["mt_grpo"]["settings"] == [{"discount": 1.0}]
 
 
+def test_the_overview_compares_turn_rewards_with_the_outcome(tmp_path: Path) -> None:
+    """README: turn 1 was paid .7, .2 and nothing (it ended), outcomes 1, 0 and .5; means .3 and .5.
+
+    x: .4, -.1, -.3; y: .5, -.5, 0: Σxy = .25, Σx² = .26, Σy² = .5, so r = .25 / √.13 = .69.
+    """
+    (found,) = page_of(tmp_path, readme_rows()).index["kinds"]["training"]["calibration"]
+    correlations, conflicts, balances = (table["rows"] for table in found["tables"])
+    assert correlations[0] == ["reward of turn 1", "+0.69", "± 0.71", "1", "3"]
+    assert conflicts == [["turn 1", "0 %", "2"]]
+    assert balances[0][:1] + balances[0][3:] == ["mt_grpo", "turn_coef", "1", "1", "1"]
+    assert found["about"] == "Training rollouts of step 3, with the advantages that they were trained on."
+
+
 def test_a_group_has_the_text_and_the_working(tmp_path: Path) -> None:
     group = page_of(tmp_path, readme_rows()).group(0)
     assert group["answers"] == ["Vel", "the Vel"] and group["prompt"][1] == ["user", "Which river runs by Orrin?"]

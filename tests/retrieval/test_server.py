@@ -288,8 +288,8 @@ def test_tokens(index: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("change", [{"max_k": 0}, {"timeout_s": 0}, {"queue": -1}, {"threads": -1}])
 def test_limits_that_make_no_sense(change: dict[str, int]):
-    with pytest.raises(ConfigError, match=rf"{next(iter(change))} is -?\d, expected"):
-        ServerSettings(**change)
+    with pytest.raises(ConfigError, match=rf"{next(iter(change))} of it is -?\d, expected"):
+        ServerSettings.read(change, "", "it")
 
 
 # ---- health and metrics

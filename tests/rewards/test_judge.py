@@ -18,6 +18,7 @@ from tests.rewards.judged import CALL, TRANSCRIPT, TRUTH, case_of, judge, settin
 from verl_mtgrpo.errors import ConfigError, DropRollout, JudgeError
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
 from verl_mtgrpo.rewards.judge import Judge
+from verl_mtgrpo.rewards.judge_client import JudgeSettings
 from verl_mtgrpo.rewards.judge_text import prompt_for, quoted, read_score
 
 pytestmark = pytest.mark.network
@@ -131,8 +132,8 @@ def test_by_choice_lasting_trouble_drops_the_rollout(server: JudgeServer):
     server.answer = lambda body, n: 500
     with pytest.raises(DropRollout, match=r"judge m at .* failed"):
         judge(server, retries=0, on_error="drop")
-    with pytest.raises(ConfigError, match="on_error is 'ignore'"):
-        judge(server, on_error="ignore")
+    with pytest.raises(ConfigError, match=r"judge\.on_error is 'ignore', expected one of"):
+        JudgeSettings.read({"on_error": "ignore"}, "reward.turn.judge")
 
 
 def test_a_server_that_is_down(server: JudgeServer):

@@ -230,7 +230,7 @@ def router(server: JudgeServer) -> Iterator[str]:
 
 
 def through(router: str, server: JudgeServer, transcript: Transcript, **changes: Any):
-    return asyncio.run(Judge(replace(settings(server, **changes), base_url=router))(transcript, TRUTH))
+    return asyncio.run(Judge(settings(server, base_url=router, **changes))(transcript, TRUTH))
 
 
 def test_a_prompt_that_is_too_long_is_known_from_the_engines_tokenize(router, server):

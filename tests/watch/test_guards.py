@@ -27,7 +27,7 @@ HEALTHY = {
 
 
 def guards(**settings) -> Guards:
-    return Guards(GuardSettings(**settings), turn_rewards=True, masked_advantages=True)
+    return Guards(GuardSettings(**settings), turn_rewards=True, masked_advantages=True, keys={})
 
 
 def fired(watch: Guards, **changes: float) -> tuple[list[str], list[str]]:
@@ -109,10 +109,19 @@ def test_settings_are_taken():
 
 
 def test_guards_that_make_no_sense_for_a_run_are_left_out():
-    watch = Guards(GuardSettings(steps=1), turn_rewards=False, masked_advantages=False)
+    watch = Guards(GuardSettings(steps=1), turn_rewards=False, masked_advantages=False, keys={})
     firing, messages = watch.look({**HEALTHY, "guard/turn_rewarded": 0.0, "guard/masked_advantage_tokens": 3.0})
     assert not messages
     assert not {"guard/turn_rewards", "guard/masked_advantages"} & set(firing)
+
+
+def test_the_settings_that_the_caller_knows_end_the_message():
+    keys = {"tool_use": ["the.format", "the.preset"], "turn_rewards": ["the.preset"]}
+    watch = Guards(GuardSettings(steps=1), turn_rewards=True, masked_advantages=True, keys=keys)
+    (tool_use,) = fired(watch, tool__used=0.0)[1]
+    assert tool_use.endswith("a model that calls tools (settings: the.format, the.preset)")
+    (zero_variance,) = fired(watch, guard__zero_variance_groups=1.0)[1]
+    assert "settings" not in zero_variance
 
 
 def test_a_step_without_the_numbers_says_nothing():

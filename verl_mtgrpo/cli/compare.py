@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_mtgrpo.cli import Subparsers
 from verl_mtgrpo.config import group_names
 from verl_mtgrpo.demo.runs import RunPlan, RunResult, train_to_end
-from verl_mtgrpo.demo.session import plan_run, prepare_assets, settings_from
+from verl_mtgrpo.demo.session import add_world, plan_run, prepare_assets, settings_from
 from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.launch.progress import format_duration
 from verl_mtgrpo.launch.provenance import describe_machine
@@ -18,17 +19,21 @@ from verl_mtgrpo.launch.provenance import describe_machine
 _METHODS = ("grpo_or", "grpo_mr", "mt_grpo")
 
 REACHED = 0.9
+_PAIRED = (
+    "Differences within a seed, where both started from the same policy on the same questions: mean over the seeds, "
+    "[Student's 95 % interval of that mean], and how many of the seeds are above 0."
+)
 
 _DESCRIPTION = """\
 Train methods with the same budget: GRPO-OR (outcome reward only), GRPO-MR (turn rewards merged into the
 outcome) and MT-GRPO (turn-level credit), unless --methods names others. A seed fixes the world, the policy,
 the order of the questions and the sampling, so within a seed all methods start from the same policy. Finished
 runs are skipped and interrupted ones are resumed, so you can stop the command and start it again. Three methods
-with three seeds take about an hour and a half.
+with five seeds take about two hours.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "compare",
@@ -41,20 +46,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
                         help="folder of the runs, shared with mtgrpo demo (default: %(default)s)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="DIR",
                         help="folder for table, plot and data (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    add_world(parser)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="default: 0 1 2 3 4")
     parser.add_argument("--steps", type=int, help="training steps (default: DEMO_STEPS or the demo's)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train what is missing, then write the table and the plot."""
-    settings = settings_from(args.steps)
+    settings = settings_from(args.steps, args.world)
     results: dict[str, dict[int, RunResult]] = {preset: {} for preset in args.methods}
     total = len(results) * len(args.seeds)
     for seed in args.seeds:
-        assets = prepare_assets(args.runs, seed=seed)
+        assets = prepare_assets(args.runs, seed=seed, world=args.world)
         for preset in results:
-            plan = plan_run(args.runs, assets, preset=preset, seed=seed, settings=settings)
+            plan = plan_run(args.runs, assets, preset=preset, seed=seed, settings=settings, world=args.world)
             done = sum(len(by_seed) for by_seed in results.values())
             results[preset][seed] = _train(plan, label=f"[{done + 1}/{total}] {_title(preset)} seed {seed}")
     write_comparison(args.out, results, settings=settings)
@@ -109,15 +115,34 @@ def comparison_markdown(results: Mapping[str, Mapping[int, RunResult]], facts: M
         for seed, run in by_seed.items()
     ]  # fmt: skip
     seeds = sorted({seed for by_seed in results.values() for seed in by_seed})
+    pairs = _pairs(results, columns)
+    paired = f"{_PAIRED}\n\n{markdown_table(['difference', *header[1:]], pairs)}\n\n" if pairs else ""
     described = "\n".join(f"- {name}: {_plain(value)}" for name, value in {**facts, "seeds": seeds}.items())
     return (
         f"# {', '.join(_title(preset) for preset in results)}\n\n"
         "Sampled validation after training: mean over the seeds (lowest to highest). Last column: in training, one "
         "number per seed.\n\n"
-        f"{markdown_table([*header, reached], summary)}\n\n"
+        f"{markdown_table([*header, reached], summary)}\n\n{paired}"
         f"Each run:\n\n{markdown_table(['run', *header[1:], 'training time'], single)}\n\n"
         f"Made by `mtgrpo compare` with:\n\n{described}\n"
     )
+
+
+def _pairs(results: Mapping[str, Mapping[int, RunResult]], columns: Sequence[str]) -> list[list[str]]:
+    """Return a row for each method but the last one: by how much the last one is above it, seed by seed."""
+    from verl_mtgrpo.report.tables import paired_difference
+
+    *others, last = results
+    rows: list[list[str]] = []
+    for preset in others:
+        both = [(results[last][seed], results[preset][seed]) for seed in results[last] if seed in results[preset]]
+        row = [f"{_title(last)} – {_title(preset)}"]
+        for name in columns:
+            ends = [(_ends([one], name), _ends([two], name)) for one, two in both]
+            known = [(one[0], two[0]) for one, two in ends if one and two]
+            row.append(paired_difference([one for one, _ in known], [two for _, two in known]))
+        rows.append(row)
+    return rows
 
 
 def _title(preset: str) -> str:

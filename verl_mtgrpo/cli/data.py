@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_mtgrpo.cli import Subparsers
 from verl_mtgrpo.data.known import EDITIONS, KNOWN
 from verl_mtgrpo.data.rows import SEARCH_TOOL, SYSTEM_PROMPTS
 from verl_mtgrpo.errors import ConfigError
@@ -39,7 +40,7 @@ examples:
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "data",

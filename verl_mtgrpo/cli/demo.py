@@ -6,10 +6,11 @@ import argparse
 import shutil
 from pathlib import Path
 
+from verl_mtgrpo.cli import Subparsers
 from verl_mtgrpo.cpu import ROLLOUT_NAME, VLLM
 from verl_mtgrpo.cpu.vllm_check import check_installation
 from verl_mtgrpo.demo.runs import RunPlan, RunResult, train_to_end
-from verl_mtgrpo.demo.session import plan_run, prepare_assets, settings_from, suffix
+from verl_mtgrpo.demo.session import add_world, plan_run, prepare_assets, settings_from, suffix
 from verl_mtgrpo.launch.progress import format_duration
 from verl_mtgrpo.launch.provenance import describe_source
 
@@ -23,12 +24,13 @@ Existing results are reused: a finished run is shown again, an interrupted one c
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "demo", help="train a tiny search agent with MT-GRPO on this machine's CPU", description=_DESCRIPTION
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: %(default)s")
+    add_world(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of world, policy and training (default: 0)")
     parser.add_argument("--steps", type=int, help="training steps (default: DEMO_STEPS or the demo's)")
     parser.add_argument(
@@ -43,12 +45,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Prepare, train and show the result."""
-    settings = settings_from(args.steps)
+    settings = settings_from(args.steps, args.world)
     if args.rollout == VLLM:
         check_installation()
     print(f"[1/3] a small world, an index over it and a policy (seed {args.seed})\n", flush=True)
-    assets = prepare_assets(args.out, seed=args.seed)
-    plan = plan_run(args.out, assets, preset=_PRESET, seed=args.seed, settings=settings, rollout=args.rollout)
+    assets = prepare_assets(args.out, seed=args.seed, world=args.world)
+    plan = plan_run(
+        args.out,
+        assets,
+        preset=_PRESET,
+        seed=args.seed,
+        settings=settings,
+        rollout=args.rollout,
+        world=args.world,
+    )
     if args.fresh and (plan.folder / "run.json").exists():
         shutil.rmtree(plan.folder)
     budget = f"{settings.steps} steps of {settings.prompts} questions x {settings.rollouts} rollouts"
@@ -56,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"\n[2/3] training with MT-GRPO: {budget}{engine}\n", flush=True)
     result = train_to_end(plan, label=_PRESET, show_command=True)
     print("\n[3/3] results\n", flush=True)
-    name = f"{suffix(args.rollout)}-seed{args.seed}"
+    name = f"{suffix(args.rollout, args.world)}-seed{args.seed}"
     show_result(plan, result, curve=args.out / f"curves{name}.png", page=args.out / f"report{name}.html")
     return 0
 

@@ -9,10 +9,11 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from verl_mtgrpo.cli import Subparsers
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.launch.options import index_of
 
@@ -33,7 +34,7 @@ The command line goes after --: overrides as in mtgrpo train, or a whole command
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "doctor",
@@ -92,7 +93,7 @@ def _command_line(args: argparse.Namespace) -> CommandLine:
 
 
 @contextlib.contextmanager
-def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
+def _environment(wanted: Mapping[str, str]) -> Generator[None]:
     """Set the run's variables, and the module search path of ``python -m``, inside the ``with`` block."""
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -110,7 +111,7 @@ def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Keep stdout for findings: what libraries print goes to stderr, and their warnings are dropped."""
     level = logging.root.manager.disable
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from verl_mtgrpo.checkpoints import PREFIX
+from verl_mtgrpo.cli import Subparsers
 from verl_mtgrpo.errors import ConfigError, DataError, TrainingFailed
 from verl_mtgrpo.launch.checkpoint import MODEL_PATH, find_checkpoint, model_of
 from verl_mtgrpo.launch.command import TrainCommand, hydra_value
@@ -19,7 +20,8 @@ from verl_mtgrpo.report.dump_files import step_files
 
 _DESCRIPTION = """\
 Measure rollouts by data set, with 95 % bootstrap intervals, next to the paper's numbers: exact match, F1, format,
-tool execution, hit rate, searches per question. Writes OUT/eval.md, OUT/eval.csv and OUT/eval.json.
+tool execution, hit rate, searches per question. Where questions have several rollouts, also whether turn rewards and
+the outcome agree within them. Writes OUT/eval.md, OUT/eval.csv and OUT/eval.json.
 
 From validation dumps (trainer.validation_data_dir) of runs with this package: a file, or a folder, in which the
 last step counts. Several are listed one after the other, with the differences of the later ones from the first.
@@ -41,7 +43,7 @@ none, verl.model_merger first merges the parts of the checkpoint into OUT/model-
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "eval",
@@ -71,6 +73,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Find or make the dumps, measure them, write and print the tables."""
+    from verl_mtgrpo.report import calibration_tables
+    from verl_mtgrpo.report.calibration import calibrate
+    from verl_mtgrpo.report.catalog import read_catalog
     from verl_mtgrpo.report.evaluation import Bootstrap, differences, evaluate_dump
     from verl_mtgrpo.report.evaluation_tables import OF_TRAINING, table, to_csv, to_json, to_markdown
     from verl_mtgrpo.report.tables import text_table
@@ -85,12 +90,13 @@ def run(args: argparse.Namespace) -> int:
     evaluations = [evaluate_dump(dump, label=label, bootstrap=bootstrap) for label, dump in dumps.items()]
     first, *others = evaluations
     changes = {other.label: differences(first, other, bootstrap) for other in others}
+    calibrations = {label: calibrate(read_catalog([dump]).groups) for label, dump in dumps.items()}
     source = describe_source()
     args.out.mkdir(parents=True, exist_ok=True)
     written = {
-        "eval.md": to_markdown(evaluations, changes, bootstrap, source=source),
+        "eval.md": to_markdown(evaluations, changes, bootstrap, source=source, calibrations=calibrations),
         "eval.csv": to_csv(evaluations),
-        "eval.json": to_json(evaluations, changes, bootstrap, source=source),
+        "eval.json": to_json(evaluations, changes, bootstrap, source=source, calibrations=calibrations),
     }
     for name, text in written.items():
         (args.out / name).write_text(text, encoding="utf-8")
@@ -98,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{evaluation.label}\n\n{text_table(*table(evaluation))}\n")
         if evaluation.training:
             print(f"{OF_TRAINING}\n")
+        found = [sentence for one in calibrations[evaluation.label] for sentence in calibration_tables.advice(one)]
+        print("\n".join([calibration_tables.TITLE, *(f"- {sentence}" for sentence in found)]) + "\n")
     print(f"{args.out}: {', '.join(written)}")
     return 0
 

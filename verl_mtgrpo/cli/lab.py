@@ -1,4 +1,4 @@
-"""Measure bias and variance of estimators on tasks whose exact policy gradient is known: ``mtgrpo lab``."""
+"""Try estimators where everything is known exactly: ``mtgrpo lab``, and ``mtgrpo lab learn`` for learning curves."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_mtgrpo.cli import Subparsers
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.launch.provenance import describe_machine, describe_source
 
 if TYPE_CHECKING:
     from verl_mtgrpo.lab import Process
+    from verl_mtgrpo.lab.learn import Budget, Curves, Method, Task
     from verl_mtgrpo.lab.measure import Credit
 
 _DESCRIPTION = """\
@@ -25,10 +27,28 @@ policy gradient: bias with its 99 % interval, direction, and variance, for sever
 Your own task is a verl_mtgrpo.lab.Process in a Python file, about 20 lines:
 
   mtgrpo lab --process my_task.py:MY_TASK
+
+mtgrpo lab learn trains tiny policies instead and shows what they have learned: see mtgrpo lab learn --help.
+"""
+
+_LEARN = """\
+Train policies of a few logits with any estimator of this package, and see whether they learn, stall or collapse.
+A task is a small graph of yes-or-no decisions (search or not? a good query? read it rightly?), so the curves are
+the exact values of each policy, and what an estimator thinks of searching at the start is worked out by
+enumeration. All methods get the same random numbers and steps of the same length.
+
+  mtgrpo lab learn                            # one point of the search task: curves of four methods, seconds
+  mtgrpo lab learn --set heart=0.4 read=0.05  # another point
+  mtgrpo lab learn --map                      # over "known by heart" x "reads rightly", minutes
+  mtgrpo lab learn --task chain --map         # over the number of searches x group size
+  mtgrpo lab learn --task my_task.yaml        # your own; --example prints one to start from
+  mtgrpo lab learn --credit-bench             # AgentCreditBench's three tasks, beside its published numbers
+
+Methods: grpo_or (the outcome alone is paid), grpo_mr (all rewards are added up at the end) and every estimator.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "lab",
@@ -46,6 +66,37 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--out", type=Path, default=Path("runs/lab"), metavar="DIR",
                         help="folder for lab.md, lab.csv and lab.png (default: %(default)s)")  # fmt: skip
     parser.set_defaults(run=run)
+    _add_learn(parser.add_subparsers(title="commands", metavar="COMMAND"))
+
+
+def _add_learn(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "learn",
+        help="learning curves, and the map of when turn-level credit matters",
+        description=_LEARN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--task", default="search", metavar="NAME|FILE.yaml", help="search, chain, price, delayed_effect, recovery, "
+        "variable_horizon, or a file of your own (default: %(default)s)")  # fmt: skip
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the task, such as heart=0.4")
+    add("--map", action="store_true", help="every method at every point of the task's map (search, chain)")
+    add("--credit-bench", action="store_true", help="score all estimators on AgentCreditBench's tasks")
+    add("--example", action="store_true", help="print a task file to start from")
+    add("--estimators", nargs="+", default=[], metavar="NAME[:KNOB=VALUE,...]", help="methods to compare, such as "
+        "mt_grpo:scale=none; all: every one (default: grpo_or grpo_mr mt_grpo turn_rloo)")  # fmt: skip
+    add("--seeds", type=int, metavar="N", help="policies per method (default: 5)")
+    add("--steps", type=int, help="training steps (default: 300)")
+    add("--groups", type=int, default=16, help="questions per step (default: %(default)s)")
+    add("--size", type=int, default=8, help="rollouts per question (default: %(default)s)")
+    add("--optimizer", default="normalised", help="normalised: the gradient at the length --length; adam; plain: the "
+        "gradient times --length, so that methods differ in length (default: %(default)s)")  # fmt: skip
+    add("--length", type=float, default=0.1, help="the learning rate (default: %(default)s)")
+    add("--quick", action="store_true", help="2 seeds, 100 steps, a coarser map: to see what comes out")
+    add("--out", type=Path, default=Path("runs/learn"), metavar="FOLDER",
+        help="folder for tables, CSV and figures (default: %(default)s)")  # fmt: skip
+    add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+    parser.set_defaults(run=run_learn)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,8 +105,7 @@ def run(args: argparse.Namespace) -> int:
 
     from verl_mtgrpo.lab import PROCESSES, measure
 
-    if not importlib.util.find_spec("matplotlib"):
-        raise ConfigError("mtgrpo lab draws with matplotlib, which is not installed", fix="pip install matplotlib")
+    _need_matplotlib()
     if min(args.sizes) < 2 or args.groups < 2:
         raise ConfigError(
             f"--sizes is {args.sizes} and --groups {args.groups}",
@@ -81,10 +131,8 @@ def _write(args: argparse.Namespace, processes: Sequence[Process], results: dict
 
     summary = summary_tables(results, size=8 if 8 in args.sizes else args.sizes[-1])
     about = "\n".join(f"- **{process.name}**: {process.about}" for process in processes)
-    machine = describe_machine()
     head = (
-        f"# The laboratory\n\nMade by `mtgrpo lab` ({describe_source()}; {args.groups:,} groups, seed {args.seed}; "
-        f"{machine['packages']}). Tasks:\n\n{about}"
+        f"# The laboratory\n\n{_made_by('mtgrpo lab', f'{args.groups:,} groups, seed {args.seed}')} Tasks:\n\n{about}"
     )
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "lab.md").write_text(f"{head}\n\n{summary}\n\n## All numbers\n\n{full_tables(results)}\n")
@@ -138,3 +186,131 @@ def load_process(spec: str) -> Process:
     if not isinstance(found, Process):
         raise ConfigError(f"--process {spec}: {name} is {found!r}", expected="a verl_mtgrpo.lab.Process")
     return found
+
+
+def run_learn(args: argparse.Namespace) -> int:
+    """Train, print the table, and write tables, CSV and figures."""
+    from verl_mtgrpo.lab.learn import DEFAULT, EXAMPLE, Budget, load_task, make, methods
+
+    if args.example:
+        print(EXAMPLE, end="")
+        return 0
+    if args.quick:
+        args.seeds, args.steps = args.seeds or 2, args.steps or 100
+    args.seeds = 5 if args.seeds is None else args.seeds
+    if args.seeds < 1:
+        raise ConfigError(f"--seeds is {args.seeds}", expected="1 or more")
+    _need_matplotlib()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.credit_bench:
+        return _credit_bench(args)
+    chosen = methods(args.estimators or DEFAULT)
+    budget = Budget(300 if args.steps is None else args.steps, args.groups, args.size, args.optimizer, args.length)
+    settings = _task_settings(args.set)
+    if args.map:
+        return _draw_map(args, chosen, budget, settings)
+    own = args.task.endswith((".yaml", ".yml"))
+    if own and settings:
+        raise ConfigError(f"--set {' '.join(args.set)} with a task file", fix="write the values into the file")
+    return _learn_one(args, load_task(Path(args.task)) if own else make(args.task, **settings), chosen, budget)
+
+
+def _learn_one(args: argparse.Namespace, task: Task, chosen: Sequence[Method], budget: Budget) -> int:
+    from tqdm import tqdm
+
+    from verl_mtgrpo.lab.learn import DEFINITIONS, learn
+    from verl_mtgrpo.lab.learn.show import curves_csv, curves_figure, curves_table
+    from verl_mtgrpo.report.curves import save_figure
+
+    learned: list[Curves] = []
+    with tqdm(total=len(chosen) * budget.steps, unit=" steps") as bar:
+        for method in chosen:
+            bar.set_description(method.name)
+            learned.append(learn(task, method, budget, seeds=range(args.seeds), on_step=bar.update))
+    table = curves_table(task, learned)
+    best = f"Best that any policy reaches: {task.reachable:.3f}. Means over the seeds (lowest to highest)."
+    head = f"# Learning curves: {task.name}\n\n{_made_by('mtgrpo lab learn', _budget(args, budget))}\n\n{task.about}"
+    (args.out / "learn.md").write_text(f"{head}\n\n{best}\n\n{table}\n\n{DEFINITIONS}\n")
+    (args.out / "learn.csv").write_text(curves_csv(learned))
+    save_figure(curves_figure(task, learned), args.out / "learn.png")
+    print(f"{task.about}\n{best}\n\n{table}\n\n{args.out}/learn.md, learn.csv, learn.png")
+    return 0
+
+
+def _draw_map(args: argparse.Namespace, chosen: Sequence[Method], budget: Budget, settings: dict[str, Any]) -> int:
+    from tqdm import tqdm
+
+    from verl_mtgrpo.lab.learn import DEFINITIONS, MAPS, draw_up, thinned
+    from verl_mtgrpo.lab.learn.show import map_csv, map_figure, map_table
+    from verl_mtgrpo.report.curves import save_figure
+
+    if args.task not in MAPS:
+        raise ConfigError(f"--map: there is none of {args.task!r}", expected=f"--task {' or '.join(MAPS)}")
+    plan = thinned(MAPS[args.task]) if args.quick else MAPS[args.task]
+    points = len(plan.across.values) * len(plan.up.values)
+    with tqdm(total=points * len(chosen), unit=" cells") as bar:
+
+        def on_cell(what: str) -> None:
+            bar.set_description(what)
+            bar.update()
+
+        cells = draw_up(plan, chosen, budget, seeds=range(args.seeds), settings=settings, on_cell=on_cell)
+    table = map_table(plan, cells)
+    fixed = ", ".join(f"{key} {value}" for key, value in {**plan.settings, **settings}.items())
+    head = f"# Map: {args.task}\n\n{_made_by('mtgrpo lab learn --map', _budget(args, budget))} Task: {fixed}."
+    name = f"map-{args.task}"
+    (args.out / f"{name}.md").write_text(f"{head}\n\n{table}\n\n{DEFINITIONS}\n")
+    (args.out / f"{name}.csv").write_text(map_csv(cells))
+    save_figure(map_figure(plan, cells), args.out / f"{name}.png")
+    print(f"{table}\n\n{DEFINITIONS}\n\n{args.out}/{name}.md, {name}.csv, {name}.png")
+    return 0
+
+
+def _credit_bench(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from verl_mtgrpo.lab.learn.credit_bench import as_csv, as_markdown, run_all
+
+    with tqdm(unit=" batches") as bar:
+        scores = run_all(args.estimators or ["all"], quick=args.quick, on_batches=bar.update)
+    text = as_markdown(scores)
+    about = "1/20 of the batches" if args.quick else "numbers of batches as published"
+    (args.out / "credit-bench.md").write_text(
+        f"# AgentCreditBench\n\n{_made_by('mtgrpo lab learn --credit-bench', about)}\n\n{text}\n"
+    )
+    (args.out / "credit-bench.csv").write_text(as_csv(scores))
+    print(f"{text}\n\n{args.out}/credit-bench.md, credit-bench.csv")
+    return 0
+
+
+def _task_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return ``KEY=VALUE`` pairs as a dictionary; values are YAML, a list becomes a tuple."""
+    import yaml
+
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {pair!r}", expected="KEY=VALUE, such as heart=0.4")
+        try:
+            read = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair!r}: {error}", expected="KEY=VALUE, such as heart=0.4") from error
+        settings[key] = tuple(read) if isinstance(read, list) else read
+    return settings
+
+
+def _budget(args: argparse.Namespace, budget: Budget) -> str:
+    return (
+        f"{args.seeds} seeds, {budget.steps} steps of {budget.groups * budget.size} rollouts in groups of "
+        f"{budget.size}, {budget.optimizer} gradient, length {budget.length:g}"
+    )
+
+
+def _made_by(command: str, about: str) -> str:
+    return f"Made by `{command}` ({describe_source()}; {about}; {describe_machine()['packages']})."
+
+
+def _need_matplotlib() -> None:
+    if not importlib.util.find_spec("matplotlib"):
+        raise ConfigError("mtgrpo lab draws with matplotlib, which is not installed", fix="pip install matplotlib")

@@ -6,6 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from verl_mtgrpo.cli import Subparsers
 from verl_mtgrpo.errors import ConfigError, DataError
 from verl_mtgrpo.launch.provenance import describe_source
 
@@ -24,7 +25,7 @@ as mt_grpo: nothing is trained on a validation).
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "report",

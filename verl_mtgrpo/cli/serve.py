@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_mtgrpo.cli import Subparsers
 from verl_mtgrpo.errors import CompatibilityError, ConfigError, RetrievalError, RetrievalUnreachable
 from verl_mtgrpo.retrieval.addresses import is_this_machine
 
@@ -31,8 +32,17 @@ examples:
   mtgrpo serve --ray --min-replicas 1 --max-replicas 8 indexes/wiki
 """
 
+_LIMITS = (
+    # Fields of ServerSettings, whose import would take too long for `mtgrpo --help`; a test compares the defaults.
+    ("--topk", "default_k", 3, "K", "passages if a request says none"),
+    ("--queue", "queue", 512, "N", "requests that may wait"),
+    ("--threads", "threads", 0, "N", "searches at once, 0 for one on each core and 32 at most"),
+    ("--timeout", "timeout_s", 10.0, "S", "seconds a request may take"),
+    ("--max-body", "max_body_bytes", 8_000_000, "BYTES", "largest body of a request"),
+)
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+
+def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "serve",
@@ -44,17 +54,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for any (default: %(default)s)")
     parser.add_argument("--token-env", metavar="NAME", help="environment variable with the token to require")
-    parser.add_argument(
-        "--topk", type=int, default=3, metavar="K", help="passages if a request does not say (default: 3)"
-    )
-    parser.add_argument("--queue", type=int, default=512, metavar="N", help="requests that may wait (default: 512)")
-    parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="searches at once (default: one per core, 32 at most)"
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=10.0, metavar="S", help="seconds a request may take (default: 10)"
-    )
-    parser.add_argument("--max-body", type=int, default=8_000_000, metavar="BYTES", help="default: 8000000")
+    for option, name, default, metavar, words in _LIMITS:
+        words = f"{words} (default: %(default)s)"
+        parser.add_argument(option, dest=name, type=type(default), default=default, metavar=metavar, help=words)
     ray = parser.add_argument_group("on Ray")
     ray.add_argument("--ray", action="store_true", help="run as a Ray Serve application")
     ray.add_argument("--ray-address", metavar="ADDRESS", help="cluster to join (default: RAY_ADDRESS, or a new one)")
@@ -91,15 +93,9 @@ def _settings(args: argparse.Namespace) -> ServerSettings:
         from verl_mtgrpo.retrieval.server import ServerSettings
     except ImportError as error:
         raise missing_extra(error) from error
-    return ServerSettings(
-        default_k=args.topk,
-        max_k=max(100, args.topk),
-        max_body_bytes=args.max_body,
-        threads=args.threads,
-        queue=args.queue,
-        timeout_s=args.timeout,
-        token_env=args.token_env,
-    )
+    given = {name: value for name, value in vars(args).items() if name in ServerSettings.model_fields}
+    given["max_k"] = max(ServerSettings().max_k, args.default_k)
+    return ServerSettings.read(given, "", "mtgrpo serve")
 
 
 def missing_extra(error: ImportError) -> CompatibilityError:

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from verl_mtgrpo.cli import Subparsers
 from verl_mtgrpo.launch.command import TrainCommand
 from verl_mtgrpo.launch.echo import run_and_show
 from verl_mtgrpo.launch.failure import failure_report
@@ -23,7 +24,7 @@ The trainer's output goes to the screen and to a log. Ctrl-C ends the run and al
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "train",

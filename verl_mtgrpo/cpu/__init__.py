@@ -15,6 +15,7 @@ the plugin does when ``VERL_PLATFORM=cpu`` is set, never otherwise. The parts:
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -60,7 +61,7 @@ def _fix_process_group(module: Any) -> None:
 
 
 def _register_engines(module: Any) -> None:
-    import verl_mtgrpo.cpu.engines  # noqa: F401  (registers on import)
+    importlib.import_module("verl_mtgrpo.cpu.engines")  # registers itself
 
 
 def _register_rollout_adapter(module: Any) -> None:
@@ -78,7 +79,7 @@ def _register_rollout_replica(module: Any) -> None:
 
 
 def _register_checkpoint_engine(module: Any) -> None:
-    import verl_mtgrpo.cpu.checkpoint_engine  # noqa: F401  (registers on import)
+    importlib.import_module("verl_mtgrpo.cpu.checkpoint_engine")  # registers itself
 
 
 _HOOKS: dict[str, Callable[[Any], None]] = {

@@ -25,7 +25,11 @@ class _CpuFSDP:
 
     def __init__(self, model_config: Any, engine_config: Any, *args: Any, **kwargs: Any) -> None:
         _check_config(model_config, engine_config)
-        super().__init__(model_config, engine_config, *args, **kwargs)
+        # verl's decorator hides its classes from type checkers: what is read of them is said here.
+        self.model_config: Any
+        self.engine_config: Any
+        self.device_mesh: Any
+        super().__init__(model_config, engine_config, *args, **kwargs)  # pyright: ignore[reportCallIssue]
 
     def _build_fsdp_module(self, module: nn.Module) -> nn.Module:
         """Build the module as verl does, but do not offload a forward-only model (the reference policy).
@@ -35,7 +39,7 @@ class _CpuFSDP:
         config = self.engine_config
         self.engine_config = dataclasses.replace(config, forward_only=False)
         try:
-            return super()._build_fsdp_module(module)
+            return super()._build_fsdp_module(module)  # pyright: ignore[reportAttributeAccessIssue]
         finally:
             self.engine_config = config
 

@@ -191,6 +191,7 @@ class TokenGenerator:
         self._sampler = BatchSampler([r.params for r in self._rows])
 
     def _decode_one(self) -> list[Request]:
+        assert self._cache is not None  # there are rows
         columns = self._cache.columns
         positions = (columns - self._start).unsqueeze(-1)
         visible = (torch.arange(columns + 1) >= self._start[:, None])[:, None, None, :]
@@ -238,7 +239,7 @@ class TokenGenerator:
         params = row.params
         if token in params.stop_token_ids or (token in self.end_ids and not params.ignore_eos):
             return "stop"
-        if params.stop and any(text in self._decode(row.token_ids) for text in params.stop):
+        if params.stop and self._decode and any(text in self._decode(row.token_ids) for text in params.stop):
             return "stop"
         return "length" if len(row.token_ids) >= params.max_tokens else None
 
@@ -247,6 +248,7 @@ class TokenGenerator:
         if not alive:
             self._clear()
         elif (len(self._rows) - len(alive)) * self.DROP_SHARE >= len(self._rows):
+            assert self._cache is not None  # there are rows
             index = torch.tensor(alive)
             first = int(self._start[index].min())
             self._cache = self._cache.select(index, first_column=first)

@@ -38,14 +38,26 @@ class _Layer(CacheLayerMixin):
         """Append columns; return views of all valid columns."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        keys, values = self.buffers
         end = self.used + key_states.shape[2]
-        if end > self.keys.shape[2]:
-            self.keys = _grow(self.keys, self.used, end + _GROWTH)
-            self.values = _grow(self.values, self.used, end + _GROWTH)
-        self.keys[:, :, self.used : end] = key_states
-        self.values[:, :, self.used : end] = value_states
+        if end > keys.shape[2]:
+            keys = self.keys = _grow(keys, self.used, end + _GROWTH)
+            values = self.values = _grow(values, self.used, end + _GROWTH)
+        keys[:, :, self.used : end] = key_states
+        values[:, :, self.used : end] = value_states
         self.used = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return keys[:, :, :end], values[:, :, :end]
+
+    @property
+    def buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, with the columns that are not used yet."""
+        assert self.keys is not None and self.values is not None  # somebody has called update
+        return self.keys, self.values
+
+    def part(self, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of some columns."""
+        keys, values = self.buffers
+        return keys[:, :, columns], values[:, :, columns]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the key length and offset that Hugging Face builds masks with."""
@@ -64,7 +76,8 @@ class BatchCache(Cache):
     """A Hugging Face cache whose rows can be selected and joined."""
 
     def __init__(self, layers: list[_Layer]) -> None:
-        super().__init__(layers=layers)
+        super().__init__(layers=[*layers])
+        self._ours = layers
 
     @classmethod
     def empty(cls, layers: int) -> BatchCache:
@@ -74,31 +87,24 @@ class BatchCache(Cache):
     @property
     def columns(self) -> int:
         """Number of valid columns."""
-        return self.layers[0].used
+        return self._ours[0].used
 
     def select(self, rows: torch.Tensor, *, first_column: int) -> BatchCache:
         """Return a copy with only these rows (int64 indices), without the columns before ``first_column``."""
         span = slice(first_column, self.columns)
         return BatchCache(
-            [
-                _Layer(layer.keys[:, :, span].index_select(0, rows), layer.values[:, :, span].index_select(0, rows))
-                for layer in self.layers
-            ]
+            [_Layer(*(buffer.index_select(0, rows) for buffer in layer.part(span))) for layer in self._ours]
         )
 
     @staticmethod
     def join(first: BatchCache, second: BatchCache) -> BatchCache:
         """Return the rows of the first, then of the second, both left-padded to the longer one."""
         columns = max(first.columns, second.columns)
-        return BatchCache(
-            [
-                _Layer(
-                    _join(a.keys[:, :, : a.used], b.keys[:, :, : b.used], columns),
-                    _join(a.values[:, :, : a.used], b.values[:, :, : b.used], columns),
-                )
-                for a, b in zip(first.layers, second.layers, strict=True)
-            ]
+        pairs = (
+            zip(a.part(slice(a.used)), b.part(slice(b.used)), strict=True)
+            for a, b in zip(first._ours, second._ours, strict=True)
         )
+        return BatchCache([_Layer(*(_join(one, other, columns) for one, other in pair)) for pair in pairs])
 
 
 def _grow(buffer: torch.Tensor, used: int, columns: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ logical slot (``ray_kwargs.ray_init.num_gpus`` says how many there are), one tra
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -131,7 +131,7 @@ class CpuPlatform(PlatformBase):
         return "CUDA_VISIBLE_DEVICES"  # what Ray sets for its GPU resource, here logical slots
 
     @contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
+    def nvtx_range(self, msg: str) -> Generator[None]:
         yield
 
     def profiler_start(self) -> None:

@@ -16,6 +16,8 @@ from verl_mtgrpo.errors import CompatibilityError
 from verl_mtgrpo.installed import TESTED_VERL, verl_version
 
 _FUNCTION = "initialize_global_process_group_ray"
+_MARK = "_mtgrpo_plain_gloo"
+"""Attribute of a function whose default was changed."""
 
 
 def use_plain_gloo(module: Any) -> None:
@@ -24,7 +26,7 @@ def use_plain_gloo(module: Any) -> None:
     Idempotent. Raises CompatibilityError if this verl's function is not as described above.
     """
     original = getattr(module, _FUNCTION, None)
-    if getattr(original, "_mtgrpo_plain_gloo", False):
+    if getattr(original, _MARK, False):
         return
     if original is None or "backend" not in inspect.signature(original).parameters:
         raise CompatibilityError(
@@ -37,5 +39,5 @@ def use_plain_gloo(module: Any) -> None:
     def initialize(timeout_second: float | None = None, backend: str | None = None) -> None:
         return original(timeout_second=timeout_second, backend=backend or "gloo")
 
-    initialize._mtgrpo_plain_gloo = True  # type: ignore[attr-defined]
+    setattr(initialize, _MARK, True)
     setattr(module, _FUNCTION, initialize)

@@ -41,7 +41,7 @@ class CpuServer:
         options = self.config.engine_kwargs.get(ROLLOUT_NAME) or {}
         self._abort_is_error = options.get("trainer_mode", "sync").removeprefix("mtgrpo_") == "sync"
         self.global_steps: int | None = None
-        self._check_config()
+        self.max_model_len = self._check_config()
         self.model = self._build_model()
         self._weights_loaded = self.config.load_format != "dummy"
         tokenizer = self.model_config.tokenizer
@@ -56,14 +56,13 @@ class CpuServer:
         # Two replicas must not draw the same tokens for the same prompt.
         self.thread = GenerationThread(generator, seed=self.config.seed * 1000 + replica_rank)
 
-    def _check_config(self) -> None:
+    def _check_config(self) -> int:
+        """Refuse what this server cannot do; returns how many tokens a row may have."""
         limit = self.model_config.hf_config.max_position_embeddings
-        if self.config.max_model_len is None:
-            self.config.max_model_len = limit
-        if self.config.max_model_len > limit:
+        most = limit if self.config.max_model_len is None else self.config.max_model_len
+        if most > limit:
             raise ConfigError(
-                f"rollout.max_model_len is {self.config.max_model_len}, but the model's "
-                f"max_position_embeddings is {limit}",
+                f"rollout.max_model_len is {most}, but the model's max_position_embeddings is {limit}",
                 fix="lower rollout.max_model_len, or leave it null",
             )
         if self.config.logprobs_mode not in ("processed_logprobs", "raw_logprobs"):
@@ -73,6 +72,7 @@ class CpuServer:
             )
         if self.model_config.lora_rank > 0 and not self.model_config.lora.get("merge", False):
             raise ConfigError(f"{ROLLOUT_NAME} does not serve LoRA adapters", fix="set model.lora.merge=True")
+        return most
 
     def _build_model(self) -> torch.nn.Module:
         from transformers import AutoModelForCausalLM
@@ -82,7 +82,9 @@ class CpuServer:
         if self.config.load_format == "dummy":  # the trainer sends the weights before the first rollout
             model = AutoModelForCausalLM.from_config(hf_config, dtype=dtype)
         else:
-            model = AutoModelForCausalLM.from_pretrained(self.model_config.local_path, config=hf_config, dtype=dtype)
+            path = self.model_config.local_path
+            assert path is not None  # verl fills it in
+            model = AutoModelForCausalLM.from_pretrained(path, config=hf_config, dtype=dtype)
         return model.eval().requires_grad_(False)
 
     async def generate(
@@ -118,11 +120,11 @@ class CpuServer:
 
     def _max_tokens(self, prompt_length: int, sampling_params: dict[str, Any]) -> int:
         """Return verl's token limit: an explicit one, else what fits the response and the row; at least 1."""
-        room = self.config.max_model_len - prompt_length
+        room = self.max_model_len - prompt_length
         if room < 1:
             raise ConfigError(
                 f"the prompt has {prompt_length} tokens, which leaves no room to generate within "
-                f"max_model_len={self.config.max_model_len}"
+                f"max_model_len={self.max_model_len}"
             )
         limit = sampling_params.get("max_tokens", sampling_params.get("max_new_tokens"))
         if limit is None:
@@ -209,21 +211,30 @@ class CpuReplica(RolloutReplica):
             )
         if self.is_reward_model or self.is_teacher_model:
             raise ConfigError(f"rollout name {ROLLOUT_NAME} serves only the policy, not a reward or teacher model")
-        node_id = await self.workers[0].__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+        node_id = await self.workers[0].__ray_call__.remote(_node_of)
         name = server_name(self.replica_rank)
-        server = (
-            ray.remote(CpuServer)
-            .options(
-                name=name,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node_id, soft=False),
-                max_concurrency=self.max_concurrency,
-            )
-            .remote(config=self.config, model_config=self.model_config, replica_rank=self.replica_rank)
-        )
+        server = self._start(name, node_id)
         await server.__ray_ready__.remote()  # a server that cannot start fails here, with its reason
         self.servers = [server]
         self._server_handle = server
         self._server_address = f"ray-actor:{name}"  # verl's load balancer needs a unique name; no HTTP
+
+    def _start(self, name: str, node_id: str) -> Any:
+        """Start the actor: Ray's handle of it, whose type verl and Ray write differently."""
+        options = {
+            "name": name,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=node_id, soft=False),
+            "max_concurrency": self.max_concurrency,
+        }
+        return (
+            ray.remote(CpuServer)
+            .options(**options)
+            .remote(config=self.config, model_config=self.model_config, replica_rank=self.replica_rank)
+        )
+
+
+def _node_of(_worker: Any) -> str:
+    return ray.get_runtime_context().get_node_id()
 
 
 def _check_shapes(sent: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

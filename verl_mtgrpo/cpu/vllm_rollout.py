@@ -12,7 +12,7 @@ from verl_mtgrpo.cpu.vllm_check import check_config, check_installation
 # Before the import below, which fails without the name `vllm`, but with another message.
 check_installation()
 
-from verl.workers.rollout.vllm_rollout import ServerAdapter  # noqa: E402
+from verl.workers.rollout.vllm_rollout import ServerAdapter  # noqa: E402  # pyright: ignore[reportPrivateImportUsage]
 
 
 class CheckedServerAdapter(ServerAdapter):

@@ -10,6 +10,7 @@ Runs in vLLM's worker process, on the CPU only: ``engine_kwargs.vllm.worker_exte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from verl_mtgrpo.errors import ConfigError
 
 class ReloadingWorkerExtension(vLLMColocateWorkerExtension):
     """verl's extension of a vLLM worker, which loads weights by vLLM's ``reload_weights``."""
+
+    reload_weights: Callable[..., None]  # of vLLM's worker, which this class is mixed into
 
     def __new__(cls, **kwargs: Any) -> ReloadingWorkerExtension:
         """Check the versions before verl makes the worker."""

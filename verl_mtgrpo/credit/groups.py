@@ -18,6 +18,10 @@ from verl_mtgrpo.errors import CreditInputError
 
 SCALES = ("std", "none")
 
+ROUNDING = 1e-5
+"""Below this a number has no sign: a difference from a group's mean as a share of the group's range, and an advantage
+as it is. A value in the middle of its group, and terms that cancel, leave this much through rounding and epsilons."""
+
 
 @dataclass(frozen=True)
 class Groups:

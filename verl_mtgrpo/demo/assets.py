@@ -32,7 +32,7 @@ TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {"typ
 
 
 @dataclass(frozen=True)
-class DemoSettings:
+class AssetSettings:
     """The size of the demo and the behaviour of its policy. The defaults are those of ``make demo``.
 
     ``k`` and ``template`` decide what a search returns, in the warm-up and in the tool's configuration.
@@ -70,7 +70,7 @@ class DemoAssets:
 
 
 def prepare_demo(
-    out: Path, *, seed: int = 0, progress: bool = False, settings: DemoSettings | None = None
+    out: Path, *, seed: int = 0, progress: bool = False, settings: AssetSettings | None = None
 ) -> DemoAssets:
     """Make the assets in the folder ``out``, or return the existing ones.
 
@@ -80,7 +80,7 @@ def prepare_demo(
     Raises:
         DataError: ``out`` holds something else.
     """
-    settings = settings or DemoSettings()
+    settings = settings or AssetSettings()
     out = Path(out)
     key = _key(seed, settings)
     with lock_beside(out):
@@ -91,7 +91,7 @@ def prepare_demo(
     return _assets(out)
 
 
-def _make(folder: Path, key: dict[str, Any], seed: int, settings: DemoSettings, progress: bool) -> None:
+def _make(folder: Path, key: dict[str, Any], seed: int, settings: AssetSettings, progress: bool) -> None:
     from verl_mtgrpo.demo.policy import build_model, build_tokenizer, save_policy
     from verl_mtgrpo.demo.warmup import SampleMaker, torch_threads, warm_up
     from verl_mtgrpo.demo.warmup_check import rates, roll_out
@@ -113,8 +113,8 @@ def _make(folder: Path, key: dict[str, Any], seed: int, settings: DemoSettings, 
         warm_up(
             model,
             SampleMaker(tokenizer, world, TOOLS),
-            demonstrator,
-            habits=settings.habits,
+            drill=demonstrator.drill,
+            habit=lambda: demonstrator.habit(settings.habits),
             settings=settings.warmup,
             seed=seed,
             on_step=advance,
@@ -135,7 +135,7 @@ def _make(folder: Path, key: dict[str, Any], seed: int, settings: DemoSettings, 
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _key(seed: int, settings: DemoSettings) -> dict[str, Any]:
+def _key(seed: int, settings: AssetSettings) -> dict[str, Any]:
     """Return the key that is equal for equal demos."""
     return {"recipe": RECIPE, "version": __version__, "seed": seed, "settings": asdict(settings)}
 
@@ -188,7 +188,7 @@ def _rows(questions: list[Question]) -> Iterator[dict[str, Any]]:
         )
 
 
-def _write_tool_config(path: Path, settings: DemoSettings) -> None:
+def _write_tool_config(path: Path, settings: AssetSettings) -> None:
     """Write the package's tool YAML with the demo's ``k`` and ``template``."""
     from importlib.resources import files
 

@@ -107,6 +107,13 @@ def build_tokenizer(texts: Iterable[str], names: Sequence[str], *, vocab_size: i
     )
 
 
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """Return the id of a token that is in the vocabulary."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int)  # of one token, one number
+    return found
+
+
 def build_model(tokenizer: PreTrainedTokenizerBase, *, seed: int, start: str = "names") -> Qwen2ForCausalLM:
     """Make a randomly initialised Qwen2 of under a million parameters for ``tokenizer``.
 
@@ -120,6 +127,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, *, seed: int, start: str = "
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    turn_end, pad = token_id(tokenizer, TURN_END), token_id(tokenizer, PAD)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -132,16 +140,16 @@ def build_model(tokenizer: PreTrainedTokenizerBase, *, seed: int, start: str = "
         tie_word_embeddings=False,
         initializer_range=128**-0.5,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=turn_end,
+        pad_token_id=pad,
         dtype="float32",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(config)
         START[start](model)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = turn_end
+    model.generation_config.pad_token_id = pad
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import time
@@ -10,17 +11,24 @@ from pathlib import Path
 from verl_mtgrpo.cpu import ROLLOUT_NAME
 from verl_mtgrpo.demo.runs import Assets, RunPlan
 from verl_mtgrpo.demo.training import DemoSettings
+from verl_mtgrpo.demo.worlds import PAPER, WORLDS
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.launch.progress import format_duration
 
 
-def settings_from(steps: int | None) -> DemoSettings:
-    """Return the demo's settings; ``--steps`` overrides DEMO_STEPS, which overrides the default.
+def add_world(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--world``."""
+    about = "; ".join(f"{name}: {world.about}" for name, world in WORLDS.items())
+    parser.add_argument("--world", choices=WORLDS, default=PAPER, help=f"{about} (default: %(default)s)")
+
+
+def settings_from(steps: int | None, world: str = PAPER) -> DemoSettings:
+    """Return the demo's settings; ``--steps`` goes before DEMO_STEPS goes before the world's own number.
 
     Raises:
         ConfigError: The number of steps is not positive.
     """
-    asked = steps if steps is not None else os.environ.get("DEMO_STEPS") or DemoSettings.steps
+    asked = steps if steps is not None else os.environ.get("DEMO_STEPS") or WORLDS[world].steps
     try:
         count = int(asked)
     except ValueError:
@@ -30,8 +38,8 @@ def settings_from(steps: int | None) -> DemoSettings:
     return dataclasses.replace(DemoSettings(), steps=count)
 
 
-def prepare_assets(out: Path, *, seed: int) -> Assets:
-    """Return the seed's world, index and policy below ``out``; make them if they do not exist."""
+def prepare_assets(out: Path, *, seed: int, world: str = PAPER) -> Assets:
+    """Return the seed's world, index and policy below ``out``, made unless they exist."""
     # OpenMP reads these when torch loads it. Spinning threads took three times the CPU time of
     # sleeping threads, on cores that do other work as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -39,20 +47,29 @@ def prepare_assets(out: Path, *, seed: int) -> Assets:
     from verl_mtgrpo.demo.assets import prepare_demo
 
     started = time.monotonic()
-    assets = prepare_demo(out / f"assets-seed{seed}", seed=seed, progress=True)
+    folder = out / f"assets{suffix(world=world)}-seed{seed}"
+    assets = prepare_demo(folder, seed=seed, progress=True, settings=WORLDS[world].assets)
     took = format_duration(time.monotonic() - started)
     print(f"world, index and policy of seed {seed} ready after {took}: {assets.policy.parent}", flush=True)
     return assets
 
 
 def plan_run(
-    out: Path, assets: Assets, *, preset: str, seed: int, settings: DemoSettings, rollout: str = ROLLOUT_NAME
+    out: Path,
+    assets: Assets,
+    *,
+    preset: str,
+    seed: int,
+    settings: DemoSettings,
+    rollout: str = ROLLOUT_NAME,
+    world: str = PAPER,
 ) -> RunPlan:
-    """Return the plan of a run in its usual folder below ``out``, which the demo and the comparison share."""
-    folder = out / f"{preset}{suffix(rollout)}-seed{seed}"
+    """Return a run in its usual place below ``out``, where the demo and the comparison share it."""
+    folder = out / f"{preset}{suffix(rollout, world)}-seed{seed}"
     return RunPlan(folder=folder, preset=preset, seed=seed, assets=assets, settings=settings, rollout=rollout)
 
 
-def suffix(rollout: str) -> str:
-    """Return the suffix for files of a rollout engine other than the default."""
-    return "" if rollout == ROLLOUT_NAME else f"-{rollout}"
+def suffix(rollout: str = ROLLOUT_NAME, world: str = PAPER) -> str:
+    """Return what tells the files of another rollout engine or world from those of the usual one."""
+    usual = (ROLLOUT_NAME, PAPER)
+    return "".join(f"-{name}" for name in (rollout, world) if name not in usual)

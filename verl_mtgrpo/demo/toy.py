@@ -15,7 +15,7 @@ from pathlib import Path
 from verl_mtgrpo.atomic import atomic_folder, lock_beside
 from verl_mtgrpo.data.rows import make_row, write_parquet
 from verl_mtgrpo.demo.policy import build_model, build_tokenizer, save_policy, search_call
-from verl_mtgrpo.demo.warmup_demos import RENAME_NONE, Demonstration, Habits
+from verl_mtgrpo.demo.warmup_demos import RENAME_NONE, Demonstration
 from verl_mtgrpo.demo.warmup_settings import WarmupSettings
 from verl_mtgrpo.demo.world import World
 from verl_mtgrpo.passages import Passage
@@ -122,5 +122,5 @@ def _make(folder: Path, speech: Speech, questions: int) -> None:
     settings = WarmupSettings(drill_steps=80, habit_steps=0, warmup_steps=10)
     with torch_threads(1):  # two threads on a core shared with others wait for each other
         maker = SampleMaker(tokenizer, World((), (), (), ()), TOOLS)
-        warm_up(model, maker, TwoHabits(speech), habits=Habits(), settings=settings, seed=0)  # type: ignore[arg-type]
+        warm_up(model, maker, drill=TwoHabits(speech).drill, settings=settings, seed=0)
     save_policy(model, tokenizer, folder / "policy")

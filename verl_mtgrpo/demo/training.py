@@ -14,8 +14,8 @@ from typing import Any
 class DemoSettings:
     """How one demo policy is trained. The README's curve was made with the defaults."""
 
-    # Training steps: tool execution is near 1 well before that.
-    steps: int = 30
+    # Training steps: tool execution is near 1 well before that, reading takes longer.
+    steps: int = 50
     # Questions per step, and rollouts per question: the group within which advantages are computed.
     prompts: int = 16
     rollouts: int = 8

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from verl_mtgrpo.demo.policy import TURN_END, TURN_START, name_token
-from verl_mtgrpo.demo.warmup_demos import RENAME_ALIKE, RENAME_ALL, Demonstration, Demonstrator, Habits
+from verl_mtgrpo.demo.policy import PAD, TURN_END, TURN_START, name_token, token_id
+from verl_mtgrpo.demo.warmup_demos import RENAME_ALIKE, RENAME_ALL, Demonstration
 from verl_mtgrpo.demo.warmup_settings import WarmupSettings
 from verl_mtgrpo.demo.world import World
 
@@ -37,18 +38,20 @@ class SampleMaker:
     """Turns demonstrations into samples with renamed names."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, world: World, tools: list[dict[str, Any]]) -> None:
-        self.pad_id: int = tokenizer.pad_token_id
+        self.pad_id = token_id(tokenizer, PAD)
         self._tokenizer = tokenizer
         self._tools = tools
         self._names = self._token_ids(world.names)
         self._famous = self._token_ids([entity.name for entity in world.entities if entity.famous])
         self._obscure = np.setdiff1d(self._names, self._famous)
         self._opening = tokenizer.encode(f"{TURN_START}assistant\n", add_special_tokens=False)
-        self._closing = tokenizer.convert_tokens_to_ids(TURN_END)
+        self._closing = token_id(tokenizer, TURN_END)
 
     def __call__(self, demonstration: Demonstration, rng: np.random.Generator) -> Sample:
         """Return the demonstration as a sample, with names exchanged at random."""
-        text = self._tokenizer.apply_chat_template(list(demonstration.messages), tools=self._tools, tokenize=False)
+        text = str(
+            self._tokenizer.apply_chat_template(list(demonstration.messages), tools=[*self._tools], tokenize=False)
+        )
         ids = np.asarray(self._tokenizer.encode(text, add_special_tokens=False))
         weights = np.where(self._written(ids), 1.0, READ_WEIGHT).astype(np.float32)
         return Sample(self._renaming(demonstration.rename, rng)[ids], weights)
@@ -80,9 +83,9 @@ class SampleMaker:
 def warm_up(
     model: Qwen2ForCausalLM,
     maker: SampleMaker,
-    demonstrator: Demonstrator,
     *,
-    habits: Habits,
+    drill: Callable[[], Demonstration],
+    habit: Callable[[], Demonstration] | None = None,
     settings: WarmupSettings,
     seed: int,
     on_step: Callable[[], None] = lambda: None,
@@ -90,14 +93,14 @@ def warm_up(
     """Train ``model`` in place, on drills and then on habits; ``on_step`` is called after each step."""
     rng = np.random.default_rng(seed)
     batches = [
-        *_batches(demonstrator.drill, maker, settings.drill_steps, settings.batch_size, rng),
-        *_batches(lambda: demonstrator.habit(habits), maker, settings.habit_steps, settings.batch_size, rng),
+        *_batches(drill, maker, settings.drill_steps, settings.batch_size, rng),
+        *(_batches(habit, maker, settings.habit_steps, settings.batch_size, rng) if habit else ()),
     ]
     _train(model, batches, settings=settings, pad_id=maker.pad_id, seed=seed, on_step=on_step)
 
 
 @contextlib.contextmanager
-def torch_threads(count: int = 2) -> Iterator[None]:
+def torch_threads(count: int = 2) -> Generator[None]:
     """Compute with ``count`` threads inside the block: a fixed number, so that sums are reproducible."""
     import torch
 
@@ -164,7 +167,7 @@ def _train(
             model=model,
             args=_arguments(folder, len(batches), settings, seed),
             train_dataset=[sample for batch in batches for sample in batch],
-            data_collator=lambda samples: _collate(samples, pad_id),
+            data_collator=partial(_collate, pad_id=pad_id),
             callbacks=[Step()],
         )
         trainer.remove_callback(PrinterCallback)
@@ -179,7 +182,9 @@ def _trainer_class() -> Any:
 
     class WeightedTrainer(Trainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-            return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+            samples = self.train_dataset if train_dataset is None else train_dataset
+            assert isinstance(samples, list)  # as it is given below
+            return SequentialSampler(samples)
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
             weights = inputs.pop("weights")[:, 1:]

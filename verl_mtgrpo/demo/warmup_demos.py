@@ -43,6 +43,8 @@ class Demonstration:
 class Habits:
     """How the policy behaves when reinforcement learning starts; each number is a probability.
 
+    The defaults are those of ``make demo``.
+
     Attributes:
         search: It searches at all.
         broken_call: A call has damaged JSON and is not carried out.
@@ -54,11 +56,11 @@ class Habits:
     """
 
     search: float = 0.35
-    broken_call: float = 0.1
-    vague_query: float = 0.25
-    wrong_query: float = 0.25
+    broken_call: float = 0.2
+    vague_query: float = 0.3
+    wrong_query: float = 0.35
     second_search: float = 0.5
-    careless: float = 0.4
+    careless: float = 0.85
     bare_answer: float = 0.06
 
 

@@ -5,7 +5,7 @@ another entity. The passages are easy to confuse: titles differ in one name ("Yo
 "Youth of Tarmin"), all passages of one aspect use the same words, and every entity is also mentioned in
 passages about others. So a search finds the right passage only with both the name and the relation.
 
-About a quarter of the questions are about a few *famous* entities. Nothing sets their passages apart;
+About a third of the questions are about a few *famous* entities. Nothing sets their passages apart;
 the demo policy learns their facts by heart before reinforcement learning starts.
 """
 
@@ -122,10 +122,10 @@ class WorldSize:
     """
 
     entities_per_kind: int = 60
-    famous_per_kind: int = 7
+    famous_per_kind: int = 9
     train_questions: int = 1024
     val_questions: int = 160
-    famous_share: float = 0.28
+    famous_share: float = 0.35
     two_hop_share: float = 0.15
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -139,13 +139,13 @@ async def _rollout(setup: Setup, loop: str, tool: Tool, server: _Reciter) -> Any
     from verl_mtgrpo.integration.rollout.search_tool import default_schema
 
     schema = OpenAIFunctionToolSchema.model_validate(tool.schema) if tool.schema else default_schema(1)
-    known = FunctionTool(name=tool.name, fn=lambda **_: RESULT, tool_schema=schema, is_async=False)
+    known = FunctionTool(name=tool.name, fn=_result, tool_schema=schema, is_async=False)
     kind = RawContinuationAgentLoop if loop == RAW else TurnToolAgentLoop
     made = kind(
         trainer_config=DictConfigWrap(_without_limits(setup)),
         server_manager=server,
         tokenizer=setup.tokenizer,
-        processor=None,
+        processor=None,  # pyright: ignore[reportArgumentType]  (as verl itself gives for models of text)
         dataset_cls=RLHFDataset,
         data_config=DictConfigWrap(setup.config.data),
         hf_model_type=None,
@@ -157,9 +157,13 @@ async def _rollout(setup: Setup, loop: str, tool: Tool, server: _Reciter) -> Any
 
 def _without_limits(setup: Setup) -> Any:
     rollout = OmegaConf.to_container(setup.config.actor_rollout_ref.rollout, resolve=True)
-    rollout.update(prompt_length=_ROOM, response_length=_ROOM)  # type: ignore[union-attr,call-arg]
-    rollout["multi_turn"].update(max_assistant_turns=None, max_user_turns=None, max_tool_response_length=_ROOM)  # type: ignore[index,call-overload]
-    return OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}})
+    multi_turn = {"max_assistant_turns": None, "max_user_turns": None, "max_tool_response_length": _ROOM}
+    room = {"prompt_length": _ROOM, "response_length": _ROOM, "multi_turn": multi_turn}
+    return OmegaConf.create({"actor_rollout_ref": {"rollout": OmegaConf.merge(rollout, room)}})
+
+
+def _result(**_: Any) -> str:
+    return RESULT
 
 
 class _Reciter:
@@ -213,8 +217,8 @@ def _bare(text: str) -> str:
     return "".join(text.split()).lower()
 
 
-def prompt_ids(setup: Setup, messages: list[dict[str, Any]]) -> list[int]:
+def prompt_ids(setup: Setup, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """Return a prompt as the agent loop builds it."""
     spoken = setup.get(f"{MULTI_TURN}.format")
     schemas = None if spoken in CUT_FORMATS else [tool.schema for tool in setup.tools if tool.schema]
-    return setup.builder.build_initial_tokens(messages, tools=schemas)
+    return setup.builder.build_initial_tokens(list(messages), tools=schemas)

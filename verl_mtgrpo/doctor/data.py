@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def _is_one_document(start: str) -> bool:
     return line.endswith(("{", "[", ",")) or line == ""
 
 
-def _rows_problems(setup: Setup, key: str, file: str, rows: list[dict[str, Any]]) -> Iterator[Finding]:
+def _rows_problems(setup: Setup, key: str, file: str, rows: Sequence[Any]) -> Iterator[Finding]:
     """Yield what is wrong with a file's first rows, one thing at most."""
     if not all(isinstance(row, dict) for row in rows):
         yield Finding(CHECK, "fail", f"{file} has {describe(rows[0])} per entry instead of rows", WRITE)
@@ -158,7 +158,7 @@ def _scored_by_verl(setup: Setup) -> bool:
     return asked and not setup.get("reward.custom_reward_function.path")
 
 
-def _sources(file: str, rows: list[dict[str, Any]]) -> set[str]:
+def _sources(file: str, rows: Sequence[Any]) -> set[str]:
     """Return the ``data_source`` of all rows of a parquet file, of the first rows of others."""
     if not file.endswith(".parquet"):
         return {str(row["data_source"]) for row in rows if "data_source" in row}

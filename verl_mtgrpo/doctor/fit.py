@@ -182,7 +182,7 @@ def _format(setup: Setup) -> Iterator[Finding]:
 
     key, engine = f"{MULTI_TURN}.format", setup.get(f"{ROLLOUT}.name")
     spoken, loop = setup.get(key), setup.get(f"{ROLLOUT}.agent.default_agent_loop")
-    known = sorted(ToolParser._registry)
+    known = sorted(ToolParser._registry)  # pyright: ignore[reportPrivateUsage]  (verl has no other list of them)
     if spoken not in known:
         message = f"{key}={spoken}: verl has no tool parser of this name"
         yield Finding("turns", "fail", message, f"set {key} to one of {', '.join(known)}")

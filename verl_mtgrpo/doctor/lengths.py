@@ -57,8 +57,8 @@ def _prompts(setup: Setup, prompts: list[int]) -> Iterator[Finding]:
 
 def _tokens(setup: Setup, tool: Tool, passages: list[Passage]) -> int:
     """Return how many tokens of these passages the model would read."""
-    settings, max_chars = search_settings(tool.config)
-    text = render_passages(passages, template=settings.template, max_chars=max_chars)
+    settings = search_settings(tool.config)
+    text = render_passages(passages, template=settings.template, max_chars=settings.max_chars)
     text = text[: int(setup.get(f"{MULTI_TURN}.max_tool_response_length"))]
     return len(setup.tokenizer.encode(text, add_special_tokens=False))
 
@@ -83,7 +83,7 @@ def _estimated(setup: Setup) -> Iterator[Finding]:
     """Warn by the settings alone: a result may be shorter than it is allowed to be, so this never refuses a run."""
     room, most = _response(setup), int(setup.get(f"{MULTI_TURN}.max_tool_response_length") or 0)
     for tool in setup.tools:
-        longest = min(most, search_settings(tool.config)[1] or most) if tool.searches else most
+        longest = min(most, search_settings(tool.config).max_chars or most) if tool.searches else most
         if longest // CHARS_PER_TOKEN >= room:
             message = f"{tool.name} may return {longest} characters, about {longest // CHARS_PER_TOKEN} tokens"
             message += f" at {CHARS_PER_TOKEN} characters each, and data.max_response_length={room}"

@@ -28,7 +28,7 @@ _REGISTRIES = {
 
 def look() -> tuple[list[str], list[str]]:
     """Return all names of this package, and those that verl does not know in this process."""
-    import verl  # noqa: F401  loads the plugin
+    importlib.import_module("verl")  # loads the plugin
 
     from verl_mtgrpo.plugin import HOOKS
 

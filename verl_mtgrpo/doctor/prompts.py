@@ -53,7 +53,7 @@ def _rendered(setup: Setup, messages: Sequence[Mapping[str, Any]], *, tools: boo
     if setup.builder is None:
         return "\n".join(map(_text, messages))
     if tools:
-        return setup.tokenizer.decode(prompt_ids(setup, list(messages)))  # type: ignore[arg-type]
+        return setup.tokenizer.decode(prompt_ids(setup, messages))
     return setup.tokenizer.decode(setup.builder.build_initial_tokens(list(messages), tools=None))
 
 

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.integration.advantage.fields import MODES
 from verl_mtgrpo.integration.external_modules import MODULES, load_external_modules
-from verl_mtgrpo.integration.settings import did_you_mean
+from verl_mtgrpo.settings import did_you_mean
 
 _ROLLOUT = "actor_rollout_ref.rollout"
 

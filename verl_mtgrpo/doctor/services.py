@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
-from dataclasses import replace
+from collections.abc import Generator, Iterator, Sized
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -62,12 +61,13 @@ def without_search(setup: Setup) -> str:
 
 
 def _search(setup: Setup, tool: Tool, spec: Any) -> tuple[Finding, list[Found]]:
-    settings, _ = search_settings(tool.config)
+    settings = search_settings(tool.config)
     if setup.patience_s is not None:
         patience = min(setup.patience_s, settings.patience_s)
-        settings = replace(settings, patience_s=patience, request_timeout_s=min(patience, settings.request_timeout_s))
-    opened = open_index(spec, settings)
-    count = len(opened) if hasattr(opened, "__len__") else None  # a service does not say
+        shorter = {"patience_s": patience, "request_timeout_s": min(patience, settings.request_timeout_s)}
+        settings = settings.model_copy(update=shorter)
+    opened = open_index(settings)
+    count = len(opened) if isinstance(opened, Sized) else None  # a service does not say
     if count == 0:
         fix = "build it: mtgrpo index CORPUS --out DIR"
         return Finding("index", "fail", f"the index {spec} has no passages", fix), []

@@ -8,15 +8,16 @@ leaves runs alone that use nothing of ours.
 
 from __future__ import annotations
 
+import importlib
 import logging
 from typing import Any
 
-from hydra import conf as _hydras_own  # noqa: F401  stores the defaults that are extended below
 from hydra.core.config_store import ConfigStore
 from hydra.experimental.callback import Callback
 
 from verl_mtgrpo.errors import ConfigError, MTGRPOError
 
+importlib.import_module("hydra.conf")  # stores the defaults that are extended below
 logger = logging.getLogger(__name__)
 
 

@@ -60,7 +60,7 @@ def _native(path: str | None) -> list[Tool]:
     if not path:
         return []
     try:
-        listed = OmegaConf.load(resolve_config_path(path)).get("tools") or []
+        listed = OmegaConf.select(OmegaConf.load(resolve_config_path(path)), "tools") or []
         entries = [OmegaConf.to_container(one, resolve=True) for one in listed]
     except Exception as error:  # YAML's and OmegaConf's errors have no common root
         raise ConfigError(
@@ -86,8 +86,8 @@ def _native_tool(entry: Any, path: str) -> Tool:
         raise ConfigError(f"{path}: config.type of {name} is {config.get('type')!r}", fix="verl 0.9 knows only native")
     searches = isinstance(kind, type) and issubclass(kind, SearchTool)
     if searches:
-        settings, _ = search_settings(config)
-        schema = schema or default_schema(settings.max_queries).model_dump(exclude_none=True)
+        most = search_settings(config).max_queries
+        schema = schema or default_schema(most).model_dump(exclude_none=True)
     called = _validated(schema, path)["function"]["name"] if schema else attribute
     return Tool(called, schema, config, searches)
 
@@ -148,7 +148,7 @@ def _lengths(setup: Setup) -> Iterator[Finding]:
     key = f"{MULTI_TURN}.max_tool_response_length"
     most = setup.get(key)
     for tool in setup.tools:
-        longest = tool.config.get("max_chars", 3000) if tool.searches else None
+        longest = search_settings(tool.config).max_chars if tool.searches else None
         if longest and longest > most:
             message = (
                 f"{tool.name} returns up to {longest} characters (max_chars), but verl cuts results at {key}={most}"

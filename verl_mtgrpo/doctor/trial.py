@@ -19,7 +19,7 @@ from verl_mtgrpo.doctor.findings import Finding, from_error, one_line
 from verl_mtgrpo.doctor.setup import MULTI_TURN, Setup, Tool
 from verl_mtgrpo.errors import DropRollout, MTGRPOError
 from verl_mtgrpo.integration.data_sources import is_scored_by_verl
-from verl_mtgrpo.integration.settings import TurnRewardSettings, did_you_mean, turn_reward_settings
+from verl_mtgrpo.integration.settings import TurnRewardSettings, turn_reward_settings
 from verl_mtgrpo.integration.verl_score import model_text, read_score, score_arguments
 from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.rewards import JUDGES, PRESETS, ToolCall, Transcript, Turn, load_preset
@@ -28,6 +28,7 @@ from verl_mtgrpo.rewards.formats import FORMATS, HERMES, TextFormat
 from verl_mtgrpo.rewards.measures import tool_trouble
 from verl_mtgrpo.rewards.pattern import TURN_PATTERN
 from verl_mtgrpo.rewards.presets import check_kind, check_numbers, described, pay
+from verl_mtgrpo.settings import did_you_mean
 
 CHECK = "reward"
 LIMIT_S = 20.0
@@ -150,7 +151,7 @@ def _compute_score(setup: Setup) -> Iterator[Finding]:
         return
     if not setup.rows:
         return
-    row = {"data_source": "", **setup.rows[0]}
+    row: dict[str, Any] = {"data_source": "", **setup.rows[0]}
     truth = row["reward_model"]["ground_truth"]
     if not function and not is_scored_by_verl(str(row["data_source"])):
         return  # said by the check of the questions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -67,5 +67,8 @@ def _is_mapping(value: Any) -> bool:
     return isinstance(value, DictConfig)
 
 
-def _or_null(fits: Any) -> Any:
-    return lambda value: value is None or fits(value)
+def _or_null(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def null_or_fits(value: Any) -> bool:
+        return value is None or fits(value)
+
+    return null_or_fits

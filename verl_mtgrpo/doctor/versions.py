@@ -11,9 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
+from typing import TYPE_CHECKING
 
 from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.installed import TESTED_VERL, installed, verl_in_front, verl_version
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 OURS, CHECK = "verl-mtgrpo", "versions"
 SHOWN = ("verl", "torch", "ray", "transformers", "TransferQueue")
@@ -140,7 +144,7 @@ def _imported() -> Iterator[Finding]:
         yield Finding(CHECK, "fail", message, f"pip install {wanted}")
 
 
-def _requirements(owner: str) -> list:
+def _requirements(owner: str) -> list[Requirement]:
     from packaging.requirements import Requirement
 
     try:

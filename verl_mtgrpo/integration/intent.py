@@ -106,7 +106,7 @@ def _differences(config: Any, group: DictConfig, name: str) -> Iterator[Override
     if leftover and _SAME.get(estimator, estimator) != wanted:  # the user's own is none
         why = f"it would train {estimator} with the rewards and settings of {name}"
         yield Override(_ESTIMATOR, wanted, estimator, why)
-    pay = OmegaConf.select(config, _PAY) or TurnRewardSettings.pay  # its default, where the node was taken away
+    pay = OmegaConf.select(config, _PAY) or TurnRewardSettings().pay  # its default, where the node was taken away
     # A value that does not exist is refused where it is read.
     if pays_turns(config) and pay in PAY and pay != _value(group, _PAY):
         yield Override(_PAY, _value(group, _PAY), pay, f"the rewards paid would not be those that {name} learns from")
@@ -120,8 +120,11 @@ def _differences(config: Any, group: DictConfig, name: str) -> Iterator[Override
 def packaged(name: str) -> DictConfig:
     """Return what a packaged group sets: its file over those that it lists as defaults; nothing is resolved."""
     own = OmegaConf.create((GROUPS / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert isinstance(own, DictConfig)  # no list: a file of this package
     below = [packaged(one) for one in own.pop("defaults", []) if one != "_self_"]
-    return OmegaConf.merge(*below, own)  # type: ignore[return-value]
+    merged = OmegaConf.merge(*below, own)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _value(group: DictConfig, key: str) -> Any:

@@ -7,7 +7,7 @@ path and runs the same app as a single process does, with the same limits for ea
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +104,7 @@ def _builder(index: BM25Index | DenseIndex, settings: ServerSettings) -> Any:
 @contextmanager
 def running(
     index: Path, settings: ServerSettings, scale: Scale, *, host: str, port: int, ray_address: str | None = None
-) -> Iterator[None]:
+) -> Generator[None]:
     """Run the application inside a ``with`` block; it answers when the block begins and is gone after it.
 
     Joins the cluster at ``ray_address`` or RAY_ADDRESS, which stays as it was with its other applications;
@@ -139,8 +139,8 @@ def running(
 
 
 @contextmanager
-def _told_apart() -> Iterator[None]:
-    """Turn an error of Ray into one of ours with its last line: the traceback before it is from another process."""
+def _told_apart() -> Generator[None]:
+    """Return the last line of an error of Ray: the traceback before it is from another process."""
     try:
         yield
     except RuntimeError as error:

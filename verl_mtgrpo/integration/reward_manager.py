@@ -13,7 +13,6 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -81,7 +80,7 @@ class TurnRewardManager(RewardManagerBase):
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """Score one rollout (the last output of it, if the agent loop made several)."""
-        item = data[-1:][0]
+        item = data[-1]
         row = item.non_tensor_batch
         fields = row.get("tool_extra_fields")
         transcript = fields.get(TRANSCRIPT) if isinstance(fields, dict) else None
@@ -168,7 +167,7 @@ def _reward_function(settings: TurnRewardSettings, router: str | None, config: A
     judge = settings.judge
     if router and not judge.base_url:
         model = judge.model or str(config.reward.reward_model.model_path)
-        judge = replace(judge, base_url=f"http://{router}/v1", model=model)
+        judge = judge.model_copy(update={"base_url": f"http://{router}/v1", "model": model})
     secret = OmegaConf.to_yaml(config)
     return Judge(judge, secret) if settings.preset == Judge.preset else PaperJudge(judge, settings.pay, secret)
 

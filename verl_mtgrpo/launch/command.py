@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,7 +130,7 @@ def _is_there(name: str) -> bool:
 
 
 @contextmanager
-def private_ray() -> Iterator[dict[str, str]]:
+def private_ray() -> Generator[dict[str, str]]:
     """Yield the environment of a run that starts a private Ray, in a folder that is removed afterwards."""
     # Sockets live below this folder, and the path of a socket may have 107 bytes at most: not TMPDIR,
     # which is long on some systems.

@@ -12,10 +12,11 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -25,6 +26,7 @@ _POLL_S = 0.5
 _INTERRUPT_GRACE_S = 10.0
 _TERMINATE_GRACE_S = 5.0
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied)
+_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
 def run_child(
@@ -143,7 +145,7 @@ def _interrupt(child: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _terminations_raise() -> Iterator[None]:
+def _terminations_raise() -> Generator[None]:
     """Turn SIGTERM and SIGHUP into SystemExit and SIGINT into KeyboardInterrupt, so that ``finally`` runs.
 
     A shell without job control starts background processes with SIGINT ignored, and Python
@@ -154,7 +156,7 @@ def _terminations_raise() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    handlers: dict[int, object] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: stop}
+    handlers: dict[int, _Handler] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: stop}
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         handlers[signal.SIGHUP] = stop
     with _handlers(handlers):
@@ -162,7 +164,7 @@ def _terminations_raise() -> Iterator[None]:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
+def _interrupts_ignored() -> Generator[None]:
     """Ignore an impatient second Ctrl-C while the family is being ended."""
     ignored = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     with _handlers(dict.fromkeys(ignored, signal.SIG_IGN)):
@@ -170,8 +172,8 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 @contextmanager
-def _handlers(handlers: Mapping[int, object]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}  # type: ignore[arg-type]
+def _handlers(handlers: Mapping[int, _Handler]) -> Generator[None]:
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:

@@ -5,6 +5,8 @@ Dumps may be larger than memory, so they are read twice: once for this catalog, 
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -35,12 +37,13 @@ class Entry:
         start: Byte offset of its line.
         number: The rollout's number within its group.
         rewards: The reward paid at each turn.
-        advantages: The advantage of each turn.
+        advantages: By turn.
         right: True if its answer is an accepted one; None if there is no accepted answer.
         used: True if a tool call was carried out.
         hit: True if an accepted answer is in a result that the model saw; None for yes/no questions.
         errors: The number of tool calls that failed or were not carried out.
         dropped: True if it was left out of the update.
+        components: The finite numbers that were logged of it, by name.
     """
 
     file: int
@@ -53,6 +56,7 @@ class Entry:
     hit: bool | None
     errors: int
     dropped: bool
+    components: Mapping[str, float]
 
     @property
     def total(self) -> float:
@@ -71,6 +75,7 @@ class Group:
         question: The beginning of the question.
         answers: The accepted answers.
         estimator: The estimator that computed the advantages.
+        settings: Its knobs, as the dump names them.
         entries: The rollouts, in the dump's order.
     """
 
@@ -80,6 +85,7 @@ class Group:
     question: str
     answers: tuple[str, ...]
     estimator: str
+    settings: Mapping[str, Any]
     entries: list[Entry] = field(default_factory=list[Entry])
 
     @property
@@ -172,6 +178,7 @@ def _group_of(rollout: DumpedRollout, path: Path) -> Group:
         question=question if len(question) <= _QUESTION_CHARS else question[: _QUESTION_CHARS - 1] + "…",
         answers=rollout.answers,
         estimator=rollout.estimator if rollout.advantages is not None else RECOMPUTED,
+        settings=rollout.settings,
     )
 
 
@@ -190,6 +197,8 @@ def _entry_of(rollout: DumpedRollout, file: int, start: int) -> Entry:
         hit=_has_hit(rollout.transcript, accepted),
         errors=sum(not call.ok for call in calls),
         dropped=rollout.dropped is not None,
+        # One string for the same name in all rollouts: there are many.
+        components={sys.intern(name): value for name, value in rollout.components.items() if math.isfinite(value)},
     )
 
 

@@ -269,11 +269,13 @@ def _average(
     label: str, names: Sequence[str], data_sets: Mapping[str, DataSet], means: Mapping[str, np.ndarray]
 ) -> Row:
     """Return the mean over data sets; undefined if one of them has nothing to count."""
+    import numpy as np
+
     parts = [data_sets[name] for name in names]
     estimates: Mapping[str, Estimate | None] = dict.fromkeys(METRICS)
     if all(name in means for name in names):
-        mean = sum(_mean(one.values) for one in parts) / len(parts)
-        resampled = sum(means[name] for name in names) / len(parts)
+        mean = np.mean([_mean(one.values) for one in parts], axis=0)
+        resampled = np.mean([means[name] for name in names], axis=0)
         estimates = _estimates(mean, resampled, min(len(one.values) for one in parts))
     return Row(
         label,

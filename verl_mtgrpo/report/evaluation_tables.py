@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from verl_mtgrpo.report import calibration_tables
+from verl_mtgrpo.report.calibration import Calibration
 from verl_mtgrpo.report.evaluation import METRICS, Bootstrap, Estimate, Evaluation, Row
 from verl_mtgrpo.report.published import NOTES, ORDER, PAPER_AVERAGE, PUBLISHED, Published
 from verl_mtgrpo.report.tables import markdown_table
@@ -22,7 +24,9 @@ OF_TRAINING = (
 """The warning for numbers from a training dump."""
 
 Differences = Mapping[str, Sequence[Row]]
-"""Label of a later dump -> its differences from the first."""
+"""Label of a later dump -> its differences to the first."""
+Calibrations = Mapping[str, Sequence[Calibration]]
+"""Label of a dump -> how its turn rewards go with its outcomes."""
 
 
 def table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
@@ -60,7 +64,14 @@ def paper_table(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list
     return ["exact match", *ours, *(method.label for method in methods)], lines
 
 
-def to_markdown(evaluations: Sequence[Evaluation], changes: Differences, bootstrap: Bootstrap, *, source: str) -> str:
+def to_markdown(
+    evaluations: Sequence[Evaluation],
+    changes: Differences,
+    bootstrap: Bootstrap,
+    *,
+    source: str,
+    calibrations: Calibrations,
+) -> str:
     """Return the whole report."""
     parts = ["# Evaluation"]
     for one in evaluations:
@@ -68,11 +79,14 @@ def to_markdown(evaluations: Sequence[Evaluation], changes: Differences, bootstr
         parts += [f"- dropped: {reason} ({count} rollouts)" for reason, count in one.reasons.items()]
     for other in evaluations[1:]:
         parts += _difference_parts(evaluations[0], other, changes[other.label])
+    parts.append(f"## {calibration_tables.TITLE}")
+    for label, some in calibrations.items():
+        parts += [f"### {label}", *calibration_tables.to_markdown(some)]
     if beside := paper_table(evaluations):
         parts += ["## Next to the paper's numbers", markdown_table(*beside), *NOTES]
     parts += ["## What is measured", "\n".join(f"- **{name}**: {how}." for name, how in METRICS.items())]
     parts.append(
-        "All of it from the transcripts, not from logged numbers. A question counts as the mean over its rollouts, a "
+        "These are from the transcripts, not from logged numbers. A question counts as the mean over its rollouts, a "
         "data set as the mean over its questions, the average as the mean over data sets. In parentheses: 95 % "
         f"intervals, percentiles of {bootstrap.resamples} bootstrap resamples of the questions (seed {bootstrap.seed})."
         " They say how much other questions of the set would change the mean, not other training seeds. A share of "
@@ -115,7 +129,14 @@ def to_csv(evaluations: Sequence[Evaluation]) -> str:
     return out.getvalue()
 
 
-def to_json(evaluations: Sequence[Evaluation], changes: Differences, bootstrap: Bootstrap, *, source: str) -> str:
+def to_json(
+    evaluations: Sequence[Evaluation],
+    changes: Differences,
+    bootstrap: Bootstrap,
+    *,
+    source: str,
+    calibrations: Calibrations,
+) -> str:
     """Return everything, with the definitions."""
     whole = {
         "made_by": source,
@@ -127,6 +148,7 @@ def to_json(evaluations: Sequence[Evaluation], changes: Differences, bootstrap: 
                 "training": one.training,
                 "rows": [asdict(row) for row in _all_rows(one)],
                 "dropped": dict(one.reasons),
+                "calibration": [calibration_tables.as_dict(some) for some in calibrations.get(one.label, ())],
             }
             for one in evaluations
         ],

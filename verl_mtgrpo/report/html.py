@@ -22,6 +22,8 @@ from typing import Any
 
 from verl_mtgrpo.atomic import atomic_write
 from verl_mtgrpo.passages import Passage
+from verl_mtgrpo.report.calibration import calibrate
+from verl_mtgrpo.report.calibration_tables import for_page
 from verl_mtgrpo.report.catalog import Catalog, Entry, Group
 from verl_mtgrpo.report.explain import Term
 from verl_mtgrpo.report.metrics import RunMetrics
@@ -34,7 +36,8 @@ from verl_mtgrpo.text import encodable
 _PAGE = package_files("verl_mtgrpo.report").joinpath("page")
 _STYLES = ("page.css", "rollouts.css")
 _SCRIPTS = tuple(
-    f"{name}.js" for name in ("dom", "data", "charts", "overview", "filters", "list", "group", "rollout", "main")
+    f"{name}.js"
+    for name in ("dom", "data", "charts", "calibration", "overview", "filters", "list", "group", "rollout", "main")
 )
 # Points of a logged metric that are drawn: more than a chart has pixels on a screen.
 _MOST_POINTS = 400
@@ -162,6 +165,7 @@ def _overview(groups: Sequence[Group]) -> dict[str, Any]:
             for title, some in curves(groups).items()
         },
         "histograms": [asdict(histogram) for histogram in histograms(groups)],
+        "calibration": [for_page(one) for one in calibrate(groups)],
     }
 
 

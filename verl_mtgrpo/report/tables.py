@@ -51,5 +51,27 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
+def paired_difference(first: Sequence[float], other: Sequence[float]) -> str:
+    """Return ``mean [low, high]`` of the differences ``first - other`` and how many of them are above zero.
+
+    The interval is Student's 95 % interval of the mean over the pairs. One pair has none; neither have pairs with equal
+    differences, whose interval would be a point.
+
+    Args:
+        first: One value per seed.
+        other: As many, of the same seeds in the same order.
+    """
+    from scipy.stats import ttest_rel
+
+    apart = [one - two for one, two in zip(first, other, strict=True)]
+    if not apart:
+        return "–"
+    text = f"{fmean(apart):+.3f}"
+    if len({round(value, 12) for value in apart}) > 1:
+        low, high = ttest_rel(first, other).confidence_interval(0.95)
+        text += f" [{low:+.3f}, {high:+.3f}]"
+    return f"{text}, above 0 in {sum(value > 0 for value in apart)} of {len(apart)}"
+
+
 def _cell(text: str, widths: Sequence[int], column: int) -> str:
     return text.ljust(widths[column]) if column == 0 else text.rjust(widths[column])

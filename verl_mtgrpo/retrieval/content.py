@@ -90,8 +90,8 @@ class Content:
                 )
 
 
-def clean_text(text: str, what: str) -> str:
-    """Return the text as UTF-8 can encode it; raise ``RetrievalError`` naming ``what`` if it is not a string."""
-    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+def clean_text(text: object, what: str) -> str:
+    """Return the text as UTF-8 can encode it; raise ``RetrievalError``naming ``what`` if it is not a string."""
+    if not isinstance(text, str):
         raise RetrievalError(f"{what} is a {type(text).__name__} ({str(text)[:40]!r})", expected="a string")
     return encodable(text)

@@ -37,10 +37,10 @@ def render_passages(
     return _cut("\n".join(blocks), max_chars)
 
 
-def check_template(template: str) -> None:
+def check_template(template: object) -> None:
     """Raise ``ConfigError`` unless ``template`` can be filled in and shows the text."""
     expected = f"the fields {{rank}}, {{title}} and {{text}}, for example {DEFAULT_TEMPLATE!r}"
-    if not isinstance(template, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(template, str):
         raise ConfigError(f"template is a {type(template).__name__}", expected=f"a string with {expected}")
     try:
         parts = list(string.Formatter().parse(template))

@@ -22,18 +22,20 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from verl_mtgrpo.errors import ConfigError, RetrievalError, RetrievalRejected
+from verl_mtgrpo.errors import RetrievalError, RetrievalRejected
 from verl_mtgrpo.retrieval import wire
 from verl_mtgrpo.retrieval.addresses import read_token
 from verl_mtgrpo.retrieval.types import Retriever
+from verl_mtgrpo.settings import Number, Settings
 from verl_mtgrpo.threads import search_threads
 
 logger = logging.getLogger(__name__)
@@ -44,40 +46,28 @@ _DRAINED_BODIES = 8
 _LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-@dataclass(frozen=True)
-class ServerSettings:
-    """Limits of a service.
+class ServerSettings(Settings):
+    """Limits of a service."""
 
-    Attributes:
-        default_k: Passages per query if a request says ``topk: null``.
-        max_k: Largest ``topk``; a larger one is refused (400).
-        max_queries: Most queries in one request (413).
-        max_query_chars: A longer query is cut to this many characters rather than refused: a model wrote it, and
-            its beginning says what it is about.
-        max_body_bytes: Largest body of a request (413).
-        threads: Searches that run at once; 0 for one per core that the process may use, 32 at most.
-        queue: Requests that may wait for a thread; one more gets 429.
-        timeout_s: Longest time in seconds a request may take, waiting included (504).
-        token_env: Environment variable with the bearer token to require; None to require none.
-    """
-
-    default_k: int = 3
-    max_k: int = 100
-    max_queries: int = 512
-    max_query_chars: int = 20_000
-    max_body_bytes: int = 8_000_000
-    threads: int = 0
-    queue: int = 512
-    timeout_s: float = 10.0
+    default_k: int = Field(default=3, ge=1)
+    """Passages per query if a request says ``topk: null``."""
+    max_k: int = Field(default=100, ge=1)
+    """Largest ``topk``; a larger one is refused (400)."""
+    max_queries: int = Field(default=512, ge=1)
+    """Most queries in one request (413)."""
+    max_query_chars: int = Field(default=20_000, ge=1)
+    """A longer query is cut to this many characters, not refused: it comes from a model, and what it is about has been
+    said by then."""
+    max_body_bytes: int = Field(default=8_000_000, ge=1)
+    """Largest body of a request (413)."""
+    threads: int = Field(default=0, ge=0)
+    """Searches that run at once; 0 for one per core that the process may use, 32 at most."""
+    queue: int = Field(default=512, ge=0)
+    """Requests that may wait for a thread; one more gets 429."""
+    timeout_s: Number = Field(default=10.0, gt=0)
+    """Longest time in seconds a request may take, waiting included (504)."""
     token_env: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("default_k", "max_k", "max_queries", "max_query_chars", "max_body_bytes", "timeout_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}", expected="more than 0")
-        for name in ("threads", "queue"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}", expected="0 or more")
+    """Environment variable with the bearer token to ask for; None to ask for none."""
 
     @property
     def thread_count(self) -> int:

@@ -11,7 +11,9 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import Field
 
 from verl_mtgrpo.cache import JsonCache
 from verl_mtgrpo.errors import ConfigError, DropRollout, JudgeError, TooLongError
@@ -19,6 +21,7 @@ from verl_mtgrpo.rewards.answers import accepted_answers, contains, exact_match,
 from verl_mtgrpo.rewards.judge_http import Endpoint
 from verl_mtgrpo.rewards.judge_text import cut_results, longest_result, prompt_for, question_of, quoted, said
 from verl_mtgrpo.rewards.transcript import Transcript, TurnRewards
+from verl_mtgrpo.settings import Number, Settings
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -26,8 +29,7 @@ T = TypeVar("T")
 _FEWEST_CHARACTERS = 50  # of a tool result that had to be cut
 
 
-@dataclass(frozen=True)
-class JudgeSettings:
+class JudgeSettings(Settings):
     """``reward.turn.judge``: which judge is asked, and how patiently."""
 
     base_url: str = ""
@@ -36,16 +38,16 @@ class JudgeSettings:
     """Model name that the endpoint knows."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable with the key; the key itself never stands in a config. May be unset for a local server."""
-    timeout_s: float = 60.0
+    timeout_s: Number = Field(default=60.0, gt=0)
     """Seconds until a request counts as failed."""
-    retries: int = 4
+    retries: int = Field(default=4, ge=0)
     """Further tries after a failed request (time-out, connection, 408, 409, 425, 429, 5xx), with growing, jittered
     pauses or as long as ``Retry-After`` asks. Other 4xx, which can never work, are not tried again."""
-    concurrency: int = 16
+    concurrency: int = Field(default=16, ge=1)
     """Largest number of requests at a time from one reward worker."""
     cache: str = ""
     """SQLite file that remembers scores by what was asked; empty: none."""
-    on_error: str = "raise"
+    on_error: Literal["raise", "drop"] = "raise"
     """What to do when the judge fails after all tries. ``raise``: an error, for which verl leaves out the whole group
     and, if no group is left, stops; ``drop``: take this one rollout out of the update."""
 
@@ -58,8 +60,6 @@ def check_judge_settings(settings: JudgeSettings, preset: str) -> None:
             "reward.turn.judge.model",
             fix="set both, or have verl serve the judge (reward.reward_model.enable=True)",
         )
-    if settings.on_error not in ("raise", "drop"):
-        raise ConfigError(f"reward.turn.judge.on_error is {settings.on_error!r}", expected="'raise' or 'drop'")
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ STEP_METRICS = {
     "turn/<k>/advantage_mean": "Mean advantage of turn k over the rollouts that have it.",
     "turn/<k>/advantage_std": "Standard deviation of the same.",
     "turn/<k>/zero_variance": "Share of the groups in which turn k earned the same in every rollout that has it.",
+    "turn/<k>/sign_conflict": "Of the rollouts that earned more or less at turn k, not their last, than the mean of "
+    "those that have it, the share whose advantage there has the opposite sign.",
     "outcome/zero_variance": "Share of the groups whose rollouts all earned the same in their last turn.",
     "outcome/failed": "Share of the requested rollouts that raised an error.",
     "tool/latency_s/p50": "Median over the rollouts with a tool call of their longest call, in seconds.",
@@ -85,7 +87,7 @@ COMPONENT_METRICS = {
 
 _RESERVED = (
     # families of names, some of them for later
-    r"(guard|rollouts_total|branch|forest)/.*|tool/latency_s/.*|turn/\d+/sign_conflict",
+    r"(guard|rollouts_total|branch|forest)/.*|tool/latency_s/.*",
     # what is next to metrics in verl's reward_extra_info
     r"uid|data_source|question_id|dropped_reason|turn_rewards|transcript|turn_pattern|role|node_path",
     # verl's own columns of a dump, and its name for the sum of a rollout's rewards

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from verl_mtgrpo.credit.batch import Index, TurnBatch, read_batch
+from verl_mtgrpo.credit.groups import ROUNDING
 from verl_mtgrpo.credit.turns import Turns, segment_turns
 from verl_mtgrpo.errors import CreditInputError
 
@@ -64,8 +65,13 @@ def credit_metrics(
     for one rollout. ``turn/<k>/reward_total``: mean of R_{i,k} as the estimator saw it, with the KL penalty if that is
     in the reward. ``turn/<k>/zero_variance``: of the groups with two or more rollouts at turn k, the share whose
     rollouts were all paid the same there, so that there is nothing to learn from at this turn.
-    ``outcome/zero_variance``: the same for the last turn. Both shares look at ``paid``, because a KL penalty in the
-    reward makes rollouts differ that were paid the same; if there is no such group, they are left out.
+    ``outcome/zero_variance``: the same for the last turn. ``turn/<k>/sign_conflict``: of the rollouts that have a turn
+    k before their last one and a term of their own there that is not zero, the share whose mean advantage over the
+    turn's tokens has the opposite sign. The term is what turn k was paid minus the mean of the same over the rollouts
+    of the group that have a turn k, where a rollout that ended with turn k counts as 0, whichever the estimator is;
+    what is 0 up to :data:`~verl_mtgrpo.credit.groups.ROUNDING` has no sign.
+    These three shares look at ``paid``, because a KL penalty in the reward makes rollouts differ that were paid the
+    same; if there is no such group or rollout, they are left out.
 
     Args:
         token_level_rewards: ``(B, T)``, as given to the estimator.
@@ -93,6 +99,7 @@ def _where_it_went(batch: TurnBatch, pay: TurnBatch, advantages: Tensor) -> dict
         "advantage_mean": mean_K,
         "advantage_std": (deviation_BK.square().sum(0) / (count_K - 1).clamp(min=1)).sqrt(),
         "zero_variance": zero_variance_share(pay, pay.reward_BK, alive_BK),
+        "sign_conflict": _sign_conflict(pay, advantage_BK),
     }
     outcome = zero_variance_share(pay, pay.outcome_B1, batch.nonempty_B1)
     table = torch.stack([*(column.double() for column in columns.values())]).tolist()  # one trip to the host
@@ -103,6 +110,19 @@ def _where_it_went(batch: TurnBatch, pay: TurnBatch, advantages: Tensor) -> dict
     }
     named["outcome/zero_variance"] = float(outcome)
     return {name: value for name, value in named.items() if value == value}
+
+
+def _sign_conflict(pay: TurnBatch, advantage_BK: Tensor) -> Tensor:
+    """Return ``turn/<k>/sign_conflict`` of :func:`credit_metrics` for every turn; NaN where no rollout has a term."""
+    alive_BK, groups = pay.turns.alive_BK, pay.groups
+    paid_BK = pay.intermediate_BK.double()
+    low_GK, high_GK = _extremes(pay, paid_BK, alive_BK)
+    # As differences from the lowest, so that the term of equal entries, and of a single one, is exactly 0.
+    above_BK = (paid_BK - groups.to_rows(low_GK)).masked_fill(~alive_BK, 0.0)
+    term_BK = above_BK - groups.to_rows(groups.sum(above_BK) / groups.sum(alive_BK.double()))
+    counts_BK = alive_BK & ~pay.turns.last_BK & (term_BK.abs() > ROUNDING * groups.to_rows(high_GK - low_GK))
+    opposite_BK = counts_BK & (advantage_BK * term_BK.sign() < -ROUNDING)
+    return opposite_BK.sum(0) / counts_BK.sum(0)
 
 
 def credit_health(paid: Tensor, advantages: Tensor, response_mask: Tensor, index: Index) -> dict[str, float]:
@@ -196,7 +216,12 @@ def _all_equal(batch: TurnBatch, values_BK: Tensor, valid_BK: Tensor) -> tuple[T
 
     ``valid_BK`` may have one column that stands for all; the second result has one column then, too.
     """
-    low_GK = batch.groups.minimum(values_BK.masked_fill(~valid_BK, torch.inf))
-    high_GK = -batch.groups.minimum((-values_BK).masked_fill(~valid_BK, torch.inf))
+    low_GK, high_GK = _extremes(batch, values_BK, valid_BK)
     several_GK = batch.groups.sum(valid_BK.float()) >= 2
     return several_GK & (low_GK == high_GK), several_GK
+
+
+def _extremes(batch: TurnBatch, values_BK: Tensor, valid_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest valid entry of each group and column; inf and -inf without any."""
+    low_GK = batch.groups.minimum(values_BK.masked_fill(~valid_BK, torch.inf))
+    return low_GK, -batch.groups.minimum((-values_BK).masked_fill(~valid_BK, torch.inf))

@@ -8,27 +8,30 @@ one line, and logs again only if the condition clears and returns. The numbers i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from pydantic import Field
+
+from verl_mtgrpo.settings import Number, Settings
 
 Metrics = Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class GuardSettings:
-    """When a guard fires (``trainer.turn.guards``). Shares are from 0 to 1."""
+class GuardSettings(Settings):
+    """When a guard fires. Beyond 0 and 1 a share always or never fires its guard."""
 
     enable: bool = True
     """False: numbers are logged, no guard fires."""
-    steps: int = 3
+    steps: int = Field(default=3, ge=1)
     """For how many steps in a row a condition has to hold. Wrong advantages are reported at once."""
-    zero_variance: float = 0.9
+    zero_variance: Number = 0.9
     """Fires at this share of groups whose rollouts all earned the same at every turn."""
-    tool_failures: float = 0.5
+    tool_failures: Number = 0.5
     """Fires at this share of tool calls that failed, the model's own mistakes included."""
-    tool_use: float = 0.05
+    tool_use: Number = 0.05
     """Fires if no more than this share of the rollouts uses a tool."""
-    tool_use_fall: float = 0.5
+    tool_use_fall: Number = 0.5
     """Fires if tool use is below this share of the best step so far."""
 
 
@@ -57,10 +60,18 @@ class Guards:
         turn_rewards: True if turns are paid, so that a step without any turn reward is suspicious.
         masked_advantages: True if an advantage on a token that the model did not write is an error. verl's own ``gae``
             leaves some there, and its losses mask them.
+        keys: For each guard by name, the config keys that may change what it warns of; its message lists them.
     """
 
-    def __init__(self, settings: GuardSettings, *, turn_rewards: bool, masked_advantages: bool) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: GuardSettings,
+        *,
+        turn_rewards: bool,
+        masked_advantages: bool,
+        keys: Mapping[str, Sequence[str]],
+    ) -> None:
+        self._settings, self._keys = settings, keys
         self._best_use = 0.0
         self._streak: dict[str, int] = {}
         self._guards = self._all()
@@ -92,7 +103,8 @@ class Guards:
             fired[f"guard/{name}"] = float(streak >= needed)
             if streak == needed:
                 since = "" if needed == 1 else f"for {needed} steps: "
-                messages.append(f"guard {name}: {since}{guard.says(metrics)}")
+                keys = f" (settings: {', '.join(self._keys[name])})" if self._keys.get(name) else ""
+                messages.append(f"guard {name}: {since}{guard.says(metrics)}{keys}")
         self._best_use = max(self._best_use, metrics.get("tool/used", 0.0))
         return fired, messages
 
@@ -134,9 +146,8 @@ class Guards:
         return (
             f"{metrics['tool/used']:.0%} of the rollouts use a tool ({self._best_use:.0%} at best, "
             f"{metrics.get('turn/count', math.nan):.1f} turns per rollout now): the policy no longer calls the tool, "
-            "or never did. Look at rollouts (mtgrpo report). If they contain calls that were not parsed, set "
-            "actor_rollout_ref.rollout.multi_turn.format to the format that the model writes; otherwise reward calls "
-            "that work (reward.turn.preset), or start from a model that calls tools"
+            "or never did. Look at rollouts (mtgrpo report). If they contain calls that were not parsed, set the "
+            "format that the model writes; otherwise reward calls that work, or start from a model that calls tools"
         )
 
 
@@ -155,7 +166,7 @@ def _no_turn_rewards(metrics: Metrics) -> str:
     return (
         "no rollout earned anything before its last turn, so there is no turn-level credit, only outcomes. Either no "
         f"rollout has more than one turn ({metrics.get('turn/count', math.nan):.1f} on average), or the turn rewards "
-        "are not what you expect: look at rollouts (mtgrpo report), and at reward.turn.preset and its components"
+        "are not what you expect: look at rollouts (mtgrpo report), and at the components of the reward"
     )
 
 
@@ -163,15 +174,14 @@ def _no_variance(metrics: Metrics) -> str:
     return (
         f"in {metrics['guard/zero_variance_groups']:.0%} of the groups all rollouts earned the same at every turn, so "
         "there is nothing to learn from them: the questions are too easy or too hard for the policy, the sampling "
-        "temperature is too low (actor_rollout_ref.rollout.temperature), or the reward is too coarse; more rollouts "
-        "per prompt (actor_rollout_ref.rollout.n) or algorithm.filter_groups help"
+        "temperature is too low, or the reward is too coarse; more rollouts per prompt or leaving such groups out help"
     )
 
 
 def _bad_advantages(metrics: Metrics) -> str:
     return (
         f"{metrics['guard/bad_advantage_tokens']:.0f} generated tokens have an advantage that is NaN or infinite: "
-        "either verl skips the update, or the policy is lost. Look at the rewards (turn/<k>/reward_total), the "
+        "either the update is skipped, or the policy is lost. Look at the rewards (turn/<k>/reward_total), the "
         "critic's values and the estimator, and resume from the last checkpoint"
     )
 
@@ -191,6 +201,6 @@ def _tool_failures(metrics: Metrics) -> str:
     kinds = ", ".join(f"{name.removeprefix('tool/errors/')} {value:.2g}" for value, name in worst[:3])
     return (
         f"{failed_calls(metrics) or 0.0:.0%} of the tool calls fail (per rollout: {kinds or 'of unknown kind'}); "
-        "timeout, unreachable, busy and server_error are failures of the search, not_carried_out are calls beyond "
-        "actor_rollout_ref.rollout.multi_turn.max_parallel_calls, and the others are mistakes of the model"
+        "timeout, unreachable, busy and server_error are failures of the search, not_carried_out are calls beyond the "
+        "number that may run at once, and the others are mistakes of the model"
     )

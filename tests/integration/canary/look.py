@@ -13,11 +13,14 @@ from typing import Any
 
 import yaml
 
-from tests.integration.canary.source import EXTERNAL, Function, Parameters, Sources
-from tests.integration.canary.used import OURS, Reader, Subclass, is_property
+from tests.integration.canary.source import EXTERNAL, Function, Parameters, Sources, shape
+from tests.integration.canary.used import OURS, Reader, Subclass
 
 TABLES = Path(__file__).parent / "tables"
-_ENTRY = re.compile(r"(?:(?P<kind>override|like) )?(?P<path>[\w.]+)(?:\((?P<given>[^)]*)\))?")
+_ENTRY = re.compile(
+    r"(?:(?P<kind>override|like) )?(?:(?P<shape>async|property) )?(?P<path>[\w.]+)(?:\((?P<given>[^)]*)\))?"
+)
+_SHAPES = {"async": "is an async function", "property": "is a property", "": "is neither async nor a property"}
 _OURS = "a class of this package overrides it"
 
 
@@ -30,7 +33,8 @@ class Entry:
         path: A name in it, or a class and its attribute; empty: the module itself.
         kind: ``override``: a method that a class of ours overrides; ``like``: a function of verl's own that is called
             as ours of the same kind; ``word``: a text in the module; empty: a name.
-        given: What we pass (``name`` by position, ``name=`` by name) or take (``*`` and ``**`` for the rest); None for
+        shape: ``async``, ``property`` or empty: what :func:`.source.shape` has to be.
+        given: What we pass or take: ``name`` by position, ``name=`` by name, ``*`` and ``**`` for the rest; None for
             what is not called.
         breaks: What breaks without it.
     """
@@ -38,6 +42,7 @@ class Entry:
     module: str
     path: str
     kind: str
+    shape: str
     given: tuple[str, ...] | None
     breaks: str
 
@@ -54,7 +59,7 @@ class Entry:
     def written(self) -> str:
         """As the table has it."""
         given = "" if self.given is None else f"({', '.join(self.given)})"
-        return f"{self.module}: {self.kind + ' ' if self.kind else ''}{self.path or 'module'}{given}"
+        return f"{self.module}: {' '.join(filter(None, (self.kind, self.shape, self.path or 'module')))}{given}"
 
 
 @cache
@@ -79,12 +84,12 @@ def config_entries() -> dict[str, str]:
 
 def _entry(module: str, line: str, breaks: str) -> Entry:
     if line.startswith("word "):
-        return Entry(module, line.removeprefix("word ").strip('"'), "word", None, breaks)
+        return Entry(module, line.removeprefix("word ").strip('"'), "word", "", None, breaks)
     match = _ENTRY.fullmatch(line)
     assert match, f"{module}: {line!r} is no line of a table"
     path = "" if line == "module" else match["path"]
     given = None if match["given"] is None else tuple(filter(None, match["given"].replace(" ", "").split(",")))
-    return Entry(module, path, match["kind"] or "", given, breaks)
+    return Entry(module, path, match["kind"] or "", match["shape"] or "", given, breaks)
 
 
 def sources(verl: Path | None = None) -> Sources:
@@ -126,8 +131,17 @@ class Canary:
                 yield f"{line.module} no longer says {line.path!r}"
         elif (node := self.read.find(line.where)) is None:
             yield f"{line.where} is missing"
-        elif line.given is not None and node is not EXTERNAL:
-            yield from self._look_at_parameters(line)
+        elif node is not EXTERNAL:
+            yield from self._look_at_shape(line)
+            if line.given is not None:
+                yield from self._look_at_parameters(line)
+
+    def _look_at_shape(self, line: Entry) -> Iterator[str]:
+        method = line.path.partition(".")[2]
+        wheres = [f"{one.base}.{method}" for one in self.builders_on(line)] if line.kind == "override" else [line.where]
+        for where in wheres:
+            if (node := self.read.find(where)) is not None and shape(node) != line.shape:
+                yield f"{where} {_SHAPES[shape(node)]}, and the table has {line.written}"
 
     def _look_at_parameters(self, line: Entry) -> Iterator[str]:
         theirs = self.read.parameters(line.where)
@@ -176,13 +190,16 @@ def lineage(read: Sources, where: str) -> list[str]:
 
 def expected_override(ours: Parameters | None, theirs: ast.AST, read: Parameters | None) -> tuple[str, ...] | None:
     """What the table has to say of an override: our parameters, without optional ones that verl's does not have."""
-    if ours is None or read is None or (isinstance(theirs, Function) and is_property(theirs)):
+    if ours is None or read is None or shape(theirs) == "property":
         return None
     required = ours.required
     if theirs.name == "__init__" and ours.others:  # made by our own code, which gives what verl's does not take
         required -= set(ours.keyword)
     known = {*read.names, *required, "*", "**"}
-    return tuple(name for name in ours.written if name in known or read.others or read.rest)
+    taken = (one.rstrip("=") for one in ours.written)
+    return tuple(
+        f"{name}=" if name in read.keyword else name for name in taken if name in known or read.others or read.rest
+    )
 
 
 def _passed(line: Entry, theirs: Parameters) -> Iterator[str]:
@@ -206,14 +223,21 @@ def _changed(where: str, ours: Parameters, theirs: Parameters) -> Iterator[str]:
     gone = [name for name in ours.names if name not in theirs.names]
     if gone and not theirs.others and not theirs.rest:
         yield f"{where} no longer takes {', '.join(gone)}"
+    by_name = [name for name in ours.positional if name in theirs.keyword]
+    if by_name:
+        yield f"{where} takes {', '.join(by_name)} by name only"
+    by_position = [name for name in ours.keyword if name in theirs.positional]
+    if by_position:
+        yield f"{where} takes {', '.join(by_position)} by position too"
     shared = [name for name in ours.positional if name in theirs.positional]
     if shared != [name for name in theirs.positional if name in shared]:
         yield f"{where} takes its parameters in another order: {_shown(theirs)}"
 
 
 def _parameters(given: tuple[str, ...]) -> Parameters:
-    names = tuple(one for one in given if not one.startswith("*"))
-    return Parameters(names, (), frozenset(), "*" in given, "**" in given)
+    positional = tuple(one for one in given if not one.startswith("*") and not one.endswith("="))
+    keyword = tuple(one[:-1] for one in given if one.endswith("="))
+    return Parameters(positional, keyword, frozenset(), "*" in given, "**" in given)
 
 
 def _shown(theirs: Parameters) -> str:

@@ -43,8 +43,9 @@ class Parameters:
 
     @property
     def written(self) -> list[str]:
-        """As the tables write them: ``name``, ``*`` for ``*args``, ``**`` for ``**kwargs``."""
-        return [*self.positional, *["*"] * self.rest, *self.keyword, *["**"] * self.others]
+        """As the tables write them: ``name``, ``name=`` by name only, ``*`` for ``*args``, ``**`` for ``**kwargs``."""
+        by_name = [f"{one}=" for one in self.keyword]
+        return [*self.positional, *["*"] * self.rest, *by_name, *["**"] * self.others]
 
 
 class Sources:
@@ -231,6 +232,16 @@ def own_members(node: ast.ClassDef) -> dict[str, ast.AST]:
         if isinstance(one.ctx, ast.Store) and isinstance(one.value, ast.Name) and one.value.id in ("self", "cls"):
             found.setdefault(one.attr, one)
     return found
+
+
+def shape(node: ast.AST) -> str:
+    """How a name is used: ``property`` for what is read or set as an attribute, ``async`` for what is awaited."""
+    if not isinstance(node, Function):
+        return ""
+    decorators = [ast.unparse(one) for one in node.decorator_list]
+    if any(one.endswith(("property", ".setter")) for one in decorators):
+        return "property"
+    return "async" if isinstance(node, ast.AsyncFunctionDef) else ""
 
 
 def own_fields(node: ast.ClassDef) -> list[str]:

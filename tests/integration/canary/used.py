@@ -23,11 +23,20 @@ from tests.integration.canary.source import (
     own_fields,
     own_members,
     parameters_of,
+    shape,
     walk,
 )
 
 OURS = "verl_mtgrpo"
 THEIRS = ("verl", "transfer_queue")
+NOT_VERLS = {
+    "verl.plugins": "the name of a group of entry points",
+    "verl.tools.schemas:OpenAIFunctionToolSchema.model_validate": "pydantic's",
+    "verl.experimental.reward_loop:RewardLoopWorker.remote": "Ray's",
+    "verl.experimental.agent_loop.agent_loop:AgentLoopOutput.model_post_init": "pydantic's",
+    "verl.experimental.agent_loop.agent_loop:AgentLoopOutput.model_fields_set": "pydantic's",
+}
+"""What looks like verl's and is not."""
 _MODULE = re.compile(r"(verl(?:\.[a-z_0-9]+)+)(?::(\w+))?")
 
 
@@ -199,7 +208,7 @@ class Reader:
                     if isinstance(member, ast.Attribute):
                         assigned.add(name)
                     else:
-                        plain = isinstance(member, Function) and not is_property(member)
+                        plain = isinstance(member, Function) and shape(member) != "property"
                         found = parameters_of(member, method=True) if plain else None
                         methods.setdefault(name, found)
                 for used in walk(one, ast.Attribute):
@@ -207,11 +216,6 @@ class Reader:
                         reads.add(used.attr)
                 assigned |= set(own_fields(one))
             yield Subclass(f"{module.name}:{node.name}", base, methods, reads, assigned)
-
-
-def is_property(node: Function) -> bool:
-    """Whether a method is read, or set, as an attribute."""
-    return any(ast.unparse(one) == "property" or ast.unparse(one).endswith(".setter") for one in node.decorator_list)
 
 
 def _plain(given: list[ast.expr]) -> list[ast.expr]:

@@ -174,15 +174,15 @@ def test_index_is_missing_or_foreign(tmp_path: Path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"topk": 5}, r"search tool has unknown keys \['topk'\]; known keys and their defaults: k \(3\), "),
-        ({"k": 0}, "k is 0, expected at least 1"),
-        ({"k": "3"}, "k is '3', expected a int like 3"),
-        ({"k": True}, "k is True, expected"),
-        ({"max_searches": -1}, "max_searches is -1, expected 0"),
-        ({"patience_s": 0}, "patience_s is 0.0, expected a number of seconds above 0"),
-        ({"on_outage": "ignore"}, r"on_outage is 'ignore', expected one of \('drop', 'raise'\)"),
+        ({"topk": 5}, r"search tool has unknown keys \['topk'\]; known keys and their defaults: type .*k \(3\), "),
+        ({"k": 0}, "config.k of the search tool is 0, expected at least 1"),
+        ({"k": "3"}, "k of the search tool is '3', expected a whole number like 3"),
+        ({"k": True}, "k of the search tool is True, expected"),
+        ({"max_searches": -1}, "max_searches of the search tool is -1, expected at least 0"),
+        ({"patience_s": 0}, "patience_s of the search tool is 0, expected more than 0"),
+        ({"on_outage": "ignore"}, r"on_outage of the search tool is 'ignore', expected one of \('drop', 'raise'\)"),
         ({"cache": "/proc/no/such"}, "cache /proc/no/such cannot be used"),
-        ({"max_chars": 0}, "max_chars is 0, expected .*or null"),
+        ({"max_chars": 0}, "max_chars of the search tool is 0, expected .*or null"),
         ({"template": "{rank}"}, "does not show the"),
     ],
 )

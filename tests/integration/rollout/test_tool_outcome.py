@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -145,6 +147,14 @@ def test_a_watched_tool_is_the_tool_in_everything_else():
 
     mine = watched(Mine(name="mine", fn=str, tool_schema=tool.tool_schema))
     assert isinstance(mine, FunctionTool) and mine.name == "mine"
+
+
+@pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, lambda tool: pickle.loads(pickle.dumps(tool))])
+def test_a_copy_of_a_watched_tool_is_a_watched_tool(twin):
+    copied = twin(watched(Odd("quotes")))
+    assert (type(copied), copied.how) == (type(watched(Odd("quotes"))), "quotes")
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = copied.no_such_name
 
 
 @pytest.mark.process

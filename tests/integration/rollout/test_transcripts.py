@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("verl")
 
+import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -112,13 +113,14 @@ def test_a_rollout_takes_no_more_than_its_text(turns):
     assert packed < text
 
 
-def test_images_stay_out():
+@pytest.mark.parametrize("listed", [list, tuple, lambda parts: np.array(parts, dtype=object)])
+def test_images_stay_out(listed):
     image = {"type": "image", "image": object()}
     messages = [
         {"role": "system", "content": "See."},
         {
             "role": "user",
-            "content": [image, {"type": "text", "text": "What?"}, {"type": "image_url", "image_url": "data:"}],
+            "content": listed([image, {"type": "text", "text": "What?"}, {"type": "image_url", "image_url": "data:"}]),
         },
     ]
     assert text_of_messages(messages) == (

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("verl")
 
+from omegaconf import OmegaConf
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ, get_trainer_cls, trainer_base
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
@@ -22,7 +23,7 @@ from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.integration.rollout.workers import TurnAgentLoopManager
 from verl_mtgrpo.integration.trainer.buffer import TurnBuffer, TurnReplayBuffer
 from verl_mtgrpo.integration.trainer.storage import SafeStorage
-from verl_mtgrpo.integration.trainer.trainer import _TurnTrainer
+from verl_mtgrpo.integration.trainer.trainer import GUARD_KEYS, _TurnTrainer, guards_of
 
 pytestmark = pytest.mark.compose
 
@@ -274,6 +275,15 @@ def test_an_estimator_of_ones_own(monkeypatch):
         register_estimator(turn_gae)
     with pytest.raises(ConfigError, match="the estimator <lambda> takes"):
         register_estimator(lambda rewards, mask, index: (rewards, rewards))
+
+
+def test_guards_name_settings_that_exist():
+    run = config(preset="mt_grpo")
+    metrics = ("guard/turn_rewarded", "guard/zero_variance_groups", "tool/calls", "tool/failures", "tool/used")
+    fired, _ = guards_of(run).look(dict.fromkeys(metrics, 0.5))
+    assert {f"guard/{name}" for name in GUARD_KEYS} <= set(fired)
+    for node, _, name in (key.rpartition(".") for keys in GUARD_KEYS.values() for key in keys):
+        assert name in OmegaConf.select(run, node)
 
 
 def test_fields_are_there_for_one_call_only():

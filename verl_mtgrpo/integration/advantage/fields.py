@@ -7,7 +7,7 @@ here for the duration of that one call; :mod:`.estimators` takes it from here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -71,7 +71,7 @@ _provided: ContextVar[Provided | None] = ContextVar("mtgrpo_fields", default=Non
 
 
 @contextmanager
-def provide(fields: Mapping[str, Any]) -> Iterator[Provided]:
+def provide(fields: Mapping[str, Any]) -> Generator[Provided]:
     """Offer these fields to the estimator that is called inside the context, and collect what it returned.
 
     Raises:

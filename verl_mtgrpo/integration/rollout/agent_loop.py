@@ -52,7 +52,7 @@ import torch
 from pydantic import PrivateAttr
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.tool_agent_loop import AgentData, AgentState, ToolAgentLoop
-from verl.experimental.agent_loop.tool_parser import FunctionCall
+from verl.experimental.agent_loop.tool_parser import FunctionCall, ToolParser
 from verl.utils.tokenizer.continuous_token import MergeResult
 
 from verl_mtgrpo.errors import ConfigError, NoTokensError, RetrievalError, TranscriptError
@@ -77,6 +77,13 @@ class TurnAgentLoopOutput(AgentLoopOutput):
     """
 
     _destination: Destination = PrivateAttr("info")
+
+    @classmethod
+    def of(cls, output: AgentLoopOutput, destination: Destination) -> TurnAgentLoopOutput:
+        """Return verl's output as one of these, which knows where its transcript goes."""
+        made = cls(**{name: getattr(output, name) for name in output.model_fields_set})
+        made._destination = destination
+        return made
 
     def as_dict(self) -> dict[str, Any]:
         """Return verl's dict, with ``rm_scores`` written per turn when the reward manager gave turn rewards.
@@ -108,16 +115,23 @@ class TurnAgentLoopOutput(AgentLoopOutput):
         return output
 
 
-@register("mtgrpo_tool_agent")
 class TurnToolAgentLoop(ToolAgentLoop):
     """verl's ``tool_agent`` with a transcript; see the module docstring."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.tools = {name: watched(tool) for name, tool in self.tools.items()}
+        # verl's decorator hides its class from type checkers: what is read of it is said here.
+        self.max_assistant_turns: int | None
+        self.max_user_turns: int | None
+        self.max_parallel_calls: int
+        self.response_length: int
+        self.tokenizer: Any
+        self.tool_parser: ToolParser
+        self.tool_parser_name: str
+        self.tools: dict[str, Any] = {name: watched(tool) for name, tool in self.tools.items()}
         setup = loop_setup(self.config, self.data_config, self.tokenizer)
         self.cut_format, self.ends, self.outside = setup.cut_format, setup.ends, setup.outside
-        self.transcripts_go = setup.transcripts_go
+        self.transcripts_go: Destination = setup.transcripts_go
         if self.cut_format:
             self.server_manager = CuttingServer(
                 self.server_manager,
@@ -127,14 +141,17 @@ class TurnToolAgentLoop(ToolAgentLoop):
                 end=self.ends.token,
             )
 
-    async def ct_build_initial_tokens(self, messages: list[dict], tools: Any = None, **kwargs: Any) -> list[int]:
+    async def ct_build_initial_tokens(
+        self, messages: list[dict[str, Any]], tools: Any = None, **kwargs: Any
+    ) -> list[int]:
         """Do what verl does, but without tool schemas for our formats, which the prompt explains."""
-        return await super().ct_build_initial_tokens(messages, tools=None if self.cut_format else tools, **kwargs)
+        kwargs["tools"] = None if self.cut_format else tools
+        return await super().ct_build_initial_tokens(messages, **kwargs)
 
     async def ct_merge_context_msg(
         self,
-        previous_messages: list[dict],
-        updated_messages: list[dict],
+        previous_messages: list[dict[str, Any]],
+        updated_messages: list[dict[str, Any]],
         runtime_token_ids: list[int],
         response_mask: list[int],
         response_logprobs: list[float] | None = None,
@@ -155,7 +172,9 @@ class TurnToolAgentLoop(ToolAgentLoop):
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
         """Run one rollout as verl's loop does, then attach its transcript."""
         record = new_record()
-        output = await super().run(sampling_params, priority, **kwargs)
+        output = await super().run(  # pyright: ignore[reportAbstractUsage]
+            sampling_params, priority=priority, **kwargs
+        )
         if not output.response_mask:
             self._stand_in(output, sampling_params)
         spans = turn_spans(output.response_mask)
@@ -179,15 +198,12 @@ class TurnToolAgentLoop(ToolAgentLoop):
             max_parallel_calls=self.max_parallel_calls,
         )
         output.extra_fields[TRANSCRIPT] = transcript
-        fields = {name: getattr(output, name) for name in output.model_fields_set}
-        made = TurnAgentLoopOutput(**fields)
-        made._destination = self.transcripts_go
-        return made
+        return TurnAgentLoopOutput.of(output, self.transcripts_go)
 
     async def _handle_generating_state(
         self, agent_data: AgentData, sampling_params: dict[str, Any], ignore_termination: bool = False
     ) -> AgentState:
-        state = await super()._handle_generating_state(agent_data, sampling_params, ignore_termination)
+        state = await super()._handle_generating_state(agent_data, sampling_params, ignore_termination)  # pyright: ignore[reportAttributeAccessIssue]
         record = record_of(agent_data)
         record.calls.append([])
         if not agent_data.response_ids:
@@ -214,7 +230,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
     async def _handle_processing_tools_state(self, agent_data: AgentData) -> AgentState:
         record = record_of(agent_data)
         made = record.made = {}
-        state = await super()._handle_processing_tools_state(agent_data)
+        state = await super()._handle_processing_tools_state(agent_data)  # pyright: ignore[reportAttributeAccessIssue]
         dropped = state == AgentState.TERMINATED
         record.calls[-1] = [
             call
@@ -234,13 +250,13 @@ class TurnToolAgentLoop(ToolAgentLoop):
     def _build_assistant_message(self, content: str, agent_data: AgentData) -> dict[str, Any]:
         for call in agent_data.tool_calls:
             make_readable(call)
-        return super()._build_assistant_message(content, agent_data)
+        return super()._build_assistant_message(content, agent_data)  # pyright: ignore[reportAttributeAccessIssue]
 
     async def _call_tool(
         self, tool_call: FunctionCall, tools_kwargs: dict[str, Any], agent_data: AgentData
-    ) -> tuple[Any, float, dict]:
+    ) -> tuple[Any, float, dict[str, Any]]:
         start, seen = time.perf_counter(), watch()
-        response, reward, info = await super()._call_tool(tool_call, tools_kwargs, agent_data)
+        response, reward, info = await super()._call_tool(tool_call, tools_kwargs, agent_data)  # pyright: ignore[reportAttributeAccessIssue]
         outcome = ToolOutcome.from_info(info) if seen.answered else self._failure(tool_call, agent_data)
         if outcome.outage and outcome.on_outage == "raise":
             # A search that is down is not an answer: the rollout fails visibly, the policy is not blamed.
@@ -313,7 +329,6 @@ class TurnToolAgentLoop(ToolAgentLoop):
         output.response_logprobs = [0.0] if log_probs else None
 
 
-@register("mtgrpo_raw_agent")
 class RawContinuationAgentLoop(TurnToolAgentLoop):
     r"""Observations as plain text in one long assistant message, without chat roles, as Search-R1 does.
 
@@ -328,12 +343,12 @@ class RawContinuationAgentLoop(TurnToolAgentLoop):
 
     async def ct_merge_context_msg(
         self,
-        previous_messages: list[dict],
-        updated_messages: list[dict],
+        previous_messages: list[dict[str, Any]],
+        updated_messages: list[dict[str, Any]],
         runtime_token_ids: list[int],
         response_mask: list[int],
         response_logprobs: list[float] | None = None,
-        tools: list[dict] | None = None,
+        tools: list[dict[str, Any]] | None = None,
     ) -> Any:
         """Append the new messages' text as it is, mask and log-prob 0."""
         new = updated_messages[len(previous_messages) :]
@@ -353,3 +368,8 @@ class RawContinuationAgentLoop(TurnToolAgentLoop):
             kind="context",
         )
         return merged, *self.continuous_token_builder.align_response_metadata(merged, response_mask, response_logprobs)
+
+
+# Not as decorators: verl's would hide the classes from type checkers.
+register("mtgrpo_tool_agent")(TurnToolAgentLoop)
+register("mtgrpo_raw_agent")(RawContinuationAgentLoop)

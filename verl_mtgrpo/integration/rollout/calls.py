@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
+from verl_mtgrpo.integration.rollout.proxy import Proxy
 from verl_mtgrpo.rewards import ToolCall
 from verl_mtgrpo.rewards.measures import BAD_ARGUMENTS, NOT_CARRIED_OUT
 from verl_mtgrpo.text import encodable
@@ -76,14 +77,8 @@ def _dropped(inside: str) -> ToolCall:
     return ToolCall(name, inside.strip(), ok=False, seen=False, error_kind=BAD_ARGUMENTS)
 
 
-class _Text:
+class _Text(Proxy):
     """Stands where a parser has its tokenizer: the "tokens" are the text itself."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
 
     def decode(self, text: str, **_: Any) -> str:
         return text

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.integration.rollout.proxy import Proxy
 from verl_mtgrpo.rewards.formats import ANSWER, CUT_FORMATS, TextFormat
 from verl_mtgrpo.threads import DECODE, apart
 
@@ -18,7 +19,7 @@ _WINDOW = 256
 """Tokens that are decoded at once."""
 
 
-class CuttingServer:
+class CuttingServer(Proxy):
     """verl's LLM client, whose completions end with the first closing tag of a call or an answer.
 
     Engines that know stop strings stop there; in every case what they give is cut right after the token that
@@ -42,12 +43,10 @@ class CuttingServer:
         stop: bool,
         end: int | None = None,
     ) -> None:
-        self._server, self._decode, self._stop, self._end = server, decode, stop, end
+        super().__init__(server)
+        self._decode, self._stop, self._end = decode, stop, end
         self._spoken, self.closing = rules.name, closing_tags(rules)
         self._tail = _longest(self.closing)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._server, name)
 
     async def generate(self, *args: Any, sampling_params: dict[str, Any], **kwargs: Any) -> Any:
         """Generate like the wrapped server, and cut the output."""
@@ -58,7 +57,7 @@ class CuttingServer:
         if self._end is not None:
             ends = [*(sampling_params.get("stop_token_ids") or []), self._end]
             sampling_params = {**sampling_params, "stop_token_ids": list(dict.fromkeys(ends))}
-        output = await self._server.generate(*args, sampling_params=sampling_params, **kwargs)
+        output = await self._original.generate(*args, sampling_params=sampling_params, **kwargs)
         keep = await self._tokens_to_keep(output.token_ids)
         if keep == len(output.token_ids):
             return output

@@ -3,77 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
 
 from verl_mtgrpo.errors import ConfigError, IndexFormatError
-from verl_mtgrpo.integration.settings import read_settings
 from verl_mtgrpo.retrieval import Retriever, check_template
 from verl_mtgrpo.retrieval.render import DEFAULT_TEMPLATE
-
-ON_OUTAGE = ("drop", "raise")
-_NOT_READ_HERE = ("type", "index", "max_chars")
+from verl_mtgrpo.settings import Number, Settings
 
 
-@dataclass(frozen=True)
-class SearchSettings:
-    """``tools[].config`` of the search tool, apart from ``index`` and ``max_chars``."""
+class SearchSettings(Settings):
+    """``tools[].config`` of the search tool."""
 
-    k: int = 3
+    type: str = "native"
+    """verl's kind of tool; it knows only this one."""
+    index: Any = None
+    """Folder that ``mtgrpo index`` made (an absolute path that every worker can read), the URL of a search service
+    (``mtgrpo serve``, or any server that speaks Search-R1's format), or a list of these, whose ranks are fused."""
+    k: int = Field(default=3, ge=1)
     """Passages returned for a query."""
+    max_chars: int | None = Field(default=3000, ge=1)
+    """Longest answer in characters, null for no limit. Keep it within ``rollout.multi_turn.max_tool_response_length``,
+    or verl cuts the answer a second time, in the middle of a word."""
     template: str = DEFAULT_TEMPLATE
-    """How one passage is written."""
-    max_queries: int = 1
-    """Queries in one call. More than one: ``query`` may be a list of strings, answered one after the other."""
-    max_searches: int = 0
+    """How one passage is written; the fields are ``{rank}``, ``{title}`` and ``{text}``."""
+    max_queries: int = Field(default=1, ge=1)
+    """Queries in one call. Above 1, the argument ``query`` may be a list of strings, answered one after the other (say
+    so in the schema below)."""
+    max_searches: int = Field(default=0, ge=0)
     """Searches a rollout may make; further calls are refused with a message to the model. 0: no limit."""
-    patience_s: float = 20.0
-    """Longest time in seconds that a call may take, with waiting and retries; then it is an outage."""
-    request_timeout_s: float = 10.0
+    patience_s: Number = Field(default=20.0, gt=0)
+    """Longest time in seconds that one call may take, with waiting and retries; then the search counts as down."""
+    request_timeout_s: Number = Field(default=10.0, gt=0)
     """Longest time in seconds of one try at a search service; a try that takes longer is repeated."""
-    concurrency: int = 64
+    concurrency: int = Field(default=64, ge=1)
     """Searches at a time from one agent loop worker; more wait their turn, on their patience."""
-    on_outage: str = "drop"
-    """``drop``: a rollout whose search is down ends and is taken out of the update, counted in ``tool/outage``;
-    ``raise``: it fails, counted in ``outcome/failed``, and verl handles its group as failed."""
+    on_outage: Literal["drop", "raise"] = "drop"
+    """What a search that is down does to the rollout. ``drop``: it ends, is taken out of the update and counted in
+    ``tool/outage``; ``raise``: it fails, is counted in ``outcome/failed``, and verl handles its group as failed."""
     cache: str = ""
-    """SQLite file that remembers answers, shared by the workers of a machine; empty: none."""
+    """SQLite file that remembers answers for all workers of a machine; empty: none."""
     token_env: str = ""
     """Environment variable with the bearer token of a search service; empty: none."""
 
-
-DEFAULT_MAX_CHARS = 3000
-
-
-def search_settings(config: Mapping[str, Any]) -> tuple[SearchSettings, int | None]:
-    """Read and check the settings; returns them and the longest answer in characters (None: no limit)."""
-    given = {key: value for key, value in config.items() if key not in _NOT_READ_HERE}
-    settings = read_settings(SearchSettings, given, "search tool")
-    check_template(settings.template)
-    for name in ("k", "max_queries", "concurrency"):
-        if getattr(settings, name) < 1:
-            raise ConfigError(f"search tool: {name} is {getattr(settings, name)}", expected="at least 1")
-    if settings.max_searches < 0:
-        raise ConfigError(f"search tool: max_searches is {settings.max_searches}", expected="0 (no limit) or more")
-    for name in ("patience_s", "request_timeout_s"):
-        if not 0 < getattr(settings, name) < float("inf"):
-            raise ConfigError(
-                f"search tool: {name} is {getattr(settings, name)}",
-                expected="a number of seconds above 0",
-            )
-    if settings.on_outage not in ON_OUTAGE:
-        raise ConfigError(f"search tool: on_outage is {settings.on_outage!r}", expected=f"one of {ON_OUTAGE}")
-    max_chars = config.get("max_chars", DEFAULT_MAX_CHARS)
-    if max_chars is not None and (not isinstance(max_chars, int) or isinstance(max_chars, bool) or max_chars < 1):
-        raise ConfigError(
-            f"search tool: max_chars is {max_chars!r}",
-            expected="a whole number of at least 1, or null for no limit",
-        )
-    return settings, max_chars
+    @field_validator("template")
+    @classmethod
+    def _shows_passages(cls, template: str) -> str:
+        check_template(template)
+        return template
 
 
-def open_index(spec: Any, settings: SearchSettings) -> Retriever:
+def search_settings(config: Mapping[str, Any]) -> SearchSettings:
+    """Read and check what stands under ``config:``."""
+    return SearchSettings.read(config, "config", "the search tool")
+
+
+def open_index(settings: SearchSettings) -> Retriever:
     """Open what ``index`` names and search once, so that a missing one stops the run before anything is generated.
 
     A search service that is just starting has ``patience_s`` to become ready.
@@ -81,6 +68,7 @@ def open_index(spec: Any, settings: SearchSettings) -> Retriever:
     Raises:
         ConfigError, RetrievalError: There is no index, or it cannot be searched.
     """
+    spec = settings.index
     if not spec:
         raise ConfigError(
             "the search tool has no index",

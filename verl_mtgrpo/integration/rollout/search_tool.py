@@ -39,8 +39,8 @@ class SearchTool(BaseTool):
 
     def __init__(self, config: Mapping[str, Any], tool_schema: OpenAIFunctionToolSchema | None) -> None:
         config = dict(config)
-        self._settings, self._max_chars = search_settings(config)
-        self._index = open_index(config.get("index"), self._settings)
+        self._settings = search_settings(config)
+        self._index = open_index(self._settings)
         self._fingerprint = fingerprint_for(self._settings.cache, self._index)
         self._cache = JsonCache(self._settings.cache) if self._settings.cache else None
         self._slots = asyncio.Semaphore(self._settings.concurrency)
@@ -99,12 +99,13 @@ class SearchTool(BaseTool):
         query = parameters.get("query") if isinstance(parameters, dict) else None
         most = self._settings.max_queries
         given = query if isinstance(query, list) and most > 1 else [query]
-        if not given or len(given) > most or not all(isinstance(one, str) for one in given):
+        texts = [one for one in given if isinstance(one, str)]
+        if not given or len(given) > most or len(texts) < len(given):
             got = "query is missing" if query is None else f"query is a {type(query).__name__}"
             got += f" of {len(given)}" if isinstance(query, list) and most > 1 else ""
             wanted = '"some words"' if most == 1 else f'["some words", ...] (at most {most})'
             return [], ("bad_arguments", f'Error: {got}; the arguments must be {{"query": {wanted}}}.')
-        queries = [clean_query(one) for one in given]
+        queries = [clean_query(one) for one in texts]
         if not all(queries):
             return [], ("no_query", "Error: query is empty; write the words to search for.")
         return queries, None
@@ -147,7 +148,7 @@ class SearchTool(BaseTool):
             return answer.results, answer.faults
 
     def _render(self, queries: Sequence[str], found: Sequence[Sequence[Passage]]) -> str:
-        template, room = self._settings.template, self._max_chars
+        template, room = self._settings.template, self._settings.max_chars
         if len(queries) == 1:
             return render_passages(found[0], template=template, max_chars=room)
         each = None if room is None else max(1, room // len(queries) - max(map(len, queries)) - 9)

@@ -16,6 +16,7 @@ from typing import Any, cast
 from verl.tools.function_tool import FunctionTool, normalize_function_tool_return
 
 from verl_mtgrpo.errors import ToolError
+from verl_mtgrpo.integration.rollout.proxy import Proxy
 from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.rewards.measures import SERVICE_ERRORS
 
@@ -151,18 +152,12 @@ class _WatchedFunctionTool(FunctionTool):
         return answer
 
 
-class _WatchedTool:
-    """Takes the place of one of verl's ``BaseTool``s, and behaves like it except in ``execute``."""
-
-    def __init__(self, tool: Any) -> None:
-        self._tool = tool
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tool, name)
+class _WatchedTool(Proxy):
+    """Stands for one of verl's ``BaseTool``, and is it in everything but ``execute``."""
 
     async def execute(self, *arguments: Any, **named: Any) -> Any:
         seen = _watch.get(Watch())
-        response, reward, info = await self._tool.execute(*arguments, **named)
+        response, reward, info = await self._original.execute(*arguments, **named)
         seen.answered, seen.reward = True, reward
         return response, reward, info
 

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import transfer_queue as tq
 from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
@@ -51,6 +52,8 @@ def text_of_messages(messages: Iterable[Mapping[str, Any]]) -> tuple[dict[str, A
 
 
 def _text_of(content: Any) -> Any:
+    if isinstance(content, np.ndarray):  # lists come back from parquet as arrays
+        content = content.tolist()
     if not isinstance(content, list | tuple):
         return content
     kept: list[Any] = []
@@ -92,8 +95,9 @@ def fetch_transcripts(batch: KVBatchMeta) -> list[str | None]:
     """Return the transcript of each row of a batch as JSON, None for a row without one."""
     if not batch.keys:
         return []
+    assert batch.partition_id is not None  # verl's batches name theirs
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[COLUMN])
     if COLUMN not in data:
         return [None] * len(batch.keys)
-    packed = [getattr(item, "data", item) for item in data[COLUMN]]
+    packed: list[Any] = [getattr(item, "data", item) for item in data[COLUMN]]
     return [unpack(one) if one else None for one in packed]

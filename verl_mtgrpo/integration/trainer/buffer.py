@@ -85,7 +85,7 @@ class TurnBuffer(_Verls):
         self._taken_out = 0
         self._least_interval = self.poll_interval
 
-    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
+    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, Any]]:
         """Sample as verl does, without the rollouts that were lost and with what was measured among the metrics.
 
         See :mod:`.left_out` for what leaves a training batch, and why here.
@@ -104,8 +104,8 @@ class TurnBuffer(_Verls):
         return self._without_lost(batch, metrics, global_steps, asked)
 
     def _without_lost(
-        self, batch: KVBatchMeta, metrics: dict, global_steps: int, asked: int
-    ) -> tuple[KVBatchMeta, dict]:
+        self, batch: KVBatchMeta, metrics: dict[str, Any], global_steps: int, asked: int
+    ) -> tuple[KVBatchMeta, dict[str, Any]]:
         """Take lost rollouts out of a training batch, and add what was measured of all rollouts to the metrics."""
         refuse_several_outputs(batch.keys, self.estimator)
         infos = _reward_infos(batch)
@@ -124,7 +124,7 @@ class TurnBuffer(_Verls):
         self.left_out.begin(global_steps)
         return self.left_out.take_out(batch, rows), {**metrics, **measured}
 
-    def _sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
+    def _sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, Any]]:
         """Sample as verl does; if there are no rollouts because their server died, say that."""
         try:
             sampled = super().sample(global_steps, partition_id, batch_size)
@@ -149,7 +149,7 @@ class TurnBuffer(_Verls):
         self.poll_interval = poll_interval(sum(map(len, tables)), self._least_interval)
         return super()._wait_for_next_poll(partition_id, last_debug_time)
 
-    def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter]:
+    def _dapo_filtered_keys(self, partition_id: str) -> tuple[set[str], Counter[Any]]:
         """Find the groups that verl filters. It logs a table of the numbers they share: none where those are hashes."""
         uids, shared = super()._dapo_filtered_keys(partition_id)
         return uids, Counter() if self.filter_groups_metric == TURN_PATTERN else shared

@@ -152,7 +152,7 @@ def turn_columns(
     }
 
 
-def with_credit(infos: Mapping[str, list], rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list]:
+def with_credit(infos: Mapping[str, list[Any]], rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Join verl's columns of a dump and ours, row by row.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +101,7 @@ def check_last_checkpoint(trainer: Any) -> None:
 
 
 @contextmanager
-def _explained(folder: Path, step: int) -> Iterator[None]:
+def _explained(folder: Path, step: int) -> Generator[None]:
     before = last_checkpoint(folder)
     try:
         yield

@@ -72,6 +72,18 @@ from verl_mtgrpo.watch.guards import Guards
 
 logger = logging.getLogger(__name__)
 
+GUARD_KEYS = {
+    "turn_rewards": ["reward.turn.preset"],
+    "zero_variance": [
+        "actor_rollout_ref.rollout.temperature",
+        "actor_rollout_ref.rollout.n",
+        "algorithm.filter_groups.enable",
+    ],
+    "tool_failures": ["actor_rollout_ref.rollout.multi_turn.max_parallel_calls"],
+    "tool_use": ["actor_rollout_ref.rollout.multi_turn.format", "reward.turn.preset"],
+}
+"""For each guard the config keys that may change what it warns of."""
+
 _Verls = PPOTrainer if TYPE_CHECKING else object
 
 
@@ -110,7 +122,7 @@ class _TurnTrainer(SafeStorage, _Verls):
             self.replay_buffer.manager = agent_loop_manager
         super().fit(agent_loop_manager)
 
-    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """Do what verl does, with more fields for the estimator; then measure the credit and run the guards."""
         estimator = str(self.config.algorithm.adv_estimator)
         names = ESTIMATORS[estimator].fields if estimator in ESTIMATORS else ()
@@ -123,7 +135,7 @@ class _TurnTrainer(SafeStorage, _Verls):
             logger.warning("step %d: %s", self.global_steps, message)
         return batch
 
-    def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
+    def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict[str, Any], rollout_data_dir: str) -> None:
         """Write what verl writes, of the groups that the settings take, with transcripts, credit and lost rollouts."""
         settings = self._turn_settings.dump
         left_out = getattr(self.replay_buffer, "left_out", None) or LeftOut()
@@ -148,10 +160,10 @@ class _TurnTrainer(SafeStorage, _Verls):
 
     def _val_metrics_update(
         self,
-        data_sources: list,
-        sample_uids: list,
-        reward_extra_infos_dict: dict,
-        sample_turns: list,
+        data_sources: list[Any],
+        sample_uids: list[Any],
+        reward_extra_infos_dict: dict[str, list[Any]],
+        sample_turns: list[Any],
         **others: Any,
     ) -> dict[str, float]:
         """Do what verl does for its core metric; average the other metrics of rollouts (:mod:`.validation`)."""
@@ -160,7 +172,13 @@ class _TurnTrainer(SafeStorage, _Verls):
         return {**averages(data_sources, sample_uids, ours), **named}
 
     def _dump_generations(
-        self, inputs: list, outputs: list, gts: list, scores: list, reward_extra_infos_dict: dict, dump_path: str
+        self,
+        inputs: list[Any],
+        outputs: list[Any],
+        gts: list[Any],
+        scores: list[Any],
+        reward_extra_infos_dict: dict[str, list[Any]],
+        dump_path: str,
     ) -> None:
         """Do what verl does, and add what :meth:`_log_rollout_data` or our buffer found."""
         validated = getattr(getattr(self, "replay_buffer", None), "validated", None) or {}
@@ -224,6 +242,7 @@ def measure(batch: KVBatchMeta, rewards: str, provided: Provided | None = None) 
         rewards: verl's name of the rewards that the estimator saw.
         provided: of the call that computed them. What is known from it is not fetched again.
     """
+    tokens: dict[str, Any]
     if provided is not None and provided.credit is not None:
         tokens = {**provided.credit, "values": provided.fields.get("values")}
         seen, index = tokens["token_level_rewards"], tokens["index"]
@@ -239,12 +258,13 @@ def measure(batch: KVBatchMeta, rewards: str, provided: Provided | None = None) 
 
 
 def guards_of(config: Any) -> Guards:
-    """Return the guards of a run, which depend on what is paid and on the estimator."""
+    """Return the guards of a run; which of them make sense depends on what is paid and who computes advantages."""
     managed = config.reward.reward_manager.name == "mtgrpo"
     return Guards(
         trainer_turn_settings(config.trainer).guards,
         turn_rewards=managed and turn_reward_settings(config.reward).pay == "turns",
         masked_advantages=str(config.algorithm.adv_estimator) in ESTIMATORS,
+        keys=GUARD_KEYS,
     )
 
 

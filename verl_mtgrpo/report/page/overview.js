@@ -46,12 +46,13 @@ function kindChoice(kinds, show) {
 }
 
 function kindParts(kind) {
-  const { turns, curves, histograms } = INDEX.kinds[kind];
+  const { turns, curves, histograms, calibration } = INDEX.kinds[kind];
   const groups = GROUPS.filter((group) => group.training === (kind === 'training'));
   const steps = new Set(groups.map((group) => group.step)).size;
   return [
     method(kind, groups),
     el('h2', {}, 'By turn'), turnTable(turns),
+    ...calibration.flatMap(calibrationParts),
     el('h2', {}, 'Over the steps'),
     steps > 1
       ? el('div', { class: 'grid' }, ...Object.entries(curves).map(([title, series]) => lineChart(title, series, SHARES.has(title))))
