@@ -39,7 +39,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--replicas", 2], "replicas need Ray; add --ray, or remove"),
         (["--max-replicas", 2], "replicas need Ray; add --ray, or remove"),
         (["--ray", "--replicas", 2, "--max-replicas", 3], "use either --replicas or --min-replicas and --max-replicas"),
-        (["--ray", "--min-replicas", 2], "--min-replicas without --max-replicas; give both"),
+        (["--ray", "--min-replicas", 2], "--min-replicas without --max-replicas; set both"),
         (["--ray", "--min-replicas", 3, "--max-replicas", 2], "expected 1 <= min <= max"),
         (["--ray", "--replicas", 0], "--replicas is 0, expected at least 1"),
         (["--ray", "--port", 0], "Ray Serve needs the same port"),

@@ -155,7 +155,7 @@ UNUSED = [
     (
         "mt_grpo",
         [f"{OVERLONG}.enable=True", f"{OVERLONG}.len=128", "+reward.reward_kwargs.max_resp_len=512"],
-        r"overlong_buffer_cfg is read by verl's reward manager dapo only.*; take it off in a reward function",
+        r"overlong_buffer_cfg is read by verl's reward manager dapo only.*; subtract it in a custom reward function",
     ),
     ("mt_grpo", ["+reward.reward_kwargs.scale=2"], r"reward.reward_kwargs \(scale\) is read by"),
     ("mt_grpo", ["reward.sandbox_fusion.url=http://s"], r"reward.sandbox_fusion is used by verl's compute_score"),

@@ -290,7 +290,7 @@ def test_each_estimator_of_ours_is_in_the_table():
     [
         ("mt_grpo", [], r"algorithm.turn.scale=none, which only centres"),
         ("mt_grpo", ["algorithm.turn.scale=none"], None),
-        ("mt_grpo_v1", [], r"kl_loss_coef, GRPO's own way"),
+        ("mt_grpo_v1", [], r"kl_loss_coef, as in GRPO"),
         ("gtpo", [], r"use_kl_loss=True with"),
         ("turn_rloo", [], None),
         ("turn_rloo", ["algorithm.turn.scale=std"], r"divides by the standard deviation of a group"),
