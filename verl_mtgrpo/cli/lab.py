@@ -69,7 +69,7 @@ def add_parser(subparsers: Subparsers) -> None:
     _add_learn(parser.add_subparsers(title="commands", metavar="COMMAND"))
 
 
-def _add_learn(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_learn(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "learn",
         help="learning curves, and the map of when turn-level credit matters",
