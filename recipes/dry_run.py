@@ -156,7 +156,7 @@ def files(folder: Path, assets: Path) -> dict[str, Any]:
 
 
 def written(overrides: Sequence[str]) -> dict[str, str]:
-    """Return keys and values as the recipe writes them; of several the last one counts."""
+    """Return keys and values as the recipe writes them; the last one counts if there are several."""
     split = (one.partition("=") for one in overrides if not one.startswith(("--", "~")))
     return {key.lstrip("+"): value for key, _, value in split}
 

@@ -75,9 +75,9 @@ def test_a_full_disk_stops_the_keeping_and_not_the_run(tmp_path, caplog):
     assert cache.get("before") == 1
     assert cache.get("0") is None
     (record,) = caplog.records
-    assert "keeps nothing more: database or disk is full; everything is asked for anew" in record.getMessage()
+    assert "can no longer be written: database or disk is full; nothing more is cached" in record.getMessage()
 
 
 def test_a_path_that_cannot_be_used(tmp_path):
-    with pytest.raises(ConfigError, match=r"the cache .* cannot be used: .*; give another path, or none"):
+    with pytest.raises(ConfigError, match=r"the cache .* cannot be used: .*; choose another path, or none"):
         JsonCache(tmp_path)

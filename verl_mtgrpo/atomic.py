@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def atomic_write(path: Path) -> Generator[Path]:
-    """Yield a draft beside ``path`` to write to; it replaces ``path`` at the end of the block.
+    """Yield a draft next to ``path`` to write to; it replaces ``path`` at the end of the block.
 
     If the block raises, the draft is removed and an old file stays as it was. Processes that write the same file at
-    once have drafts of their own: the last one to finish wins.
+    once have separate drafts: the last one to finish wins.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -31,15 +31,15 @@ def atomic_write(path: Path) -> Generator[Path]:
 
 
 def is_draft(name: str, of: str) -> bool:
-    """Return whether a file is a draft of ``of`` that a killed process left behind."""
+    """Return True if a file is a draft of ``of`` that a killed process left behind."""
     return name.startswith(f".{of}.") and name.endswith(".part")
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Generator[Path]:
-    """Yield a new folder beside ``path`` to fill; it replaces ``path`` at the end of the block.
+    """Yield a new folder next to ``path`` to fill; it replaces ``path`` at the end of the block.
 
-    Hold :func:`lock_beside` meanwhile. What a killed process left of the same draft is removed first.
+    Hold :func:`lock_beside` inside the block. Leftovers of the same draft from a killed process are removed first.
     """
     draft = path.with_name(f".{path.name}.unfinished")
     shutil.rmtree(draft, ignore_errors=True)

@@ -11,7 +11,7 @@ _T = TypeVar("_T")
 def with_progress(
     items: Iterable[_T], progress: bool, *, label: str = "indexing", unit: str = "passages", total: int | None = None
 ) -> Iterable[_T]:
-    """Return the same items, counted on the terminal if asked for; ``total`` of them, if that is known."""
+    """Return the same items, with a progress bar if ``progress``; ``total`` is their number, if known."""
     if not progress:
         return items
     from tqdm import tqdm

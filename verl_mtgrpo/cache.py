@@ -34,15 +34,17 @@ class JsonCache:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"the cache {path} cannot be used: {error}", fix="give another path, or none") from error
+            raise ConfigError(
+                f"the cache {path} cannot be used: {error}", fix="choose another path, or none"
+            ) from error
 
     @staticmethod
     def key(*asked: Any) -> str:
-        """A key for what was asked: equal for equal JSON."""
+        """Return a key for the request: equal for equal JSON."""
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def get(self, key: str) -> Any | None:
-        """The value kept for ``key``, or None."""
+        """Return the value kept for ``key``, or None."""
         row = self._db.execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()
         try:
             return None if row is None else json.loads(row[0])
@@ -50,18 +52,18 @@ class JsonCache:
             return None
 
     async def aget(self, key: str) -> Any | None:
-        """As :meth:`get`, in a thread: another process may be writing, for which SQLite waits up to 30 s."""
+        """Do :meth:`get` in a thread: SQLite waits up to 30 s while another process is writing."""
         return await apart(CACHE, self.get, key)
 
     async def aput(self, key: str, value: Any) -> None:
-        """As :meth:`put`, in a thread."""
+        """Do :meth:`put` in a thread."""
         await apart(CACHE, self.put, key, value)
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a value; a later one replaces it. One that cannot be written, on a full disk, is asked for again."""
+        """Store a value; a later one replaces it. One that cannot be written (full disk) is requested again."""
         try:
             self._db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (key, json.dumps(value)))
         except sqlite3.Error as error:
             if not self._complained:
-                logger.warning("the cache %s keeps nothing more: %s; everything is asked for anew", self._path, error)
+                logger.warning("the cache %s can no longer be written: %s; nothing more is cached", self._path, error)
             self._complained = True

@@ -1,4 +1,4 @@
-"""verl's folder of checkpoints (``trainer.default_local_dir``): how it names them, and which one it goes on from."""
+"""verl's folder of checkpoints (``trainer.default_local_dir``): how it names them, and which one it continues from."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 
 TRACKER = "latest_checkpointed_iteration.txt"
-"""The file that says which checkpoint is the last whole one; verl writes it after the checkpoint."""
+"""The file that says which checkpoint is the last complete one; verl writes it after the checkpoint."""
 PREFIX = "global_step_"
-"""What stands before the step in the name of a checkpoint's folder."""
+"""What precedes the step in the name of a checkpoint's folder."""
 
 
 def checkpoint_folder(folder: Path, step: int) -> Path:
@@ -17,7 +17,7 @@ def checkpoint_folder(folder: Path, step: int) -> Path:
 
 
 def last_checkpoint(folder: Path) -> int | None:
-    """Return the step of the checkpoint that verl goes on from; None if there is none."""
+    """Return the step of the checkpoint that verl continues from; None if there is none."""
     with suppress(OSError, ValueError):
         step = int((folder / TRACKER).read_text())
         return step if checkpoint_folder(folder, step).is_dir() else None

@@ -52,7 +52,7 @@ class DataError(MTGRPOError, ValueError):
 
 
 class NoAnswersError(DataError):
-    """A question set can be read, and none of its questions has an answer."""
+    """A question set can be read, but none of its questions has an answer."""
 
 
 class TranscriptError(MTGRPOError, ValueError):
@@ -72,7 +72,7 @@ class TooLongError(JudgeError):
 
 
 class DropRollout(MTGRPOError, RuntimeError):
-    """Raised by a reward function that cannot score a rollout: it is taken out of the update and counted."""
+    """Raised by a reward function that cannot score a rollout: it is left out of the update and counted."""
 
 
 class EmptyBatchError(MTGRPOError, RuntimeError):
@@ -80,7 +80,7 @@ class EmptyBatchError(MTGRPOError, RuntimeError):
 
 
 class NoTokensError(MTGRPOError, RuntimeError):
-    """The rollout server gave no token for a rollout, which cannot become a row of the batch."""
+    """The rollout server returned no token for a rollout, so it cannot become a row of the batch."""
 
 
 class WorkerDiedError(MTGRPOError, RuntimeError):
@@ -101,7 +101,7 @@ class RetrievalError(MTGRPOError, RuntimeError):
     kind = "outage"
     """Name of the failure in transcripts and metrics (``tool/errors/<kind>``)."""
     faults: tuple[str, ...] = ()
-    """Kinds of the tries that failed before this error, in order, one name a try."""
+    """Kinds of the tries that failed before this error, in order, one name per try."""
 
     status: int | None = None
     """HTTP status of a service's last answer; None if there was none."""
@@ -111,13 +111,13 @@ class RetrievalError(MTGRPOError, RuntimeError):
 
 
 class IndexFormatError(RetrievalError, ValueError):
-    """A folder is no index of ours, or one of another version, or damaged."""
+    """A folder is not an index of verl-mtgrpo, has another version, or is damaged."""
 
     kind = "bad_index"
 
 
 class NoIndexError(IndexFormatError):
-    """There is no index of ours where one was expected, or nothing at all."""
+    """There is no index of verl-mtgrpo where one was expected."""
 
 
 class RetrievalTimeout(RetrievalError, TimeoutError):
@@ -151,7 +151,7 @@ class RetrievalRejected(RetrievalError):
 
 
 class RetrievalBadAnswer(RetrievalError):
-    """What the search service sent is not an answer: broken JSON, half a body, an unknown layout."""
+    """The search service sent something that is not an answer: broken JSON, half a body, an unknown layout."""
 
     kind = "bad_answer"
 

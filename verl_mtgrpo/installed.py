@@ -1,4 +1,4 @@
-"""What is installed, read from metadata: nothing is imported, so it works where verl is missing, too old or broken."""
+"""Find out what is installed from metadata, without imports: it works if verl is missing, too old or broken."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def installed(name: str) -> str | None:
 def verl_in_front() -> tuple[str, Path] | None:
     """Return version and folder of a verl that Python imports in place of the installed one (``PYTHONPATH``).
 
-    Its metadata would be those of the installed one. verl says its version in a file of its own.
+    Its metadata would be those of the installed one. verl keeps its version in a file.
     """
     spec = find_spec("verl")
     if spec is None or not spec.submodule_search_locations:

@@ -1,10 +1,10 @@
-"""What verl loads through the ``verl.plugins`` entry point: registers everything of ours, nothing else.
+"""The module that verl loads through the ``verl.plugins`` entry point: it registers our parts and nothing else.
 
 verl loads this module while ``import verl`` is still running, in every process that imports verl. So it
 imports no verl module and nothing heavy; each part is registered when verl itself imports the registry
 it belongs to (post-import hooks). Loading it twice does no harm.
 
-verl logs a plugin that fails to load at DEBUG and goes on, and the run then dies after the model is
+verl logs a plugin that fails to load at DEBUG and continues, and the run then dies after the model is
 loaded with "Unknown advantage estimator". Therefore every failure here is logged at ERROR first.
 """
 
@@ -72,7 +72,7 @@ def _report(error: Exception, what: str) -> None:
     message = (
         f"verl_mtgrpo could not load {what}: {type(error).__name__}: {error}. "
         "Its estimators, agent loop, reward manager and tools will be unknown to verl. "
-        f"Repair this environment ({sys.executable}): pip install --upgrade verl-mtgrpo, then check with "
+        f"Fix this environment ({sys.executable}): pip install --upgrade verl-mtgrpo, then check with "
         '`python -c "import verl_mtgrpo.plugin"`.'
     )
     logger.error(message, exc_info=error)

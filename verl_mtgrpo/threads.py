@@ -29,13 +29,13 @@ async def apart(kind: str, function: Callable[..., T], *arguments: Any) -> T:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may use."""
     # Containers are often given fewer cores than the machine has; macOS cannot ask.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def search_threads() -> int:
-    """Searches that one process carries out at once: one for each core, 32 at most.
+    """Return the number of searches that one process runs at once: one per core, 32 at most.
 
     A search only computes, so more threads than cores find nothing sooner: they keep the event loop waiting for the
     interpreter lock, and searches that began early waiting for later ones (``examples/benchmarks/retrieval.md``).

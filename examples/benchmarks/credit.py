@@ -1,5 +1,6 @@
-"""Time and memory of the turn-level estimators, as ratios to verl's own vectorised grpo on the same tensors; verl's own
-gae stands beside those with a critic.
+"""Measure time and memory of the turn-level estimators, as ratios to verl's vectorised grpo on the same tensors.
+
+Estimators with a critic are listed next to verl's gae.
 
     python examples/benchmarks/credit.py                 # three sizes, CPU; needs about 3 GB
     python examples/benchmarks/credit.py --device cuda   # also prints the achieved bandwidth
@@ -32,7 +33,7 @@ MUST_MOVE = 8 + 4 + 4  # bytes a token: read the mask (int64, as verl's) and the
 
 
 def batch(rows: int, length: int, device: str) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Rewards, mask and uid as verl has them: up to 32 turns a row, observations between, padding behind."""
+    """Make rewards, mask and uid as verl has them: up to 32 turns per row, observations between, padding at the end."""
     generator = torch.Generator().manual_seed(0)
     turns = torch.randint(1, TURNS + 1, (rows, 1), generator=generator)
     edges = torch.randint(1, length, (rows, 2 * TURNS), generator=generator).sort(dim=1).values

@@ -1,4 +1,4 @@
-"""The search tool's index beside bm25s and SQLite FTS5: build, disk, latency, throughput, memory, recall@3.
+"""Compare the search tool's index with bm25s and SQLite FTS5: build, disk, latency, throughput, memory, recall@3.
 
     python examples/benchmarks/retrieval.py --data DIR --passages 100000
     python examples/benchmarks/retrieval.py --data DIR --passages 1000000 --engines mtgrpo,fts5
@@ -63,7 +63,7 @@ class Question:
 
 
 def read_questions(data: Path) -> list[Question]:
-    """The questions that have an answer, with the ids that ``read_corpora`` gives their gold passages."""
+    """Return the questions that have an answer, with the ids that ``read_corpora`` gives their gold passages."""
     questions: list[Question] = []
     for article in json.loads((data / SOURCES["squad"]).read_text())["data"]:
         for paragraph in article["paragraphs"]:
@@ -93,7 +93,7 @@ def _words(text: str) -> str:
 
 
 def write_corpus(data: Path, out: Path, passages: int, seed: int, frequencies: str) -> None:
-    """The real passages, then made-up ones, as {id, title, text} lines; kept if it is there."""
+    """Write the real passages, then made-up ones, as {id, title, text} lines; keep an existing file."""
     if out.exists():
         return
     real = list(read_corpora([data / name for name in CORPORA]))[:passages]
@@ -203,11 +203,11 @@ class BM25S:
 ENGINES = {"mtgrpo": Ours, "plain": Plain, "bm25s": BM25S, "fts5": FTS5}
 
 
-# ---- measuring, each in a process of its own
+# ---- measuring, each in a separate process
 
 
 def build(engine: str, corpus: Path, folder: Path) -> dict[str, float]:
-    """Seconds and peak MB of the build."""
+    """Measure seconds and peak MB of the build."""
     import resource
 
     started = time.perf_counter()
@@ -217,7 +217,7 @@ def build(engine: str, corpus: Path, folder: Path) -> dict[str, float]:
 
 
 def latency(engine: str, folder: Path, queries: list[str]) -> dict[str, float]:
-    """Seconds to open and to answer first, and the spread over the queries, one at a time.
+    """Measure the seconds to open and to answer first, and the spread over the queries, one at a time.
 
     Beside the time on the clock stands the processor time, which a busy machine changes less.
     """
@@ -246,7 +246,7 @@ def latency(engine: str, folder: Path, queries: list[str]) -> dict[str, float]:
 
 
 def recall(engine: str, folder: Path, questions: list[Question]) -> dict[str, float]:
-    """For each question set, the share of questions of which the best ``K`` passages hold ...
+    """Return, for each question set, the share of questions whose best ``K`` passages contain ...
 
     any: one gold passage or more; all: every gold passage; answer: the text of an answer.
     """
@@ -266,7 +266,7 @@ def recall(engine: str, folder: Path, questions: list[Question]) -> dict[str, fl
 
 
 def throughput(engine: str, folder: Path, queries: list[str], processes: int, seconds: float) -> dict[str, float]:
-    """Queries a second of all processes together, and their memory while all have the index open."""
+    """Return the queries per second of all processes together, and their memory with the index open."""
     context = mp.get_context("spawn")
     start, stop, counts = context.Barrier(processes), context.Barrier(processes + 1), context.Queue()
     arguments = (engine, folder, queries, seconds, start, stop, counts)
@@ -307,7 +307,7 @@ def in_process(function: Any, *arguments: Any) -> Any:
 
 
 def measure(engine: str, corpus: Path, folder: Path, questions: list[Question], args: Any) -> dict[str, float]:
-    """All numbers of one engine; those of the build are kept beside the index."""
+    """Return all numbers of one engine; those of the build are stored next to the index."""
     noted = folder.with_suffix(".build.json")
     if not noted.exists():
         subprocess.run(["rm", "-rf", str(folder)], check=True)
@@ -327,14 +327,14 @@ def measure(engine: str, corpus: Path, folder: Path, questions: list[Question], 
 
 
 def machine() -> str:
-    """What the numbers were measured on."""
+    """Describe what the numbers were measured on."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return f"commit {commit}, {mp.cpu_count()} x {cpu[1] if cpu else platform.processor()}, {platform.python_version()}"
 
 
 def table(results: dict[str, dict[str, float]]) -> Iterable[str]:
-    """A Markdown table, engines as columns."""
+    """Yield the lines of a Markdown table, engines as columns."""
     names = dict.fromkeys(name for numbers in results.values() for name in numbers)
     yield f"| | {' | '.join(results)} |"
     yield "|---" * (len(results) + 1) + "|"

@@ -1,4 +1,4 @@
-"""Many searches at once through the search tool: an index in every worker beside a search service.
+"""Measure many concurrent searches through the search tool: an index in every worker, or a search service.
 
     python examples/benchmarks/retrieval_load.py --data DIR
     python examples/benchmarks/retrieval_load.py --data DIR --passages 1000000 --sides index,service,ray
@@ -8,8 +8,8 @@ measured with ``--processes`` processes that call the real tool (:class:`SearchT
 with ``--concurrent`` searches in flight on one event loop and, after that, with one at a time:
 
     index     every process opens the index itself (memory-mapped, so its pages are shared)
-    service   ``mtgrpo serve`` with its defaults, in one process beside them
-    ray       ``mtgrpo serve --ray`` with ``--replicas`` replicas on a Ray of its own
+    service   ``mtgrpo serve`` with its defaults, in one separate process
+    ray       ``mtgrpo serve --ray`` with ``--replicas`` replicas on a private Ray
 
 No query is asked twice, so no cache can answer, and all sides are asked the same. With more searches in flight than
 cores, most of a search's time is spent in line: its median is about searches in flight / searches a second.
@@ -118,7 +118,7 @@ async def heartbeat(late_s: list[float]) -> None:
 
 
 def measure(side: str, index: Path, shares: Sequence[Sequence[str]], sizes: argparse.Namespace) -> dict[str, Any]:
-    """All numbers of one side, and what it found."""
+    """Return all numbers of one side, and what it found."""
     context = mp.get_context("spawn")
     with service(side, index, sizes) as (spec, ready_s, server):
         step, results = context.Barrier(sizes.processes + 1), context.Queue()
@@ -178,7 +178,7 @@ def spread(loads: Sequence[Load], name: str) -> dict[str, float]:
 
 @contextlib.contextmanager
 def service(side: str, index: Path, sizes: argparse.Namespace) -> Iterator[tuple[str, float, psutil.Process | None]]:
-    """What the tool's ``index`` has to say, the seconds until it is there, and the process of the service if any."""
+    """Yield the tool's ``index``, the seconds until it is ready, and the process of the service if any."""
     if side == "index":
         yield str(index), 0.0, None
         return
@@ -207,7 +207,7 @@ def processor_s(process: psutil.Process) -> float:
 
 
 def pss_mb(process: psutil.Process) -> float:
-    """Its memory, a page that n processes share counted as 1/n."""
+    """Return the memory of a process; a page shared by n processes counts as 1/n."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.memory_full_info().pss / 1e6
     return 0.0
@@ -261,7 +261,7 @@ def main() -> None:
 
 
 def build(args: argparse.Namespace) -> Path:
-    """The corpus and index that ``retrieval.py`` makes, or has made."""
+    """Return the corpus and index of ``retrieval.py``; make them if necessary."""
     args.work.mkdir(parents=True, exist_ok=True)
     name = f"{args.passages}-seed{args.seed}" + ("" if args.frequencies == "real" else f"-{args.frequencies}")
     corpus, index = args.work / f"corpus-{name}.jsonl", args.work / f"mtgrpo-{name}"

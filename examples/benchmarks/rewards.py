@@ -34,7 +34,7 @@ def rollout(rng: random.Random, words: list[str]) -> Transcript:
 
 
 def per_second(work: Callable[[Transcript], object], rollouts: list[Transcript], repeats: int) -> float:
-    """Rollouts per second, the best of ``repeats`` rounds."""
+    """Measure rollouts per second, the best of ``repeats`` rounds."""
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
@@ -45,7 +45,7 @@ def per_second(work: Callable[[Transcript], object], rollouts: list[Transcript],
 
 
 def lower(one: Transcript) -> list[str]:
-    """The least that any comparison of answers does."""
+    """Do the least that any comparison of answers has to do."""
     return [call.result.lower() for turn in one.turns for call in turn.tool_calls]
 
 

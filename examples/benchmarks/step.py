@@ -1,4 +1,4 @@
-"""What one training step costs the driver and the workers beside verl's own pieces, at real size.
+"""Measure what one training step costs the driver and the workers compared with verl's parts, at real size.
 
     python examples/benchmarks/step.py                                    # 2,048 rollouts of 4 turns, a few minutes
     python examples/benchmarks/step.py --turns 16 --rollouts 8192
@@ -47,11 +47,11 @@ TITLES = {
     "look_share": "… share of the waiting time",
     "fetch_s": "validation: `extra_fields` of as many rollouts, s",
     "validation_s": "**validation metrics**, s",
-    "tensor_kb": "tensors a rollout, kB",
-    "other_kb": "what else goes through the queue a rollout, kB",
+    "tensor_kb": "tensors per rollout, kB",
+    "other_kb": "other data through the queue per rollout, kB",
     "other_x": "… multiple of the rollout's text",
     "no_dump_kb": "… where nothing is written down, kB",
-    "to_reward_kb": "to the reward worker a rollout, kB",
+    "to_reward_kb": "to the reward worker per rollout, kB",
     "late_p50_ms": "event loop late, p50, ms",
     "late_p99_ms": "event loop late, p99, ms",
     "late_max_ms": "event loop late, longest, ms",
@@ -62,7 +62,7 @@ TITLES = {
 
 @contextlib.contextmanager
 def queue(config: Any) -> Iterator[None]:
-    """A Ray and a TransferQueue of this process's own."""
+    """Start a Ray and a TransferQueue for this process."""
     import ray
     import transfer_queue as tq
     from omegaconf import OmegaConf
@@ -108,7 +108,7 @@ def lateness(args: argparse.Namespace, side: Side) -> dict[str, float]:
 
 
 def table(args: argparse.Namespace, sides: dict[str, dict[str, float]]) -> str:
-    """All sides as Markdown."""
+    """Format all sides as Markdown."""
     stock, ours = sides["stock"], sides["ours"]
     columns = {"stock": "verl", "before": "before", "ours": "ours"}
     shown = [side for side in columns if side in sides]
@@ -131,7 +131,7 @@ def table(args: argparse.Namespace, sides: dict[str, dict[str, float]]) -> str:
 
 
 def cell(found: dict[str, float], name: str, args: argparse.Namespace) -> str:
-    """One number."""
+    """Format one number."""
     if name not in found:
         return ""
     scaled = name == "validation_s" and found["validation_questions"] < args.questions
@@ -139,7 +139,7 @@ def cell(found: dict[str, float], name: str, args: argparse.Namespace) -> str:
 
 
 def in_process(args: argparse.Namespace, side: str, env: dict[str, str] | None = None) -> dict[str, float]:
-    """One side's numbers, from a process of its own."""
+    """Return one side's numbers, from a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found.json"
         given = [word for name in SIZES for word in (f"--{name}", str(getattr(args, name)))]

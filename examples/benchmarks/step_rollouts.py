@@ -54,11 +54,11 @@ class Search(BaseTool):
         self.found: dict[str, list[dict[str, Any]]] = {}
 
     def text(self, query: str) -> str:
-        """What the model reads."""
+        """Return what the model reads."""
         return "\n".join(f"Doc {n} (Title: {one['title']}) {one['text']}" for n, one in enumerate(self.found[query], 1))
 
     async def execute(self, instance_id: str, parameters: dict[str, Any], **_: Any) -> tuple[ToolResponse, float, dict]:
-        """As the package's own search tool answers."""
+        """Answer as the package's search tool does."""
         query = parameters["query"]
         info = {"ok": True, "error_kind": None, "documents": self.found[query], "latency_s": 0.2}
         return ToolResponse(text=self.text(query)), 0.0, info
@@ -74,12 +74,12 @@ class Writer:
         self.ids = tokenizer.encode(" ".join(self.rng.choices(words, k=60000)), add_special_tokens=False)
 
     def text(self, tokens: int) -> str:
-        """Some made-up words."""
+        """Return some made-up words."""
         start = self.rng.randrange(len(self.ids) - tokens)
         return self.tokenizer.decode(self.ids[start : start + tokens]).strip()
 
     def script(self, *, turns: int, tokens: int, passages: int, spoken: str) -> Script:
-        """One rollout of about so many tokens."""
+        """Make one rollout of about this many tokens."""
         said, size = [], len(PROMPT[0]["content"])
         thoughts = int(0.4 * tokens / turns)
         found = (tokens - turns * thoughts) // max(1, turns - 1)
@@ -111,7 +111,7 @@ class Server:
         self.left, self.wait, self.rng = list(script.said), longest_wait, random.Random(seed)
 
     async def generate(self, request_id: str, prompt_ids: list[int], sampling_params: dict, **_: Any) -> TokenOutput:
-        """The next turn."""
+        """Return the next turn."""
         if self.wait:
             await asyncio.sleep(self.rng.uniform(0, self.wait))
         ids = self.left.pop(0)
@@ -120,7 +120,7 @@ class Server:
 
 
 def load_tokenizer() -> Any:
-    """Qwen3's, or else one that this package can make."""
+    """Return Qwen3's tokenizer, or one that this package can make."""
     if QWEN3.is_dir():
         from transformers import AutoTokenizer
 
@@ -131,7 +131,7 @@ def load_tokenizer() -> Any:
 
 
 def configure(*overrides: str, ours: bool, turns: int, tokens: int, spoken: str = "hermes") -> Any:
-    """verl's config of a run, with the package's or as it comes."""
+    """Return verl's config of a run, with the package's settings or without."""
     mine = ["hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo"] if ours else []
     rollout = {
         "n": 8,
@@ -148,7 +148,7 @@ def configure(*overrides: str, ours: bool, turns: int, tokens: int, spoken: str 
 
 
 async def run_loop(kind: type, config: Any, tokenizer: Any, search: Search, server: Server) -> AgentLoopOutput:
-    """One rollout, with an agent loop of its own, as verl's worker runs it."""
+    """Run one rollout with a new agent loop, as verl's worker does."""
     loop = kind(
         trainer_config=DictConfigWrap(config),
         server_manager=server,
@@ -165,7 +165,7 @@ async def run_loop(kind: type, config: Any, tokenizer: Any, search: Search, serv
 def event_loop_lateness(
     kind: type, tokenizer: Any, *, ours: bool, spoken: str, rollouts: int, tokens: int, turns: int, wait: float
 ) -> dict[str, float]:
-    """How late a timer of 1 ms comes on the event loop of one worker that runs all of these rollouts at once."""
+    """Measure how late a 1 ms timer fires on the event loop of a worker that runs all these rollouts at once."""
     search = Search()
     config = configure(ours=ours, turns=turns, tokens=tokens, spoken=spoken)
     writer = Writer(tokenizer, search)

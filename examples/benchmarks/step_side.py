@@ -55,7 +55,7 @@ class Side:
         print(f"[{time.strftime('%X')}] {self.args.side}: {shown}", file=sys.stderr, flush=True)
 
     async def work(self) -> None:
-        """What the agent loop workers and reward workers do."""
+        """Do what the agent loop workers and reward workers do."""
         from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
 
         from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
@@ -105,13 +105,13 @@ class Side:
         self.worker.reward_loop_worker_handles = [Scored(self.scored, self.picked)]
 
     def _copy(self, number: int) -> Any:
-        """The rollout as the loop gives it, once more."""
+        """Return the rollout as the loop gives it, once more."""
         output = self.pool[number].model_copy()
         output.extra_fields = dict(output.extra_fields)
         return output
 
     def _row(self, number: int) -> dict[str, Any]:
-        """The columns of the data set and what verl adds."""
+        """Return the columns of the data set and what verl adds."""
         return {
             "uid": f"q{number // GROUP}",
             "session_id": number % GROUP,
@@ -124,7 +124,7 @@ class Side:
         }
 
     def _count_bytes(self) -> None:
-        """Bytes of a rollout's fields, tensors and the others, as they go through the queue."""
+        """Measure the bytes of a rollout's fields, tensors and the others, as they go through the queue."""
         tensors, others, silent = [], [], []
         for number in range(POOL):
             output = self._copy(number)
@@ -143,7 +143,7 @@ class Side:
         self.found |= {"text_kb": text / 1e3, "response_tokens": statistics.mean(map(_tokens, self.pool))}
 
     def drive(self) -> None:
-        """What the driver does in a step and in a validation."""
+        """Do what the driver does in a step and in a validation."""
         import transfer_queue as tq
 
         groups = self.args.rollouts // GROUP
@@ -169,7 +169,7 @@ class Side:
         self._validate(batch)
 
     def _old_log_probs(self) -> None:
-        """What the actor's workers put before advantages are computed."""
+        """Put what the actor's workers put before advantages are computed."""
         import transfer_queue as tq
         from tensordict import TensorDict
 
@@ -181,7 +181,7 @@ class Side:
             tq.kv_batch_put(keys=some, partition_id="train", fields=fields)
 
     def _interval(self, buffer: Any) -> float:
-        """Seconds between two looks at as many rollouts."""
+        """Measure the seconds between two polls with this many rollouts."""
         from verl_mtgrpo.integration.trainer.buffer import poll_interval
 
         keys = self.args.rollouts * (GROUP + 1) // GROUP
@@ -286,7 +286,7 @@ class Scored:
         self.scored, self.picked, self.compute_score = scored, picked, self
 
     async def remote(self, data: Any) -> dict[str, Any]:
-        """The score of a rollout that was scored before."""
+        """Return the score of a rollout that was scored before."""
         known = self.scored[self.picked[int(data.non_tensor_batch["index"][0])]]
         return {"reward_score": known["score"], "reward_extra_info": dict(known["reward_extra_info"])}
 
@@ -310,7 +310,7 @@ def repeat(function: Callable[[], Any], times: int = 3) -> float:
 
 
 def pick(batch: Any, count: int) -> Any:
-    """The first rows of a batch by name, whole groups."""
+    """Return the first rows of a batch by name, in whole groups."""
     from transfer_queue import KVBatchMeta
 
     order = np.argsort([int(key[1:].split("_")[0]) for key in batch.keys], kind="stable")[:count]
@@ -320,7 +320,7 @@ def pick(batch: Any, count: int) -> Any:
 
 @contextlib.contextmanager
 def peak_memory(side: Side) -> Iterator[None]:
-    """Note how far the memory of this process goes up meanwhile; Linux only."""
+    """Record by how much the memory of this process grows inside the block; Linux only."""
     status = Path("/proc/self/status")
     if not status.exists():
         yield

@@ -1,4 +1,4 @@
-"""What our trainer class costs beside verl's own, as a share of a training step.
+"""Measure what our trainer class costs compared with verl's, as a share of a training step.
 
     python examples/benchmarks/trainer.py                # MT-PPO on the demo's task, 20 steps, a few minutes
     python examples/benchmarks/trainer.py --rollouts 32  # batches four times as large
@@ -48,7 +48,7 @@ def alternate(module):
 
 
 def train(out: Path, settings: DemoSettings) -> list[dict[str, float]]:
-    """The metrics of each step of a run that alternates."""
+    """Return the metrics of each step of an alternating run."""
     assets = prepare_assets(out, seed=0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""What became of every rollout of a run: the training's own metrics, compared with the journal of its workers."""
+"""Account for every rollout of a run: compare the training's metrics with the journal of its workers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Start:
     generations: int = 0
 
     def cut_off(self) -> list[int]:
-        """Steps that began and were not logged, because the training stopped in them."""
+        """Return the steps that began but were not logged, because the training stopped in them."""
         return sorted(set(self.begun) - set(self.rows))
 
     def counts(self, step: int) -> dict[str, int]:
-        """What the metrics of a step say of its rollouts."""
+        """Return what the metrics of a step say about its rollouts."""
         return {name: round(self.rows[step][f"rollouts_total/{name}"]) for name in COUNTS}
 
 

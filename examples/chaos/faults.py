@@ -1,4 +1,4 @@
-"""What happens to the chaos run from outside, and when: processes killed, a search service gone, a full disk."""
+"""The faults of the chaos run, and when they happen: processes killed, a search service gone, a full disk."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Fault:
 
 
 class SearchService:
-    """``mtgrpo serve`` on a port of its own, which can be killed and started again."""
+    """``mtgrpo serve`` on a private port, which can be killed and restarted."""
 
     def __init__(self, index: Path) -> None:
         with socket.socket() as probe:
@@ -41,7 +41,7 @@ class SearchService:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self, _pid: int = 0) -> None:
-        """Returns when it answers."""
+        """Start the service, and return when it answers."""
         self._process = subprocess.Popen(self._argv, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -83,12 +83,12 @@ class Faults:
             self._faults.append(Fault(f"retriever started ({nth})", step + 2, "begun", self.service.start))
 
     def fill_disk(self) -> None:
-        """The file of one dump is a link to /dev/full, where writing fails as on a full disk."""
+        """Make the file of one dump a link to /dev/full, where writing fails as on a full disk."""
         self.dumps.mkdir(parents=True)
         self._full.symlink_to("/dev/full")
 
     def make_room(self) -> None:
-        """What a user does before the next start."""
+        """Do what a user does before the next start."""
         self._full.unlink(missing_ok=True)
 
     @property

@@ -36,7 +36,7 @@ class MalformedAgentLoop(TurnToolAgentLoop):
     """``mtgrpo_tool_agent`` on a server that :class:`MalformedServer` stands before."""
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> Any:
-        """As ever, with an entry in the journal at the beginning and at the end."""
+        """Do what the base class does, with an entry in the journal at the beginning and at the end."""
         names = {"uid": kwargs["uid"], "step": int(kwargs["global_steps"]), "session": int(kwargs["session_id"])}
         seed = f"{os.environ['CHAOS_SEED']}/{names['step']}/{kwargs['index']}/{names['session']}"
         share = float(os.environ["CHAOS_MALFORMED"])
@@ -57,7 +57,7 @@ class MalformedServer:
         return getattr(self._server, name)
 
     async def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As the server's own, or rubbish of the same type."""
+        """Return the server's answer, or rubbish of the same type."""
         output = await self._server.generate(*args, **kwargs)
         kind = self._rng.choice(KINDS) if self._rng.random() < self._share else None
         write("generated", {**self._names, "malformed": kind})

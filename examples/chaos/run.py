@@ -84,7 +84,7 @@ def train_to_end(out: Path, assets: Path, faults: Faults) -> list[str]:
 
 
 def command_of(out: Path, assets: Path, faults: Faults, *, journal: Path, metrics: Path) -> TrainCommand:
-    """The trainer's command line; the same for every start."""
+    """Return the trainer's command line, the same for every start."""
     tools = yaml.safe_load(Path(asset("tools/search_tool.yaml")).read_text(encoding="utf-8"))
     tools["tools"][0]["config"].update(index=faults.service.url, patience_s=2.0)
     (out / "tool.yaml").write_text(yaml.safe_dump(tools), encoding="utf-8")
@@ -140,7 +140,7 @@ def table(
     logs: Sequence[Path],
     seconds: float,
 ) -> str:
-    """The README of this folder."""
+    """Return the README of this folder."""
     said = [line for log in logs for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     rows = sorted((step, name, seen(name, step, starts, said)) for name, step in faults.steps.items())
     rows.append((faults.disk_full, "disk full at the dump of this step", stopped(starts, stops)))
@@ -166,7 +166,7 @@ def table(
 
 
 def seen(name: str, step: int, starts: Sequence[Start], said: Sequence[str]) -> str:
-    """What the run made of a fault."""
+    """Return how the run handled a fault."""
     if name.startswith("retriever"):
         rows = {n: start.counts(n) for start in starts for n in start.rows if step <= n <= step + 2}
         parts = [f"step {n}: {counts['dropped']} dropped, {counts['trained']} trained" for n, counts in rows.items()]
@@ -179,7 +179,7 @@ def seen(name: str, step: int, starts: Sequence[Start], said: Sequence[str]) -> 
     numbers = ", ".join(f"{counts[fate]} {fate}" for fate in ("trained", "dropped", "alone", "failed", "repeated"))
     took = next(start.rows[step]["timing_s/step"] for start in starts if step in start.rows)
     message = re.sub(f"^.*?(?=the {kind})", "", message)
-    return f"`{message}` Training goes on; rollouts of this step, which took {took:.0f} s: {numbers}"
+    return f"`{message}` Training continues; rollouts of this step, which took {took:.0f} s: {numbers}"
 
 
 def calls(starts: Sequence[Start]) -> str:
@@ -196,11 +196,13 @@ def calls(starts: Sequence[Start]) -> str:
 
 
 def stopped(starts: Sequence[Start], stops: Sequence[str]) -> str:
-    """How a stop ended and where the next start began."""
+    """Describe how a stop ended and where the next start began."""
     parts = []
     for number, stop in enumerate(stops):
         lines = [line.strip() for line in stop.splitlines() if "full log" not in line]
-        parts.append(f"`{' / '.join(lines)}` Room made, started again: goes on at step {min(starts[number + 1].rows)}")
+        parts.append(
+            f"`{' / '.join(lines)}` Space freed, started again: continues at step {min(starts[number + 1].rows)}"
+        )
     return "; ".join(parts)
 
 

@@ -37,7 +37,7 @@ def calculate(expression: str) -> tuple[ToolResponse, float, dict]:
 
 
 def value(node: ast.AST) -> float:
-    """The value of a parsed expression; only numbers and the four operators are known, so nothing can be run."""
+    """Return the value of a parsed expression; it knows only numbers and four operators, so no code can run."""
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return float(node.value)
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:

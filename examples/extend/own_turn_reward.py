@@ -1,4 +1,4 @@
-"""A turn reward of your own: evidence earns, a failed call costs, and what a tool says of its own call counts.
+"""A turn reward of your own: evidence earns, a failed call costs, and what a tool reports about its call counts.
 
 mtgrpo train -- reward.turn.preset=$PWD/examples/extend/own_turn_reward.py:evidence ...
 """

@@ -22,7 +22,7 @@ def norm(value: float, values: list[float]) -> float:
 
 
 def explain(group: list[list[float]], rollout: int) -> list[dict[str, float]]:
-    """For each turn of a rollout: what it was paid, the two terms of its advantage, and their sum.
+    """Return for each turn of a rollout what it was paid, the two terms of its advantage, and their sum.
 
     Args:
         group: The turn rewards of each rollout of one question; the last one of a rollout is its outcome.
@@ -42,6 +42,7 @@ def explain(group: list[list[float]], rollout: int) -> list[dict[str, float]]:
 
 
 def main(path: str) -> None:
+    """Print the group with the largest spread, and how each of its advantages adds up."""
     groups = defaultdict(list)
     with open(path, encoding="utf-8") as file:
         for line in file:

@@ -62,21 +62,23 @@ class RealDemonstrator:
         return Demonstration((*turns, assistant(f"<answer>{answer}</answer>")), RENAME_NONE)
 
     def search(self, question: str) -> str:
-        """What the tool answers with ``search_tool.yaml`` of this folder."""
+        """Return what the tool answers with this folder's ``search_tool.yaml``."""
         passages = self.index.search([query_for(question)], 1)[0]
         return render_passages(passages, template="{title}: {text}", max_chars=400)
 
 
 def query_for(text: str) -> str:
-    """The text as a query: as it is, without what would need escaping in JSON."""
+    """Return the text as a query, without characters that need escaping in JSON."""
     return text.replace('"', "").replace("\\", "")
 
 
 def user(text: str) -> dict[str, str]:
+    """Return a user message."""
     return {"role": "user", "content": text}
 
 
 def assistant(text: str) -> dict[str, str]:
+    """Return a message of the policy."""
     return {"role": "assistant", "content": text}
 
 

@@ -1,4 +1,4 @@
-"""A training run killed by SIGKILL in the middle of steps and started again, beside the same run left alone.
+"""Kill a training run by SIGKILL in the middle of steps and restart it; compare it with the same run left alone.
 
     python examples/resume/kill_and_resume.py --out runs/resume          # three seeds, about half an hour on two cores
 
@@ -79,7 +79,7 @@ def train_and_kill(plan: RunPlan, *, seed: int) -> list[tuple[int, int]]:
 
 
 def metrics_files(plan: RunPlan) -> list[Path]:
-    """One for each start, oldest first."""
+    """Return one per start, oldest first."""
     return sorted(plan.folder.glob("metrics-*.jsonl"))
 
 
@@ -99,13 +99,13 @@ def kill_family(child: multiprocessing.process.BaseProcess) -> None:
 
 
 def compare(seed: int, plans: Mapping[str, RunPlan], whole: RunResult, killed_at: list[tuple[int, int]]) -> list[str]:
-    """One row of the table."""
+    """Return one row of the table."""
     broken = finished_result(plans["killed"])
     assert broken is not None
     steps = plans["unbroken"].settings.steps
     every = list(range(1, steps + 1))
     assert logged_steps(*metrics_files(plans["unbroken"])) == every
-    # Each start goes on right behind its checkpoint. (What a run logged before its first one is removed.)
+    # Each start continues right after its checkpoint. (What a run logged before its first one is removed.)
     saved = [0, *(checkpoint for _, checkpoint in killed_at)]
     kept = max(n for n, checkpoint in enumerate(saved) if checkpoint == 0)
     assert [min(logged_steps(path)) for path in metrics_files(plans["killed"])] == [one + 1 for one in saved[kept:]]
@@ -125,13 +125,13 @@ def compare(seed: int, plans: Mapping[str, RunPlan], whole: RunResult, killed_at
 
 
 def questions(plan: RunPlan, step: int) -> list[str]:
-    """What a step asked, once for each rollout that was written down, sorted."""
+    """Return the questions of a step, once per dumped rollout, sorted."""
     lines = (plan.folder / "rollouts" / f"{step}.jsonl").read_bytes().splitlines()
     return sorted(json.loads(line)["input"] for line in lines)
 
 
 def write(path: Path, rows: list[list[str]], steps: int) -> None:
-    """The table with what it was made by."""
+    """Write the table and the command that made it."""
     header = ["seed", "killed in step (last checkpoint)", "steps trained", "steps with the same questions"]
     header += [f"{name}, {run}" for name in ("tool execution", "exact match") for run in ("unbroken", "killed")]
     facts = {"source": describe_source(), **describe_machine()}

@@ -82,11 +82,11 @@ def test_a_known_set_from_local_files_with_an_index(tmp_path: Path, capsys: pyte
     assert mtgrpo("nq", "popqa", *options, "--out", tmp_path / "out") == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[printed.index("}") + 1 :] == [
-        "popqa has no training split: it goes to validation only",
-        "nq: 1 training questions are left out because validation asks them too",
-        "nq, val: 1 of 2 questions (50.0%) have a gold answer in the first 1 passages; 0 yes/no aside",
-        "popqa, val: 2 of 2 questions (100.0%) have a gold answer in the first 1 passages; 0 yes/no aside",
-        "nq, train: 2 of 3 questions (66.7%) have a gold answer in the first 1 passages; 0 yes/no aside",
+        "popqa has no training split: it is used for validation only",
+        "nq: 1 training questions are left out because validation also asks them",
+        "nq, val: 1 of 2 questions (50.0%) have a gold answer in the first 1 passages; 0 yes/no not counted",
+        "popqa, val: 2 of 2 questions (100.0%) have a gold answer in the first 1 passages; 0 yes/no not counted",
+        "nq, train: 2 of 3 questions (66.7%) have a gold answer in the first 1 passages; 0 yes/no not counted",
         f"{tmp_path}/out/train.parquet: 2 train questions",
         f"{tmp_path}/out/val.parquet: 4 val questions",
     ]
@@ -107,15 +107,15 @@ def test_without_network_the_message_says_how_to_use_local_files():
     message = error_of("nq")
     assert "error: the dataset 'RUC-NLPIR/FlashRAG_datasets' cannot be opened" in message
     fetch = "hf download RUC-NLPIR/FlashRAG_datasets --repo-type dataset --include 'nq/*' --local-dir DIR)"
-    assert f"without network, fetch the files elsewhere ({fetch}" in message
+    assert f"without a network, download the files elsewhere ({fetch}" in message
     assert "mtgrpo data nq --local DIR, which reads DIR/nq" in message
     assert "--local-dir DIR/musique) and say where they are" in error_of("musique", "--edition", "original")
-    assert "give their local paths: mtgrpo data FILE.jsonl --out DIR" in error_of("hf:somebody/questions")
+    assert "name their local paths: mtgrpo data FILE.jsonl --out DIR" in error_of("hf:somebody/questions")
 
 
 def test_options_of_the_check_without_an_index(questions: Path, tmp_path: Path):
     for option in (["--only-answerable"], ["--check-top", "5"]):
-        with pytest.raises(ConfigError, match=r"need the index to look into; give --index DIR"):
+        with pytest.raises(ConfigError, match=r"need an index to look into; add --index DIR"):
             mtgrpo(questions, "--out", tmp_path / "out", *option)
 
 

@@ -82,7 +82,7 @@ def test_two_dumps_and_their_difference(tmp_path: Path):
     worse, better = dump(tmp_path / "a" / "7.jsonl", 1), dump(tmp_path / "b" / "7.jsonl", 3)
     assert main(["eval", str(worse), str(better), "--out", str(tmp_path)]) == 0
     report = (tmp_path / "eval.md").read_text()
-    assert f"## {better} less {worse}" in report
+    assert f"## {better} − {worse}" in report
     assert "| mine | +0.500 (+0.000 to +1.000) | +0.500" in report
     assert f"| exact match | {worse} | {better} | paper: MT-PPO (v2) |" in report
 
@@ -94,7 +94,7 @@ def test_sets_that_cannot_be_paired_are_named(tmp_path: Path):
         unknown, [{**row, "question_id": "" if row["data_source"] == "mine" else row["question_id"]} for row in rows]
     )
     assert main(["eval", str(known), str(unknown), "--out", str(tmp_path)]) == 0
-    (_, _, differences) = (tmp_path / "eval.md").read_text().partition(f"## {unknown} less {known}")
+    (_, _, differences) = (tmp_path / "eval.md").read_text().partition(f"## {unknown} − {known}")
     assert "| TriviaQA | +0.500" in differences and "| mine | +0.500" not in differences
     assert "no question is in both: mine." in differences
 
@@ -124,9 +124,9 @@ def test_training_rollouts_are_said_to_be_such(tmp_path: Path, capsys: pytest.Ca
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     write_rows(path, [{**row, "turn_advantages": row["turn_rewards"], "estimator": "mt_grpo"} for row in rows])
     assert main(["eval", str(path), "--out", str(tmp_path)]) == 0
-    assert "0.500" in capsys.readouterr().out.partition("Rollouts that were trained on")[0]
+    assert "0.500" in capsys.readouterr().out.partition("Training rollouts,")[0]
     report = (tmp_path / "eval.md").read_text()
-    assert "Not to be compared with a validation." in report
+    assert "Do not compare them with a validation." in report
     assert json.loads((tmp_path / "eval.json").read_text())["dumps"][0]["training"] is True
 
 
@@ -135,8 +135,8 @@ def test_training_rollouts_are_said_to_be_such(tmp_path: Path, capsys: pytest.Ca
     [
         ([], "name a validation dump or its folder"),
         (["{tmp}/none"], "does not exist"),
-        (["{tmp}"], "holds no <step>.jsonl"),
-        (["{tmp}/run", "{tmp}/run/7.jsonl"], "the same dump twice"),
+        (["{tmp}"], "has no <step>.jsonl"),
+        (["{tmp}/run", "{tmp}/run/7.jsonl"], "the same dump is named twice"),
         (["{tmp}/run", "--resamples", "1"], "resamples is 1"),
         (["--checkpoint", "{tmp}/run"], "expected a folder global_step_N"),
         (["--checkpoint", "{tmp}/global_step_x"], "expected a folder global_step_N"),

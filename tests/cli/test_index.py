@@ -32,7 +32,7 @@ def test_builds_an_index_of_several_corpora(tmp_path: Path, capsys: pytest.Captu
 
 def test_an_empty_corpus(tmp_path: Path):
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(DataError, match=r"corpus is empty: empty.jsonl gave no passage"):
+    with pytest.raises(DataError, match=r"corpus is empty: empty.jsonl has no passages"):
         mtgrpo(tmp_path / "empty.jsonl", "--out", tmp_path / "index")
     assert not (tmp_path / "index").exists()
 

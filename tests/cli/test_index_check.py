@@ -29,7 +29,7 @@ def test_a_whole_index(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*")}
     capsys.readouterr()
     assert main(["index", "--check", str(tmp_path / "index")]) == 0
-    assert "whole. BM25Index of 50 passages from c.jsonl" in capsys.readouterr().out
+    assert "complete. BM25Index of 50 passages from c.jsonl" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*")} == before
 
 
@@ -57,7 +57,7 @@ def test_another_checksum(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_what_is_no_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["index", "--check", str(tmp_path)]) == 1
-    assert "no index of verl-mtgrpo: it has no manifest.json" in capsys.readouterr().err
+    assert "not an index of verl-mtgrpo: it has no manifest.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_what_is_no_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["c.jsonl"], "needs a CORPUS and --out DIR, or --check DIR"),
         (["--out", "x"], "needs a CORPUS and --out DIR"),
         (["c.jsonl", "--check", "x"], "--check builds nothing"),
-        (["c.jsonl", "--out", "x", "--kind", "hnsw"], "belong to an index of vectors; give --dense"),
+        (["c.jsonl", "--out", "x", "--kind", "hnsw"], "belong to an index of vectors; add --dense"),
         (["c.jsonl", "--out", "x", "--dense", "m", "--analyser", "plain"], "--analyser belongs to a BM25 index"),
     ],
 )

@@ -51,7 +51,7 @@ def test_a_task_of_ones_own(task: Path, tmp_path: Path, capsys: pytest.CaptureFi
     ("options", "message"),
     [
         (["--sizes", "1"], "expected 2 or more"),
-        (["--process", "nowhere.py:X"], "names no file that exists, expected FILE.py:NAME"),
+        (["--process", "nowhere.py:X"], "does not name an existing file, expected FILE.py:NAME"),
         (["--process", "{task}:NUMBER"], "NUMBER is 3, expected a verl_mtgrpo.lab.Process"),
         (["--process", "{task}:COIN", "--estimator", "mt_gpro"], "'mt_gpro' is unknown; choose from 'mt_grpo'"),
     ],

@@ -49,7 +49,7 @@ def test_debug_goes_before_or_after_the_command(argv: list[str]) -> None:
 def test_an_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--steps", "0", "--out", str(tmp_path)]) == 1
     shown = capsys.readouterr()
-    assert shown.err == ("mtgrpo: error: the number of training steps is 0; give --steps or DEMO_STEPS 1 or more\n")
+    assert shown.err == ("mtgrpo: error: the number of training steps is 0; set --steps or DEMO_STEPS to 1 or more\n")
 
 
 @pytest.mark.process

@@ -70,9 +70,9 @@ def test_on_the_terminal(run_folder: Path, monkeypatch: pytest.MonkeyPatch, caps
     ("options", "message"),
     [
         (["none"], "none does not exist"),
-        (["{run}", "--steps", "7"], "has no dump of these steps; there are 1 to 3"),
+        (["{run}", "--steps", "7"], "has no dump of these steps; choose from 1 to 3"),
         (["{run}", "--steps", "x"], "--steps 'x': expected a step"),
-        (["{run}", "{run}/rollouts"], "the same dump twice"),
+        (["{run}", "{run}/rollouts"], "the same dump is named twice"),
         (["{run}", "--metrics", "none.jsonl"], "--metrics none.jsonl does not exist"),
         (["{run}", "--rollouts", "0"], "--rollouts is 0"),
     ],

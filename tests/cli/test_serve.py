@@ -36,13 +36,13 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--topk", 0], "default_k of mtgrpo serve is 0, expected at least 1"),
         (["--timeout", -1], "timeout_s of mtgrpo serve is -1.0, expected more than 0"),
         (["--queue", -1], "queue of mtgrpo serve is -1, expected at least 0"),
-        (["--replicas", 2], "replicas need Ray; add --ray, or leave out"),
-        (["--max-replicas", 2], "replicas need Ray; add --ray, or leave out"),
-        (["--ray", "--replicas", 2, "--max-replicas", 3], "give either it or --min-replicas and --max-replicas"),
+        (["--replicas", 2], "replicas need Ray; add --ray, or remove"),
+        (["--max-replicas", 2], "replicas need Ray; add --ray, or remove"),
+        (["--ray", "--replicas", 2, "--max-replicas", 3], "use either --replicas or --min-replicas and --max-replicas"),
         (["--ray", "--min-replicas", 2], "--min-replicas without --max-replicas; give both"),
         (["--ray", "--min-replicas", 3, "--max-replicas", 2], "expected 1 <= min <= max"),
         (["--ray", "--replicas", 0], "--replicas is 0, expected at least 1"),
-        (["--ray", "--port", 0], "Ray Serve needs a port"),
+        (["--ray", "--port", 0], "Ray Serve needs the same port"),
         (["--host", "no such host"], "cannot listen on no such host port 8000"),
         (["--token-env", "MTGRPO_TEST_UNSET"], "set the environment variable MTGRPO_TEST_UNSET"),
     ],
@@ -72,7 +72,7 @@ def test_no_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 )
 def test_an_open_service_is_warned_of(capsys: pytest.CaptureFixture[str], host: str, token_env: str, warned: bool):
     warn_if_open(host, ServerSettings(token_env=token_env))
-    assert (f"everybody who can reach {host} can search; --token-env" in capsys.readouterr().err) is warned
+    assert (f"anyone who can reach {host} can search; set --token-env" in capsys.readouterr().err) is warned
 
 
 def test_a_port_that_is_taken(index: Path, capsys: pytest.CaptureFixture[str]):

@@ -113,7 +113,7 @@ def test_from_verl_reads_what_an_agent_loop_passes():
     ("given", "message"),
     [
         ({"repetition_penalty": 1.2}, "repetition_penalty is 1.2"),
-        ({"min_p": 0.1}, "does not know the sampling parameters {'min_p': 0.1}"),
+        ({"min_p": 0.1}, "does not support the sampling parameters {'min_p': 0.1}"),
         ({"temperature": -1}, "temperature is -1"),
         ({"top_p": 0}, "top_p is 0"),
         ({"top_k": -2}, "top_k is -2"),

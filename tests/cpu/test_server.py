@@ -155,7 +155,7 @@ def test_what_it_cannot_do_is_refused(make_server):
     server = make_server()
     with pytest.raises(ConfigError, match="text only"):
         asyncio.run(server.generate([3], {}, "r", image_data=["image"]))
-    with pytest.raises(ConfigError, match="does not know the sampling parameters"):
+    with pytest.raises(ConfigError, match="does not support the sampling parameters"):
         ask(server, [3], min_p=0.2)
     with pytest.raises(ConfigError, match="logprobs_mode"):
         make_server(logprobs_mode="raw_logits")

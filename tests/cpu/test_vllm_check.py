@@ -75,7 +75,7 @@ def test_the_name_without_vllm_is_not_enough(no_vllm: None, installed: Installed
 def test_other_versions_of_vllm_are_refused(distributions: dict[str, str], installed: Installed) -> None:
     for name, version in distributions.items():
         installed.add(name, version, module=name == "vllm")
-    with pytest.raises(CompatibilityError, match=r"made for vllm 0\.30\.0\+cpu .*, got vllm .*on a GPU leave"):
+    with pytest.raises(CompatibilityError, match=r"supported with vllm 0\.30\.0\+cpu .*, got vllm .*on a GPU remove"):
         check_installation()
 
 

@@ -27,7 +27,7 @@ def test_a_folder_of_data_files_is_streamed(tmp_path: Path):
     assert list(read_corpus(f"hf:{tmp_path / 'data'}")) == PASSAGES
     assert list(read_corpus(f"hf:{tmp_path / 'data'}::test")) == [Passage("3", "", "more")]
     assert list(read_corpus(f"hf:{tmp_path / 'data'}:default:train")) == PASSAGES
-    with pytest.raises(DataError, match=r"has the splits .*test.*, but no 'dev'; give one of them"):
+    with pytest.raises(DataError, match=r"has the splits .*test.*, but no 'dev'; name one of them"):
         list(read_corpus(f"hf:{tmp_path / 'data'}::dev"))
 
 
@@ -49,7 +49,7 @@ def test_rows_of_another_layout_are_named(tmp_path: Path):
 
 
 def test_folders_and_names_that_are_no_dataset(tmp_path: Path):
-    with pytest.raises(DataError, match=r"save_to_disk did not write .*give hf:"):
+    with pytest.raises(DataError, match=r"save_to_disk did not write .*write hf:"):
         list(read_corpus(tmp_path))
     with pytest.raises(DataError, match=r"'hf:' names no dataset"):
         list(read_corpus("hf:"))
@@ -63,4 +63,4 @@ def test_without_network_the_message_points_to_local_files():
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )
     assert "DataError: the dataset 'somebody/wiki' cannot be opened" in result.stderr
-    assert "fetch its files elsewhere and give their local paths: mtgrpo index FILE.jsonl" in result.stderr
+    assert "download its files elsewhere and name their local paths: mtgrpo index FILE.jsonl" in result.stderr

@@ -230,7 +230,7 @@ def test_local_folders_that_do_not_say_what_to_read(tmp_path: Path):
     folder = tmp_path / "nq"
     folder.mkdir()
     (folder / "train.jsonl").write_text("")
-    with pytest.raises(DataError, match=r"no file of the split 'test' \(found: train.jsonl\).* give --edition"):
+    with pytest.raises(DataError, match=r"no file of the split 'test' \(found: train.jsonl\).* set --edition"):
         local_files(tmp_path, "nq", "test")
     (folder / "more").mkdir()
     (folder / "more" / "train.json").write_text("")

@@ -91,7 +91,9 @@ def test_nothing_left_because_validation_asks_it_all(tmp_path: Path):
 
 
 def test_a_name_that_is_nothing(tmp_path: Path):
-    with pytest.raises(DataError, match=r"'nqq' is neither a known set \(nq, triviaqa, .*\) nor a file or folder"):
+    with pytest.raises(
+        DataError, match=r"'nqq' is neither a known set \(nq, triviaqa, .*\) nor an existing file or folder"
+    ):
         write_dataset(["nqq"], tmp_path / "out")
 
 
@@ -169,11 +171,11 @@ def test_settings_that_do_not_fit(tmp_path: Path, index: BM25Index):
         AnswerCheck(index, top=0, name="towns")
     with pytest.raises(ConfigError, match="edition is 'flash', expected one of flashrag, original"):
         write_dataset(["nq"], tmp_path / "out", edition="flash")
-    with pytest.raises(ConfigError, match=r"known sets \(nq, .*, but none of them is asked for"):
+    with pytest.raises(ConfigError, match=r"known sets \(nq, .*, but none of them is requested"):
         write_dataset([path], tmp_path / "out", local=tmp_path)
     check = AnswerCheck(index, top=1, name="towns")
     with pytest.raises(ConfigError, match="number of questions is 0"):
         write_dataset([path], tmp_path / "out", max_train=0, check=check, only_answerable=True)
-    with pytest.raises(ConfigError, match=r"1 read .*no gold answer of the others found in the index"):
+    with pytest.raises(ConfigError, match=r"1 read .*no gold answer of the others was found in the index"):
         write_dataset([path], tmp_path / "out", val_fraction=0, check=check, only_answerable=True)
     assert not (tmp_path / "out").exists()

@@ -27,7 +27,7 @@ def test_rows_of_csv_and_tsv_files(tmp_path: Path):
         (b"a,b\n1,2\n3\n", r"line 3 has fewer fields than the first line has names"),
         (b"a,b\n1,2,3\n", r"line 2 has more fields"),
         (b"a,b\n1,\xff\n", r"line 2 is not UTF-8 text .*byte 3"),
-        (b'a,b\n1,"' + b"x" * 200_000 + b'"\n', r"line 2 is no row of such a file: field larger than"),
+        (b'a,b\n1,"' + b"x" * 200_000 + b'"\n', r"line 2 is not a valid row: field larger than"),
     ],
 )
 def test_broken_tables_say_where(tmp_path: Path, content: bytes, message: str):

@@ -118,6 +118,6 @@ def test_a_killed_build_is_done_again(tmp_path: Path):
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"holds something that is not a demo of verl-mtgrpo; give another folder"):
+    with pytest.raises(DataError, match=r"holds something that is not a demo of verl-mtgrpo; choose another folder"):
         prepare_demo(tmp_path, settings=TINY)
     assert (tmp_path / "thesis.txt").read_text() == "mine"

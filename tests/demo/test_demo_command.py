@@ -31,7 +31,7 @@ def test_steps_come_from_the_flag_then_the_environment_then_the_settings(monkeyp
 @pytest.mark.parametrize("steps", ["many", "0", "-2", "1.5"])
 def test_other_step_counts_are_refused(steps: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEMO_STEPS", steps)
-    with pytest.raises(ConfigError, match=f"'{steps}'; give --steps or DEMO_STEPS 1 or more"):
+    with pytest.raises(ConfigError, match=f"'{steps}'; set --steps or DEMO_STEPS to 1 or more"):
         settings_from(None)
 
 

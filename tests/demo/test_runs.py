@@ -126,7 +126,7 @@ def test_another_run_replaces_what_is_there(plan: RunPlan, trainer: _Trainer, ch
 def test_a_folder_that_is_not_ours_is_refused(plan: RunPlan, trainer: _Trainer) -> None:
     plan.folder.mkdir()
     (plan.folder / "thesis.txt").touch()
-    with pytest.raises(FileExistsError, match="no run of ours"):
+    with pytest.raises(FileExistsError, match="no run of the demo"):
         train_to_end(plan, label="run")
     assert (plan.folder / "thesis.txt").exists()
 

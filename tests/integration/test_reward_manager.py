@@ -136,9 +136,9 @@ def test_a_rollout_of_another_agent_loop_is_an_error(extra_fields):
         ("reward.custom_reward_function.path=mine.py", "mine.py would not be used: .*set reward.turn.outcome"),
         ("reward.turn.outcome=both", "reward.turn.outcome is 'both', expected one of"),
         ("reward.turn.preset=paper_v7", "reward.turn.preset is 'paper_v7', expected one of"),
-        ("algorithm.rollout_correction.rollout_rs='seq_mean_k1,token_k2'", "takes single tokens out of response_mask"),
+        ("algorithm.rollout_correction.rollout_rs='seq_mean_k1,token_k2'", "removes single tokens from response_mask"),
         ("algorithm.adv_estimator=grpo", r"mt_grpo stands for algorithm.adv_estimator=mt_grpo, but .*=grpo"),
-        ("algorithm.adv_estimator=turn_rloo", r"take the group that goes with it \(\+mtgrpo=turn_rloo\)"),
+        ("algorithm.adv_estimator=turn_rloo", r"use the group that goes with it \(\+mtgrpo=turn_rloo\)"),
     ],
 )
 def test_settings_that_do_not_fit_stop_the_run_before_the_first_rollout(override, message):
@@ -151,7 +151,7 @@ def test_settings_that_do_not_fit_stop_the_run_before_the_first_rollout(override
     [
         (
             "grpo",
-            r"grpo is verl's own and does not read algorithm.turn .*'~algorithm.turn' takes those of a group away",
+            r"grpo is one of verl's and does not read algorithm.turn .*'~algorithm.turn' removes those of a group",
         ),
         ("turn_rloo", r"of turn_rloo has unknown keys \['missing_turn', 'turn_coef'\]"),
     ],
@@ -285,7 +285,7 @@ def test_a_batch_of_which_nothing_is_left_stops_the_run_and_says_why():
     dropped = {"outcome/dropped": 1.0, "dropped_reason": "search is down"}
     refuse_empty_batch([], Sorted([], [], []), 3)
     refuse_empty_batch([dropped, {"outcome/dropped": 0.0}], Sorted([1], [0], []), 3)
-    message = r"step 3: all 3 rollouts .* dropped.*: 2 x search is down; 1 x the judge is ill; repair that"
+    message = r"step 3: all 3 rollouts .* dropped.*: 2 x search is down; 1 x the judge is ill; fix that"
     with pytest.raises(EmptyBatchError, match=message):
         ill = {**dropped, "dropped_reason": "the judge is ill"}
         refuse_empty_batch([dropped, ill, dropped], Sorted([], [0, 1, 2], []), 3)

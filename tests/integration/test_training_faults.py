@@ -71,7 +71,7 @@ def test_workers_that_die_are_replaced_and_no_rollout_is_lost(assets: Path, tmp_
         assert step["rollouts_total/asked"] == step["rollouts_total/trained"] == QUESTIONS * ROLLOUTS
         assert step["outcome/failed"] == 0.0
     assert any(step["rollouts_total/repeated"] > 0 for step in result.steps.values())
-    assert result.log.count("takes its place") >= 3
+    assert result.log.count("replaces it") >= 3
 
 
 def test_a_rollout_server_that_dies_stops_the_run_with_its_name(assets: Path, tmp_path: Path):
@@ -81,7 +81,7 @@ def test_a_rollout_server_that_dies_stops_the_run_with_its_name(assets: Path, tm
     assert result.returncode == 1
     assert "WorkerDiedError: the 32 rollouts of step" in (message := said(result, tmp_path))
     assert "the rollout server hf_cpu_server_0 died" in message
-    assert "goes on from its last checkpoint" in message
+    assert "continues from its last checkpoint" in message
 
 
 def test_rollouts_that_never_end_stop_the_run(assets: Path, tmp_path: Path):
@@ -103,7 +103,7 @@ def test_rollouts_that_never_end_stop_the_run(assets: Path, tmp_path: Path):
             thread.join()
     assert result.returncode == 1
     assert len(result.steps) < 30
-    assert f"StalledError: step {max(result.steps) + 1}: no rollout ended for 15 s" in said(result, tmp_path)
+    assert f"StalledError: step {max(result.steps) + 1}: no rollout finished for 15 s" in said(result, tmp_path)
 
 
 def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(assets: Path, tmp_path: Path):
@@ -131,7 +131,7 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(assets: Pat
     second = run(assets, tmp_path, *settings)
     assert second.returncode == 1
     assert "StorageError: the checkpoint of step 4 could not be written" in (message := said(second, tmp_path))
-    assert "that of step 2 is whole: a start takes it" in message
+    assert "that of step 2 is complete: the next start uses it" in message
     assert min(second.steps) == 3, "went on from step 2"
 
     (actor / "model_world_size_1_rank_0.pt").unlink()

@@ -57,7 +57,7 @@ def test_a_service_that_is_killed_and_restarted_in_the_middle(assets: Path, tmp_
     assert worst["tool/failures"] / worst["tool/calls"] >= 0.1
     assert worst["guard/tool_failures"] == 1.0
     assert re.search(r"step \d+: guard tool_failures: \d+% of the tool calls fail", result.log)
-    assert "the service runs, that host and port are right" in result.log, "what to do"
+    assert "the service is running, host and port are right" in result.log, "what to do"
 
 
 @pytest.mark.verl

@@ -23,7 +23,7 @@ def _output_of(script: str, tmp_path: Path) -> tuple[int, Path]:
 def test_shows_the_exception_and_not_the_traceback(tmp_path: Path) -> None:
     code, log = _output_of("print('routine\\n' * 50); {}['missing']", tmp_path)
     assert failure_report(code, log).splitlines() == [
-        "training failed with exit code 1; the last thing it said:",
+        "training failed with exit code 1; its last output:",
         "  KeyError: 'missing'",
         f"  full log: {log}",
     ]
@@ -87,7 +87,7 @@ raise ValueError("Received an empty list as keys.")
     _, log = _output_of(script, tmp_path)
     assert failure_report(1, log).splitlines()[1:4] == [
         "  verl_mtgrpo.errors.ConfigError: rollout.n is 1; set it to 2 or more",
-        "  and at the end:",
+        "  and finally:",
         "  ValueError: Received an empty list as keys.",
     ]
 
@@ -108,8 +108,8 @@ raise WorkerDiedError("the rollout server died")
 @pytest.mark.parametrize(
     ("script", "advice"),
     [
-        ("open('/dev/full', 'w').write('x' * 100_000)", "what to do: a disk is full: make room"),
-        ("import torch; torch.save(torch.zeros(10**5), '/dev/full')", "what to do: a disk is full: make room"),
+        ("open('/dev/full', 'w').write('x' * 100_000)", "what to do: a disk is full: free space"),
+        ("import torch; torch.save(torch.zeros(10**5), '/dev/full')", "what to do: a disk is full: free space"),
         ("from ray.exceptions import ActorDiedError; raise ActorDiedError()", "what to do: a process of the run died"),
     ],
     ids=["the system", "torch", "ray"],
@@ -118,7 +118,7 @@ def test_what_to_do_is_said_where_the_message_does_not(script: str, advice: str,
     pytest.importorskip("ray")
     code, log = _output_of(script, tmp_path)
     assert advice in failure_report(code, log)
-    assert "verl goes on from its last checkpoint" in failure_report(code, log)
+    assert "verl continues from its last checkpoint" in failure_report(code, log)
 
 
 @pytest.mark.verl

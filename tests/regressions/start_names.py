@@ -159,7 +159,7 @@ NAMES = [
         "E26",
         "row 29",
         "models",
-        r"critic.model.path=/no/critic is not there",
+        r"critic.model.path=/no/critic does not exist",
         "critic.model.path=/no/critic",
         preset="mt_ppo",
     ),
@@ -207,7 +207,7 @@ NAMES = [
         "E27",
         "the issue: mt_grpo with a critic",
         "estimator",
-        r"critic.enable=True .*a critic would be trained that nothing reads",
+        r"critic.enable=True .*a critic would be trained but not used",
         "critic.enable=True",
     ),
     fails(

@@ -166,7 +166,7 @@ REWARDS = [
         "E31",
         "F9",
         "index",
-        r"if .*own_tools.py has all the tools of this run, set .*tool_config_path=null; else",
+        r"if .*own_tools.py has all tools of this run, set .*tool_config_path=null; otherwise",
         make=own_tool,
         env={"MTGRPO_INDEX": ""},
     ),

@@ -70,7 +70,7 @@ BROKEN = [
         (ENGINE, FILTER, "algorithm.filter_groups.metric=acc"),
         "reward",
         "fail",
-        r"metric=acc: the rewards give no number of this name.*set it to turn_pattern, reward or one of .*outcome/em",
+        r"metric=acc: the rewards have no number of this name.*set it to turn_pattern, reward or one of .*outcome/em",
     ),
     # None for a rollout without a call, of which verl's float() makes a TypeError (same place)
     (
@@ -86,7 +86,7 @@ BROKEN = [
         (ENGINE, "actor_rollout_ref.model.custom_chat_template=/my/template.jinja"),
         "tokenizer",
         "fail",
-        r"is '/my/template.jinja', which is no Jinja template: verl takes its text, not a path; export CHAT_TEMPLATE",
+        r"is '/my/template.jinja', which is not a Jinja template: .*not a path; export CHAT_TEMPLATE",
     ),
 ]
 
@@ -111,7 +111,7 @@ def test_a_tool_schema_that_verl_refuses_is_no_fault_of_ours(healthy):
     file = healthy.file("schema.yaml", f"tools: [{{{entry}}}]")
     told = [one for one in found(healthy, ENGINE, f"{TURNS}.tool_config_path={file}") if one.check == "tools"]
     assert [one.status for one in told] == ["fail"]
-    assert "verl refuses a tool_schema (function: Field required)" in told[0].message
+    assert "verl rejects a tool_schema (function: Field required)" in told[0].message
 
 
 @pytest.mark.parametrize("key", ["reward.turn.preset", f"{TURNS}.function_tool_path"])

@@ -212,8 +212,8 @@ def test_f37_what_mtgrpo_data_wrote_is_read_again(tmp_path: Path):
             verl_row([{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}], "4"),
             "user, assistant",
         ),
-        (verl_row([{"role": "system", "content": "Solve."}], "4"), "expected one text of a user"),
-        (verl_row([{"role": "user", "content": [{"type": "image"}]}], "4"), "expected one text of a user"),
+        (verl_row([{"role": "system", "content": "Solve."}], "4"), "expected exactly one user message"),
+        (verl_row([{"role": "user", "content": [{"type": "image"}]}], "4"), "expected exactly one user message"),
         (verl_row("Who?", None), "reward_model.ground_truth is None"),
     ],
 )
@@ -258,7 +258,7 @@ def test_f38_a_question_set_is_called_one(part: str, indent: int | None, tmp_pat
     file = tmp_path / "dev.json"
     file.write_text(json.dumps(squad("Ida"), indent=indent))
     (said,) = (one for one in doctor(capsys, tmp_path, f"data.{part}_files={file}") if str(file) in one["message"])
-    assert said["message"] == f"{file} is a question set, and no file of rows for verl"
+    assert said["message"] == f"{file} is a question set, not a file of rows for verl"
     asked = f"mtgrpo data {'' if part == 'train' else 'QUESTIONS --test '}{file} --out DIR"
     assert asked in said["fix"] and f"data.{part}_files=DIR/{part}.parquet" in said["fix"]
 
@@ -279,7 +279,7 @@ def test_f38_a_test_set_whose_answers_are_secret(tmp_path: Path, capsys):
 def test_f38_real_question_sets(name: str, tmp_path: Path, capsys):
     found = doctor(capsys, tmp_path, f"data.val_files={SHARED / name}")
     (said,) = (one for one in found if name in one["message"])
-    right = "is a question set" if not name.endswith(".gz") else "verl reads .parquet, .json and .jsonl, and not .gz"
+    right = "is a question set" if not name.endswith(".gz") else "verl reads .parquet, .json and .jsonl, but not .gz"
     assert right in said["message"]
 
 
@@ -291,13 +291,13 @@ GOOD = {**verl_row("Who?", "Ida"), "data_source": "nq"}
     ("row", "says"),
     [
         ({"data_source": "nq", "reward_model": GOOD["reward_model"]}, "has no column prompt"),
-        ({**GOOD, "prompt": None}, "row 2: the column prompt holds None, which is no list of messages"),
+        ({**GOOD, "prompt": None}, "row 2: the column prompt holds None, which is not a list of messages"),
         ({**GOOD, "prompt": [{"role": "user", "content": 5}]}, "row 2: the column prompt holds [{"),
         ({**GOOD, "extra_info": "{}"}, "row 2: extra_info is '{}', expected a mapping"),
         ({**GOOD, "reward_model": "Ida"}, "row 2: reward_model is 'Ida', expected a mapping"),
         ({**GOOD, "extra_info": {"tool_selection": "search"}}, "tool_selection is 'search', expected a list of tool"),
         ({**GOOD, "reward_model": None}, "reward_model.ground_truth is None"),
-        ("Who?", "holds no rows but a str an entry"),
+        ("Who?", "has a str per entry instead of rows"),
     ],
 )
 def test_e33_rows_that_verl_would_stumble_over(row: Any, says: str, tmp_path: Path, capsys):

@@ -79,4 +79,4 @@ def test_a_file_where_a_folder_is_expected(tmp_path, capsys):
     file = tmp_path / "q.jsonl"
     file.write_text('{"question": "a?", "answers": ["b"]}\n' * 2)
     assert main(["data", str(file), "--out", str(file)]) == 1
-    assert "q.jsonl is a file, or below one; give a folder" in capsys.readouterr().err
+    assert "q.jsonl is a file, or inside one; name a folder" in capsys.readouterr().err

@@ -336,7 +336,7 @@ def test_b13_rows_that_verl_cannot_score_are_refused_at_the_start(tmp_path, sour
     else:
         assert {one.status for one in found} == {"fail"}
         assert told in found[0].message
-        assert "set reward.custom_reward_function.path to a function of your own" in found[0].fix
+        assert "set reward.custom_reward_function.path to your function" in found[0].fix
         assert "nq, triviaqa" in found[0].fix
 
 

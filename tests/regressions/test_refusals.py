@@ -103,10 +103,10 @@ TOLD = [
         "another format",
         "hermes",
         instructed(SYSTEM_PROMPTS["search_r1"]),
-        r"format search_r1, and the run reads h",
+        r"format search_r1, but the run reads h",
     ),
     ("6", "another format", "search_r1", in_one_message(SYSTEM_PROMPTS["mtgrpo_xml"]), r"format mtgrpo_xml, and the r"),
-    ("6", "another tool", "mtgrpo_xml", instructed(OTHER_TOOL), r"prompts call wiki, the run has search"),
+    ("6", "another tool", "mtgrpo_xml", instructed(OTHER_TOOL), r"prompts call wiki, but the run has search"),
     # and those that do
     ("F36", "Search-R1's layout", "search_r1", in_one_message(SYSTEM_PROMPTS["search_r1"]), None),
     ("F36", "the template shows the tools", "hermes", lambda row: row["prompt"].pop(0), None),
@@ -261,9 +261,9 @@ CPUS = "ray_kwargs.ray_init.num_cpus"
         # another backend has no units: 1 + 3
         (("transfer_queue.backend.storage_backend=MooncakeStore", f"{CPUS}=4"), {}, "ok", "4 of them held"),
         # others take part: nothing is certain
-        ((f"{CPUS}=4", f"{UNITS}=8"), {"RAY_ADDRESS": "10.0.0.1:6379"}, "warn", "for this process; the run has others"),
+        ((f"{CPUS}=4", f"{UNITS}=8"), {"RAY_ADDRESS": "10.0.0.1:6379"}, "warn", "in this process; workers"),
         # not given: this machine, as Ray counts it
-        ((f"{CPUS}=null", f"{UNITS}=100000"), {}, "fail", "num_cpus is not set: those of this machine"),
+        ((f"{CPUS}=null", f"{UNITS}=100000"), {}, "fail", "num_cpus is not set, so those of this machine"),
     ],
 )  # fmt: skip
 def test_d23_too_few_cpus_are_said_before_anything_waits(

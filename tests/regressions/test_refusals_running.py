@@ -122,7 +122,7 @@ def test_review_7_a_worker_is_replaced_when_the_head_can(monkeypatch, caplog):
     looking.next_look = 0.0
     looking.look({})
     assert looking.agent_loop_workers == ["new"] and looking.names[0].startswith("agent_loop_worker_0_")
-    assert "takes its place" in caplog.text
+    assert "replaces it" in caplog.text
 
 
 class _Scorer:

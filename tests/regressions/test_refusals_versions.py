@@ -62,7 +62,10 @@ def test_review_20_a_verl_in_front_of_the_installed_one_is_the_one_that_is_looke
     code = "from verl_mtgrpo.doctor.versions import check_versions; print(*check_versions(), sep='\\n')"
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}
     asked = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert f"Python imports verl 0.10.0.dev from {folder}, and not verl {versions.installed('verl')}" in asked.stdout
+    assert (
+        f"Python imports verl 0.10.0.dev from {folder} instead of the installed verl {versions.installed('verl')}"
+        in asked.stdout
+    )
     assert "verl 0.10.0.dev is not the version that this package is tested with (0.9.1)" in asked.stdout
 
 

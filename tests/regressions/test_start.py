@@ -256,6 +256,6 @@ def test_a_step_whose_rollouts_all_failed_names_verls_setting():
         "trainer.v1.sampler.sync_refill_failed_groups to replace failed groups."
     )
     with pytest.raises(
-        EmptyBatchError, match=r"all rollouts .* failed.*sync_refill_failed_groups=True has verl ask other"
+        EmptyBatchError, match=r"all rollouts .* failed.*sync_refill_failed_groups=True makes verl replace"
     ):
         refuse_failed_batch(verls, 3)

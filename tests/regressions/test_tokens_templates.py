@@ -185,7 +185,7 @@ def test_it_is_dropped_and_says_why(config):
     from verl_mtgrpo.integration.reward_manager import refuse_unfinished
 
     output = roll(CHAT, config, build_tokenizer(["Oslo"], []), [], [[]], "hermes")
-    with pytest.raises(DropRollout, match="the rollout server gave no token for turn 1"):
+    with pytest.raises(DropRollout, match="the rollout server returned no token for turn 1"):
         refuse_unfinished(transcript_of(output))
 
 

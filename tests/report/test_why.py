@@ -53,7 +53,7 @@ def test_what_the_estimator_saw_counts() -> None:
 def test_a_dropped_rollout() -> None:
     group = [rollout((1.0,)), rollout((0.0,)), rollout((0.0,), dropped="no answer in 20 s")]
     why = explain_group(group, [(0.7071,), (-0.7071,), (0.0,)], "mt_grpo")
-    assert why[2] == [Why((), "Taken out of the update: no answer in 20 s.", None)]
+    assert why[2] == [Why((), "Left out of the update: no answer in 20 s.", None)]
     assert why[0][0].adds_up, "it is in nobody's statistics"
 
 

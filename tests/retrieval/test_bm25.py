@@ -208,7 +208,7 @@ def test_an_open_index_survives_its_replacement(index: BM25Index):
 def test_no_index(tmp_path: Path):
     with pytest.raises(IndexFormatError, match=r"no index at .*mtgrpo index CORPUS --out"):
         BM25Index.open(tmp_path / "missing")
-    with pytest.raises(IndexFormatError, match=r"no index of verl-mtgrpo: it has no manifest.json"):
+    with pytest.raises(IndexFormatError, match=r"not an index of verl-mtgrpo: it has no manifest.json"):
         BM25Index.open(tmp_path)
 
 
@@ -245,7 +245,7 @@ def test_damaged_files(index: BM25Index):
 
 
 def test_an_empty_corpus_leaves_nothing_behind(tmp_path: Path):
-    with pytest.raises(DataError, match=r"corpus is empty: nothing.jsonl gave no passage"):
+    with pytest.raises(DataError, match=r"corpus is empty: nothing.jsonl has no passages"):
         BM25Index.build([], tmp_path / "index", source="nothing.jsonl")
     assert list(tmp_path.iterdir()) == []
 

@@ -172,7 +172,7 @@ def test_a_proxy_never_stands_before_this_machine(faulty: Service, monkeypatch: 
 
 
 LASTING = {
-    "500": (RetrievalServerError, r"HTTP 500 .*spoilt.*look at the log", True),
+    "500": (RetrievalServerError, r"HTTP 500 .*spoilt.*look at the service's log", True),
     "503-long": (RetrievalServerError, r"HTTP 503", False),
     "504": (RetrievalServerError, r"HTTP 504", True),
     "429": (RetrievalBusy, r"HTTP 429.*more replicas", True),
@@ -183,7 +183,7 @@ LASTING = {
     "too-few": (RetrievalBadAnswer, r"0 result lists for 1 queries", True),
     "empty": (RetrievalBadAnswer, r"HTTP 204", True),
     "half": (RetrievalBadAnswer, r"broken or ends too early", True),
-    "400": (RetrievalRejected, r"HTTP 400 .*asking again does not help", False),
+    "400": (RetrievalRejected, r"HTTP 400 .*retrying does not help", False),
     "401": (RetrievalRejected, r"HTTP 401", False),
     "404": (RetrievalRejected, r"HTTP 404", False),
     "redirect": (RetrievalRejected, r"redirect to 'http://search.invalid/retrieve'; give that address", False),
@@ -347,14 +347,14 @@ def test_ping(faulty: Service):
 
 def test_ping_of_a_service_without_health(faulty: Service):
     health = HTTPRetriever(faulty.url + "/no-health/1/ping").ping(2)
-    assert health == {"status": "ready", "detail": "it has no /health, but it answers queries"}
+    assert health == {"status": "ready", "detail": "the service has no /health, but it answers queries"}
 
 
 @pytest.mark.parametrize("fault, error", [("500", RetrievalServerError), ("never", RetrievalTimeout)])
 def test_ping_says_what_is_wrong(faulty: Service, fault: str, error: type[RetrievalError]):
     with pytest.raises(error, match="1 try"):
         HTTPRetriever(f"{faulty.url}/{fault}/1/ping").ping(0.5)
-    with pytest.raises(RetrievalBadAnswer, match="no JSON object"):
+    with pytest.raises(RetrievalBadAnswer, match="did not send a JSON object"):
         HTTPRetriever(f"{faulty.url}/garbage/1/ping").ping()
 
 

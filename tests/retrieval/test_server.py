@@ -136,10 +136,10 @@ def test_topk(service: Service):
 @pytest.mark.parametrize(
     "body, status, message",
     [
-        (b"", 400, "no JSON in UTF-8, expected an object; send"),
-        (b"queries=town", 400, "no JSON"),
-        (b'{"queries": ["\xff\xfe"]}', 400, "no JSON in UTF-8"),
-        (b"[" * 100_000, 400, "no JSON"),
+        (b"", 400, "not JSON in UTF-8, expected an object; send"),
+        (b"queries=town", 400, "not JSON"),
+        (b'{"queries": ["\xff\xfe"]}', 400, "not JSON in UTF-8"),
+        (b"[" * 100_000, 400, "not JSON"),
         ({"queries": "town"}, 400, "queries is a string, expected a list of strings"),
         ({"queries": [["town"]]}, 400, r"queries\[0\] is a list"),
         ({"queries": ["town"], "topk": -1}, 400, "topk is '-1'"),
@@ -220,7 +220,7 @@ def test_a_full_queue(narrow: Service):
     assert sorted(answer.status for answer in answers) == [200, 200, 429, 429, 429]
     refused = next(answer for answer in answers if answer.status == 429)
     assert refused.headers["Retry-After"] == "1"
-    assert refused.json == {"error": "the service has all the requests it takes at once; ask again later"}
+    assert refused.json == {"error": "the service already has as many requests as it takes at once; retry later"}
     assert 'mtgrpo_search_requests_total{status="429"} 3.0' in narrow.get("/metrics").body.decode()
 
 
@@ -236,7 +236,7 @@ def test_a_search_that_takes_too_long(narrow: Service):
     start = time.monotonic()
     answered = narrow.post({"queries": ["sleep 2 uid7"]})
     assert answered.status == 504
-    assert answered.json == {"error": "the search took longer than 1.5 s; ask again later or for less"}
+    assert answered.json == {"error": "the search took longer than 1.5 s; retry later or ask for less"}
     assert time.monotonic() - start < 1.9
     # It still runs and keeps its place, then gives it back.
     time.sleep(0.7)

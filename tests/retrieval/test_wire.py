@@ -128,9 +128,9 @@ def test_requests_are_read(body: dict[str, Any], expected: tuple[list[str], int 
 @pytest.mark.parametrize(
     "body, message",
     [
-        (b"", "no JSON in UTF-8, expected an object; send"),
-        (b'{"queries": ["\xff"]}', "no JSON in UTF-8"),
-        (b"[" * 100_000, "no JSON"),
+        (b"", "not JSON in UTF-8, expected an object; send"),
+        (b'{"queries": ["\xff"]}', "not JSON in UTF-8"),
+        (b"[" * 100_000, "not JSON"),
         (b'["a"]', "the body is a list"),
         (b"{}", "queries is missing or null, expected a list of strings"),
         (b'{"queries": "a"}', "queries is a string"),

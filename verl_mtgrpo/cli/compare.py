@@ -28,7 +28,7 @@ _DESCRIPTION = """\
 Train methods with the same budget: GRPO-OR (outcome reward only), GRPO-MR (turn rewards merged into the
 outcome) and MT-GRPO (turn-level credit), unless --methods names others. A seed fixes the world, the policy,
 the order of the questions and the sampling, so within a seed all methods start from the same policy. Finished
-runs are skipped and interrupted ones are resumed, so you can stop the command and run it again. Three methods
+runs are skipped and interrupted ones are resumed, so you can stop the command and start it again. Three methods
 with five seeds take about two hours.
 """
 
@@ -36,22 +36,24 @@ with five seeds take about two hours.
 def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
-        "compare", help="MT-GRPO and its baselines, or other methods, on the demo's task", description=_DESCRIPTION
+        "compare",
+        help="train MT-GRPO and its baselines, or other methods, on the demo's task",
+        description=_DESCRIPTION,
     )
     parser.add_argument("--methods", nargs="+", choices=group_names(), default=list(_METHODS), metavar="PRESET",
-                        help=f"of {', '.join(group_names())} (default: {' '.join(_METHODS)})")  # fmt: skip
+                        help=f"any of {', '.join(group_names())} (default: {' '.join(_METHODS)})")  # fmt: skip
     parser.add_argument("--runs", type=Path, default=Path("runs/demo"), metavar="DIR",
                         help="folder of the runs, shared with mtgrpo demo (default: %(default)s)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="DIR",
                         help="folder for table, plot and data (default: %(default)s)")  # fmt: skip
     add_world(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="default: 0 1 2 3 4")
-    parser.add_argument("--steps", type=int, help="training steps (default: DEMO_STEPS or the demo's own)")
+    parser.add_argument("--steps", type=int, help="training steps (default: DEMO_STEPS or the demo's)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train what is missing, then write table and plot."""
+    """Train what is missing, then write the table and the plot."""
     settings = settings_from(args.steps, args.world)
     results: dict[str, dict[int, RunResult]] = {preset: {} for preset in args.methods}
     total = len(results) * len(args.seeds)
@@ -75,7 +77,7 @@ def write_comparison(
 
     Args:
         out: Folder to write into.
-        results: Preset -> seed -> result.
+        results: Results by preset and seed.
         settings: How all of them were trained.
     """
     from verl_mtgrpo.report.curves import comparison_figure, save_figure
@@ -144,7 +146,7 @@ def _pairs(results: Mapping[str, Mapping[int, RunResult]], columns: Sequence[str
 
 
 def _title(preset: str) -> str:
-    """Return a method's name for tables: its estimator's, or, for verl's own, the paper's: GRPO-OR, MT-PPO."""
+    """Return a method's name for tables: the estimator's title, or the paper's for one of verl's: GRPO-OR, MT-PPO."""
     from verl_mtgrpo.credit import ESTIMATORS  # late: torch takes seconds to import
 
     return ESTIMATORS[preset].title if preset in ESTIMATORS else preset.upper().replace("_", "-")
@@ -153,7 +155,7 @@ def _title(preset: str) -> str:
 def _train(plan: RunPlan, *, label: str) -> RunResult:
     result = train_to_end(plan, label=label)
     if result.reused:
-        print(f"{label}  finished before", flush=True)
+        print(f"{label}  already finished", flush=True)
     return result
 
 

@@ -1,4 +1,4 @@
-"""``mtgrpo data``: question sets -> parquet files that verl trains on."""
+"""Write question sets as parquet files that verl trains on: ``mtgrpo data``."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Turn question sets into verl's parquet files: OUT/train.parquet, OUT/val.parquet
 A SET is a name, read from the Hugging Face hub:
   {", ".join(KNOWN)}
 or a file: SQuAD's JSON (1.1 and 2.0; unanswerable questions are left out), or .json, .jsonl, .jsonlines, .csv, .tsv
-(all also as .gz) or .parquet with a question and its answers, golden_answers or answer a record, as in all the sets
-above, QED and yours; or rows of verl (prompt, reward_model), whose system message is replaced; or
-hf:NAME[:CONFIG[:SPLIT]], any dataset of such records; or a folder by Dataset.save_to_disk.
+(all also as .gz) or .parquet with a question and its answers, golden_answers or answer per record, as in all the sets
+above, QED and your own; or verl rows (prompt, reward_model), whose system message is replaced; or
+hf:NAME[:CONFIG[:SPLIT]], any dataset of such records; or a folder that Dataset.save_to_disk wrote.
 
-A named set trains on its own training split and validates on its test split (the development split where test answers
-are secret); popqa and bamboogle are for validation only. Files are divided: --val-fraction of each goes to validation,
-whole articles where the set names them. Training questions that validation asks too are left out and counted.
+A named set trains on its training split and validates on its test split (the development split where test answers
+are secret); popqa and bamboogle are for validation only. Files are split: --val-fraction of each goes to validation,
+by whole articles if the set names them. Training questions that validation also asks are left out and counted.
 
-Without network: --local DIR takes the named sets' files from DIR/NAME, for example DIR/nq/train.jsonl and
+Without a network: --local DIR reads the named sets' files from DIR/NAME, for example DIR/nq/train.jsonl and
 DIR/nq/test.jsonl, in any of the layouts above.
 
 examples:
@@ -50,13 +50,13 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("sets", nargs="+", metavar="SET", help="a question set: name, file or dataset")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument("--test", nargs="+", default=[], metavar="SET", help="sets for validation only, whole")
-    parser.add_argument("--local", type=Path, metavar="DIR", help="read named sets from DIR/NAME and not from the hub")
+    parser.add_argument("--test", nargs="+", default=[], metavar="SET", help="sets for validation only")
+    parser.add_argument("--local", type=Path, metavar="DIR", help="read named sets from DIR/NAME instead of the hub")
     parser.add_argument(
         "--edition",
         choices=EDITIONS,
         default=EDITIONS[0],
-        help="copy of the named sets: FlashRAG's, as in Search-R1, or their authors' (default: %(default)s)",
+        help="which copy of the named sets: FlashRAG's, as in Search-R1, or the authors' (default: %(default)s)",
     )
     parser.add_argument(
         "--val-fraction",
@@ -66,9 +66,9 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--max-train", type=int, metavar="N", help="keep at most N training questions")
     parser.add_argument("--max-val", type=int, metavar="N", help="keep at most N validation questions")
-    parser.add_argument("--seed", type=int, default=0, help="decides who goes where (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="decides which question goes where (default: %(default)s)")
     parser.add_argument(
-        "--data-source", metavar="NAME", help="name in verl's metrics (default: the row's, set's or file's)"
+        "--data-source", metavar="NAME", help="name in verl's metrics (default: that of the row, set or file)"
     )
     _add_row_options(parser)
     _add_check_options(parser)
@@ -85,7 +85,7 @@ def _add_row_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--system-prompt",
         metavar="TEXT",
-        help="first message of every prompt, or @FILE with it; '' for none (default: the format's own)",
+        help="first message of every prompt, or @FILE to read it; '' for none (default: that of the format)",
     )
     parser.add_argument(
         "--tools",
@@ -98,17 +98,19 @@ def _add_row_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_check_options(parser: argparse.ArgumentParser) -> None:
     check = parser.add_argument_group(
-        "can the index answer? (looks for a gold answer in what one search with the question finds: a lower bound for "
-        "questions that take several searches)"
+        "can the index answer? (looks for a gold answer in the results of one search with the question: a lower bound "
+        "for multi-hop questions)"
     )
     check.add_argument(
-        "--index", metavar="DIR", help="folder of an index, or address of a search service: report shares"
+        "--index",
+        metavar="DIR",
+        help="folder of an index, or address of a search service: report the share of answerable questions",
     )
     check.add_argument("--check-top", type=int, metavar="K", help="look into the K best passages (default: 3)")
     check.add_argument(
         "--only-answerable",
         action="store_true",
-        help="train on questions with an answer found, and on yes/no questions",
+        help="train only on questions whose answer was found, and on yes/no questions",
     )
 
 
@@ -143,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
 def _answer_check(args: argparse.Namespace) -> AnswerCheck | None:
     if args.index is None:
         if args.only_answerable or args.check_top is not None:
-            raise ConfigError("--only-answerable and --check-top need the index to look into", fix="give --index DIR")
+            raise ConfigError("--only-answerable and --check-top need an index to look into", fix="add --index DIR")
         return None
     from verl_mtgrpo.data.answerable import AnswerCheck
     from verl_mtgrpo.retrieval import open_retriever
@@ -156,16 +158,17 @@ def _summary(args: argparse.Namespace, manifest: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     for name in dict.fromkeys(name for name in args.sets if name in KNOWN):
         if KNOWN[name][args.edition].train is None:
-            lines.append(f"{name} has no training split: it goes to validation only")
+            lines.append(f"{name} has no training split: it is used for validation only")
     for name, count in manifest["left_out_as_asked_in_validation"].items():
-        lines.append(f"{name}: {count} training questions are left out because validation asks them too")
+        lines.append(f"{name}: {count} training questions are left out because validation also asks them")
     checked = manifest.get("answerability", {"splits": {}})
     for split, tallies in checked["splits"].items():
         for name, tally in tallies.items():
             if tally["searched"]:
                 lines.append(
                     f"{name}, {split}: {tally['answerable']} of {tally['searched']} questions ({tally['share']:.1%}) "
-                    f"have a gold answer in the first {checked['top']} passages; {tally['yes_no']} yes/no aside"
+                    f"have a gold answer in the first {checked['top']} passages; "
+                    f"{tally['yes_no']} yes/no not counted"
                 )
     for name, info in manifest["splits"].items():
         lines.append(f"{args.out / info['file']}: {info['rows']} {name} questions")
@@ -177,7 +180,5 @@ def _text_or_file(value: str) -> str:
         return value
     path = Path(value[1:])
     if not path.is_file():
-        raise ConfigError(
-            f"--system-prompt {value}: {path} is not a file", fix="write the path of a text file behind @"
-        )
+        raise ConfigError(f"--system-prompt {value}: {path} is not a file", fix="write the path of a text file after @")
     return path.read_text(encoding="utf-8").strip()

@@ -1,4 +1,4 @@
-"""``mtgrpo doctor``: what is wrong with this environment or command line, before anything is trained."""
+"""Find what is wrong with this environment or command line before anything is trained: ``mtgrpo doctor``."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from verl_mtgrpo.doctor.compose import CommandLine
 
 _DESCRIPTION = """\
-Look for what would stop a training run, or make it train something else in silence: versions, the plugin in a fresh
-process and in a Ray worker, and for a command line its config, data, tools, tokenizer and chat template, index, room
-for tool results, judge. One line each (ok, warn, fail, skip), and what to do about each that is not well.
+Look for what would stop a training run, or silently make it train something else: versions, the plugin in a fresh
+process and in a Ray worker, and, for a command line, its config, data, tools, tokenizer and chat template, index, room
+for tool results, judge. Each check prints one line (ok, warn, fail, skip), and a fix if something is wrong.
 Nothing is trained and no model is loaded. Exit code 0 if nothing failed, else 1.
 
-The command line stands after --: overrides as in mtgrpo train, or a whole command copied from a recipe.
+The command line goes after --: overrides as in mtgrpo train, or a whole command copied from a recipe.
 
   mtgrpo doctor
   mtgrpo doctor --preset mt_grpo --index runs/index -- actor_rollout_ref.model.path=Qwen/Qwen2.5-3B-Instruct ...
@@ -43,11 +43,13 @@ def add_parser(subparsers: Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.add_argument("--preset", help="config of the group mtgrpo, where the command line names none")
-    parser.add_argument("--cpu", action="store_true", help="as mtgrpo train --cpu: adds the group +mtgrpo_cpu=default")
-    parser.add_argument("--index", metavar="DIR|URL", help="index of the search tool (else MTGRPO_INDEX)")
-    parser.add_argument("--no-ray", action="store_true", help="do not start a Ray to look into a worker")
-    parser.add_argument("--quick", action="store_true", help="start no process: neither Ray nor a fresh Python")
+    parser.add_argument("--preset", help="config of the group mtgrpo, if the command line names none")
+    parser.add_argument(
+        "--cpu", action="store_true", help="like mtgrpo train --cpu: adds the group +mtgrpo_cpu=default"
+    )
+    parser.add_argument("--index", metavar="DIR|URL", help="index of the search tool (default: MTGRPO_INDEX)")
+    parser.add_argument("--no-ray", action="store_true", help="do not start Ray to look into a worker")
+    parser.add_argument("--quick", action="store_true", help="start no processes: neither Ray nor a fresh Python")
     parser.add_argument(
         "overrides", nargs="*", metavar="-- COMMAND LINE", help="overrides for verl, or a whole command"
     )
@@ -55,7 +57,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look, print what was found, and say by the exit code whether anything failed."""
+    """Run the checks, print the findings, and return exit code 1 if any failed."""
     from verl_mtgrpo.doctor.findings import any_failed, as_dicts, as_text, from_error
     from verl_mtgrpo.doctor.look import look
 
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _command_line(args: argparse.Namespace) -> CommandLine:
-    """Return what is to be checked: what was typed, with what the options add as `mtgrpo train` does."""
+    """Return the command line to check: what was typed, plus what the options add, as in `mtgrpo train`."""
     from verl_mtgrpo.doctor.compose import parse
 
     typed = parse(args.overrides)
@@ -92,7 +94,7 @@ def _command_line(args: argparse.Namespace) -> CommandLine:
 
 @contextlib.contextmanager
 def _environment(wanted: Mapping[str, str]) -> Generator[None]:
-    """Set the variables that the run would get, and Python's path of ``python -m``, meanwhile."""
+    """Set the run's variables, and the module search path of ``python -m``, inside the ``with`` block."""
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     here = os.getcwd()
@@ -110,7 +112,7 @@ def _environment(wanted: Mapping[str, str]) -> Generator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """Keep stdout for findings: what libraries print meanwhile goes to stderr, and their warnings nowhere."""
+    """Keep stdout for findings: what libraries print goes to stderr, and their warnings are dropped."""
     level = logging.root.manager.disable
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""``mtgrpo eval``: exact match and the rest by data set, from validation dumps or from a checkpoint."""
+"""Measure rollouts by data set, from validation dumps or from a checkpoint: ``mtgrpo eval``."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from verl_mtgrpo.launch.provenance import describe_source
 from verl_mtgrpo.report.dump_files import step_files
 
 _DESCRIPTION = """\
-Measure rollouts by data set, with 95 % bootstrap intervals, beside the paper's numbers: exact match, F1, format,
+Measure rollouts by data set, with 95 % bootstrap intervals, next to the paper's numbers: exact match, F1, format,
 tool execution, hit rate, searches per question. Where questions have several rollouts, also whether turn rewards and
 the outcome agree within them. Writes OUT/eval.md, OUT/eval.csv and OUT/eval.json.
 
-From validation dumps (trainer.validation_data_dir) of runs with this package: a file, or a folder, of which the
-last step counts. Several are shown one after the other, the later ones with their differences to the first. Dumps of
-training rollouts (trainer.rollout_data_dir, with a trainer mode of this package) are measured too, and said to be such.
+From validation dumps (trainer.validation_data_dir) of runs with this package: a file, or a folder, in which the
+last step counts. Several are listed one after the other, with the differences of the later ones from the first.
+Dumps of training rollouts (trainer.rollout_data_dir, with a trainer mode of this package) are measured too,
+and labelled as such.
 
   mtgrpo eval runs/mine/validation
   mtgrpo eval grpo/validation/500.jsonl mt_grpo/validation/500.jsonl --out runs/eval/grpo-mt_grpo
 
 From a checkpoint of verl, or a Hugging Face model: verl validates (trainer.val_only), then its dump is measured.
-What comes after -- goes to verl; the overrides of the training run will do.
+What comes after -- goes to verl; you can pass the overrides of the training run.
 
   mtgrpo eval --checkpoint checkpoints/global_step_500 --index wiki -- data.val_files=test.parquet …
   mtgrpo eval --model Qwen/Qwen2.5-3B-Instruct --index wiki -- data.val_files=test.parquet …
 
-A checkpoint brings its model and tokenizer along. verl loads it into weights in Hugging Face's format: those in the
-checkpoint (checkpoint.save_contents with hf_model), or what actor_rollout_ref.model.path names after --, or else its
-parts are merged into OUT/model-global_step_N first, by verl.model_merger.
+A checkpoint includes its model and tokenizer. verl loads it on top of weights in Hugging Face's format: those in the
+checkpoint (checkpoint.save_contents with hf_model), or those of actor_rollout_ref.model.path after --. If there are
+none, verl.model_merger first merges the parts of the checkpoint into OUT/model-global_step_N.
 """
 
 
@@ -54,12 +55,14 @@ def add_parser(subparsers: Subparsers) -> None:
     model.add_argument("--checkpoint", type=Path, metavar="DIR", help="global_step_N of a run, or the folder around it")
     model.add_argument("--model", metavar="DIR", help="model in Hugging Face's format, or its name on the hub")
     parser.add_argument("--out", type=Path, default=Path("runs/eval"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--resamples", type=int, default=10_000, metavar="N", help="of the bootstrap (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument(
+        "--resamples", type=int, default=10_000, metavar="N", help="bootstrap resamples (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
     verl = parser.add_argument_group("with --checkpoint or --model, as in mtgrpo train")
     verl.add_argument("--preset", default="mt_grpo", help="config of the group mtgrpo (default: %(default)s)")
-    verl.add_argument("--cpu", action="store_true", help="run on this machine's CPU, with a Ray of its own")
-    verl.add_argument("--index", metavar="DIR|URL", help="index of the search tool (else MTGRPO_INDEX)")
+    verl.add_argument("--cpu", action="store_true", help="run on this machine's CPU, with a private Ray")
+    verl.add_argument("--index", metavar="DIR|URL", help="index of the search tool (default: MTGRPO_INDEX)")
     verl.add_argument("--quiet", action="store_true", help="write verl's output to the log only")
     verl.add_argument("--dry-run", action="store_true", help="print verl's command and stop")
     parser.add_argument(
@@ -108,11 +111,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_dumps(targets: Sequence[str]) -> dict[str, Path]:
-    """Dump files by what tables call them.
+    """Return the dump files by the names that tables use for them.
 
     Raises:
-        ConfigError: none is named, or one twice.
-        DataError: there is no such file, or no dump in the folder.
+        ConfigError: No dump is named, or one is named twice.
+        DataError: There is no such file, or no dump in the folder.
     """
     if not targets:
         raise ConfigError(
@@ -120,7 +123,7 @@ def find_dumps(targets: Sequence[str]) -> dict[str, Path]:
         )
     found = [_dump_of(Path(target)) for target in targets]
     if len(set(found)) < len(found):
-        raise ConfigError(f"the same dump twice: {', '.join(map(str, found))}", fix="name each once")
+        raise ConfigError(f"the same dump is named twice: {', '.join(map(str, found))}", fix="name each dump once")
     return {str(dump): dump for dump in found}
 
 
@@ -133,13 +136,13 @@ def _dump_of(target: Path) -> Path:
         if steps := step_files(folder):
             return steps[max(steps)]
     raise DataError(
-        f"{target} holds no <step>.jsonl",
-        fix="verl writes them where trainer.validation_data_dir says, at every validation",
+        f"{target} has no <step>.jsonl",
+        fix="verl writes them to trainer.validation_data_dir at every validation",
     )
 
 
 def _validate(args: argparse.Namespace) -> dict[str, Path]:
-    """Have verl validate the checkpoint or the model; where its dump is."""
+    """Have verl validate the checkpoint or the model, and return its dump."""
     check_preset(args.preset, args.targets)
     folder = args.out.resolve() / "validation"
     checkpoint = find_checkpoint(args.checkpoint) if args.checkpoint else None
@@ -170,16 +173,16 @@ def _validate(args: argparse.Namespace) -> dict[str, Path]:
 def validation_overrides(
     overrides: Sequence[str], *, folder: Path, checkpoint: Path | None, model: Path | str | None
 ) -> tuple[str, ...]:
-    """A user's overrides between defaults that they may change and what makes the run a validation.
+    """Put the user's overrides between defaults that they may change and settings that make the run a validation.
 
     Args:
-        overrides: The user's.
+        overrides: The user's overrides.
         folder: Where verl writes the dump.
         checkpoint: A folder ``global_step_N``.
-        model: In Hugging Face's format; that of the user's overrides if None.
+        model: A model in Hugging Face's format; None for the one in the user's overrides.
     """
-    # verl's trainer wants training questions, also to validate only; those of the validation will do.
-    # Nothing is trained, so there is no micro batch to choose, which verl asks for without this.
+    # verl's trainer requires training questions even to validate; the validation questions will do.
+    # Nothing is trained, so there is no micro batch size to choose, which verl demands without this.
     defaults = [
         "data.train_files=${data.val_files}",
         "trainer.total_training_steps=1",
@@ -190,9 +193,9 @@ def validation_overrides(
         "trainer.val_before_train=True",
         f"trainer.validation_data_dir={hydra_value(folder)}",
         f"hydra.run.dir={hydra_value(folder.parent / 'hydra')}",
-        # Not into the experiment of the training run.
+        # Keep the validation out of the training run's experiment.
         "trainer.logger=[console]",
-        # A training command may say so to save disk space; nothing is to be deleted here.
+        # A training command may set this to save disk space; here nothing should be deleted.
         "trainer.del_local_ckpt_after_load=False",
     ]
     if checkpoint:

@@ -1,4 +1,4 @@
-"""``mtgrpo index``: corpora -> the index of the search tool."""
+"""Build the index of the search tool from corpora: ``mtgrpo index``."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from verl_mtgrpo.retrieval import BM25Index, DenseIndex, Passage
 
 _DESCRIPTION = """\
-Build the index that the search tool reads (MTGRPO_INDEX), from one corpus or several; or check one.
+Build the index that the search tool reads (MTGRPO_INDEX), from one or several corpora, or check one.
 
 A corpus is a .json, .jsonl, .jsonlines, .csv, .tsv (all also as .gz) or .parquet file of {id, contents} (Search-R1) or
-{id, title, text} records, SQuAD's JSON (one passage a paragraph), {title: [sentences]}, or a question set that carries
+{id, title, text} records, SQuAD's JSON (one passage per paragraph), {title: [sentences]}, or a question set with
 passages (NQ-open, HotpotQA, MuSiQue, QED). hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT streams a dataset of the
-Hugging Face hub, or a local folder of data files; a plain folder is one that Dataset.save_to_disk wrote. Passages
-without an id are taken once, however often they occur. Text that is not UTF-8 is refused, with its line.
+Hugging Face hub, or a local folder of data files; a plain folder has to be one that Dataset.save_to_disk wrote.
+Passages without an id are added once, however often they occur. Text that is not UTF-8 is an error that names the line.
 
-The index is BM25; with --dense or --vectors it is one of vectors (extra `dense`).
+The index is BM25; with --dense or --vectors it is an index of vectors (extra `dense`).
 
-The index that is in OUT stays in use until the new one is complete; stopped at any moment, it stays whole.
+An existing index in OUT stays complete and in use until the new one is complete, even if a
+build is killed.
 
 examples:
   mtgrpo index wiki.jsonl.gz --out indexes/wiki
@@ -53,7 +54,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--check",
         type=Path,
         metavar="DIR",
-        help="build nothing: read all of the index in DIR, compare it with its manifest, search in it; exit code 1 "
+        help="build nothing: read the whole index in DIR, compare it with its manifest, search it; exit code 1 "
         "if it is damaged",
     )
     parser.add_argument(
@@ -68,7 +69,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--vectors",
         type=Path,
         metavar="FILE",
-        help=".npy file with the passages' vectors, one row a passage, in order; MODEL then encodes queries only",
+        help=".npy file with the passages' vectors, one row per passage, in order; MODEL then encodes queries only",
     )
     dense.add_argument(
         "--kind",
@@ -85,7 +86,9 @@ def run(args: argparse.Namespace) -> int:
     """Build the index and print its manifest, or check one."""
     if args.check is not None:
         if args.corpora or args.out is not None:
-            raise ConfigError("--check builds nothing", fix="give it the folder of an index, without CORPUS and --out")
+            raise ConfigError(
+                "--check builds nothing", fix="pass only the folder of an index, without CORPUS and --out"
+            )
         return _check(args.check)
     if not args.corpora or args.out is None:
         raise ConfigError("mtgrpo index needs a CORPUS and --out DIR, or --check DIR", fix="see: mtgrpo index --help")
@@ -108,7 +111,7 @@ def _build(args: argparse.Namespace, passages: Iterable[Passage], source: str) -
     if args.dense is None and args.vectors is None:
         if args.kind != "flat" or args.query_prefix is not None or args.passage_prefix is not None:
             raise ConfigError(
-                "--kind, --query-prefix and --passage-prefix belong to an index of vectors", fix="give --dense"
+                "--kind, --query-prefix and --passage-prefix belong to an index of vectors", fix="add --dense"
             )
         return BM25Index.build(passages, args.out, source=source, progress=True, analyser=args.analyser)
     if args.analyser != "english":
@@ -129,13 +132,14 @@ def _build(args: argparse.Namespace, passages: Iterable[Passage], source: str) -
 
 
 def _check(path: Path) -> int:
+    """Read the whole index, compare it with its manifest and print the result."""
     from verl_mtgrpo.retrieval import check_index
 
     start = time.perf_counter()
     index = check_index(path)
     seconds = time.perf_counter() - start
     print(
-        f"{path}: whole. {type(index).__name__} of {len(index)} passages from {index.manifest.source}, checksum "
-        f"{index.manifest.checksum}; all files and passages read and a search made in {seconds:.1f} s"
+        f"{path}: complete. {type(index).__name__} of {len(index)} passages from {index.manifest.source}, checksum "
+        f"{index.manifest.checksum}; read all files and passages and searched once in {seconds:.1f} s"
     )
     return 0

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Sample groups of rollouts from small multi-turn tasks, compute advantages with every estimator of this package
-(and verl's own grpo, rloo and gae if verl is installed), and compare the gradients that follow with the exact
+(and verl's grpo, rloo and gae if verl is installed), and compare the resulting gradients with the exact
 policy gradient: bias with its 99 % interval, direction, and variance, for several group sizes.
 
 Your own task is a verl_mtgrpo.lab.Process in a Python file, about 20 lines:
@@ -52,7 +52,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "lab",
-        help="bias and variance of the estimators, measured",
+        help="measure bias and variance of the estimators",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -61,7 +61,7 @@ def add_parser(subparsers: Subparsers) -> None:
                         help="rollouts per group (default: 2 4 8 16)")  # fmt: skip
     parser.add_argument("--process", action="append", metavar="FILE.py:NAME", help="your own task instead of the "
                         "built-in ones, repeatable")  # fmt: skip
-    parser.add_argument("--estimator", action="append", metavar="NAME", help="only this one, repeatable")
+    parser.add_argument("--estimator", action="append", metavar="NAME", help="only this estimator, repeatable")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/lab"), metavar="DIR",
                         help="folder for lab.md, lab.csv and lab.png (default: %(default)s)")  # fmt: skip
@@ -100,7 +100,7 @@ def _add_learn(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the summary, write tables and plot."""
+    """Measure, print the summary, and write the tables and the plot."""
     from tqdm import tqdm
 
     from verl_mtgrpo.lab import PROCESSES, measure
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     if min(args.sizes) < 2 or args.groups < 2:
         raise ConfigError(
             f"--sizes is {args.sizes} and --groups {args.groups}",
-            expected="2 or more, as there is no baseline in a group of one",
+            expected="2 or more: a group of one has no baseline",
         )
     processes = [load_process(spec) for spec in args.process] if args.process else list(PROCESSES)
     estimators = chosen_estimators(args.estimator)
@@ -180,7 +180,7 @@ def load_process(spec: str) -> Process:
     path, _, name = spec.rpartition(":")
     if not path or not Path(path).is_file():
         raise ConfigError(
-            f"--process {spec} names no file that exists", expected="FILE.py:NAME, like my_task.py:MY_TASK"
+            f"--process {spec} does not name an existing file", expected="FILE.py:NAME, like my_task.py:MY_TASK"
         )
     found = runpy.run_path(path).get(name)
     if not isinstance(found, Process):

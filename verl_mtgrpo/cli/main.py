@@ -23,7 +23,7 @@ _EXIT_INTERRUPTED = 130
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command."""
+    """Return the parser of the whole command."""
     parser = argparse.ArgumentParser(prog="mtgrpo", description="Turn-level credit for LLM agents trained with verl.")
     parser.add_argument("--version", action="version", version=f"mtgrpo {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     for module in _SUBCOMMANDS:
         module.add_parser(subparsers)
     for subparser in subparsers.choices.values():
-        # SUPPRESS: without it, the subcommand's default would undo a --debug before the subcommand.
+        # SUPPRESS: without it, the subcommand's default would override a --debug before the subcommand.
         subparser.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
         )
@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _what_to_do(error: Exception) -> str:
-    """What to do about an error of the system, whose message does not say it; our own errors do."""
+    """Return the fix for an operating system error, whose message has none; our own errors have one."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "; make room on the disk that is written to (--out), or name a place on another one" if full else ""
+    return "; make room on the disk (--out), or write to another one" if full else ""
 
 
 if __name__ == "__main__":

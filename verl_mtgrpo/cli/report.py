@@ -1,4 +1,4 @@
-"""``mtgrpo report``: where the credit of a run went, as one HTML page or on the terminal."""
+"""Show where the credit of a run went, as one HTML page or on the terminal: ``mtgrpo report``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from verl_mtgrpo.launch.provenance import describe_source
 
 _DESCRIPTION = """\
 Why did this turn get this advantage? Show dumped rollouts turn by turn, with the text, the tool calls, the passages,
-what was paid, the advantage as colour and the working behind it, beside the other rollouts of the same prompt; curves
-over the steps and distributions by turn. One HTML page, which asks the network for nothing, or --rich on a terminal.
+what was paid, the advantage as colour and how it was computed, next to the other rollouts of the prompt; curves
+over the steps and distributions by turn. One self-contained HTML page, or --rich on a terminal.
 
-  mtgrpo report runs/mine                             # what lies in runs/mine/rollouts and runs/mine/validation
+  mtgrpo report runs/mine                             # what is in runs/mine/rollouts and runs/mine/validation
   mtgrpo report runs/mine/rollouts --steps 10:20 --out credit.html
   mtgrpo report runs/mine/validation/500.jsonl --rich
 
@@ -29,7 +29,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "report",
-        help="see where the credit went: rollouts turn by turn, as an HTML page or on the terminal",
+        help="show where the credit went: rollouts turn by turn, as an HTML page or on the terminal",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -37,12 +37,14 @@ def add_parser(subparsers: Subparsers) -> None:
         "dumps", nargs="+", type=Path, metavar="DUMP", help="file, folder of <step>.jsonl, or run folder"
     )
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="the page (default: report.html)")
-    parser.add_argument("--rich", action="store_true", help="on the terminal; with --out the page too")
-    parser.add_argument("--rollouts", type=int, default=4, metavar="N", help="shown by --rich (default: %(default)s)")
+    parser.add_argument("--rich", action="store_true", help="print to the terminal; with --out, write the page too")
+    parser.add_argument(
+        "--rollouts", type=int, default=4, metavar="N", help="rollouts shown by --rich (default: %(default)s)"
+    )
     parser.add_argument("--steps", metavar="A:B", help="only these steps, both included: 20, 10:20, 10:, :20")
     parser.add_argument("--metrics", nargs="+", type=Path, default=[], metavar="FILE", help="what verl's file logger "
                         "wrote (trainer.logger=[console,file]), for curves")  # fmt: skip
-    parser.add_argument("--title", help="of the page (default: names the dump)")
+    parser.add_argument("--title", help="title of the page (default: the dump's name)")
     parser.set_defaults(run=run)
 
 
@@ -57,11 +59,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.rollouts < 1:
         raise ConfigError(f"--rollouts is {args.rollouts}", expected="1 or more")
-    load_external_modules()  # the records of your own estimators hold what the report says about them
+    load_external_modules()  # the records of custom estimators hold what the report says about them
     steps = parse_steps(args.steps) if args.steps is not None else None
     files = [file for dump in args.dumps for file in dump_files(dump, steps)]
     if len({file.resolve() for file in files}) < len(files):
-        raise ConfigError("the same dump twice", fix="name each once")
+        raise ConfigError("the same dump is named twice", fix="name each dump once")
     for missing in (path for path in args.metrics if not path.is_file()):
         raise DataError(f"--metrics {missing} does not exist", expected="what verl's file logger wrote (*.jsonl)")
     metrics = read_metrics(args.metrics) if args.metrics else None

@@ -1,4 +1,4 @@
-"""``mtgrpo serve``: an index as a search service."""
+"""Serve an index as a search service: ``mtgrpo serve``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Serve an index over HTTP in the format of Search-R1's retrieval server: POST /retrieve, and GET /health and
-GET /metrics (Prometheus). One line is printed when the service is ready; SIGTERM ends it when the requests that
-are being answered are.
+GET /metrics (Prometheus). One line is printed when the service is ready. On SIGTERM it finishes the requests
+that it is working on, then ends.
 
 With --ray the service is a Ray Serve application on the cluster that --ray-address or RAY_ADDRESS names (auto: the
-one that runs on this machine), else on a Ray of its own. Every node listens on the same port, and the index has
+one that runs on this machine), or on a private Ray. Every node listens on the same port, and the index has
 to be at the same path on every node.
 
 examples:
@@ -53,17 +53,19 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("index", type=Path, metavar="INDEX_DIR", help="folder of the index (see mtgrpo index)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for any (default: %(default)s)")
-    parser.add_argument("--token-env", metavar="NAME", help="environment variable with the token to ask for")
+    parser.add_argument("--token-env", metavar="NAME", help="environment variable with the token to require")
     for option, name, default, metavar, words in _LIMITS:
         words = f"{words} (default: %(default)s)"
         parser.add_argument(option, dest=name, type=type(default), default=default, metavar=metavar, help=words)
     ray = parser.add_argument_group("on Ray")
     ray.add_argument("--ray", action="store_true", help="run as a Ray Serve application")
-    ray.add_argument("--ray-address", metavar="ADDRESS", help="cluster to join (else RAY_ADDRESS, else a new one)")
+    ray.add_argument("--ray-address", metavar="ADDRESS", help="cluster to join (default: RAY_ADDRESS, or a new one)")
     ray.add_argument("--replicas", type=int, metavar="N", help="number of replicas (default: 1)")
     ray.add_argument("--min-replicas", type=int, metavar="N", help="scale with the load, at least N (default: 1)")
     ray.add_argument("--max-replicas", type=int, metavar="N", help="scale with the load, at most N")
-    ray.add_argument("--replica-cpus", type=float, default=1.0, metavar="N", help="CPUs of each (default: %(default)s)")
+    ray.add_argument(
+        "--replica-cpus", type=float, default=1.0, metavar="N", help="CPUs per replica (default: %(default)s)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -79,11 +81,11 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--port is {args.port}", expected="0 to 65535")
     scaled = args.min_replicas is not None or args.max_replicas is not None
     if not args.ray and (scaled or args.replicas is not None):
-        raise ConfigError(
-            "replicas need Ray", fix="add --ray, or leave out --replicas, --min-replicas and --max-replicas"
-        )
+        raise ConfigError("replicas need Ray", fix="add --ray, or remove --replicas, --min-replicas and --max-replicas")
     if scaled and args.replicas is not None:
-        raise ConfigError("--replicas is a fixed number", fix="give either it or --min-replicas and --max-replicas")
+        raise ConfigError(
+            "--replicas is a fixed number", fix="use either --replicas or --min-replicas and --max-replicas"
+        )
 
 
 def _settings(args: argparse.Namespace) -> ServerSettings:
@@ -97,7 +99,7 @@ def _settings(args: argparse.Namespace) -> ServerSettings:
 
 
 def missing_extra(error: ImportError) -> CompatibilityError:
-    """The error for a package that only ``mtgrpo serve`` needs."""
+    """Return the error for a missing package that only ``mtgrpo serve`` needs."""
     return CompatibilityError(
         f"the search service needs more packages ({error})",
         fix='pip install "verl-mtgrpo[serve]"',
@@ -128,11 +130,11 @@ def _run_here(args: argparse.Namespace, settings: ServerSettings) -> int:
         access_log=False,
         lifespan="on",
         timeout_keep_alive=30,
-        # A search that was accepted ends by its own time-out; a connection that lingers must not keep us.
+        # An accepted search ends by its own time-out; a lingering connection must not keep the process alive.
         timeout_graceful_shutdown=int(settings.timeout_s) + 5,
     )
     server = Server(config)
-    # uvicorn raises a signal once more when it has shut down; that must not end the process with its number.
+    # uvicorn raises the signal again after shutdown; the exit code must not be that of the signal.
     signal.signal(signal.SIGTERM, server.handle_exit)
     with listener:
         server.run(sockets=[listener])
@@ -145,7 +147,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, UnicodeError) as error:
         raise ConfigError(
-            f"cannot listen on {host} port {port} ({error})", fix="give another --host or --port"
+            f"cannot listen on {host} port {port} ({error})", fix="choose another --host or --port"
         ) from error
 
 
@@ -154,10 +156,11 @@ def _url(host: str, port: int) -> str:
 
 
 def warn_if_open(host: str, settings: ServerSettings) -> None:
-    """Say so where other machines can search and no token is asked for."""
+    """Warn if other machines can search and no token is required."""
     if settings.token_env is None and not is_this_machine(_url(host, 1)):
         print(
-            f"mtgrpo: warning: everybody who can reach {host} can search; --token-env asks for a token", file=sys.stderr
+            f"mtgrpo: warning: anyone who can reach {host} can search; set --token-env to require a token",
+            file=sys.stderr,
         )
 
 
@@ -174,7 +177,7 @@ def _run_on_ray(args: argparse.Namespace, settings: ServerSettings) -> int:
     except ImportError as error:
         raise missing_extra(error) from error
     if args.port == 0:
-        raise ConfigError("--port is 0, and Ray Serve needs a port that is the same on every node", fix="name one")
+        raise ConfigError("--port is 0, but Ray Serve needs the same port on every node", fix="name a port")
     scale = ray_serve.Scale(
         replicas=1 if args.replicas is None else args.replicas,
         min_replicas=args.min_replicas,
@@ -186,7 +189,7 @@ def _run_on_ray(args: argparse.Namespace, settings: ServerSettings) -> int:
         sys.exit(0)
 
     with ray_serve.running(index.path, settings, scale, host=args.host, port=args.port, ray_address=args.ray_address):
-        # Ray sets a handler of its own when it connects, which exits with 15.
+        # When Ray connects, it sets a handler that exits with 15.
         signal.signal(signal.SIGTERM, stop)
         url = _url(args.host, args.port)
         _check_address(url)
@@ -197,15 +200,15 @@ def _run_on_ray(args: argparse.Namespace, settings: ServerSettings) -> int:
 
 
 def _check_address(url: str) -> None:
-    """A Serve that ran on the cluster before keeps the address it was started with."""
+    """Raise if Serve already ran on the cluster with another address, which it keeps."""
     from verl_mtgrpo.retrieval import HTTPRetriever
 
     try:
         HTTPRetriever(url.replace("://0.0.0.0:", "://127.0.0.1:").replace("://[::]:", "://[::1]:")).ping()
     except RetrievalUnreachable as error:
         raise ConfigError(
-            f"nobody listens at {url}: Ray Serve runs on this cluster already, with another address",
-            fix="give that one (--host, --port), or end it with: serve shutdown",
+            f"nothing listens at {url}: Ray Serve is already running on this cluster with another address",
+            fix="use that address (--host, --port), or stop it with: serve shutdown",
         ) from error
     except RetrievalError:
-        pass  # it answers; that it is still starting is for clients to wait for
+        pass  # it answers; clients wait while it is starting

@@ -1,4 +1,4 @@
-"""``mtgrpo train``: verl's stock trainer with one of our presets."""
+"""Run verl's stock trainer with one of our presets: ``mtgrpo train``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ preset, e.g.
 
   mtgrpo train --index runs/index -- actor_rollout_ref.model.path=Qwen/Qwen2.5-3B data.train_files=train.parquet
 
-The trainer's output goes to the screen and to a log. Ctrl-C ends the run with all processes it started.
+The trainer's output goes to the screen and to a log. Ctrl-C ends the run and all processes it started.
 """
 
 
@@ -33,8 +33,8 @@ def add_parser(subparsers: Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--preset", default="mt_grpo", help="config of the group mtgrpo (default: %(default)s)")
-    parser.add_argument("--cpu", action="store_true", help="run on this machine's CPU, with a Ray of its own")
-    parser.add_argument("--index", metavar="DIR|URL", help="index of the search tool (else MTGRPO_INDEX)")
+    parser.add_argument("--cpu", action="store_true", help="run on this machine's CPU, with a private Ray")
+    parser.add_argument("--index", metavar="DIR|URL", help="index of the search tool (default: MTGRPO_INDEX)")
     parser.add_argument("--log", type=Path, metavar="FILE", help="log file (default: runs/train/<time>.log)")
     parser.add_argument("--quiet", action="store_true", help="write the trainer's output to the log only")
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
@@ -43,7 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the command, run it, and give back its exit code."""
+    """Print the command, run it, and return its exit code."""
     env = index_variable(args.index)
     check_preset(args.preset, args.overrides)
     command = TrainCommand(preset=args.preset, cpu=args.cpu, overrides=tuple(args.overrides), env=env)
@@ -54,5 +54,5 @@ def run(args: argparse.Namespace) -> int:
     code = run_and_show(command, log=log, quiet=args.quiet)
     if code != 0:
         print(f"mtgrpo: error: {failure_report(code, log)}", file=sys.stderr)
-    # A signal's number is no exit code; shells report 128 + n.
+    # A signal's number is not an exit code; shells report 128 + n.
     return code if code >= 0 else 128 - code

@@ -1,15 +1,15 @@
-"""verl on a machine without an accelerator: platform, engines and rollout server for the CPU.
+"""Run verl on a machine without an accelerator: platform, engines and rollout server for the CPU.
 
-Everything here goes through verl's own registries, and only after ``register()`` was called, which
-the plugin does when ``VERL_PLATFORM=cpu`` is set and never otherwise. The parts:
+Everything here goes through verl's own registries, and only after ``register()`` is called, which
+the plugin does when ``VERL_PLATFORM=cpu`` is set, never otherwise. The parts:
 
-- ``platform``: the device verl believes in (name "cpu", Ray slots, no-op memory calls);
-- ``process_group``: the one function of verl that has to be told its gloo backend;
+- ``platform``: the device that verl sees (name "cpu", Ray slots, no-op memory calls);
+- ``process_group``: sets the gloo backend in the one verl function that has no parameter for it;
 - ``engines``: FSDP2 engines for the policy and the value model on the CPU;
 - ``generation``, ``sampling``, ``kv_cache``: batched token generation with a Hugging Face model;
 - ``server``, ``rollout``: that generator as a rollout server of verl, named ``hf_cpu``;
 - ``checkpoint_engine``: weights for standalone servers (``separate_async``), named ``tcp_cpu``;
-- ``vllm_check``, ``vllm_rollout``, ``vllm_worker``, ``vllm_name/``: what real vLLM needs to serve a run
+- ``vllm_check``, ``vllm_rollout``, ``vllm_worker``, ``vllm_name/``: what vLLM itself needs to serve a run
   here instead (``rollout.name=vllm``, config ``+mtgrpo_cpu=vllm``).
 """
 
@@ -20,13 +20,13 @@ from collections.abc import Callable
 from typing import Any
 
 ROLLOUT_NAME = "hf_cpu"
-"""What ``actor_rollout_ref.rollout.name`` has to be for the rollout server of this package."""
+"""The value of ``actor_rollout_ref.rollout.name`` for this package's rollout server."""
 
 VLLM = "vllm"
 """verl's name of its vLLM rollout, which on the CPU runs behind our checks."""
 
 CHECKPOINT_ENGINE = "tcp_cpu"
-"""What ``actor_rollout_ref.rollout.checkpoint_engine.backend`` has to be in ``separate_async``."""
+"""The value of ``actor_rollout_ref.rollout.checkpoint_engine.backend`` in ``separate_async``."""
 
 _registered = False
 
@@ -34,8 +34,8 @@ _registered = False
 def register() -> None:
     """Register everything the CPU needs with verl, each part when verl imports its registry.
 
-    Light (imports neither torch nor verl) and idempotent. A registry module that verl has imported
-    already is served at once, the others when their time comes: this runs while ``verl/__init__``
+    Light (imports neither torch nor verl) and idempotent. Registry modules that verl has imported
+    already are served at once, the others as soon as they are imported: this runs while ``verl/__init__``
     is still being executed, where importing verl's submodules would be circular.
     """
     global _registered

@@ -1,6 +1,6 @@
-"""Weights from trainer to standalone rollout servers on the CPU: the checkpoint engine ``tcp_cpu``.
+"""Send weights from the trainer to standalone rollout servers on the CPU: the checkpoint engine ``tcp_cpu``.
 
-verl's trainer mode ``separate_async`` sends weights through a checkpoint engine; its own (nccl, nixl, …) need a GPU.
+verl's trainer mode ``separate_async`` sends weights through a checkpoint engine; verl's (nccl, nixl, …) need a GPU.
 This one puts them into a ``torch.distributed.TCPStore`` that the first training process serves, one message per
 bucket of tensors, and takes them out again in every rollout process. Meant for small models: every receiver reads
 everything once from one process.
@@ -31,7 +31,7 @@ _LAST = b"last"
 
 @dataclass(frozen=True)
 class Transfer:
-    """Where one update's messages are: address of the store and number of the update."""
+    """The location of one update's messages: address of the store and number of the update."""
 
     host: str
     port: int
@@ -43,7 +43,7 @@ class TcpCheckpointEngine(CheckpointEngine):
     """One side of a weight update; the training process of rank 0 (``is_master``) is the sender.
 
     Args:
-        bucket_size: Bytes of weights in a message, at most, unless one tensor is larger.
+        bucket_size: The most bytes of weights in one message, unless one tensor is larger.
         is_master: True in the sending process.
     """
 
@@ -56,7 +56,7 @@ class TcpCheckpointEngine(CheckpointEngine):
         self._updates = 0
 
     def prepare(self) -> Transfer | None:
-        """Open the store on first use, in the sender; None elsewhere."""
+        """Open the store on first use, in the sender; return None elsewhere."""
         if not self.is_master:
             return None
         if self._store is None:
@@ -70,7 +70,7 @@ class TcpCheckpointEngine(CheckpointEngine):
     def build_topology(
         cls, actor_wg_world_size: int, rollout_world_size: int, metadata: list[Transfer | None]
     ) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-        """Tell everybody where this update is."""
+        """Tell all processes where this update is."""
         (transfer,) = (found for found in metadata if found is not None)
         return {"transfer": [transfer] * actor_wg_world_size}, {"transfer": [transfer] * rollout_world_size}
 
@@ -81,7 +81,7 @@ class TcpCheckpointEngine(CheckpointEngine):
         self._transfer = transfer
 
     def finalize(self) -> None:
-        """Free the messages, which all have read by now."""
+        """Free the messages, which all receivers have read by now."""
         for key in self._sent:
             self.store.delete_key(key)
         self._sent.clear()
@@ -89,7 +89,7 @@ class TcpCheckpointEngine(CheckpointEngine):
     async def send_weights(
         self, weights: Iterable[tuple[str, torch.Tensor]], global_steps: int | None = None
     ) -> dict[str, Any]:
-        """Send all weights; a process that is not the sender only walks through them (they are gathered from all)."""
+        """Send all weights; other processes only iterate over them (they are gathered from all)."""
         bucket: dict[str, torch.Tensor] = {}
         size = 0
         async for name, weight in ensure_async_iterator(weights):
@@ -115,6 +115,7 @@ class TcpCheckpointEngine(CheckpointEngine):
 
     @property
     def store(self) -> TCPStore:
+        """The store of this process's update."""
         if self._store is None:
             raise RuntimeError("the checkpoint engine tcp_cpu is used before init_process_group()")
         return self._store

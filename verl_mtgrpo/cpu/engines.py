@@ -1,4 +1,4 @@
-"""verl's FSDP2 engines on the CPU, for the policy (language model) and the critic (value model).
+"""Run verl's FSDP2 engines on the CPU, for the policy (language model) and the critic (value model).
 
 Importing this module registers them; it is imported right after verl's own FSDP engines.
 """
@@ -21,7 +21,7 @@ _CPU_GROUP = "add +mtgrpo_cpu=default to the command line, which sets it"
 
 
 class _CpuFSDP:
-    """What both engines do differently from verl's on a GPU."""
+    """Base of both engines: what differs from verl's on a GPU."""
 
     def __init__(self, model_config: Any, engine_config: Any, *args: Any, **kwargs: Any) -> None:
         _check_config(model_config, engine_config)
@@ -32,7 +32,7 @@ class _CpuFSDP:
         super().__init__(model_config, engine_config, *args, **kwargs)  # pyright: ignore[reportCallIssue]
 
     def _build_fsdp_module(self, module: nn.Module) -> nn.Module:
-        """As verl's, but a forward-only model (the reference policy) is not offloaded.
+        """Build the module as verl does, but do not offload a forward-only model (the reference policy).
 
         verl offloads it "to the CPU" with pinned memory, which needs an accelerator to pin for.
         """
@@ -46,7 +46,7 @@ class _CpuFSDP:
 
 @EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")
 class CpuLanguageModelEngine(_CpuFSDP, FSDPEngineWithLMHead):
-    """The policy (and the reference policy)."""
+    """The engine of the policy and the reference policy."""
 
 
 @EngineRegistry.register(model_type="value_model", backend="fsdp2", device="cpu")
@@ -54,9 +54,9 @@ class CpuValueModelEngine(_CpuFSDP, FSDPEngineWithValueHead):
     """The critic."""
 
     def _build_module(self) -> nn.Module:
-        """The value model with the attention of its config (sdpa).
+        """Build the value model with the attention of its config (sdpa).
 
-        verl's ``load_valuehead_model`` asks for flash_attention_2 whatever the config says, and
+        verl's ``load_valuehead_model`` always requests flash_attention_2, whatever the config says, and
         reports its absence as a missing ``trl``.
         """
         from transformers import AutoModelForTokenClassification

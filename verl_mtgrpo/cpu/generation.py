@@ -1,7 +1,7 @@
-"""Batched token generation with a Hugging Face causal language model, requests joining as they come.
+"""Generate tokens in batches with a Hugging Face causal language model; requests join as they arrive.
 
 One ``TokenGenerator`` holds a batch of rows that decode together. Waiting requests are prefilled and
-join the batch between two tokens; finished rows are answered at once and leave it. It is a plain
+join the batch between two tokens; finished rows are answered and leave it at once. It is a plain
 single-threaded object: ``serving`` runs it on a thread, tests call ``step`` themselves.
 """
 
@@ -20,7 +20,7 @@ from verl_mtgrpo.errors import ConfigError, GenerationError
 
 @dataclass(frozen=True)
 class Completion:
-    """What was generated: log-probabilities one per token; finish is "stop", "length" or "abort"."""
+    """The generated tokens with one log-probability each; finish is "stop", "length" or "abort"."""
 
     token_ids: list[int]
     log_probs: list[float]
@@ -29,7 +29,7 @@ class Completion:
 
 @dataclass(eq=False)
 class Request:
-    """One prompt to continue. ``tag`` is the caller's, to recognise it."""
+    """One prompt to continue. The caller recognises it by ``tag``."""
 
     prompt_ids: Sequence[int]
     params: SamplingParams
@@ -45,10 +45,11 @@ class Request:
         self._uniforms: list[float] = drawn.tolist()
 
     def next_uniform(self) -> float:
-        """This request's random number for its next token; depends on nothing but its seed."""
+        """Return this request's random number for its next token; it depends only on the seed."""
         return 0.0 if self.finish else self._uniforms[len(self.token_ids)]
 
     def completion(self, finish: str | None = None) -> Completion:
+        """Return what was generated so far, as a completion."""
         return Completion(self.token_ids, self.log_probs, finish or self.finish or "abort")
 
 
@@ -58,11 +59,11 @@ class TokenGenerator:
     Args:
         model: a causal LM in eval mode with full attention in all layers, on the CPU.
         end_ids: the model's own end tokens (end a row unless ``ignore_eos``).
-        max_rows: most rows decoded together; further requests wait.
-        max_prefill_tokens: most prompt tokens, padding included, in one forward pass (a longer
+        max_rows: the most rows decoded together; further requests wait.
+        max_prefill_tokens: the most prompt tokens, including padding, in one forward pass (a longer
             single prompt goes alone).
         decode: token ids to text, needed only for requests with ``stop`` strings.
-        raw_log_probs: report the model's log-probabilities, not the sampled distribution's.
+        raw_log_probs: report the model's log-probabilities instead of the sampled distribution's.
     """
 
     # Joining copies the running rows' cache, so a lone newcomer waits up to this many tokens for company.
@@ -88,7 +89,7 @@ class TokenGenerator:
         self._decode = decode
         self._raw_log_probs = raw_log_probs
         self._waiting: list[Request] = []
-        self._unanswered: dict[int, Request] = {}  # by id(), all that step() has not returned yet
+        self._unanswered: dict[int, Request] = {}  # by id(), all requests that step() has not returned yet
         self._steps_since_join = 0
         self._clear()
 
@@ -101,21 +102,22 @@ class TokenGenerator:
 
     @property
     def has_work(self) -> bool:
+        """Return True if any request is running or waiting."""
         return bool(self._waiting or self._rows)
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises ConfigError for an empty prompt or undecodable stop strings."""
+        """Queue a request. Raises ConfigError for an empty prompt, or for stop strings without a tokenizer."""
         if not request.prompt_ids:
             raise ConfigError("the prompt is empty", expected="at least one token")
         if request.params.stop and self._decode is None:
-            raise ConfigError("stop strings need a tokenizer, which this generator was not given")
+            raise ConfigError("stop strings need a tokenizer, but this generator has none")
         self._waiting.append(request)
         self._unanswered[id(request)] = request
 
     def abort_all(self) -> list[Request]:
-        """Forget all requests that ``step`` has not returned; they are given back as far as they are.
+        """Forget all requests that ``step`` has not returned, and return them with what they have so far.
 
-        Also right after ``step`` raised: no request is lost then, whatever it was doing.
+        This also works right after ``step`` raised: no request is lost then, whatever it was doing.
         """
         unanswered = list(self._unanswered.values())
         self._waiting, self._unanswered = [], {}
@@ -124,7 +126,7 @@ class TokenGenerator:
 
     @torch.inference_mode()
     def step(self) -> list[Request]:
-        """Let waiting requests join, then generate one token per row; returns the rows that ended."""
+        """Let waiting requests join, then generate one token per row; return the rows that ended."""
         ended: list[Request] = []
         if self._should_join():
             newcomers, self._waiting = self._take_waiting()
@@ -167,7 +169,7 @@ class TokenGenerator:
         start = torch.tensor([width - len(p) for p in distinct])
         columns = torch.arange(width)
         visible = (columns <= columns[:, None]) & (columns >= start[:, None, None])
-        # A padding position sees itself: a row of the mask without any True gives nan in softmax.
+        # A padding position attends to itself: a mask row without any True gives nan in softmax.
         visible |= torch.eye(width, dtype=torch.bool)
         cache = BatchCache.empty(self.model.config.num_hidden_layers)
         positions = (columns - start[:, None]).clamp(min=0)
@@ -200,7 +202,7 @@ class TokenGenerator:
     def _forward(
         self, ids: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor, cache: BatchCache
     ) -> torch.Tensor:
-        """Logits after each row's last token, (rows, vocabulary) float32; the cache grows."""
+        """Return the logits after each row's last token, (rows, vocabulary) float32; the cache grows."""
         output = self.model(
             input_ids=ids,
             position_ids=positions,
@@ -214,11 +216,11 @@ class TokenGenerator:
     def _append_tokens(
         self, rows: list[Request], sampler: BatchSampler, logits: torch.Tensor
     ) -> tuple[torch.Tensor, list[Request]]:
-        """Draw a token for every row and give it to those still alive; returns (tokens, rows that ended)."""
+        """Draw a token for every row and append it to unfinished ones; return (tokens, rows that ended)."""
         if not torch.isfinite(logits).all():
             raise GenerationError(
-                "the model gave logits that are not finite: its weights are broken",
-                fix="did training diverge? Lower the learning rate, or start from an earlier checkpoint",
+                "the model returned logits that are not finite: its weights are broken",
+                fix="training has probably diverged: lower the learning rate, or start from an earlier checkpoint",
             )
         uniform = torch.tensor([r.next_uniform() for r in rows], dtype=torch.float64)
         tokens, log_probs = sampler.sample(logits, uniform, raw_log_probs=self._raw_log_probs)

@@ -1,4 +1,4 @@
-"""A key-value cache for batched decoding: buffers with room to grow, rows that come and go.
+"""A key-value cache for batched decoding: buffers that grow, rows that come and go.
 
 Hugging Face's DynamicCache copies itself at every token (``torch.cat``); here a token is written in
 place. All rows share one number of columns; a shorter row starts later (left padding, kept by the
@@ -16,7 +16,7 @@ _GROWTH = 64  # columns added when a buffer is full, so that growing is rare
 
 
 class _Layer(CacheLayerMixin):
-    """Keys and values of one layer: (rows, heads, columns, head size), ``used`` columns are valid."""
+    """Keys and values of one layer, (rows, heads, columns, head size); ``used`` columns are valid."""
 
     is_sliding = False
 
@@ -27,6 +27,7 @@ class _Layer(CacheLayerMixin):
         self.is_initialized = keys is not None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Make empty buffers; Hugging Face calls this before the first token."""
         self.keys = key_states[:, :, :0]
         self.values = value_states[:, :, :0]
         self.is_initialized = True
@@ -34,7 +35,7 @@ class _Layer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append columns; returns views of all valid columns."""
+        """Append columns; return views of all valid columns."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         keys, values = self.buffers
@@ -59,12 +60,15 @@ class _Layer(CacheLayerMixin):
         return keys[:, :, columns], values[:, :, columns]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return the key length and offset that Hugging Face builds masks with."""
         return self.used + query_length, 0
 
     def get_seq_length(self) -> int:
+        """Return the number of valid columns."""
         return self.used
 
     def get_max_cache_shape(self) -> int:
+        """Return -1: the cache has no maximum length."""
         return -1
 
 
@@ -77,6 +81,7 @@ class BatchCache(Cache):
 
     @classmethod
     def empty(cls, layers: int) -> BatchCache:
+        """Return a cache without rows."""
         return cls([_Layer() for _ in range(layers)])
 
     @property
@@ -85,7 +90,7 @@ class BatchCache(Cache):
         return self._ours[0].used
 
     def select(self, rows: torch.Tensor, *, first_column: int) -> BatchCache:
-        """A copy with only these rows (int64 indices), without the columns before ``first_column``."""
+        """Return a copy with only these rows (int64 indices), without the columns before ``first_column``."""
         span = slice(first_column, self.columns)
         return BatchCache(
             [_Layer(*(buffer.index_select(0, rows) for buffer in layer.part(span))) for layer in self._ours]
@@ -93,7 +98,7 @@ class BatchCache(Cache):
 
     @staticmethod
     def join(first: BatchCache, second: BatchCache) -> BatchCache:
-        """Rows of the first, then of the second, both padded on the left to the longer one."""
+        """Return the rows of the first, then of the second, both left-padded to the longer one."""
         columns = max(first.columns, second.columns)
         pairs = (
             zip(a.part(slice(a.used)), b.part(slice(b.used)), strict=True)
@@ -110,7 +115,7 @@ def _grow(buffer: torch.Tensor, used: int, columns: int) -> torch.Tensor:
 
 
 def _join(a: torch.Tensor, b: torch.Tensor, columns: int) -> torch.Tensor:
-    # Zeros, not garbage: padding is masked, but 0 * nan would still be nan.
+    # Zeros instead of uninitialised memory: padding is masked, but 0 * nan would still be nan.
     joined = a.new_zeros(a.shape[0] + b.shape[0], a.shape[1], columns, a.shape[3])
     joined[: a.shape[0], :, columns - a.shape[2] :] = a
     joined[a.shape[0] :, :, columns - b.shape[2] :] = b

@@ -1,7 +1,7 @@
 """The CPU as a verl platform.
 
 verl asks its platform for a device name, a device module like ``torch.cuda`` and a Ray resource. A
-CPU has none of the last two: memory calls do nothing, and the resource is Ray's ``GPU`` used as a
+CPU has neither of the last two: memory calls do nothing, and the resource is Ray's ``GPU`` used as a
 logical slot (``ray_kwargs.ray_init.num_gpus`` says how many there are), one training process each.
 """
 
@@ -18,7 +18,7 @@ from verl.plugin.platform.platform_base import PlatformBase
 
 
 class CpuDeviceModule(ModuleType):
-    """Stands where verl expects ``torch.cuda``: one device, no memory of its own, nothing to wait for."""
+    """Takes the place of ``torch.cuda``: one device, no device memory, nothing to wait for."""
 
     def is_available(self) -> bool:
         return True
@@ -60,7 +60,7 @@ class CpuDeviceModule(ModuleType):
         return None
 
     def mem_get_info(self, device: Any = None) -> tuple[int, int]:
-        """(free, total) main memory of the machine in bytes."""
+        """Return (free, total) main memory of the machine in bytes."""
         page = os.sysconf("SC_PAGE_SIZE")
         return page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
 
@@ -93,7 +93,7 @@ class CpuPlatform(PlatformBase):
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        """False, so that verl's auto-detection passes us by even where we are registered."""
+        """Return False, so that verl's auto-detection never chooses this platform."""
         return False
 
     def current_device(self) -> str:
@@ -128,7 +128,7 @@ class CpuPlatform(PlatformBase):
         return "gloo"
 
     def visible_devices_envvar(self) -> str:
-        return "CUDA_VISIBLE_DEVICES"  # what Ray sets for its GPU resource, our logical slots
+        return "CUDA_VISIBLE_DEVICES"  # what Ray sets for its GPU resource, here logical slots
 
     @contextmanager
     def nvtx_range(self, msg: str) -> Generator[None]:

@@ -1,4 +1,4 @@
-"""The one place where verl has no extension point for a CPU.
+"""Set the gloo backend in the one place where verl has no extension point for a CPU.
 
 ``verl.utils.distributed.initialize_global_process_group_ray`` names a backend per device type,
 ``cpu:gloo,{device}:{backend}``. On the CPU that is ``cpu:gloo,cpu:gloo``, which torch refuses as a
@@ -23,7 +23,7 @@ _MARK = "_mtgrpo_plain_gloo"
 def use_plain_gloo(module: Any) -> None:
     """Give ``initialize_global_process_group_ray`` of ``verl.utils.distributed`` the default "gloo".
 
-    Idempotent. Raises CompatibilityError if this verl's function is not the one described above.
+    Idempotent. Raises CompatibilityError if this verl's function is not as described above.
     """
     original = getattr(module, _FUNCTION, None)
     if getattr(original, _MARK, False):
@@ -32,7 +32,7 @@ def use_plain_gloo(module: Any) -> None:
         raise CompatibilityError(
             f"verl {verl_version()} has no verl.utils.distributed.{_FUNCTION}(..., backend=...), which "
             "VERL_PLATFORM=cpu needs to start gloo",
-            fix=f"tested with verl {TESTED_VERL}: install that",
+            fix=f"install verl {TESTED_VERL}, the tested version",
         )
 
     @functools.wraps(original)

@@ -1,4 +1,4 @@
-"""The training process's side of the rollout server: ships the weights after every update."""
+"""Send the weights to the rollout server after every update: the training process's side."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class CpuRollout(BaseRollout):
 
     @property
     def server(self) -> Any:
+        """The Ray actor of this replica's server."""
         if self._server is None:  # started after this object
             self._server = ray.get_actor(server_name(self.replica_rank))
         return self._server
@@ -37,17 +38,19 @@ class CpuRollout(BaseRollout):
         wire_format: str = "named_tensors",
         **kwargs: Any,
     ) -> None:
-        """Send all weights, as they are (no cast), and wait until the server uses them."""
+        """Send all weights without a cast, and wait until the server uses them."""
         if wire_format != "named_tensors":
             raise ConfigError(
-                f"weights arrive as {wire_format!r}", expected="named_tensors, all that the CPU rollout takes"
+                f"weights arrive as {wire_format!r}", expected="named_tensors, the only format of the CPU rollout"
             )
-        # The generator gathers shards from all ranks, so every rank must run it to its end.
+        # The generator gathers shards from all ranks, so every rank must exhaust it.
         state = {name: weight.detach().cpu() async for name, weight in ensure_async_iterator(weights)}
         await self.server.load_weights.remote(state, global_steps)
 
     async def resume(self, tags: list[str]) -> None:
+        """Do nothing: nothing was freed."""
         return None
 
     async def release(self) -> None:
+        """Do nothing: there is no device memory to free."""
         return None

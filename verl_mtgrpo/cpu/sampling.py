@@ -1,8 +1,8 @@
 """Sampling parameters of a request, and the choice of the next token.
 
 Follows what verl's vLLM server does with the same parameters: temperature 0 is greedy, -1 or 0 turns
-top-k off, and the log-probability reported is that of the distribution the token was drawn from
-(after temperature, top-k and top-p; ``processed_logprobs``) or of the model (``raw_logprobs``).
+top-k off, and the log-probability reported is under the distribution that the token was drawn from
+(after temperature, top-k and top-p; ``processed_logprobs``) or under the model's (``raw_logprobs``).
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import torch
 
 from verl_mtgrpo.errors import ConfigError
 
-# A uniform number is kept below this, so that it never selects beyond the last possible token.
+# Uniform numbers are clamped below this, so that they never select beyond the last possible token.
 _ALMOST_ONE = 1.0 - 2.0**-40
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one request is to be sampled.
+    """The sampling parameters of one request.
 
     Args:
-        max_tokens: most tokens to generate, at least 1.
+        max_tokens: the most tokens to generate, at least 1.
         temperature: 0 is greedy, otherwise logits are divided by it.
         top_k: draw from the k likeliest tokens; -1 or 0 is off.
         top_p: draw from the smallest set of likeliest tokens with at least this mass; 1.0 is off.
         stop_token_ids: a row ends when it generates one of these (which is kept).
         stop: a row ends when its decoded text contains one of these strings (all tokens are kept).
-        ignore_eos: the model's own end tokens do not end a row.
-        seed: of this request's random numbers; None lets the generator choose.
+        ignore_eos: the model's end tokens do not end a row.
+        seed: seed of this request's random numbers; None lets the generator choose.
     """
 
     max_tokens: int
@@ -55,17 +55,18 @@ class SamplingParams:
 
     @classmethod
     def from_verl(cls, params: Mapping[str, Any], *, max_tokens: int) -> SamplingParams:
-        """From the dict an agent loop passes; its own token limit and ``logprobs`` are the caller's.
+        """Read the dict that an agent loop passes; the caller handles its token limit and ``logprobs``.
 
-        Raises ConfigError for a parameter this server does not know: sampling otherwise than asked
-        would go unnoticed.
+        Raises ConfigError for an unknown parameter: otherwise the request would silently be
+        sampled in another way than requested.
         """
         rest = dict(params)
         for handled_by_caller in ("max_tokens", "max_new_tokens", "logprobs"):
             rest.pop(handled_by_caller, None)
         if (penalty := rest.pop("repetition_penalty", 1.0)) != 1.0:
             raise ConfigError(
-                f"repetition_penalty is {penalty}", expected="1.0 (off), all that the CPU rollout server knows"
+                f"repetition_penalty is {penalty}",
+                expected="1.0 (off), the only value that the CPU rollout server supports",
             )
         stop = rest.pop("stop", None) or ()
         known = cls(
@@ -80,8 +81,8 @@ class SamplingParams:
         )
         if unknown := {key: value for key, value in rest.items() if value is not None}:
             raise ConfigError(
-                f"the CPU rollout server does not know the sampling parameters {unknown}",
-                fix="leave them out, or use a GPU rollout server",
+                f"the CPU rollout server does not support the sampling parameters {unknown}",
+                fix="remove them, or use a GPU rollout server",
             )
         return known
 
@@ -103,12 +104,12 @@ class BatchSampler:
     def sample(
         self, logits: torch.Tensor, uniform: torch.Tensor, *, raw_log_probs: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Next token of each row and its log-probability.
+        """Draw the next token of each row; return it with its log-probability.
 
         Args:
             logits: (rows, vocabulary) float32.
             uniform: (rows,) float64 in [0, 1), the randomness of this step. A row's token depends on
-                its own logits and its own number only, not on the rest of the batch.
+                its logits and its number only, not on the rest of the batch.
             raw_log_probs: report the model's log-probability instead of the sampled distribution's.
 
         Returns:
@@ -124,14 +125,14 @@ class BatchSampler:
 
 
 def _draw(log_probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Inverse-CDF sampling, (rows,) token ids; tokens of probability 0 are never drawn."""
+    """Draw (rows,) token ids by inverse-CDF sampling, never tokens of probability 0."""
     cumulative = log_probs.double().exp().cumsum(dim=-1)
     target = uniform.clamp(max=_ALMOST_ONE).unsqueeze(-1) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
 
 
 def filter_logits(logits: torch.Tensor, *, top_k: int, top_p: float) -> torch.Tensor:
-    """A copy of one row of logits with all tokens outside top-k and then top-p set to -inf."""
+    """Return a copy of one row of logits with all tokens outside top-k and then top-p set to -inf."""
     ordered, order = logits.sort(descending=True)
     keep = torch.ones_like(ordered, dtype=torch.bool)
     if top_k > 0:
@@ -144,7 +145,7 @@ def filter_logits(logits: torch.Tensor, *, top_k: int, top_p: float) -> torch.Te
 
 
 def end_token_ids(*configs: Any) -> frozenset[int]:
-    """Union of ``eos_token_id`` (int, list or None) of model config, generation config, tokenizer."""
+    """Return the union of ``eos_token_id`` (int, list or None) of model config, generation config, tokenizer."""
     found: set[int] = set()
     for config in configs:
         value = getattr(config, "eos_token_id", None)

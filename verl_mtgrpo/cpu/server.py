@@ -1,4 +1,4 @@
-"""verl's rollout server on the CPU: a Ray actor that answers token requests with a Hugging Face model."""
+"""Serve verl's rollouts on the CPU: a Ray actor that answers token requests with a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from verl_mtgrpo.errors import ConfigError, GenerationError
 
 
 def server_name(replica_rank: int) -> str:
-    """Name of the Ray actor that serves a replica; the training process finds its server by it."""
+    """Return the name of the Ray actor that serves a replica; the training process finds its server by it."""
     return f"{ROLLOUT_NAME}_server_{replica_rank}"
 
 
 class CpuServer:
-    """One replica's server. The methods are those verl's replicas and clients call on theirs.
+    """One replica's server. The methods are those that verl's replicas and clients call.
 
     Args:
-        config: verl's rollout config; of ``engine_kwargs.hf_cpu`` it reads ``trainer_mode`` (see
+        config: verl's rollout config; ``engine_kwargs.hf_cpu`` has the ``trainer_mode`` (see
             ``generate``).
         model_config: verl's model config.
-        replica_rank: which replica this is.
+        replica_rank: the number of the replica.
     """
 
     def __init__(self, config: Any, model_config: Any, replica_rank: int) -> None:
@@ -63,15 +63,15 @@ class CpuServer:
         if most > limit:
             raise ConfigError(
                 f"rollout.max_model_len is {most}, but the model's max_position_embeddings is {limit}",
-                fix="lower it, or leave it null",
+                fix="lower rollout.max_model_len, or leave it null",
             )
         if self.config.logprobs_mode not in ("processed_logprobs", "raw_logprobs"):
             raise ConfigError(
                 f"rollout.logprobs_mode is {self.config.logprobs_mode!r}",
-                expected=f"processed_logprobs or raw_logprobs, which are all that {ROLLOUT_NAME} knows",
+                expected=f"processed_logprobs or raw_logprobs with {ROLLOUT_NAME}",
             )
         if self.model_config.lora_rank > 0 and not self.model_config.lora.get("merge", False):
-            raise ConfigError(f"{ROLLOUT_NAME} serves no LoRA adapters", fix="set model.lora.merge=True")
+            raise ConfigError(f"{ROLLOUT_NAME} does not serve LoRA adapters", fix="set model.lora.merge=True")
         return most
 
     def _build_model(self) -> torch.nn.Module:
@@ -95,15 +95,15 @@ class CpuServer:
         image_data: list[Any] | None = None,
         video_data: list[Any] | None = None,
     ) -> TokenOutput:
-        """Continue a prompt; token limit and log-probabilities as verl's vLLM server has them.
+        """Continue a prompt, with the token limit and log-probabilities of verl's vLLM server.
 
-        ``log_probs`` is None unless ``sampling_params["logprobs"]``. A request cut off by
+        ``log_probs`` is None unless ``sampling_params["logprobs"]`` is set. A request cut off by
         ``abort_all_requests`` is answered with ``stop_reason="aborted"`` in verl's asynchronous
-        trainer modes, whose client resumes it. In mode ``sync`` nobody would: there it raises
+        trainer modes, whose client resumes it. In mode ``sync`` nothing would resume it: there it raises
         GenerationError, as does every failure.
         """
         if image_data or video_data:
-            raise ConfigError(f"{ROLLOUT_NAME} generates from text only, and the request carries images or video")
+            raise ConfigError(f"{ROLLOUT_NAME} generates from text only, but the request contains images or video")
         if not self._weights_loaded:
             raise GenerationError("the rollout server has no weights yet: none were sent (load_format=dummy)")
         prompt_ids = normalize_token_ids(prompt_ids)
@@ -119,11 +119,11 @@ class CpuServer:
         return self._output(completion, with_log_probs=bool(sampling_params.get("logprobs")))
 
     def _max_tokens(self, prompt_length: int, sampling_params: dict[str, Any]) -> int:
-        """verl's rule: an explicit limit, else what fits the response and the whole row; at least 1."""
+        """Return verl's token limit: an explicit one, else what fits the response and the row; at least 1."""
         room = self.max_model_len - prompt_length
         if room < 1:
             raise ConfigError(
-                f"the prompt has {prompt_length} tokens, which leaves nothing to generate within "
+                f"the prompt has {prompt_length} tokens, which leaves no room to generate within "
                 f"max_model_len={self.max_model_len}"
             )
         limit = sampling_params.get("max_tokens", sampling_params.get("max_new_tokens"))
@@ -144,7 +144,7 @@ class CpuServer:
     async def load_weights(self, weights: dict[str, torch.Tensor], global_steps: int | None) -> None:
         """Replace all weights, between two tokens.
 
-        Raises GenerationError, and keeps the old weights, if names or shapes are not the model's.
+        Raises GenerationError, and keeps the old weights, if names or shapes do not match the model.
         """
 
         def load() -> None:
@@ -157,12 +157,13 @@ class CpuServer:
             self.global_steps = global_steps
 
     async def get_weights(self) -> dict[str, torch.Tensor]:
-        """The weights this server generates with."""
+        """Return the weights this server generates with."""
         return await asyncio.wrap_future(
             self.thread.call(lambda: {name: w.clone() for name, w in self.model.state_dict().items()})
         )
 
     async def set_global_steps(self, global_steps: int) -> None:
+        """Remember the step that the weights belong to."""
         self.global_steps = global_steps
 
     async def abort_all_requests(self, reject_request: bool = False) -> dict[str, Any]:
@@ -170,9 +171,10 @@ class CpuServer:
         return {"aborted_count": await asyncio.wrap_future(self.thread.abort_all(reject=reject_request))}
 
     async def resume_generation(self) -> None:
+        """Answer requests again."""
         await asyncio.wrap_future(self.thread.resume())
 
-    # Nothing is kept on a device between requests, so there is nothing to free or to wake up.
+    # Nothing is kept on a device between requests, so there is nothing to free or to restore.
 
     async def wake_up(self, tags: list[str] | None = None) -> None:
         return None
@@ -200,6 +202,7 @@ class CpuReplica(RolloutReplica):
     """One CpuServer per replica, on the node of the replica's training process."""
 
     async def launch_servers(self) -> None:
+        """Start the server as a Ray actor and wait until it is ready."""
         if self.world_size != 1:
             raise ConfigError(
                 f"a {ROLLOUT_NAME} replica is one process, but tensor x data x pipeline parallel size is "
@@ -207,7 +210,7 @@ class CpuReplica(RolloutReplica):
                 fix="set rollout.tensor_model_parallel_size=1 (and the others to 1)",
             )
         if self.is_reward_model or self.is_teacher_model:
-            raise ConfigError(f"rollout name {ROLLOUT_NAME} serves the policy only, and no reward or teacher model")
+            raise ConfigError(f"rollout name {ROLLOUT_NAME} serves only the policy, not a reward or teacher model")
         node_id = await self.workers[0].__ray_call__.remote(_node_of)
         name = server_name(self.replica_rank)
         server = self._start(name, node_id)

@@ -1,4 +1,4 @@
-"""A thread that runs a TokenGenerator: submit requests from anywhere, get futures."""
+"""Run a TokenGenerator on a thread: submit requests from anywhere, get futures."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class GenerationThread:
 
     Args:
         generator: owned by this object from now on.
-        seed: a request without its own seed gets one from this, its prompt, the weights' version and
-            how often that prompt was seen under it: the same run draws the same tokens in whatever
+        seed: a request without a seed gets one from this, its prompt, the weights' version and
+            how often that prompt was seen with it: the same run draws the same tokens in whatever
             order its requests arrive.
     """
 
@@ -42,7 +42,7 @@ class GenerationThread:
         self._thread.start()
 
     def submit(self, prompt_ids: Sequence[int], params: SamplingParams) -> Future[Completion]:
-        """Queue a prompt. The future fails if generation does, and is never left unanswered."""
+        """Queue a prompt. The future fails if generation fails, and is always answered."""
 
         def add() -> Future[Completion]:
             answer: Future[Completion] = Future()
@@ -74,8 +74,8 @@ class GenerationThread:
     def abort_all(self, *, reject: bool) -> Future[int]:
         """Answer all requests with what they have (finish "abort") and pause until ``resume``.
 
-        Requests that arrive meanwhile wait, or are answered as aborted at once if ``reject``. The
-        future gives how many were cut off.
+        Until then new requests wait, or are answered as aborted at once if ``reject``. The
+        future's result is the number of requests cut off.
         """
 
         def abort() -> int:
@@ -88,6 +88,8 @@ class GenerationThread:
         return self._enqueue(abort)
 
     def resume(self) -> Future[None]:
+        """Let requests run again."""
+
         def run() -> None:
             self._paused, self._reject = False, False
 
@@ -104,7 +106,7 @@ class GenerationThread:
         future: Future[T] = Future()
         with self._wakeup:
             if self._closed:
-                raise GenerationError("the generation thread is closed, no request can be served any more")
+                raise GenerationError("the generation thread is closed and serves no more requests")
             self._calls.append((function, future))
             self._wakeup.notify()
         return future
@@ -133,7 +135,7 @@ class GenerationThread:
             for request in self._generator.step():
                 request.tag.set_result(request.completion())
         except Exception as error:
-            logger.exception("generation failed, all requests of the batch fail")
+            logger.exception("generation failed; all requests of the batch fail")
             self._fail_all(GenerationError(f"generation failed: {type(error).__name__}: {error}"))
 
     def _fail_all(self, error: GenerationError) -> None:
@@ -158,7 +160,7 @@ def _answer(function: Callable[[], T], future: Future[T]) -> None:
 
 
 def _chain(added: Future[Future[Completion]], outer: Future[Completion]) -> None:
-    """Forward the inner future's answer, or the error that kept it from existing."""
+    """Forward the inner future's answer, or the error that prevented it."""
     if (error := added.exception()) is not None:
         outer.set_exception(error)
         return

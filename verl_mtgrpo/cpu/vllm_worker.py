@@ -1,9 +1,9 @@
-"""New weights for a running vLLM on the CPU.
+"""Load new weights into a running vLLM on the CPU.
 
-verl loads every bucket of weights into the model as it comes (``model.load_weights``). That works where vLLM keeps a
-weight as the checkpoint has it. On the CPU vLLM repacks the weights of linear layers for its kernels after loading,
-so verl's way raises on the shapes, inside the receiver, while the sender in the training process waits for an answer
-for ever. vLLM's own ``reload_weights`` knows how to go back: it takes all weights in checkpoint format, and repacks.
+verl loads every bucket of weights into the model as it arrives (``model.load_weights``). That works if vLLM keeps a
+weight as it is in the checkpoint. On the CPU vLLM repacks the weights of linear layers for its kernels after loading,
+so verl's way raises on the shapes in the receiver, while the sender in the training process waits indefinitely for an
+answer. vLLM's ``reload_weights`` knows how to undo that: it takes all weights in checkpoint format and repacks them.
 
 Runs in vLLM's worker process, on the CPU only: ``engine_kwargs.vllm.worker_extension_cls`` names it there.
 """
@@ -22,11 +22,12 @@ from verl_mtgrpo.errors import ConfigError
 
 
 class ReloadingWorkerExtension(vLLMColocateWorkerExtension):
-    """verl's extension of a vLLM worker, with weights taken in by vLLM's ``reload_weights``."""
+    """verl's extension of a vLLM worker, which loads weights by vLLM's ``reload_weights``."""
 
     reload_weights: Callable[..., None]  # of vLLM's worker, which this class is mixed into
 
     def __new__(cls, **kwargs: Any) -> ReloadingWorkerExtension:
+        """Check the versions before verl makes the worker."""
         check_installation()
         return super().__new__(cls, **kwargs)
 
@@ -35,7 +36,7 @@ class ReloadingWorkerExtension(vLLMColocateWorkerExtension):
     ) -> None:
         """Receive all weights, then load them.
 
-        The order matters: whatever is wrong with the weights is raised after the last bucket was answered, so it
+        The order matters: any error in the weights is raised after the last bucket was answered, so it
         reaches the trainer as an error instead of leaving it waiting.
         """
         weights: dict[str, torch.Tensor] = {}
@@ -47,5 +48,5 @@ class ReloadingWorkerExtension(vLLMColocateWorkerExtension):
         receiver = BucketedWeightReceiver(zmq_handle=self._get_zmq_handle(), device=self.device, use_shm=use_shm)
         receiver.receive_weights(on_bucket_received=keep)
         if peft_config and base_sync_done:
-            raise ConfigError("an adapter (LoRA) was sent, but vLLM on the CPU takes whole weights only")
+            raise ConfigError("a LoRA adapter was sent, but vLLM on the CPU takes full weights only")
         self.reload_weights(weights_iterator=iter(weights.items()))

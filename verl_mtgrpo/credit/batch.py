@@ -75,7 +75,7 @@ def read_batch(
         token_level_rewards: ``(B, T)`` float. Rewards outside every turn are ignored, NaN included.
         response_mask: ``(B, T)``, 1 at generated tokens.
         index: ``(B,)`` group labels.
-        values: ``(B, T)`` float, a critic's values, checked in the same synchronisation; None: there is no critic.
+        values: ``(B, T)`` float, a critic's values, checked in the same synchronisation; None without a critic.
             Values outside every turn are ignored.
 
     Raises:

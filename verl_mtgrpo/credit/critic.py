@@ -102,7 +102,7 @@ def turn_gae(
 @register_estimator(
     title="bi-level GAE",
     words="Generalised advantage estimation over turns, then over the tokens inside each turn, with the critic's "
-    "values, whitened over the tokens of the batch. Shown is the mean over the turn's tokens.",
+    "values, whitened over the tokens of the batch. The mean over the turn's tokens is shown.",
 )
 def bilevel_gae(
     token_level_rewards: Tensor,
@@ -184,7 +184,7 @@ def _next(values: Tensor) -> Tensor:
 
 
 def _decayed_sum(delta_BT: Tensor, decay: float, goes_on_BT: Tensor) -> Tensor:
-    """Compute A_t = δ_t + decay A_{t+1} where the turn goes on, else δ_t, one column of contiguous memory at a time."""
+    """Compute A_t = δ_t + decay A_{t+1} if the turn continues, else δ_t, one contiguous column at a time."""
     sum_TB, decay_TB = delta_BT.T.contiguous(), decay * goes_on_BT.T.contiguous()
     for t in range(len(sum_TB) - 2, -1, -1):
         sum_TB[t].addcmul_(decay_TB[t], sum_TB[t + 1])

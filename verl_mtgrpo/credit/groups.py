@@ -71,7 +71,7 @@ class Groups:
 
 
 def group_rows(index: Sequence[Hashable] | np.ndarray | Tensor, rows: int, device: torch.device) -> Groups:
-    """Number the groups.
+    """Give each group a number.
 
     Args:
         index: One label per row (verl's ``uid``): strings, ints, numpy objects or an integer tensor. A tensor on a

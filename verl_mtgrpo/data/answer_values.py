@@ -1,11 +1,11 @@
-"""The value of an answer column -> a flat list of answers, whichever way a question set nests or writes it.
+"""Turn the value of an answer column into a flat list of answers, however a question set nests or writes it.
 
 * One answer, or a list of answers, nested or not.
 * A dictionary: TriviaQA's ``{value, aliases}``, SQuAD's ``{text}`` (one or, as the Hugging Face hub stores it, a list)
   and QED's span ``{start, end, string}``.
-* Any of these written as text: in JSON (PopQA's ``possible_answers``), as Python shows it (a CSV file that pandas wrote
-  of lists), or as numpy shows an array (``['one' 'two']``, ``array(['one'], dtype=object)``). Text is parsed, never
-  executed.
+* Any of these written as text: as JSON (PopQA's ``possible_answers``), as Python shows it (a CSV file of lists that
+  pandas wrote), or as numpy shows an array (``['one' 'two']``, ``array(['one'], dtype=object)``). Text is parsed,
+  never executed.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _NO_VALUE = object()
 
 
 def answers_in(value: Any, *, several: bool) -> list[Any]:
-    """The answers that ``value`` holds, in their order; they may be numbers or booleans.
+    """Return the answers in ``value``, in their order; they may be numbers or booleans.
 
     Args:
-        value: Of an answer column.
-        several: Whether the column is one of several answers. Where it is not, text in brackets is a list only if it
-            holds strings: ``[0, 1]`` may well be the answer to a question of mathematics.
+        value: The value of an answer column.
+        several: True if the column holds several answers. If not, text in brackets is a list only if it
+            holds strings: ``[0, 1]`` may well be the answer to a maths question.
 
     Raises:
-        KeyError: A dictionary is none of those above.
+        KeyError: A dictionary has none of the layouts above.
     """
     if value is None:
         return []
@@ -49,7 +49,7 @@ def answers_in(value: Any, *, several: bool) -> list[Any]:
 
 
 def _all(value: Any) -> list[Any]:
-    """Of a list, the answers in each element; what stands in a list as text is an answer and not a list in turn."""
+    """Collect the answers in each element of a list; text in a list is an answer, not another list."""
     if not isinstance(value, (list, tuple)):
         return [value]
     found: list[Any] = []
@@ -63,7 +63,7 @@ def _is_of_texts(value: Any) -> bool:
 
 
 def _written(text: str) -> Any:
-    """What a text in brackets says as JSON, Python or numpy write it; ``_NO_VALUE`` if it says nothing in any."""
+    """Parse text in brackets as JSON, Python or numpy write it; return ``_NO_VALUE`` if it is none of these."""
     text = _ARRAY.sub(r"\1", text.strip())
     if (text[:1], text[-1:]) not in (("[", "]"), ("{", "}")):
         return _NO_VALUE
@@ -84,7 +84,7 @@ def _python(text: str) -> Any:
 
 
 def _with_commas(text: str) -> str:
-    """Commas between strings that numpy writes without: Python would read ``['one' 'two']`` as one string."""
+    """Add the commas that numpy leaves out between strings: Python would read ``['one' 'two']`` as one string."""
     lines = text.splitlines(keepends=True)
     starts = [0]
     for line in lines:

@@ -1,9 +1,9 @@
-"""Can the index answer the questions? Looks for a gold answer in what one search with the question itself finds.
+"""Check whether the index can answer the questions: does a search for the question itself find a gold answer?
 
-The comparison is the one that pays a hit in the reward ``paper_v2``: an accepted answer occurs in a result, both
-normalised, a short one as a whole word (:func:`~verl_mtgrpo.rewards.answers.contains`). It is no proof in either
-direction: a question of several hops may need several searches, so its share is a lower bound, and a short answer may
-occur in a passage by chance. "Yes" and "no" occur in most passages and say nothing: counted apart
+The comparison is the one that counts as a hit in the reward ``paper_v2``: an accepted answer occurs in a result, both
+normalised, a short one as a whole word (:func:`~verl_mtgrpo.rewards.answers.contains`). It proves nothing in either
+direction: a multi-hop question may need several searches, so its share is a lower bound, and a short answer may
+occur in a passage by chance. "Yes" and "no" occur in most passages and prove nothing, so they are counted separately
 (:func:`~verl_mtgrpo.rewards.answers.searchable_answers`).
 """
 
@@ -25,7 +25,7 @@ _BATCH = 64
 
 @dataclass
 class Tally:
-    """What was found for the questions of one set in one split; ``yes_no`` are not searched for."""
+    """Counts what was found for one set's questions in one split; ``yes_no`` are not searched for."""
 
     questions: int = 0
     yes_no: int = 0
@@ -38,27 +38,27 @@ class Tally:
         self.answerable += found is True
 
     def manifest(self) -> dict[str, Any]:
-        """The counts, and the share of the searched questions with a gold answer (None without any)."""
+        """Return the counts, and the share of the searched questions with a gold answer (None if there are none)."""
         searched = self.questions - self.yes_no
         share = round(self.answerable / searched, 4) if searched else None
         return {"searched": searched, "answerable": self.answerable, "share": share, "yes_no": self.yes_no}
 
 
 class AnswerCheck:
-    """Looks questions up and keeps count by split and set."""
+    """Looks questions up and counts by split and set."""
 
     def __init__(self, retriever: Retriever, *, top: int, name: str) -> None:
-        """``top`` passages are looked into; ``name`` says in the manifest where they are from."""
+        """Look into ``top`` passages per question; ``name`` says in the manifest where they come from."""
         if top < 1:
             raise ConfigError(f"the number of passages to look into is {top}", expected="at least 1")
         self._retriever, self._top, self._name = retriever, top, name
         self._tallies: dict[str, dict[str, Tally]] = {}
 
     def check(self, questions: Iterable[Question], split: str) -> Iterator[tuple[Question, bool | None]]:
-        """Yield each question with whether a gold answer was found; None for a yes/no question.
+        """Yield each question with True if a gold answer was found, else False; None for a yes/no question.
 
         Raises:
-            RetrievalError: The search could not be carried out.
+            RetrievalError: The search failed.
         """
         tallies = self._tallies.setdefault(split, {})
         stream = iter(questions)
@@ -68,7 +68,7 @@ class AnswerCheck:
                 yield question, found
 
     def manifest(self) -> dict[str, Any]:
-        """Index, number of passages, and the counts by split and set."""
+        """Return the index, the number of passages, and the counts by split and set."""
         return {
             "index": self._name,
             "fingerprint": self._retriever.fingerprint,

@@ -1,15 +1,15 @@
-"""Corpora -> passages.
+"""Read corpora as passages.
 
-A record is recognised by its columns, whatever file it comes in:
+A record is recognised by its columns, whatever file it comes from:
 
-* ``{id, contents}``: Search-R1's layout; the first line of ``contents`` is the title, maybe in quotes.
+* ``{id, contents}``: Search-R1's layout; the first line of ``contents`` is the title, which may be in quotes.
 * ``{id?, title?, text}``.
-* ``{data: [{title, paragraphs: [{context}]}]}``: SQuAD, one passage a paragraph.
+* ``{data: [{title, paragraphs: [{context}]}]}``: SQuAD, one passage per paragraph.
 * ``{title: [sentence, ...], ...}`` as a whole file: HippoRAG's corpora.
 * Question sets that carry passages: ``ctxs`` (NQ-open), ``context`` (HotpotQA), ``paragraphs`` (MuSiQue),
   ``paragraph_text`` (QED).
 
-Passages without an id get one made from their content, and are given once however often they occur.
+Passages without an id get one made from their content, and are returned once, however often they occur.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _Unnamed = tuple["str | None", str, str]
 
 
 def read_corpus(path: Path | str) -> Iterator[Passage]:
-    """Stream the passages of one file or dataset (``hub``); ``DataError`` if its layout is none of those above."""
+    """Stream the passages of one file or dataset (``hub``); raise ``DataError`` for any other layout."""
     return read_corpora([path])
 
 
 def read_corpora(paths: Sequence[Path | str]) -> Iterator[Passage]:
-    """Stream the passages of several files or datasets; those without an id of their own are given once over all."""
+    """Stream the passages of several files or datasets; each one without an id is returned once overall."""
     seen: set[str] = set()
     for path in paths:
         for where, record in dataset_records(path) if is_dataset(path) else read_records(path):
@@ -56,7 +56,7 @@ def _passages_of(where: str, record: Any) -> Iterable[_Unnamed]:
         raise DataError(f"{where} is {describe(record)}", expected=_EXPECTED)
     fields = cast("dict[str, Any]", record)
     try:
-        # First, because a title may be any word, also the name of a column.
+        # First, because a title may be any word, even the name of a column.
         if any(fields.values()) and all(_is_sentences(value) for value in fields.values()):
             return [(None, title, _join(value)) for title, value in fields.items()]
         if "contents" in fields:
@@ -72,7 +72,7 @@ def _passages_of(where: str, record: Any) -> Iterable[_Unnamed]:
         if isinstance(fields.get("context"), list):
             return [(None, str(title), _join(sentences)) for title, sentences in fields["context"]]
         if isinstance(fields.get("context"), dict):
-            # The same columns as the Hugging Face hub stores them.
+            # The same columns, as the Hugging Face hub stores them.
             both = zip(fields["context"]["title"], fields["context"]["sentences"], strict=True)
             return [(None, str(title), _join(sentences)) for title, sentences in both]
         if "paragraph_text" in fields:

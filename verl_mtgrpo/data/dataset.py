@@ -1,4 +1,4 @@
-"""Question sets -> a folder with ``train.parquet``, ``val.parquet`` and a manifest."""
+"""Write question sets to a folder with ``train.parquet``, ``val.parquet`` and a manifest."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ def write_dataset(
 ) -> dict[str, Any]:
     """Read question sets, split them and write verl's parquet files; return the manifest.
 
-    A training question that a validation set asks too, in the same words but for case, punctuation, articles and white
-    space, is left out, also where ``max_val`` leaves out the validation question. Questions about articles (SQuAD) that
-    are divided here count as asked only if they were given as a test: the same words ask something else of another
-    article.
+    A training question that a validation set also asks (in the same words, ignoring case, punctuation, articles and
+    white space) is left out, even if ``max_val`` leaves out the validation question. Questions about articles (SQuAD)
+    that are divided here count as asked only if they were given as a test: the same words ask something else of
+    another article.
 
     The same questions and options give byte-identical results. A split without questions gets no file.
 
     Args:
         sources: Known sets (:data:`~verl_mtgrpo.data.known.KNOWN`), with their own splits, or files, folders and
-            datasets to divide; all end up in the same two files.
+            datasets to divide; all of them go into the same two files.
         out: Folder for the results, made if missing.
         tests: Known sets, files, folders and datasets for validation only.
-        edition: Copy of the known sets, of :data:`~verl_mtgrpo.data.known.EDITIONS`.
+        edition: Which copy of the known sets, of :data:`~verl_mtgrpo.data.known.EDITIONS`.
         local: Folder with the known sets' files; None for the Hugging Face hub.
-        val_fraction: Share of every divided set that goes to validation, by article where that is known; default 0.1,
+        val_fraction: Share of every divided set that goes to validation, by article if that is known; default 0.1,
             or 0 with ``tests``.
         max_train: At most this many training rows, chosen by hash.
         max_val: At most this many validation rows.
-        seed: Decides who goes where.
-        data_source: Name for verl's metrics; default: each set's or file's name.
+        seed: Decides which question goes where.
+        data_source: Name for verl's metrics; default: the name of each set or file.
         system_prompt: First message of every prompt; empty or None for none.
-        tools: The only tools a row may call; none for all that the run has.
-        check: Counts the questions that an index can answer.
-        only_answerable: Train on those only that ``check`` found an answer for, and on yes/no questions.
+        tools: The only tools a row may call; empty for all tools of the run.
+        check: Counts the questions that an index can answer; None to skip the check.
+        only_answerable: Train only on questions that ``check`` found an answer for, and on yes/no questions.
         progress: Show progress bars.
 
     Raises:
@@ -70,11 +70,13 @@ def write_dataset(
         DataError: A set cannot be read.
     """
     if only_answerable and check is None:
-        raise ConfigError("answerable questions only, but no index to look them up in", fix="give one")
+        raise ConfigError(
+            "only answerable questions are wanted, but there is no index to look them up in", fix="name an index"
+        )
     fraction = (0.0 if tests else 0.1) if val_fraction is None else val_fraction
     parts = plan_parts(sources, tests, edition=edition, local=local, data_source=data_source)
     check_limit(max_train)
-    # With only_answerable the limit counts what is left after the check.
+    # With only_answerable the limit applies to what is left after the check.
     chosen = _Choice(None if only_answerable else max_train, max_val, seed, progress)
     chosen.read(parts, fraction)
     train, val = chosen.train.in_order(), chosen.val.in_order()
@@ -112,19 +114,19 @@ def write_dataset(
 class _Choice:
     """Reads parts and chooses the questions of both splits: validation first, to keep its questions out of training.
 
-    Only divided parts are held in memory whole.
+    Only divided parts are held in memory as a whole.
     """
 
     def __init__(self, max_train: int | None, max_val: int | None, seed: int, progress: bool) -> None:
         self.train, self.val = QuestionSample(max_train, seed), QuestionSample(max_val, seed)
         self.repeated: Counter[str] = Counter()
-        """How many training questions are left out because validation asks them, by set."""
+        """How many training questions are left out because validation asks them too, by set."""
         self.readers: list[PartReader] = []
         self._seed, self._progress = seed, progress
         self._asked: set[bytes] = set()
 
     def read(self, parts: Sequence[Part], val_fraction: float) -> None:
-        """Read all parts; those to divide are divided together, so that no article is on both sides."""
+        """Read all parts; divide those to be divided together, so that no article ends up on both sides."""
         self.readers = [PartReader(part) for part in parts]
         whole = [list(self._stream(reader)) if reader.part.role == "divide" else [] for reader in self.readers]
         divided = [question for questions in whole for question in questions]
@@ -158,10 +160,10 @@ class _Choice:
 def _check_train(
     sample: QuestionSample, check: AnswerCheck, limit: int | None, progress: bool, *, keep_all: bool
 ) -> list[Question]:
-    """Check the training questions; return all, or those that may be answered, at most ``limit``, in their order."""
+    """Check the training questions; return all, or the answerable ones, at most ``limit``, in their order."""
     ranked = sample.ranked()
     positions = {id(question): position for position, question in ranked}
-    # By rank, so that a limit is reached without checking the rest and the same way every time.
+    # By rank, so that a limit is reached without checking the rest, and in the same way every time.
     by_rank = [question for _, question in ranked]
     checked = check.check(with_progress(by_rank, progress, label="checking train", unit="questions"), "train")
     kept: list[Question] = []
@@ -178,16 +180,16 @@ def _nothing_left(chosen: _Choice, fraction: float, only_answerable: bool) -> Co
     if chosen.repeated:
         reasons.append(f"{chosen.repeated.total()} left out because validation asks them too")
     if only_answerable:
-        reasons.append("no gold answer of the others found in the index")
+        reasons.append("no gold answer of the others was found in the index")
     message = f"no question is left for training: {', '.join(reasons)}"
-    return ConfigError(message, fix="lower the fraction, or give other sets")
+    return ConfigError(message, fix="lower the fraction, or name other sets")
 
 
 def _write_split(
     questions: list[Question], path: Path, split: str, system_prompt: str | None, tools: Sequence[str]
 ) -> dict[str, Any]:
     if not questions:
-        path.unlink(missing_ok=True)  # of an earlier run with other options
+        path.unlink(missing_ok=True)  # left by an earlier run with other options
         return {}
     rows = (
         make_row(
@@ -215,7 +217,7 @@ def _write_split(
 
 
 def _asks(question: Question) -> bytes:
-    """What two questions have in common if they ask the same in the same words."""
+    """Return a key that is equal for two questions that ask the same in the same words."""
     return _digest(normalize(question.question))
 
 
@@ -223,4 +225,4 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
 
 
-_NOTHING = _digest("")  # of a question of punctuation alone, which says nothing about another
+_NOTHING = _digest("")  # a question of punctuation alone is never a repetition

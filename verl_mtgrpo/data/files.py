@@ -1,4 +1,4 @@
-"""Reading JSON, JSONL, CSV, TSV and parquet files as a stream of records, with errors that say where."""
+"""Read JSON, JSONL, CSV, TSV and parquet files as a stream of records, with errors that say where."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO, Any, cast
 from verl_mtgrpo.errors import DataError
 
 LINES = (".jsonl", ".jsonlines")
-"""Both names of a file of one JSON record a line."""
+"""Both suffixes of a file with one JSON record per line."""
 SUFFIXES = (".json", *LINES, ".csv", ".tsv", ".parquet")
 KNOWN = ".json, .jsonl, .jsonlines, .csv, .tsv or .parquet (all but the last also as .gz)"
 _BOM = b"\xef\xbb\xbf"  # files saved on Windows may start with it
@@ -25,11 +25,11 @@ _TAR = slice(257, 262)  # where a tar archive says "ustar"
 def read_records(path: Path | str) -> Iterator[tuple[str, Any]]:
     """Yield ``(where, value)`` for every record of a file.
 
-    A JSONL file gives its lines, a parquet file its rows, a CSV or TSV file its rows as text under the names of
-    its first line, a JSON file the elements of its list or, if it is no list, the whole document. ``where``
-    names the record for error messages. A ``.json`` file that holds one record a line is read as JSONL. A
+    A JSONL file gives its lines, a parquet file its rows, a CSV or TSV file its rows as text, keyed by
+    its first line; a JSON file the elements of its list or, if it is not a list, the whole document. ``where``
+    names the record for error messages. A ``.json`` file that holds one record per line is read as JSONL. A
     ``.jsonl.gz`` file may also be a compressed tar archive of JSONL files, as the Wikipedia dump of Search-R1
-    is. Text that is not UTF-8 is refused: what a replacement character stood for is lost to search without a trace.
+    is. Text that is not UTF-8 is refused: a replacement character would silently make the text unsearchable.
 
     Raises:
         DataError: The file is missing, empty, damaged or of an unknown kind.
@@ -48,13 +48,13 @@ def read_records(path: Path | str) -> Iterator[tuple[str, Any]]:
         else:
             yield from _json_lines(path)
     except (EOFError, gzip.BadGzipFile, zlib.error, tarfile.TarError) as error:
-        raise DataError(f"{path} is a damaged gzip file ({error})", fix="fetch or write it again") from error
+        raise DataError(f"{path} is a damaged gzip file ({error})", fix="download or write it again") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def short_name(path: Path | str) -> str:
-    """File name without folder and known suffixes: ``a/nq.jsonl.gz`` -> ``nq``."""
+    """Return the file name without folder and known suffixes: ``a/nq.jsonl.gz`` -> ``nq``."""
     name = Path(path).name
     for suffix in (".gz", *SUFFIXES):
         name = name.removesuffix(suffix)
@@ -62,13 +62,13 @@ def short_name(path: Path | str) -> str:
 
 
 def is_data_file(path: Path) -> bool:
-    """Whether the name is that of a file that :func:`read_records` reads."""
+    """Return True if :func:`read_records` reads files with this name."""
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     return suffix in SUFFIXES and not (suffix == ".parquet" and path.suffix == ".gz")
 
 
 def describe(value: object) -> str:
-    """What a record looks like, for error messages: its keys, or its type."""
+    """Describe a record for error messages: its keys, or its type."""
     if isinstance(value, dict):
         keys = [str(key) for key in cast("dict[object, object]", value)]
         return f"the columns {', '.join(keys[:12])}{', ...' if len(keys) > 12 else ''}" if keys else "no columns"
@@ -76,6 +76,7 @@ def describe(value: object) -> str:
 
 
 def _kind(path: Path) -> str:
+    """Return the kind of file by its suffix."""
     if is_data_file(path):
         return Path(path.name.removesuffix(".gz")).suffix.lower()
     raise DataError(f"{path} is of an unknown kind", expected=f"a {KNOWN} file")
@@ -159,11 +160,11 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
                     raise DataError(
                         f"{path}, line {reader.line_num} has {'more' if None in row else 'fewer'} fields than the "
                         "first line has names",
-                        fix="correct that line",
+                        fix="fix that line",
                     )
                 yield f"{path}, line {reader.line_num}", row
         except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num + 1} is no row of such a file: {error}") from error
+            raise DataError(f"{path}, line {reader.line_num + 1} is not a valid row: {error}") from error
 
 
 def _text_lines(path: Path, lines: IO[bytes]) -> Iterator[str]:
@@ -177,7 +178,7 @@ def _decode(raw: bytes, where: str, unit: str) -> str:
     except UnicodeDecodeError as error:
         raise DataError(
             f"{where} is not UTF-8 text ({error.reason} at byte {error.start + 1} of the {unit})",
-            fix="convert the file from its encoding, for example with: iconv -f LATIN1 -t UTF-8",
+            fix="convert the file to UTF-8, for example with: iconv -f LATIN1 -t UTF-8",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face datasets as a stream of records: from the hub, or a folder that ``save_to_disk`` wrote."""
+"""Stream Hugging Face datasets as records, from the hub or from a folder that ``save_to_disk`` wrote."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from verl_mtgrpo.errors import DataError
 
 PREFIX = "hf:"
-_OFFLINE = "fetch its files elsewhere and give their local paths: mtgrpo index FILE.jsonl --out DIR"
+_OFFLINE = "download its files elsewhere and name their local paths: mtgrpo index FILE.jsonl --out DIR"
 
 
 def is_dataset(spec: Path | str) -> bool:
-    """Whether ``spec`` is ``hf:NAME…`` or a folder, and not a file."""
+    """Return True if ``spec`` is ``hf:NAME…`` or a folder, not a file."""
     return str(spec).startswith(PREFIX) or Path(spec).is_dir()
 
 
@@ -25,8 +25,8 @@ def dataset_records(spec: Path | str, *, split: str = "", offline: str = _OFFLIN
             where NAME is a dataset of the hub or a local folder of data files: rows are streamed, nothing is
             stored. Or a folder written by ``Dataset.save_to_disk``. Without SPLIT the dataset's only split is
             taken, or ``train``.
-        split: The split of a folder by ``DatasetDict.save_to_disk``; a name of the hub says it itself.
-        offline: What to do without network, for the error message.
+        split: The split of a folder by ``DatasetDict.save_to_disk``; a name on the hub includes it.
+        offline: What to do without a network, for the error message.
 
     Raises:
         DataError: There is no such dataset, configuration or split, or it cannot be reached.
@@ -55,7 +55,7 @@ def _from_hub(spec: str, offline: str) -> Any:
     except Exception as error:  # the hub's client has dozens of kinds, for the network, names and formats
         raise DataError(
             f"the dataset {name!r} cannot be opened ({_short(error)})",
-            fix=f"check its name and configuration, or, without network, {offline}",
+            fix=f"check its name and configuration, or, without a network, {offline}",
         ) from error
     return _one_split(found, split, spec)
 
@@ -68,7 +68,7 @@ def _from_disk(path: Path, split: str) -> Any:
     except Exception as error:
         raise DataError(
             f"{path} is a folder that Dataset.save_to_disk did not write ({_short(error)})",
-            fix=f"for a folder of data files give hf:{path}, else the files themselves",
+            fix=f"for a folder of data files write hf:{path}, otherwise name the files themselves",
         ) from error
     return _one_split(found, split, str(path)) if isinstance(found, DatasetDict) else found
 
@@ -79,7 +79,7 @@ def _one_split(splits: Any, split: str, spec: str) -> Any:
     if wanted not in names:
         raise DataError(
             f"{spec} has the splits {', '.join(names)}, but no {wanted!r}",
-            fix="give one of them: hf:NAME:CONFIG:SPLIT",
+            fix="name one of them: hf:NAME:CONFIG:SPLIT",
         )
     return splits[wanted]
 

@@ -1,11 +1,11 @@
 """Question sets that ``mtgrpo data`` knows by name, and where their files are: on the Hugging Face hub or in a folder.
 
-Two editions of each. ``flashrag`` is FlashRAG's copy (arXiv 2405.13576), which Search-R1 trains and tests on, and with
-it the second version of the MT-GRPO paper; all sets there have the columns ``id, question, golden_answers``.
-``original`` is the set's own repository or, where its authors have none that loads without code of its own, the copy in
+Each has two editions. ``flashrag`` is FlashRAG's copy (arXiv 2405.13576), which Search-R1 and the second version of
+the MT-GRPO paper train and test on; all its sets have the columns ``id, question, golden_answers``.
+``original`` is the set's own repository or, if that cannot be loaded without running its code, the copy in
 common use (2WikiMultihopQA, MuSiQue, Bamboogle).
 
-Where names, configurations and splits are from: the cards of FlashRAG, NQ-open, TriviaQA, HotpotQA and Bamboogle, the
+Sources of names, configurations and splits: the cards of FlashRAG, NQ-open, TriviaQA, HotpotQA and Bamboogle, the
 file lists of PopQA and MuSiQue, and for 2WikiMultihopQA code that loads it (public snapshots, November 2026).
 """
 
@@ -33,7 +33,7 @@ class HubSet:
         config: Its configuration; None for the default one.
         test: The split to validate on: the test split, or the development split where no answers of the test split are
             public or there is none.
-        train: The split to train on; None for a set that is made for testing only.
+        train: The split to train on; None for a set meant for testing only.
     """
 
     repo: str
@@ -42,7 +42,7 @@ class HubSet:
     train: str | None = "train"
 
     def spec(self, split: str) -> str:
-        """``hf:REPO:CONFIG:SPLIT``."""
+        """Return ``hf:REPO:CONFIG:SPLIT``."""
         return f"{PREFIX}{self.repo}:{self.config or ''}:{split}"
 
 
@@ -50,7 +50,7 @@ def _flashrag(config: str, test: str, train: str | None = "train") -> HubSet:
     return HubSet("RUC-NLPIR/FlashRAG_datasets", config, test, train)
 
 
-# The validation splits of a set's editions have the same number of rows.
+# The validation splits of a set's editions have equally many rows.
 KNOWN: dict[str, dict[str, HubSet]] = {
     "nq": {
         "flashrag": _flashrag("nq", "test"),
@@ -58,7 +58,7 @@ KNOWN: dict[str, dict[str, HubSet]] = {
     },
     "triviaqa": {
         "flashrag": _flashrag("triviaqa", "test"),
-        # The configurations rc.* hold a question once for every document with its answer.
+        # The configurations rc.* repeat a question for every document that contains its answer.
         "original": HubSet("mandarjoshi/trivia_qa", "unfiltered.nocontext", "validation"),
     },
     "popqa": {
@@ -94,19 +94,20 @@ def hub_records(name: str, edition: str, split: str) -> Iterator[tuple[str, Any]
     include = f" --include '{known.config}/*'" if known.config else ""
     yield from dataset_records(
         known.spec(split),
-        offline=f"fetch the files elsewhere (hf download {known.repo} --repo-type dataset{include} --local-dir "
+        offline=f"download the files elsewhere (hf download {known.repo} --repo-type dataset{include} --local-dir "
         f"{folder}) and say where they are: mtgrpo data {name} --local DIR, which reads DIR/{name}",
     )
 
 
 def local_files(local: Path, name: str, split: str) -> list[Path]:
-    """The files of one split in ``local/name``, or that folder itself if ``DatasetDict.save_to_disk`` wrote it.
+    """Return the files of one split in ``local/name``, or that folder itself if ``DatasetDict.save_to_disk`` wrote it.
 
     A file belongs to the split whose name is a word of its path (``train.jsonl``, ``musique_ans_v1.0_train.jsonl``,
-    ``default/train/0000.parquet``; ``dev`` and ``validation`` are the same). Several are taken only as numbered parts.
+    ``default/train/0000.parquet``; ``dev`` and ``validation`` are the same). Several files are accepted only if
+    they are numbered parts.
 
     Raises:
-        DataError: There is none, or more than one that could be meant.
+        DataError: There is no such file, or more than one candidate.
     """
     folder = local / name
     if not folder.is_dir():
@@ -121,15 +122,15 @@ def local_files(local: Path, name: str, split: str) -> list[Path]:
         raise DataError(
             f"{folder} has no file of the split {split!r} (found: {there})",
             expected=(
-                f"one with the word {split} in its name, of the kinds {', '.join(SUFFIXES)}. If the files are of "
-                "another edition, give --edition"
+                f"a file with the word {split} in its name, of the kinds {', '.join(SUFFIXES)}. If the files are of "
+                "another edition, set --edition"
             ),
         )
     if len({_SHARD.sub("#", str(path)) for path in found}) > 1:
         raise DataError(
             f"{folder} has several files of the split {split!r}: "
             f"{', '.join(str(path.relative_to(folder)) for path in found)}",
-            fix="keep one of them there",
+            fix="keep only one of them there",
         )
     return found
 

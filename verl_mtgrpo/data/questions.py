@@ -1,4 +1,4 @@
-"""Question sets -> questions with their accepted answers, and their split into training and validation."""
+"""Read question sets as questions with their accepted answers, and split them into training and validation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from verl_mtgrpo.rewards.answers import answer_texts
 QUESTION_COLUMNS = ("question", "Question", "question_text")
 ANSWER_COLUMNS = ("answers", "golden_answers", "answer", "possible_answers", "Answer", "original_nq_answers")
 SEVERAL = ("answers", "golden_answers", "possible_answers", "original_nq_answers")
-"""Those that hold lists, also where they hold text."""
+"""The columns that hold lists of answers, even if they hold them as text."""
 ALIAS_COLUMNS = ("answer_aliases", "aliases")
 ID_COLUMNS = ("id", "_id", "qid", "question_id", "example_id")
 _UNKNOWN = "<unk>"  # TriviaQA's answer where it keeps the answer secret
@@ -32,11 +32,11 @@ _EXPECTED = (
 
 @dataclass(frozen=True)
 class Question:
-    """One question.
+    """A question with its accepted answers.
 
     Attributes:
-        id: Its id in the source, or one made from its content.
-        question: The question.
+        id: The id in the source, or one made from the content.
+        question: The text of the question.
         answers: Accepted answers, at least one, without repetitions.
         source: Name of the question set.
         article: The article it is about, None if unknown. Questions about one article are never split.
@@ -52,7 +52,7 @@ class Question:
 def read_questions(path: Path | str, *, source: str | None = None) -> Iterator[Question]:
     """Stream the answerable questions of one file; see :func:`questions_of`.
 
-    ``source`` names the set; default: the file name without its suffixes, or what rows of verl say.
+    ``source`` names the set; default: the file name without its suffixes, or what verl rows say.
     """
     named = source is not None
     return questions_of(read_records(path), source=source or short_name(path), name=str(path), named=named)
@@ -63,23 +63,23 @@ def questions_of(
 ) -> Iterator[Question]:
     """Stream the answerable questions of ``(where, record)`` pairs of one set, whichever layout it has.
 
-    Understood are SQuAD's JSON, rows of verl (``verl_rows``) and records with a question and its answers as the columns
+    Accepts SQuAD's JSON, verl rows (``verl_rows``) and records with a question and its answers in the columns
     above: SQuAD's, NQ-open's, FlashRAG's, HotpotQA's, 2WikiMultihopQA's and MuSiQue's, TriviaQA's, PopQA's, Bamboogle's
     capitals, QED's ``question_text`` and ``original_nq_answers``; answers in any of the forms of ``answer_values``. An
     answer that is a boolean is yes or no in words (StrategyQA's; :func:`~verl_mtgrpo.rewards.answers.answer_texts`).
     Questions marked as unanswerable (SQuAD 2.0's ``is_impossible``, MuSiQue's ``answerable``) or without a public
     answer are left out.
 
-    Every span of a QED answer counts as an answer, as NQ-open has the same questions.
+    Every span of a QED answer counts as an answer, as in NQ-open, which has the same questions.
 
     Args:
-        records: What to read; ``where`` names a record in error messages.
+        records: The records to read; ``where`` names a record in error messages.
         source: Name of the set, the questions' ``source``.
-        name: What to call the whole in error messages.
-        named: Whether ``source`` stands also for rows of verl that say another ``data_source``.
+        name: What to call the set in error messages.
+        named: True if ``source`` also replaces the ``data_source`` of verl rows.
 
     Raises:
-        DataError: A record does not have the needed columns; ``NoAnswersError`` if there is no answerable question.
+        DataError: A record lacks the required columns. Its subclass ``NoAnswersError``: no question is answerable.
     """
     found, read = False, 0
     for where, record in records:
@@ -88,15 +88,15 @@ def questions_of(
             found = True
             yield question
     if not found:
-        secret = " (those of a test set whose answers are secret cannot be used)" if read else ""
+        secret = " (a test set whose answers are secret cannot be used)" if read else ""
         raise NoAnswersError(f"{name} holds no answerable question{secret}", expected=_EXPECTED)
 
 
 def in_validation(questions: Sequence[Question], *, val_fraction: float, seed: int) -> list[bool]:
-    """Say for each question whether it goes to validation: about ``val_fraction`` of every source.
+    """Decide for each question whether it goes to validation: about ``val_fraction`` of every source.
 
-    Questions about one article stay together, also across sources; a source about one article only
-    is split by question. Who goes where depends on the seed and on ids and article names, not on the
+    Questions about one article stay together, even across sources; a source about a single article
+    is split by question. Which question goes where depends on the seed and on ids and article names, not on the
     order.
     """
     if not 0.0 <= val_fraction <= 1.0:
@@ -108,16 +108,16 @@ def in_validation(questions: Sequence[Question], *, val_fraction: float, seed: i
 
 
 class QuestionSample:
-    """At most ``limit`` of a stream of questions, chosen by hash; never holds more than that.
+    """Samples at most ``limit`` questions of a stream, chosen by hash; never holds more than that.
 
-    A larger sample of the same seed contains the smaller one. All questions without a limit.
+    A larger sample with the same seed contains the smaller one. Without a limit it takes all questions.
     """
 
     def __init__(self, limit: int | None, seed: int) -> None:
         check_limit(limit)
         self._limit, self._seed = limit, seed
         self._seen = 0
-        # A heap whose first item is the one that leaves next: the highest draw, and of equal ones the last.
+        # A heap whose first item is removed next: the highest draw, and among equal ones the last.
         self._kept: list[tuple[int, int, Question]] = []
 
     def add(self, question: Question) -> None:
@@ -131,22 +131,22 @@ class QuestionSample:
             heapq.heappushpop(self._kept, item)
 
     def in_order(self) -> list[Question]:
-        """The sample, in the order in which it was added."""
+        """Return the sample, in the order in which it was added."""
         return [item[2] for item in sorted(self._kept, key=lambda item: -item[1])]
 
     def ranked(self) -> list[tuple[int, Question]]:
-        """``(position, question)`` of the sample, those first that a smaller sample would hold."""
+        """Return ``(position, question)`` pairs of the sample; those that a smaller sample would hold come first."""
         return [(-negative, question) for _, negative, question in sorted(self._kept, reverse=True)]
 
 
 def check_limit(limit: int | None) -> None:
-    """Refuse a number of questions that is no limit, with ``ConfigError``."""
+    """Raise ``ConfigError`` for a limit below 1."""
     if limit is not None and limit < 1:
         raise ConfigError(f"the number of questions is {limit}", expected="at least 1")
 
 
 def _assign(questions: list[Question], in_val: dict[str, bool], fraction: float, seed: int) -> None:
-    """Decide for each article (or lone question) of one source; earlier decisions stand."""
+    """Assign each article (or single question) of one source; earlier decisions stand."""
     articles = {question.article for question in questions}
     by_question = len(articles) == 1
     sizes: dict[str, int] = {}
@@ -154,12 +154,12 @@ def _assign(questions: list[Question], in_val: dict[str, bool], fraction: float,
         key = _own_key(question) if by_question else _group_key(question)
         sizes[key] = sizes.get(key, 0) + 1
     if by_question and any(_group_key(question) in in_val for question in questions):
-        return  # an earlier source has placed this article
+        return  # an earlier source has assigned this article
     target = round(fraction * len(questions))
     placed = sum(size for key, size in sizes.items() if in_val.get(key))
     for key in sorted(sizes, key=lambda key: _draw(seed, key)):
         if key not in in_val:
-            # Take an article only if that brings the number nearer to the target, but take one at least.
+            # Take an article only if that brings the number closer to the target, but take at least one.
             nearer = placed + sizes[key] / 2 <= target or (placed == 0 and target > 0)
             in_val[key] = placed < target and nearer
             placed += sizes[key] if in_val[key] else 0

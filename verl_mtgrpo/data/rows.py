@@ -1,4 +1,4 @@
-"""Questions -> the parquet rows that verl trains on."""
+"""Turn questions into the parquet rows that verl trains on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SYSTEM_PROMPTS = {
         "<answer>Paris</answer>."
     ),
 }
-"""What the prompt explains, for each text format the model may speak (verl's ``multi_turn.format``)."""
+"""What the prompt explains, for each text format that the model may use (verl's ``multi_turn.format``)."""
 DEFAULT_SYSTEM_PROMPT = SYSTEM_PROMPTS["hermes"]
 SEARCH_TOOL = "search"
 """The search tool's name in ``config/tools/search_tool.yaml``."""
@@ -56,7 +56,7 @@ def make_row(
     tool_selection: Sequence[str] = (),
     **extra: Any,
 ) -> dict[str, Any]:
-    """Return one row for verl: prompt, ground truth and where it comes from.
+    """Return one row for verl: prompt, ground truth and origin.
 
     Args:
         question: The user message of the prompt.
@@ -68,8 +68,8 @@ def make_row(
         system_prompt: System message; None or empty for a prompt without one.
         tool_kwargs_for: Tools whose ``create`` gets the question, its source and its ground truth
             (``extra_info.tools_kwargs``, as in verl's own search example). Other tools are not affected.
-        tool_selection: The only tools that this row may call (``extra_info.tool_selection``): verl drops the others,
-            and names that it does not know, in silence. Empty for all tools of the run.
+        tool_selection: The only tools that this row may call (``extra_info.tool_selection``): verl silently drops the
+            others and names that it does not know. Empty for all tools of the run.
         **extra: More keys for ``extra_info``; the same keys and types in every row of a file.
     """
     if isinstance(answers, str) or not answers:
@@ -93,9 +93,9 @@ def make_row(
 
 
 def write_parquet(rows: Iterable[dict[str, Any]], path: Path | str) -> int:
-    """Write rows to a parquet file and return how many; never holds more than some thousand of them.
+    """Write rows to a parquet file and return how many; never hold more than a few thousand in memory.
 
-    Equal rows give byte-identical files. The file appears under its name only when it is complete.
+    Equal rows give byte-identical files. The file appears under its final name only when it is complete.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -110,7 +110,7 @@ def write_parquet(rows: Iterable[dict[str, Any]], path: Path | str) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise DataError(f"{path.parent} is a file, or below one", fix="give a folder for the results") from error
+        raise DataError(f"{path.parent} is a file, or inside one", fix="name a folder for the results") from error
     with atomic_write(path) as draft, pq.ParquetWriter(draft, table.schema) as writer:
         writer.write_table(table)
         for batch in batches:

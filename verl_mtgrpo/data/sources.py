@@ -1,4 +1,4 @@
-"""What the user names on the command line -> parts of the data set, each read from one place and going one way."""
+"""Turn the arguments of `mtgrpo data` into parts of the data set: each read from one place, for one split."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from verl_mtgrpo.errors import ConfigError, DataError
 from verl_mtgrpo.retrieval.store import file_sha256
 
 Role = Literal["train", "val", "divide"]
-"""Where a part goes; ``divide``: by hash, a fraction of it to validation."""
-_OFFLINE = "fetch its files elsewhere and give their local paths: mtgrpo data FILE.jsonl --out DIR"
+"""Where a part goes; ``divide``: a fraction of it, chosen by hash, to validation."""
+_OFFLINE = "download its files elsewhere and name their local paths: mtgrpo data FILE.jsonl --out DIR"
 
 
 @dataclass(frozen=True)
 class Part:
-    """Questions of one place that go one way.
+    """Questions from one place that go to one split.
 
     Attributes:
-        source: Name of the set, the rows' ``data_source``.
+        source: Name of the set: the rows' ``data_source``.
         role: Where they go.
-        origin: Where they come from, for the manifest; no path of this machine but file names.
+        origin: Where they come from, for the manifest; file names instead of local paths.
         name: What to call it in messages.
-        records: Opens it: ``(where, record)`` pairs.
-        named: Whether ``source`` is the name of all its questions; rows of verl may else have names of their own.
+        records: Opens the part as ``(where, record)`` pairs.
+        named: True if ``source`` names all its questions; otherwise verl rows keep their ``data_source``.
     """
 
     source: str
@@ -43,7 +43,7 @@ class Part:
 
 
 class PartReader:
-    """Iterates over the questions of a part once and then knows how many there were and their checksum."""
+    """Iterates over a part's questions once, and then knows their number and checksum."""
 
     def __init__(self, part: Part) -> None:
         self.part = part
@@ -58,7 +58,7 @@ class PartReader:
             yield question
 
     def manifest(self) -> dict[str, Any]:
-        """What the manifest says about the part: origin, way, number of questions and their SHA-256."""
+        """Return what the manifest says about the part: origin, role, number of questions and their SHA-256."""
         return {
             **self.part.origin,
             "role": self.part.role,
@@ -75,20 +75,20 @@ def plan_parts(
     local: Path | None,
     data_source: str | None,
 ) -> list[Part]:
-    """Return the parts that ``sources`` and ``tests`` name, in their order; a split of a known set only once.
+    """Return the parts that ``sources`` and ``tests`` name, in their order; each split of a known set only once.
 
     Args:
         sources: Known sets, with their own training and validation splits, or files and datasets to divide.
-        tests: Known sets, files or datasets that go to validation whole.
+        tests: Known sets, files or datasets that go to validation as a whole.
         edition: Which copy of the known sets.
-        local: Folder with the known sets' files, one folder each; None for the hub.
+        local: Folder with the known sets' files, one folder per set; None for the hub.
         data_source: Name of all parts; None for each one's own.
     """
     if edition not in EDITIONS:
         raise ConfigError(f"the edition is {edition!r}", expected=f"one of {', '.join(EDITIONS)}")
     if local is not None and not any(str(spec) in KNOWN for spec in [*sources, *tests]):
         raise ConfigError(
-            f"{local} is to hold files of known sets ({', '.join(KNOWN)}), but none of them is asked for",
+            f"{local} should hold files of known sets ({', '.join(KNOWN)}), but none of them is requested",
             fix="name one of them",
         )
     parts: dict[object, Part] = {}
@@ -127,8 +127,8 @@ def _given_part(text: str, role: Role, data_source: str | None) -> Part:
         return Part(data_source or path.name, role, {"folder": path.name}, text, lambda: dataset_records(path), named)
     if not path.is_file():
         raise DataError(
-            f"{text!r} is neither a known set ({', '.join(KNOWN)}) nor a file or folder that is there nor "
-            f"{PREFIX}NAME of the Hugging Face hub",
+            f"{text!r} is neither a known set ({', '.join(KNOWN)}) nor an existing file or folder nor "
+            f"{PREFIX}NAME on the Hugging Face hub",
             fix="correct the name or the path",
         )
     origin = {"file": path.name, "sha256": file_sha256(path)}

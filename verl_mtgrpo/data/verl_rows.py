@@ -1,9 +1,9 @@
-"""Rows that were made for verl already, as its ``examples/data_preprocess`` and ``mtgrpo data`` write them.
+"""Read rows already made for verl, as its ``examples/data_preprocess`` and ``mtgrpo data`` write them.
 
     {data_source, prompt: [{role, content}], reward_model: {ground_truth}, extra_info}
 
-The question is ``extra_info.question`` where there is one (GSM8K's rows, and ours), else the prompt's only message of a
-user. The system message is not kept: the new rows get their own.
+The question is ``extra_info.question`` if there is one (GSM8K's rows, and ours), otherwise the prompt's only
+user message. The system message is not kept: the new rows get a new one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ANSWER = "give every row a string or a list of them as reward_model.ground_trut
 
 
 class VerlRow(NamedTuple):
-    """What a row says, apart from how it asks."""
+    """The content of a row without its prompt."""
 
     question: str
     answers: tuple[str, ...]
@@ -27,12 +27,12 @@ class VerlRow(NamedTuple):
 
 
 def is_verl_row(fields: dict[str, Any]) -> bool:
-    """Whether a record has verl's columns."""
+    """Return True if a record has verl's columns."""
     return isinstance(fields.get("prompt"), list) and isinstance(fields.get("reward_model"), dict)
 
 
 def read_verl_row(where: str, fields: dict[str, Any]) -> VerlRow:
-    """Read one row; ``DataError`` if it does not ask one question, or has no answer."""
+    """Read one row; raise ``DataError`` if it does not ask exactly one question or has no answer."""
     found = fields.get("extra_info")
     info = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     truth = fields["reward_model"].get("ground_truth")
@@ -61,6 +61,6 @@ def _question(where: str, prompt: list[Any], info: dict[str, Any]) -> str:
     roles = ", ".join(str(message.get("role")) for message in prompt) or "no message"
     raise DataError(
         f"{where} has the prompt {roles}",
-        expected="one text of a user, which is the question",
-        fix="write it like this, or write the question as extra_info.question",
+        expected="exactly one user message, which is the question",
+        fix="write it this way, or write the question as extra_info.question",
     )

@@ -1,4 +1,4 @@
-"""Everything the demo trains on, made from a seed: world, index, questions, tokenizer, warmed-up policy."""
+"""Make everything that the demo trains on from a seed: world, index, questions, tokenizer, warmed-up policy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from verl_mtgrpo.retrieval.bm25 import BM25Index
 from verl_mtgrpo.retrieval.render import render_passages
 from verl_mtgrpo.version import __version__
 
-# Raise it when equal settings no longer give an equal policy: assets made before are then made again.
+# Raise it when equal settings no longer give an equal policy: existing assets are then made again.
 RECIPE = 3
 DATA_SOURCE = "demo_world"
 _MANIFEST = "demo.json"
@@ -33,9 +33,9 @@ TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {"typ
 
 @dataclass(frozen=True)
 class AssetSettings:
-    """How large the demo is and how its policy behaves. The defaults are those of ``make demo``.
+    """The size of the demo and the behaviour of its policy. The defaults are those of ``make demo``.
 
-    ``k`` and ``template`` say what a search returns, in the warm-up and in the tool's configuration.
+    ``k`` and ``template`` decide what a search returns, in the warm-up and in the tool's configuration.
     """
 
     size: WorldSize = field(default_factory=WorldSize)
@@ -48,14 +48,14 @@ class AssetSettings:
 
 @dataclass(frozen=True)
 class DemoAssets:
-    """Where the parts are.
+    """The paths of the parts.
 
     Attributes:
         policy: Hugging Face folder: model, tokenizer, chat template.
         index: Index folder of the search tool.
         train_file: Training questions for verl (parquet).
         val_file: Validation questions.
-        tool_config: Tool YAML for ``actor_rollout_ref.rollout.multi_turn.tool_config_path``; it takes
+        tool_config: Tool YAML for ``actor_rollout_ref.rollout.multi_turn.tool_config_path``; it reads
             the index from MTGRPO_INDEX.
         manifest: Seed, settings, versions, seconds per stage, and how the policy behaves at the start,
             measured on the validation questions.
@@ -72,13 +72,13 @@ class DemoAssets:
 def prepare_demo(
     out: Path, *, seed: int = 0, progress: bool = False, settings: AssetSettings | None = None
 ) -> DemoAssets:
-    """Make the assets in the folder ``out``, or give back those that are there already.
+    """Make the assets in the folder ``out``, or return the existing ones.
 
-    The folder appears under its name only when it is complete: a killed run leaves nothing that a later
-    one would take for finished. Assets of another seed, version or other settings are replaced.
+    The folder appears under its name only when it is complete: a killed run leaves nothing that a
+    later run could mistake for finished. Assets of another seed, version or other settings are replaced.
 
     Raises:
-        DataError: ``out`` holds something that this function did not make.
+        DataError: ``out`` holds something else.
     """
     settings = settings or AssetSettings()
     out = Path(out)
@@ -136,7 +136,7 @@ def _make(folder: Path, key: dict[str, Any], seed: int, settings: AssetSettings,
 
 
 def _key(seed: int, settings: AssetSettings) -> dict[str, Any]:
-    """What makes two demos the same."""
+    """Return the key that is equal for equal demos."""
     return {"recipe": RECIPE, "version": __version__, "seed": seed, "settings": asdict(settings)}
 
 
@@ -150,7 +150,7 @@ def _is_current(out: Path, key: dict[str, Any]) -> bool:
 
 def _refuse_foreign(out: Path) -> None:
     if out.exists() and not (out.is_dir() and ((out / _MANIFEST).exists() or not any(out.iterdir()))):
-        raise DataError(f"{out} holds something that is not a demo of verl-mtgrpo", fix="give another folder")
+        raise DataError(f"{out} holds something that is not a demo of verl-mtgrpo", fix="choose another folder")
 
 
 def _assets(out: Path) -> DemoAssets:
@@ -165,7 +165,7 @@ def _assets(out: Path) -> DemoAssets:
 
 
 def _texts(world: World) -> Iterator[str]:
-    """What the tokenizer learns its words from."""
+    """Yield the texts that the tokenizer learns its words from."""
     for passage in world.passages:
         yield f"{passage.title}: {passage.text}"
     for question in world.questions:
@@ -189,7 +189,7 @@ def _rows(questions: list[Question]) -> Iterator[dict[str, Any]]:
 
 
 def _write_tool_config(path: Path, settings: AssetSettings) -> None:
-    """The package's tool YAML with the demo's ``k`` and ``template``."""
+    """Write the package's tool YAML with the demo's ``k`` and ``template``."""
     from importlib.resources import files
 
     import yaml
@@ -206,13 +206,14 @@ def _versions() -> dict[str, str]:
 
 
 class _Clock:
-    """Seconds per stage."""
+    """Measures the seconds of each stage."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
         self._last = time.monotonic()
 
     def lap(self, name: str) -> None:
+        """Store the seconds since the last lap under ``name``."""
         now = time.monotonic()
         self.laps[name] = round(now - self._last, 1)
         self._last = now
@@ -220,7 +221,7 @@ class _Clock:
 
 @contextlib.contextmanager
 def _bar(steps: int, progress: bool) -> Generator[Callable[[], None], None, None]:
-    """A progress bar over the warm-up; yields what to call after each step."""
+    """Show a progress bar for the warm-up; yield the function to call after each step."""
     from tqdm import tqdm
 
     with tqdm(total=steps, desc="warming up the policy", unit=" steps", disable=not progress) as bar:

@@ -1,7 +1,7 @@
 """A tiny language model for the synthetic world: its tokenizer, its chat template, its weights.
 
 It is an ordinary Hugging Face folder (Qwen2 architecture, a byte-level BPE tokenizer), so everything
-that takes a real model takes this one. Two things make it learn in minutes on a CPU: every name of the
+that takes a real model also takes this one. Two things make it learn in minutes on a CPU: every name of the
 world is one token, and so is the JSON around a search query.
 """
 
@@ -27,7 +27,7 @@ _MARKUP = (CALL_OPEN, CALL_CLOSE, ANSWER_OPEN, ANSWER_CLOSE, QUERY_OPEN, QUERY_C
 
 # ChatML. Each message is rendered alone, so that a longer chat only ever appends; verl's builder for
 # Qwen2 relies on that, on <|im_end|> and on "\n" being one token. The policy knows one tool and is too
-# small to read a schema: of `tools` only the names are shown.
+# small to read a schema, so only the names of `tools` are shown.
 CHAT_TEMPLATE = """\
 {%- if tools %}<|im_start|>system
 Tools: {% for tool in tools %}{{ (tool.function or tool).name }}{{ ", " if not loop.last }}{% endfor %}<|im_end|>
@@ -46,38 +46,38 @@ Tools: {% for tool in tools %}{{ (tool.function or tool).name }}{{ ", " if not l
 
 
 def search_call(query: str) -> str:
-    """The text by which the policy calls the search tool."""
+    """Return the text by which the policy calls the search tool."""
     return f"{CALL_OPEN}{QUERY_OPEN}{query}{QUERY_CLOSE}{CALL_CLOSE}"
 
 
 def finding(noun: str, name: str) -> str:
-    """What the policy states at the start of a turn, before it answers or searches on.
+    """Return what the policy states at the start of a turn, before it answers or continues to search.
 
-    The relation is written as passages write it, with a capital, and passages are the only place where
-    that word stands. So a model this small finds the name by going on as the text before went on.
+    The relation is written as passages write it, with a capital, and only passages contain that word,
+    so a model this small can find the name by continuing as an earlier text did.
     """
     return f"So {noun.capitalize()} {name}"
 
 
 def final_answer(noun: str, name: str) -> str:
-    """The text by which the policy answers. The space belongs to the name's token."""
+    """Return the text by which the policy answers. The space is part of the name's token."""
     return f"{finding(noun, name)}{ANSWER_OPEN} {name}{ANSWER_CLOSE}"
 
 
 def name_token(name: str) -> str:
-    """A name as a token: with the space before it, which it always has."""
+    """Return a name as a token: with a space before it, which it always has."""
     return f" {name}"
 
 
 def build_tokenizer(texts: Iterable[str], names: Sequence[str], *, vocab_size: int = 800) -> PreTrainedTokenizerBase:
-    """Make a tokenizer that is exact on every string and short on the world's.
+    """Make a tokenizer that encodes every string exactly and the world's texts in few tokens.
 
     Byte-level BPE: any text survives encoding and decoding unchanged.
 
     Args:
-        texts: What to learn words from.
+        texts: Texts to learn words from.
         names: Each becomes one token (with the space before it).
-        vocab_size: Most tokens to learn from ``texts``, bytes included, names and markup not.
+        vocab_size: The most tokens to learn from ``texts``, including bytes but not names and markup.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -115,14 +115,14 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase, *, seed: int, start: str = "names") -> Qwen2ForCausalLM:
-    """A randomly initialised Qwen2 of under a million parameters for ``tokenizer``.
+    """Make a randomly initialised Qwen2 of under a million parameters for ``tokenizer``.
 
-    Embeddings are untied: vLLM on a CPU keeps a stale output head after a weight update otherwise.
+    Embeddings are untied: otherwise vLLM on a CPU keeps a stale output head after a weight update.
 
     Args:
         tokenizer: What the model reads and writes.
-        seed: Of the random weights.
-        start: What attention is initialised for (:data:`~verl_mtgrpo.demo.policy_start.START`).
+        seed: Seed of the random weights.
+        start: What attention is initialised to copy (:data:`~verl_mtgrpo.demo.policy_start.START`).
     """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM

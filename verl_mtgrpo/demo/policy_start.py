@@ -1,8 +1,8 @@
-"""How the attention of a tiny policy starts: for copying, which would take most of its warm-up to appear.
+"""Initialise the attention of a tiny policy to copy, which it would take most of the warm-up to learn.
 
-A model trained from nothing needs thousands of steps until heads form that find an earlier place in the
+A model trained from nothing needs thousands of steps before heads form that find an earlier place in the
 context and copy from it. Reading an answer out of a passage and repeating a question's words in a query
-are both made of that. So the heads start close to where training would bring them.
+both rely on that. So the heads start close to where training would move them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SLOW = 0.05
 
 
 def start_for_names(model: Any) -> None:
-    """Initialise a ``Qwen2ForCausalLM`` for names of one token, which are copied by what stands before them.
+    """Initialise a ``Qwen2ForCausalLM`` to copy names of one token, found by the words before them.
 
     The output head starts equal to the embeddings. Heads start attending to tokens like their own and
     passing on what they attend to: keys equal to queries, outputs the transposed values (mimetic
@@ -38,10 +38,10 @@ def start_for_names(model: Any) -> None:
 
 
 def start_for_phrases(model: Any) -> None:
-    """Initialise a ``Qwen2ForCausalLM`` for phrases: go on as the text went on after an earlier place like this one.
+    """Initialise a ``Qwen2ForCausalLM`` to copy phrases: continue as the text did after an earlier place like this one.
 
     An induction head (Olsson et al., arXiv 2209.11895) written into the weights. Heads of the first layer
-    look one token back and write what they find into a direction of its own (``turned``). Heads of the
+    look one token back and write what they find into a separate direction (``turned``). Heads of the
     second layer look for places whose *previous* token is the current one, and pass on the token there.
     """
     import torch
@@ -49,7 +49,7 @@ def start_for_phrases(model: Any) -> None:
     start_for_names(model)
     size = model.config.hidden_size
     first, second = (model.model.layers[n].self_attn for n in (0, 1))
-    width = 2 * first.head_dim  # what two heads carry
+    width = 2 * first.head_dim  # the width of two heads
     with torch.no_grad():
         for layer in model.model.layers:
             layer.mlp.down_proj.weight.mul_(0.05)  # random layers would drown the copied signal
@@ -73,12 +73,12 @@ START: dict[str, Callable[[Any], None]] = {"names": start_for_names, "phrases": 
 
 
 def _look_back(model: Any, head: int, *, tokens: int, sharpness: float) -> None:
-    """Make a head of the first layer attend ``tokens`` before its own position, whatever stands there."""
+    """Make a head of the first layer attend ``tokens`` before its own position, whatever is there."""
     import torch
 
     attention = model.model.layers[0].self_attn
     rows = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
-    # A rotary score of constant vectors depends on the distance alone; turning the query back by n
+    # A rotary score of constant vectors depends only on the distance; turning the query back by n
     # positions moves its peak to n tokens before.
     turn = -tokens * model.model.rotary_emb.inv_freq
     attention.k_proj.bias[rows] = sharpness
@@ -88,7 +88,7 @@ def _look_back(model: Any, head: int, *, tokens: int, sharpness: float) -> None:
 
 
 def _orthonormal(rows: int, columns: int) -> Tensor:
-    """Random orthonormal rows, ``(rows, columns)``."""
+    """Return random orthonormal rows, ``(rows, columns)``."""
     import torch
 
     return torch.linalg.qr(torch.randn(columns, rows))[0].T

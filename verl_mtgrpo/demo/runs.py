@@ -1,7 +1,7 @@
 """One training run of the demo as a folder that can be finished, resumed or read again.
 
-The folder holds ``run.json`` (what the run is and how often it was started), one metrics file and one
-log per start, verl's checkpoints and validation dumps, and in the end ``result.json``.
+The folder holds ``run.json`` (the run's identity and how often it was started), one metrics file and one
+log per start, verl's checkpoints and validation dumps, and finally ``result.json``.
 """
 
 from __future__ import annotations
@@ -28,33 +28,50 @@ from verl_mtgrpo.version import __version__
 
 
 class Assets(Protocol):
-    """What a run trains on: the part of ``data.demo.DemoAssets`` that is used here."""
+    """What a run trains on: the part of ``DemoAssets`` that is used here."""
 
     @property
-    def policy(self) -> Path: ...
+    def policy(self) -> Path:
+        """The Hugging Face folder of the policy."""
+        ...
+
     @property
-    def index(self) -> Path: ...
+    def index(self) -> Path:
+        """The index folder of the search tool."""
+        ...
+
     @property
-    def train_file(self) -> Path: ...
+    def train_file(self) -> Path:
+        """The training questions (parquet)."""
+        ...
+
     @property
-    def val_file(self) -> Path: ...
+    def val_file(self) -> Path:
+        """The validation questions (parquet)."""
+        ...
+
     @property
-    def tool_config(self) -> Path: ...
+    def tool_config(self) -> Path:
+        """The tool YAML."""
+        ...
+
     @property
-    def manifest(self) -> Mapping[str, Any]: ...
+    def manifest(self) -> Mapping[str, Any]:
+        """Seed, settings and the rates of the policy at the start."""
+        ...
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run that is to exist: with which preset, on what, where.
+    """A planned run: its preset, assets, settings and folder.
 
     Attributes:
-        folder: The run's own folder.
+        folder: The folder of this run.
         preset: A config of the Hydra group ``mtgrpo``.
-        seed: Seed of the training order and of sampling; that of the assets is theirs.
+        seed: Seed of the training order and of sampling; the assets have their own.
         assets: Policy, index and questions.
         settings: How to train.
-        rollout: verl's name of the rollout engine: our own server, or ``vllm``.
+        rollout: verl's name of the rollout engine: our server, or ``vllm``.
     """
 
     folder: Path
@@ -70,7 +87,7 @@ class RunPlan:
         return self.folder / "validation"
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run."""
+        """Return the settings that make two runs the same run."""
         return {
             "preset": self.preset,
             "seed": self.seed,
@@ -78,17 +95,17 @@ class RunPlan:
             "assets": json.loads(json.dumps(dict(self.assets.manifest), default=str)),
             "settings": self.settings.to_dict(),
             "version": __version__,
-            # Named only where it is another: runs stored before there was a choice stay what they are.
+            # Stored only if it is not the default: runs stored before there was a choice stay valid.
             **({} if self.rollout == ROLLOUT_NAME else {"rollout": self.rollout}),
         }
 
     def command(self, *, metrics: Path, validate_first: bool) -> TrainCommand:
-        """The trainer's command line."""
+        """Return the trainer's command line."""
         paths = {
             "actor_rollout_ref.model.path": self.assets.policy,
             "data.train_files": self.assets.train_file,
             "data.val_files": self.assets.val_file,
-            # What a search returns there is what the policy was warmed up on.
+            # Searches return what the policy was warmed up on.
             "actor_rollout_ref.rollout.multi_turn.tool_config_path": self.assets.tool_config,
             "trainer.default_local_dir": self.folder / "checkpoints",
             "trainer.validation_data_dir": self.validation,
@@ -106,14 +123,14 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came out of a finished run.
+    """The result of a finished run.
 
     Attributes:
-        metrics: Its series.
-        train_seconds: Time of all starts together, verl's start-up included.
-        starts: How often the trainer was started for it; more than 1 if it was resumed.
-        source: Version of this package's source that it was started with last.
-        reused: True if nothing was trained now.
+        metrics: The series of metrics.
+        train_seconds: Time of all starts together, including verl's start-up.
+        starts: How often the trainer was started; more than 1 if the run was resumed.
+        source: Version of this package's source at the last start.
+        reused: True if the run was already finished.
     """
 
     metrics: RunMetrics
@@ -124,7 +141,7 @@ class RunResult:
 
 
 def finished_result(plan: RunPlan) -> RunResult | None:
-    """The stored result of exactly this run, None if there is none."""
+    """Return the stored result of exactly this run; None if there is none."""
     stored = _read_json(plan.folder / "result.json")
     if stored is None or stored["identity"] != plan.identity():
         return None
@@ -138,29 +155,29 @@ def finished_result(plan: RunPlan) -> RunResult | None:
 
 
 def train_to_end(plan: RunPlan, *, label: str, show_command: bool = False) -> RunResult:
-    """Finish a run: give back its stored result, resume it from its checkpoint, or start it.
+    """Finish a run: return its stored result, resume it from its checkpoint, or start it.
 
     Raises:
-        TrainingFailed: The trainer failed; says why and where its log is.
+        TrainingFailed: The trainer failed; the message says why and names the log.
     """
     if (result := finished_result(plan)) is not None:
         return result
     state = _open_folder(plan)
     saved_step = checkpoint_step(plan.folder)
     if saved_step == 0:
-        # What an earlier start logged belongs to a training that begins again now.
+        # The metrics of earlier starts belong to a training that now begins again.
         _remove_metrics(plan.folder)
     state["starts"] += 1
     state["source"] = describe_source()
     metrics_file = plan.folder / f"metrics-{state['starts']:03d}.jsonl"
     log = plan.folder / f"train-{state['starts']:03d}.log"
-    # The last checkpoint may be that of the last step, killed before its validation was logged.
+    # The last checkpoint may be that of the last step, if the run was killed before its validation was logged.
     validate_first = saved_step == 0 or saved_step >= plan.settings.steps
     command = plan.command(metrics=metrics_file, validate_first=validate_first)
     if show_command:
         print(f"{command.shell_text()}\n\nlog: {log}\n", flush=True)
     if saved_step:
-        print(f"{label}  goes on from the checkpoint of step {saved_step}", flush=True)
+        print(f"{label}  continues from the checkpoint of step {saved_step}", flush=True)
     code = _run_timed(plan, state, command, log=log, metrics=metrics_file, label=label)
     if code != 0:
         raise TrainingFailed(failure_report(code, log))
@@ -175,7 +192,7 @@ def checkpoint_step(folder: Path) -> int:
 def _run_timed(
     plan: RunPlan, state: dict[str, Any], command: TrainCommand, *, log: Path, metrics: Path, label: str
 ) -> int:
-    """Run the trainer under a progress line; its time counts also if it is interrupted."""
+    """Run the trainer under a progress line; its time counts even if it is interrupted."""
     line = ProgressLine(metrics, steps=plan.settings.steps, label=label)
     started = time.monotonic()
     _write_json(plan.folder / "run.json", state)
@@ -188,7 +205,7 @@ def _run_timed(
 
 
 def _open_folder(plan: RunPlan) -> dict[str, Any]:
-    """The run's state; a folder that holds another run of ours is emptied, anybody else's is refused."""
+    """Return the run's state; empty a folder with another run of the demo, and refuse any other folder."""
     state_file = plan.folder / "run.json"
     state = _read_json(state_file)
     if state is not None and state["identity"] == plan.identity():
@@ -197,7 +214,8 @@ def _open_folder(plan: RunPlan) -> dict[str, Any]:
         shutil.rmtree(plan.folder)
     elif plan.folder.exists() and any(plan.folder.iterdir()):
         raise FileExistsError(
-            f"{plan.folder} is not empty and holds no run of ours (no run.json); move it away or give another --out"
+            f"{plan.folder} is not empty and holds no run of the demo (no run.json); move it away or choose "
+            "another --out"
         )
     plan.folder.mkdir(parents=True, exist_ok=True)
     state = {"identity": plan.identity(), "starts": 0, "train_seconds": 0.0}
@@ -207,7 +225,7 @@ def _open_folder(plan: RunPlan) -> dict[str, Any]:
 
 def _store_result(plan: RunPlan, state: dict[str, Any]) -> RunResult:
     metrics = read_metrics(sorted(plan.folder.glob("metrics-*.jsonl")))
-    # The row of the last step holds the last validation; after a stop right before it was written, verl has
+    # The row of the last step has the last validation; after a stop right before it was written, verl has
     # nothing left to train and repeats the validation alone.
     wanted = {0, plan.settings.steps}
     missing = [name for name in ("tool/used", "outcome/em") if not wanted <= set(metrics.validation.get(name, {}))]
@@ -215,7 +233,7 @@ def _store_result(plan: RunPlan, state: dict[str, Any]) -> RunResult:
         raise TrainingFailed(
             f"the run ended without an error at step {metrics.last_step} of {plan.settings.steps}, but {missing} are "
             "not in its validation metrics",
-            fix=f"see the logs in {plan.folder}, remove it to train again",
+            fix=f"see the logs in {plan.folder}; remove the folder to train again",
         )
     result = RunResult(metrics, round(state["train_seconds"], 1), state["starts"], state["source"], reused=False)
     stored = {
@@ -239,6 +257,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write the file whole or not at all: a run may be killed at any moment."""
+    """Write the whole file or nothing: a run may be killed at any moment."""
     with atomic_write(path) as draft:
         draft.write_text(json.dumps(data, indent=1), encoding="utf-8")

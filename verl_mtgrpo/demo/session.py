@@ -1,4 +1,4 @@
-"""What ``mtgrpo demo`` and ``mtgrpo compare`` share: the same settings, assets and places of runs."""
+"""Settings, assets and run folders that ``mtgrpo demo`` and ``mtgrpo compare`` share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def settings_from(steps: int | None, world: str = PAPER) -> DemoSettings:
     """Return the demo's settings; ``--steps`` goes before DEMO_STEPS goes before the world's own number.
 
     Raises:
-        ConfigError: Not a positive number of steps.
+        ConfigError: The number of steps is not positive.
     """
     asked = steps if steps is not None else os.environ.get("DEMO_STEPS") or WORLDS[world].steps
     try:
@@ -34,14 +34,14 @@ def settings_from(steps: int | None, world: str = PAPER) -> DemoSettings:
     except ValueError:
         count = 0
     if count < 1:
-        raise ConfigError(f"the number of training steps is {asked!r}", fix="give --steps or DEMO_STEPS 1 or more")
+        raise ConfigError(f"the number of training steps is {asked!r}", fix="set --steps or DEMO_STEPS to 1 or more")
     return dataclasses.replace(DemoSettings(), steps=count)
 
 
 def prepare_assets(out: Path, *, seed: int, world: str = PAPER) -> Assets:
     """Return the seed's world, index and policy below ``out``, made unless they exist."""
-    # OpenMP reads these when torch loads it. Threads that wait by spinning took three times the CPU time of
-    # threads that sleep, on cores that do other things as well.
+    # OpenMP reads these when torch loads it. Spinning threads took three times the CPU time of
+    # sleeping threads, on cores that do other work as well.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     from verl_mtgrpo.demo.assets import prepare_demo

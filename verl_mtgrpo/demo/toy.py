@@ -1,8 +1,8 @@
-"""A policy, an index and questions for short runs in any text format, made in seconds.
+"""Make a policy, an index and questions for short runs in any text format, in seconds.
 
 One passage, one question, and a policy of a million parameters with two habits: half of the time it searches and reads,
-half of the time it guesses, right or wrong. So every group has rewards to compare and both kinds of turns. It is for
-tests and dry runs, which need a real policy that speaks the format; there is nothing to learn in this world.
+half of the time it guesses, right or wrong. So groups have different rewards and both kinds of turns. It is for
+tests and dry runs, which need a real policy that uses the format; there is nothing to learn in this world.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MANIFEST = "toy.json"
 
 @dataclass(frozen=True)
 class Speech:
-    """How a toy policy speaks: verl's format and agent loop, and the texts of a turn."""
+    """How a toy policy writes: verl's format and agent loop, and the texts of a turn."""
 
     format: str
     loop: str
@@ -65,13 +65,14 @@ SPEECHES = {speech.format: speech for speech in (HERMES, SEARCH_R1, XML)}
 
 
 class TwoHabits:
-    """Half of the demonstrations search and read, half guess, right or wrong."""
+    """Demonstrates: half of the chats search and read, half guess, right or wrong."""
 
     def __init__(self, speech: Speech) -> None:
         self.speech = speech
         self.rng = random.Random(0)
 
     def drill(self) -> Demonstration:
+        """Return one demonstration."""
         speech = self.speech
         question = {"role": "user", "content": QUESTION}
         answer = speech.answer.format(self.rng.choice([RIGHT, WRONG]))
@@ -86,13 +87,13 @@ class TwoHabits:
 
 
 def make_toy(folder: Path, speech: Speech, *, questions: int = 8) -> Path:
-    """Make ``policy``, ``index``, ``train.parquet`` and ``val.parquet`` in ``folder``, and give it back.
+    """Make ``policy``, ``index``, ``train.parquet`` and ``val.parquet`` in ``folder``, and return it.
 
-    Made already with the same settings, it is left as it is. It appears under its name when it is complete.
+    An existing folder with the same settings is kept. The folder appears under its name only when it is complete.
 
     Args:
-        folder: Where to.
-        speech: How the policy speaks.
+        folder: The folder to make.
+        speech: How the policy writes.
         questions: Rows for training; validation has half of them.
     """
     folder, key = Path(folder), json.dumps({"version": _VERSION, "questions": questions, **asdict(speech)})
@@ -119,7 +120,7 @@ def _make(folder: Path, speech: Speech, questions: int) -> None:
     tokenizer = build_tokenizer([QUESTION, QUERY, PASSAGE.text, PASSAGE.title, TEMPLATE, WRONG, *spoken], [])
     model = build_model(tokenizer, seed=0)
     settings = WarmupSettings(drill_steps=80, habit_steps=0, warmup_steps=10)
-    with torch_threads(1):  # two that share a core with others wait for each other
+    with torch_threads(1):  # two threads on a core shared with others wait for each other
         maker = SampleMaker(tokenizer, World((), (), (), ()), TOOLS)
         warm_up(model, maker, drill=TwoHabits(speech).drill, settings=settings, seed=0)
     save_policy(model, tokenizer, folder / "policy")

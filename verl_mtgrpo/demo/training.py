@@ -1,7 +1,7 @@
-"""Settings of the demo's training runs, all of them, in this one place.
+"""All settings of the demo's training runs, in this one place.
 
-``mtgrpo demo`` and ``mtgrpo compare`` train with exactly these; only preset and seed differ. What any
-run on a CPU needs is in the Hydra group ``mtgrpo_cpu``, what makes the method in ``mtgrpo``.
+``mtgrpo demo`` and ``mtgrpo compare`` train with exactly these; only preset and seed differ. What every
+run on a CPU needs is in the Hydra group ``mtgrpo_cpu``, what defines the method in ``mtgrpo``.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """How one demo policy is trained. The defaults are what the README's curve was made with."""
+    """How one demo policy is trained. The README's curve was made with the defaults."""
 
-    # Training steps: tool execution is near 1 well before, reading takes longer.
+    # Training steps: tool execution is near 1 well before that, reading takes longer.
     steps: int = 50
-    # Questions a step, and rollouts of each: the group that advantages are computed within.
+    # Questions per step, and rollouts per question: the group within which advantages are computed.
     prompts: int = 16
     rollouts: int = 8
-    # Large for RL, fit for a model of a million parameters; at 1e-3 tool use rises but exact match collapses.
+    # Large for RL, right for a model of a million parameters; at 1e-3 tool use rises but exact match collapses.
     lr: float = 3e-4
-    # Of the critic, in the methods that have one: it starts from the policy's weights with a new value head.
+    # Learning rate of the critic, for methods that have one: it starts from the policy's weights with a new value head.
     critic_lr: float = 1e-3
     # In tokens. A prompt is one question; a response holds a call, its passages and the answer.
     prompt_length: int = 128
     response_length: int = 256
     # Turns of the model: one search, then the answer, as in the paper's first experiments. With more, each
-    # search that is carried out earns its execution reward, and the policy learns to search until it may
+    # executed search earns its execution reward, and the policy learns to search until it may
     # no longer answer: measured with 3 turns, exact match rose to 0.58 in 8 steps and fell to 0.03 in 15.
     assistant_turns: int = 2
-    # Sampled validation rollouts of each question, so that shares mean the same as in training.
+    # Sampled validation rollouts per question, so that shares mean the same as in training.
     validation_samples: int = 3
-    # Steps between checkpoints: what an interrupted run may lose.
+    # Steps between checkpoints: the most that an interrupted run loses.
     save_every: int = 10
 
     def to_dict(self) -> dict[str, Any]:
-        """What a stored run is compared by: other settings, other run."""
+        """Return the settings that a stored run is compared by: other settings make another run."""
         return asdict(self)
 
     def overrides(self, *, seed: int) -> list[str]:
-        """The Hydra overrides that say this to verl.
+        """Return the Hydra overrides for these settings.
 
         Args:
-            seed: Order of the training questions and sampling of the rollouts.
+            seed: Seed of the order of questions and of sampling.
         """
         rollout = "actor_rollout_ref.rollout"
         actor = "actor_rollout_ref.actor"
@@ -51,7 +51,7 @@ class DemoSettings:
             f"data.seed={seed}",
             f"{rollout}.seed={seed}",
             f"data.train_batch_size={self.prompts}",
-            # One optimiser step a training step: the update is on-policy.
+            # One optimiser step per training step: the update is on-policy.
             f"{actor}.ppo_mini_batch_size={self.prompts}",
             f"{rollout}.n={self.rollouts}",
             f"{actor}.optim.lr={self.lr:g}",
@@ -67,7 +67,7 @@ class DemoSettings:
             f"trainer.total_epochs={self.steps}",
             f"trainer.test_freq={self.steps}",
             f"trainer.save_freq={self.save_every}",
-            # With 1, verl removes the last checkpoint before the new one is whole: killed there, it would begin again.
+            # With 1, verl removes the last checkpoint before the new one is complete: a kill then would start over.
             "trainer.max_actor_ckpt_to_keep=2",
             "trainer.logger=[console,file]",
             "trainer.project_name=mtgrpo_demo",

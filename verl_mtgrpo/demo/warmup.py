@@ -1,4 +1,4 @@
-"""Supervised warm-up of the demo policy with Hugging Face's Trainer: drills first, then habits."""
+"""Warm the demo policy up with Hugging Face's Trainer: supervised, drills first, then habits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 # Share of the loss on tokens that the policy reads but never writes. It learns from them that names
-# come back, which is what reading and querying are made of.
+# come back, which reading and querying rely on.
 READ_WEIGHT = 0.1
 
 
@@ -35,7 +35,7 @@ class Sample:
 
 
 class SampleMaker:
-    """Turns demonstrations into samples, renamed."""
+    """Turns demonstrations into samples with renamed names."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, world: World, tools: list[dict[str, Any]]) -> None:
         self.pad_id = token_id(tokenizer, PAD)
@@ -48,6 +48,7 @@ class SampleMaker:
         self._closing = token_id(tokenizer, TURN_END)
 
     def __call__(self, demonstration: Demonstration, rng: np.random.Generator) -> Sample:
+        """Return the demonstration as a sample, with names exchanged at random."""
         text = str(
             self._tokenizer.apply_chat_template(list(demonstration.messages), tools=[*self._tools], tokenize=False)
         )
@@ -59,7 +60,7 @@ class SampleMaker:
         return np.asarray(self._tokenizer.convert_tokens_to_ids([name_token(name) for name in names]))
 
     def _renaming(self, rename: str, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Which token id stands for which, (vocabulary,)."""
+        """Return the token id that replaces each token id, (vocabulary,)."""
         table = np.arange(len(self._tokenizer))
         groups = {RENAME_ALL: [self._names], RENAME_ALIKE: [self._famous, self._obscure]}.get(rename, [])
         for group in groups:
@@ -67,7 +68,7 @@ class SampleMaker:
         return table
 
     def _written(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """True at the tokens that the policy has to write: assistant turns with their end token."""
+        """Return a mask, True at tokens that the policy has to write: assistant turns with their end token."""
         written = np.zeros(len(ids), dtype=bool)
         inside, width = False, len(self._opening)
         for at, token in enumerate(ids):
@@ -100,7 +101,7 @@ def warm_up(
 
 @contextlib.contextmanager
 def torch_threads(count: int = 2) -> Generator[None]:
-    """Compute with ``count`` threads inside the block: a fixed number, so that sums add up alike."""
+    """Compute with ``count`` threads inside the block: a fixed number, so that sums are reproducible."""
     import torch
 
     before = torch.get_num_threads()
@@ -119,7 +120,7 @@ def _batches(
     rng: np.random.Generator,
     together: int = 8,
 ) -> list[list[Sample]]:
-    """``steps`` batches; among ``together`` of them samples of similar length share one, to pad less."""
+    """Return ``steps`` batches; among ``together`` of them, group samples of similar length to reduce padding."""
     batches: list[list[Sample]] = []
     while len(batches) < steps:
         count = min(together, steps - len(batches))
@@ -174,7 +175,7 @@ def _train(
 
 
 def _trainer_class() -> Any:
-    """Hugging Face's Trainer with a weighted next-token loss, that takes samples in their order."""
+    """Return Hugging Face's Trainer with a weighted next-token loss, which takes samples in their order."""
     from torch.nn.functional import cross_entropy
     from torch.utils.data import SequentialSampler
     from transformers import Trainer

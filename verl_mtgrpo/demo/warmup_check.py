@@ -1,4 +1,4 @@
-"""How the demo policy behaves: sampled rollouts with real searches, without verl."""
+"""Measure how the demo policy behaves: sampled rollouts with real searches, without verl."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_TURN_TOKENS = 24
 
 @dataclass
 class Rollout:
-    """One sampled attempt at a question: the chat so far and what came of it."""
+    """One sampled attempt at a question: the chat so far and its result."""
 
     question: Question
     ids: list[int]
@@ -39,7 +39,7 @@ class Rollout:
 
     @property
     def hit(self) -> bool:
-        """True if the expected answer stood in some result."""
+        """True if the expected answer was in some result."""
         return any(self.question.answer in result for result in self.results)
 
 
@@ -70,7 +70,7 @@ def roll_out(
 
 
 def rates(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """What the rollouts say about the policy; a share of nothing is 0."""
+    """Return the policy's rates over the rollouts; a share of nothing is 0."""
     searched = [rollout for rollout in rollouts if rollout.queries]
     closed = [rollout for rollout in rollouts if not rollout.queries and not rollout.broken_call]
     single = [rollout for rollout in searched if len(rollout.question.facts) == 1]
@@ -107,7 +107,7 @@ def _render(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str
 
 
 def _generate(model: Any, tokenizer: Any, rollouts: Sequence[Rollout]) -> list[list[int]]:
-    """One assistant turn of each rollout, up to and with the end token."""
+    """Generate one assistant turn of each rollout, up to and including the end token."""
     import torch
 
     width = max(len(rollout.ids) for rollout in rollouts)
@@ -138,7 +138,7 @@ def _advance(
     search: Callable[[str], str],
     tools: list[dict[str, Any]],
 ) -> None:
-    """Take one assistant turn in: carry its search out, or note its answer."""
+    """Add one assistant turn to the chat: carry out its search, or record its answer."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
     call = _CALL.search(text)
     if call is None:
@@ -158,7 +158,7 @@ def _advance(
 
 
 def _query_of(call: str) -> str | None:
-    """The query of a call's JSON, None if it is damaged or for another tool."""
+    """Return the query in a call's JSON; None if the JSON is damaged or calls another tool."""
     try:
         parsed = json.loads(call)
         return str(parsed["arguments"]["query"]) if parsed["name"] == "search" else None

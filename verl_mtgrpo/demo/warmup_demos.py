@@ -1,12 +1,12 @@
-"""Demonstrations that the demo policy is warmed up on: chats with a good or a bad habit.
+"""Demonstrations that the demo policy is warmed up on: chats with good or bad habits.
 
-Two stages. *Drills* teach what the policy must be able to do: repeat a name in a query, read a name out of
+There are two stages. *Drills* teach what the policy must be able to do: repeat a name in a query, read a name out of
 a passage, know the famous facts by heart. *Habits* teach how it behaves at the start of reinforcement
 learning: it rarely searches, often for the wrong thing, and reads carelessly.
 
-Searches are carried out on the real index, so observations look as they will in training. A chat is made
-fresh by renaming: the trainer swaps all names in it at random, consistently, so that there is nothing to
-memorise and reading is the only way to be right.
+Searches are carried out on the real index, so observations look as they will in training. A chat is varied
+by renaming: the trainer swaps all names in it at random, consistently, so that there is nothing to
+memorise and only reading gives the right answer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RENAME_NONE, RENAME_ALL, RENAME_ALIKE = "none", "all", "alike"
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A chat and how it may be varied.
+    """A chat, and how its names may be varied.
 
     ``rename`` is ``none`` (it states true facts), ``all`` (any name may become any other) or ``alike``
     (famous names stay famous ones).
@@ -49,10 +49,10 @@ class Habits:
         search: It searches at all.
         broken_call: A call has damaged JSON and is not carried out.
         vague_query: A query leaves the name out.
-        wrong_query: A query asks about a made-up name.
+        wrong_query: A query asks about a wrong name.
         second_search: After the first result of a two-hop question it searches again.
         careless: It answers with another name from the result than the right one.
-        bare_answer: An answer without tags.
+        bare_answer: It answers without tags.
     """
 
     search: float = 0.35
@@ -67,7 +67,7 @@ class Habits:
 class Demonstrator:
     """Writes demonstrations for one world and one index.
 
-    ``k`` and ``template`` must be those of the search tool, or the policy meets unknown observations.
+    ``k`` and ``template`` must be those of the search tool, or the policy will meet unfamiliar observations.
     """
 
     def __init__(self, world: World, index: Retriever, *, k: int, template: str, rng: random.Random) -> None:
@@ -86,7 +86,7 @@ class Demonstrator:
         self._two_hop = [question for question in self._train if len(question.facts) == 2]
 
     def look(self, query: str) -> list[Passage]:
-        """What the search tool finds."""
+        """Return what the search tool finds."""
         if query not in self._found:
             self._found[query] = self._index.search([query], self._k)[0]
         return self._found[query]
@@ -94,7 +94,7 @@ class Demonstrator:
     # ---- drills
 
     def drill(self) -> Demonstration:
-        """One exercise: recite facts, look one up, or look up two in a row."""
+        """Return one exercise: recite facts, look one up, or look up two in a row."""
         return self._pick({self._recite: 0.25, self._look_up: 0.6, self._look_up_twice: 0.15})()
 
     def _recite(self) -> Demonstration:
@@ -132,7 +132,7 @@ class Demonstrator:
     # ---- habits
 
     def habit(self, habits: Habits) -> Demonstration:
-        """How the policy shall deal with a random training question at the start."""
+        """Demonstrate how the policy should handle a random training question at the start."""
         question = self.rng.choice(self._train)
         if self._happens(habits.search):
             return self._search_somehow(question, habits)
@@ -169,7 +169,7 @@ class Demonstrator:
         return query
 
     def _read(self, found: Sequence[Passage], question: Question, habits: Habits) -> str:
-        """The answer if the result holds it and is read with care, else another name from it."""
+        """Return the answer if the result contains it and is read carefully, else another name from it."""
         stated = [fact.object for passage in found for fact in self._stated[passage.id]]
         others = [name for name in stated if name != question.answer]
         if question.answer in stated and not (others and self._happens(habits.careless)):

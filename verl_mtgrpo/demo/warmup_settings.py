@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WarmupSettings:
-    """The defaults are those of ``make demo``: about three minutes on two quiet cores.
+    """Length and pace of the warm-up; the defaults of ``make demo`` take about three minutes on two idle cores.
 
-    Small batches: how soon the policy learns to read depends on the number of steps, not of samples.
+    Small batches: how soon the policy learns to read depends on the number of steps, not samples.
     """
 
     drill_steps: int = 480
@@ -20,5 +20,5 @@ class WarmupSettings:
 
     @property
     def steps(self) -> int:
-        """All optimiser steps."""
+        """The number of all optimiser steps."""
         return self.drill_steps + self.habit_steps

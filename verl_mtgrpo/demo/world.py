@@ -1,7 +1,7 @@
-"""A synthetic encyclopedia of invented entities, with questions about it. Pure Python, one seed.
+"""Build a synthetic encyclopedia of invented entities, with questions about it. Pure Python, one seed.
 
 Every entity has two short passages (aspects of it), each passage states three facts, each fact names
-another entity. The passages are made to be confused: titles differ in one name ("Youth of Belvor",
+another entity. The passages are easy to confuse: titles differ in one name ("Youth of Belvor",
 "Youth of Tarmin"), all passages of one aspect use the same words, and every entity is also mentioned in
 passages about others. So a search finds the right passage only with both the name and the relation.
 
@@ -21,7 +21,7 @@ from verl_mtgrpo.passages import Passage
 PERSON, TOWN, GUILD, BOOK = "person", "town", "guild", "book"
 KINDS = (PERSON, TOWN, GUILD, BOOK)
 
-# What a question about an entity of this kind starts with.
+# How a question about an entity of this kind starts.
 _ASKS = {PERSON: "Who is", TOWN: "Which town is", GUILD: "Which guild is", BOOK: "Which book is"}
 
 
@@ -29,7 +29,7 @@ _ASKS = {PERSON: "Who is", TOWN: "Which town is", GUILD: "Which guild is", BOOK:
 class Relation:
     """One kind of fact: ``subject`` has an entity of kind ``object`` as its ``noun``.
 
-    ``aspect`` is the passage that states it, ``sentence`` how: ``{s}`` and ``{o}`` are the two names.
+    ``aspect`` is the passage that states it, ``sentence`` is its wording: ``{s}`` and ``{o}`` are the two names.
     Sentences write the noun with a capital, questions without: a copying model can tell them apart.
     """
 
@@ -70,7 +70,7 @@ RELATIONS = (
 
 @dataclass(frozen=True)
 class Entity:
-    """Something the encyclopedia writes about; its name is one word and belongs to nothing else."""
+    """Something the encyclopedia writes about; its name is one word and unique."""
 
     name: str
     kind: str
@@ -92,7 +92,7 @@ class Question:
     """A question, its one answer and the facts that give it.
 
     Attributes:
-        id: Unique in the world.
+        id: The id, unique in the world.
         text: What the user asks.
         answer: A name.
         facts: One fact, or two for a two-hop question: the object of the first is the subject of the
@@ -110,7 +110,7 @@ class Question:
 
     @property
     def queries(self) -> tuple[str, ...]:
-        """What an ideal policy searches for, in order."""
+        """Return what an ideal policy searches for, in order."""
         return tuple(f"the {fact.relation.noun} of {fact.subject}" for fact in self.facts)
 
 
@@ -140,11 +140,11 @@ class World:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names; they fill every subject and every answer."""
+        """All names; every subject and every answer is one of them."""
         return tuple(entity.name for entity in self.entities)
 
     def split(self, name: str) -> list[Question]:
-        """The questions of one split, in a fixed random order."""
+        """Return the questions of one split, in a fixed random order."""
         return [question for question in self.questions if question.split == name]
 
 
@@ -160,7 +160,7 @@ def build_world(seed: int, size: WorldSize | None = None) -> World:
 
 
 def question_about(facts: Sequence[Fact], form: int = 0) -> str:
-    """Ask for the object of the last fact; ``form`` is 0 or 1, two ways of saying the same."""
+    """Ask for the object of the last fact; ``form`` is 0 or 1, two wordings of the question."""
     phrase = facts[0].subject
     for fact in facts:
         phrase = f"the {fact.relation.noun} of {phrase}"
@@ -184,11 +184,11 @@ def _make_entities(size: WorldSize, rng: random.Random) -> tuple[Entity, ...]:
 
 
 def _invent_names(count: int, rng: random.Random) -> list[str]:
-    """``count`` distinct two-syllable words, none of which starts another one."""
+    """Return ``count`` distinct two-syllable words, none of which is the beginning of another."""
     onsets = ["b", "br", "d", "dr", "f", "g", "gr", "h", "k", "kr", "l", "m", "n", "p", "r", "t", "tr", "v", "z"]
     vowels = "aeiou"
     codas = ["k", "l", "m", "n", "r", "rd", "lm", "nt", "x", "th"]
-    # No name ends in a vowel and all have one shape, so none is the beginning of another but by a
+    # No name ends in a vowel and all have one shape, so one is the beginning of another only by a
     # longer coda; of such pairs the shorter one wins.
     names: set[str] = set()
     while len(names) < count:
@@ -201,7 +201,7 @@ def _invent_names(count: int, rng: random.Random) -> list[str]:
 
 
 def _make_facts(entities: Sequence[Entity], rng: random.Random) -> list[Fact]:
-    """One fact for each entity and relation of its kind, grouped by passage."""
+    """Make one fact for each entity and relation of its kind, grouped by passage."""
     by_kind = {kind: [entity.name for entity in entities if entity.kind == kind] for kind in KINDS}
     facts: list[Fact] = []
     for entity in entities:
@@ -231,7 +231,7 @@ def _write_passages(facts: Iterable[Fact], rng: random.Random) -> list[Passage]:
 
 
 def _ask(entities: Sequence[Entity], facts: Sequence[Fact], size: WorldSize, rng: random.Random) -> list[Question]:
-    """Fill both splits with famous, two-hop and ordinary questions in the wanted shares."""
+    """Fill both splits with famous, two-hop and ordinary questions in the configured shares."""
     famous = {entity.name for entity in entities if entity.famous}
     known = [(fact,) for fact in facts if fact.subject in famous]
     ordinary = [(fact,) for fact in facts if fact.subject not in famous]
@@ -266,7 +266,7 @@ def _ask(entities: Sequence[Entity], facts: Sequence[Fact], size: WorldSize, rng
 
 
 def _shares(total: int, size: WorldSize) -> dict[str, int]:
-    """How many of ``total`` questions are of which kind."""
+    """Return how many of ``total`` questions are of each kind."""
     famous, two_hop = round(total * size.famous_share), round(total * size.two_hop_share)
     return {"famous": famous, "two-hop": two_hop, "ordinary": total - famous - two_hop}
 
@@ -274,7 +274,7 @@ def _shares(total: int, size: WorldSize) -> dict[str, int]:
 def _draw(
     kind: str, pool: Sequence[tuple[Fact, ...]], train: int, val: int, *, apart: bool, rng: random.Random
 ) -> list[tuple[tuple[Fact, ...], int]]:
-    """``val`` + ``train`` different (facts, form of asking); with ``apart`` the two share no facts."""
+    """Draw ``val`` + ``train`` different (facts, wording) pairs; with ``apart`` the two share no facts."""
     forms = [(chain, form) for chain in pool for form in (0, 1)]
     rng.shuffle(forms)
     drawn = forms[:val]
@@ -284,6 +284,6 @@ def _draw(
         raise ConfigError(
             f"the world has {len(drawn)} {kind} questions",
             expected=f"at least {val + train}",
-            fix="make it larger (entities_per_kind, famous_per_kind) or ask fewer questions",
+            fix="make the world larger (entities_per_kind, famous_per_kind) or ask fewer questions",
         )
     return drawn

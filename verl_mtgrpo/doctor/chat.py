@@ -1,7 +1,7 @@
 """The policy's chat template: one rollout of two turns through the agent loop itself.
 
 The loop is the run's own, with verl's own builder of token ids; only the model is replaced by two texts and the tool by
-a function. So what is checked is what is trained on: which tokens count as generated, and what stands between them.
+a function. So what is checked is what is trained on: which tokens count as generated, and what is between them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def chat(setup: Setup) -> Iterator[Finding]:
         yield Finding("chat", "skip", f"two turns were not tried without {what}")
         return
     if spoken not in FORMATS:
-        yield Finding("chat", "skip", f"two turns were not tried: how a call of {spoken} looks is not known here")
+        yield Finding("chat", "skip", f"two turns were not tried: the layout of calls in {spoken} is unknown here")
         return
     if loop == RAW and spoken not in CUT_FORMATS:
         yield Finding("chat", "skip", f"two turns were not tried: {RAW} cannot read {spoken} (see the check turns)")
@@ -54,9 +54,11 @@ def chat(setup: Setup) -> Iterator[Finding]:
 def _template_fix(loop: str) -> str:
     """Return what to do about a chat template. One that fails without roles is not helped by doing without them."""
     if loop == RAW:
-        return f"give a Jinja template that shows messages of the roles system and user by {MODEL}.custom_chat_template"
+        return (
+            f"set a Jinja template that renders messages of the roles system and user as {MODEL}.custom_chat_template"
+        )
     return (
-        "use an instruct model whose template knows the role tool, give a Jinja template that does by "
+        "use an instruct model whose template knows the role tool, set a Jinja template that does as "
         f"{MODEL}.custom_chat_template, or do without chat roles: {ROLLOUT}.agent.default_agent_loop={RAW} with "
         f"{MULTI_TURN}.format=search_r1"
     )
@@ -72,7 +74,7 @@ def _two_turns(setup: Setup, loop: str, spoken: str) -> Iterator[Finding]:
     spans = [list(ids[start:end]) for start, end in _spans(mask)]
     between = decode([token for token, ours in zip(ids, mask, strict=True) if not ours])
     if len(server.said) < 2:
-        message = f"the tool parser {spoken} does not find the call that the tokenizer gives back as {decode(ids)!r}"
+        message = f"the tool parser {spoken} does not find the call that the tokenizer decodes as {decode(ids)!r}"
         fix = f"choose another {MULTI_TURN}.format, or a tokenizer that keeps the tags of this one as they are"
         yield Finding("chat", "fail", message, fix)
         return
@@ -103,10 +105,10 @@ def _no_end_of_turn(setup: Setup, ends: EndOfTurn, loop: str, spoken: str) -> It
     """Warn of a missing end of turn where turns are cut and something has to separate the messages."""
     if spoken not in CUT_FORMATS or loop == RAW or ends.token is not None:
         return
-    written = f"{ends.text!r}, which is {len(ends.closing)} tokens" if ends.text else "no token of its own"
-    message = f"behind a turn the chat template writes {written}: nothing stops the model there but the closing tags"
+    written = f"{ends.text!r}, which is {len(ends.closing)} tokens" if ends.text else "no token"
+    message = f"after a turn the chat template writes {written}: only the closing tags stop the model there"
     fix = (
-        f"take the tokenizer of the instruct model, whose end of turn is one token ({MODEL}.tokenizer_path; now "
+        f"use the tokenizer of the instruct model, whose end of turn is one token ({MODEL}.tokenizer_path; now "
         f"{setup.tokenizer.eos_token!r} ends texts), or do without chat roles: {ROLLOUT}.agent.default_agent_loop={RAW}"
     )
     yield Finding("chat", "warn", message, fix)
@@ -167,7 +169,7 @@ def _result(**_: Any) -> str:
 class _Reciter:
     """Stand in for verl's client of the rollout servers, and say one given text after the other.
 
-    As a model does, it goes on with a thought that the chat template opened, and ends as the template ends turns.
+    Like a model, it continues a thought that the chat template opened, and ends as the template ends turns.
     """
 
     def __init__(self, tokenizer: Any, ends: EndOfTurn, texts: Sequence[str]) -> None:

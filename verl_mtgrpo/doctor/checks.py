@@ -35,7 +35,7 @@ class Check:
         look: Yields what it finds. An error of this package that it raises is a failure.
         needs: ``config``: nothing else; ``machine``: also files, packages or services, which another machine of the run
             may have and this one not.
-        at_start: Whether the start of a run looks at it too.
+        at_start: True if the start of a run makes it too.
     """
 
     name: str
@@ -68,7 +68,7 @@ CHECKS = (
     Check("lengths", lengths.lengths, needs="machine"),
     Check("judge", services.judge, needs="machine"),
 )
-"""In the order in which their findings are printed; they may look in any order."""
+"""The checks, in the order in which their findings are printed; they may run in any order."""
 
 
 def named(*names: str) -> list[Check]:
@@ -83,7 +83,7 @@ def checks_at_start(level: str = "full") -> list[Check]:
 
 
 def examine(setup: Setup, checks: Sequence[Check] = CHECKS) -> list[Finding]:
-    """Return what the checks find, in the order of the table. A check that fails in a way of its own stops no run."""
+    """Return what the checks find, in the order of the table. A check that crashes stops no run."""
     looked = {check.name: _look(check, setup) for check in checks}
     failed = any(any_failed(findings) for findings, _ in looked.values())
     found: list[Finding] = []
@@ -113,8 +113,8 @@ def _look(check: Check, setup: Setup) -> tuple[list[Finding], Exception | None]:
 
 
 def _stumbled(check: Check, error: Exception, failed: bool) -> Finding:
-    """Return what to say of a check that stumbled: where another one failed, most likely over the same."""
+    """Return the finding for a check that crashed, most likely for the same reason if another one failed."""
     what = f"{type(error).__name__}: {one_line(str(error))}"
     if failed:
-        return Finding(check.name, "skip", f"could not be checked before what has failed is repaired ({what})")
+        return Finding(check.name, "skip", f"could not be checked until the failures above are fixed ({what})")
     return Finding(check.name, "warn", f"could not be checked: {what}", "if the run is fine, please report this")

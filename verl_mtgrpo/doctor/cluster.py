@@ -1,6 +1,6 @@
 """Ask the nodes of a running Ray cluster for their versions, with one task on each of them.
 
-Run as a program, in a process of its own, with the cluster's address in RAY_ADDRESS::
+Run as a program, in a separate process, with the cluster's address in RAY_ADDRESS::
 
     python -m verl_mtgrpo.doctor.cluster
 

@@ -22,13 +22,13 @@ _UNKNOWN_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What a user has typed or pasted.
+    """A command line that a user has typed or pasted.
 
     Attributes:
         overrides: Hydra overrides.
         path: ``--config-path``; None for verl's own.
         name: ``--config-name``; None for verl's own.
-        env: Environment variables that stand before the program.
+        env: Environment variables that precede the program.
     """
 
     overrides: tuple[str, ...]
@@ -43,7 +43,7 @@ class CommandLine:
 
 
 def parse(words: Sequence[str]) -> CommandLine:
-    """Read overrides alone, or a whole pasted command, of which the program is left out.
+    """Read overrides alone, or a whole pasted command, without its program.
 
     Raises:
         ConfigError: there is an option that Hydra would take for something else than a run.
@@ -55,12 +55,12 @@ def parse(words: Sequence[str]) -> CommandLine:
         option, given, value = word.partition("=")
         if option in _VALUE_OPTIONS:
             if not given and not rest:
-                raise ConfigError(f"{option} has no value", fix=f"give one, as in {option}=NAME")
+                raise ConfigError(f"{option} has no value", fix=f"add one, as in {option}=NAME")
             options[_VALUE_OPTIONS[option]] = value if given else rest.pop(0)
         elif word.startswith("-"):
             raise ConfigError(
-                f"{word} is no override and not understood here",
-                fix="leave it out, or write a folder of configs as hydra.searchpath=[file:///folder]",
+                f"{word} is not an override and not understood here",
+                fix="remove it, or write a folder of configs as hydra.searchpath=[file:///folder]",
             )
         else:
             overrides.append(word.strip())
@@ -69,7 +69,7 @@ def parse(words: Sequence[str]) -> CommandLine:
 
 
 def _split_at_program(words: list[str]) -> tuple[list[str], list[str]]:
-    """Return the words before ``verl.trainer.main_ppo`` (none if it is not there), and the words behind it."""
+    """Return the words before ``verl.trainer.main_ppo`` (none if it is missing), and the words after it."""
     for position, word in enumerate(words):
         if word == MAIN or word.endswith("main_ppo.py"):
             return words[:position], words[position + 1 :]
@@ -125,7 +125,7 @@ def _explained(error: Exception) -> ConfigError:
             return ConfigError(f"{key} is a config group that is not part of verl's config yet", fix=fix)
         close = difflib.get_close_matches(key, _known_keys(), n=3, cutoff=0.8)
         meant = f"did you mean {' or '.join(close)}?" if close else "correct the name"
-        fix = f"{meant} (to add a key of your own, write +{key}=...)"
+        fix = f"{meant} (to add a new key, write +{key}=...)"
         return ConfigError(f"verl has no setting {key}", fix=fix)
     if options[1]:
         _, _, listed = options[2].partition(":")
@@ -133,7 +133,7 @@ def _explained(error: Exception) -> ConfigError:
         return ConfigError(one_line(options[0]), fix=f"choose one of {', '.join(names)}")
     if "mtgrpo_asset" in message or "mtgrpo_skip_tokenizer" in message:
         return ConfigError(one_line(message), fix="the plugin is not loaded here: see the check plugin")
-    return ConfigError(one_line(message), fix="correct it on the command line")
+    return ConfigError(one_line(message), fix="fix it on the command line")
 
 
 def _known_keys() -> list[str]:

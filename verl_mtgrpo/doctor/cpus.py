@@ -1,11 +1,11 @@
-"""Check that Ray has the CPUs that are held from the start: without them verl waits for ever, in silence (verl #7656).
+"""Check that Ray has the CPUs that are held from the start, or verl would wait indefinitely (verl #7656).
 
 Ray's CPUs are tickets: an actor that asks for one holds it, whatever it does. Those that are held for good before the
 first rollout, in verl 0.9.1 with TransferQueue 0.1.11:
 
 - TransferQueue's controller and each of its storage units: 1 (``transfer_queue/controller.py:943``,
   ``storage/simple_storage.py:722``: ``num_cpus=1``);
-- each slot (GPU) of the trainer and of a reward model with GPUs of its own: 3 (``max_colocate_count`` of
+- each slot (GPU) of the trainer and of a reward model with separate GPUs: 3 (``max_colocate_count`` of
   ``verl/single_controller/ray/base.py:192``), taken as one placement group a node;
 - each slot of standalone rollout servers (``separate_async``): 2 (``verl/workers/rollout/replica.py:205``).
 
@@ -32,22 +32,22 @@ def cpus(setup: Setup) -> Iterator[Finding]:
     units, slots = storage_units(setup), held_by_slots(setup)
     need = 1 + units + slots
     if there is None:
-        yield Finding(CHECK, "skip", f"how many CPUs Ray has is not known from here; verl holds {need} from its start")
+        yield Finding(CHECK, "skip", f"the number of Ray's CPUs is unknown here; verl holds {need} from the start")
         return
     if there >= need:
         yield Finding(
             CHECK, "ok", f"{there} CPUs of Ray, {need} of them held: 1 + {units} TransferQueue, {slots} slots"
         )
         return
-    of = GIVEN if given is not None else f"{GIVEN} is not set: those of this machine"
+    of = GIVEN if given is not None else f"{GIVEN} is not set, so those of this machine"
     message = (
-        f"Ray has {there} CPUs ({of}), and {need} are held from the start (1 by TransferQueue's controller, {units} by "
-        f"its storage units, {slots} by the slots of workers): verl would wait forever and print nothing"
+        f"Ray has {there} CPUs ({of}), but {need} are held from the start (1 by TransferQueue's controller, {units} by "
+        f"its storage units, {slots} by the slots of workers): verl would wait indefinitely without a message"
     )
     room = there - 1 - slots
     fewer = f"set {UNITS}={min(room, 2)}, or " if units and room >= 1 else ""
     yield setup.absent(
-        CHECK, message, f"{fewer}set {GIVEN}={need} or more (Ray only counts; more than there are cores is fine)"
+        CHECK, message, f"{fewer}set {GIVEN}={need} or more (Ray only counts them; more than the machine has is fine)"
     )
 
 

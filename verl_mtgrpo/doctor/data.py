@@ -23,14 +23,14 @@ WRITE = "mtgrpo data writes such files: mtgrpo data QUESTIONS --out DIR"
 
 
 def data(setup: Setup) -> Iterator[Finding]:
-    """Yield what there is to say of the training and validation questions."""
+    """Check the training and validation questions."""
     yield from setup.questions.said()
 
 
 def open_questions(setup: Setup) -> Generator[Finding, None, list[dict[str, Any]]]:
     """Read the question files and return the first training rows in which nothing is wrong."""
     if setup.get("data.custom_cls.path"):
-        yield Finding(CHECK, "skip", "questions come from a data set class of your own (data.custom_cls)")
+        yield Finding(CHECK, "skip", "questions come from a custom data set class (data.custom_cls)")
         return []
     problems, counts, first = [], [], []
     for key in ("data.train_files", "data.val_files"):
@@ -64,12 +64,12 @@ def _read(setup: Setup, key: str, file: str) -> tuple[int, list[dict[str, Any]]]
     if "://" in file:
         return Finding(CHECK, "skip", f"{file} is not on this machine's disk and was not read")
     if not path.is_file():
-        return setup.absent(CHECK, f"{key}={file} is not there", f"give the path of a file; {WRITE}")
+        return setup.absent(CHECK, f"{key}={file} does not exist", f"set the path of a file;  {WRITE}")
     try:
         count, rows = _parquet(path) if path.suffix == ".parquet" else _json(path)
     except Exception as error:  # whatever pyarrow or json make of a broken file
         message = f"{file} cannot be read: {type(error).__name__}: {one_line(str(error))[:200]}"
-        return Finding(CHECK, "fail", message, f"make it again; {WRITE}")
+        return Finding(CHECK, "fail", message, f"write it again; {WRITE}")
     return (count, rows) if count else Finding(CHECK, "fail", f"{file} has no rows", WRITE)
 
 
@@ -86,7 +86,7 @@ def _json(path: Path) -> tuple[int, list[dict[str, Any]]]:
     import json
 
     if path.suffix not in (".json", ".jsonl"):
-        raise DataError(f"verl reads .parquet, .json and .jsonl, and not {path.suffix or 'a file without suffix'}")
+        raise DataError(f"verl reads .parquet, .json and .jsonl, but not {path.suffix or 'a file without suffix'}")
     with path.open(encoding="utf-8-sig") as file:
         start = file.read(4096).lstrip()
         file.seek(0)
@@ -102,7 +102,7 @@ def _json(path: Path) -> tuple[int, list[dict[str, Any]]]:
 
 
 def _is_one_document(start: str) -> bool:
-    """Return whether an object goes on behind its first line, as in a file that was written with indentation."""
+    """Return True if an object continues after its first line, as in a file written with indentation."""
     line = start.partition("\n")[0].strip()
     return line.endswith(("{", "[", ",")) or line == ""
 
@@ -110,7 +110,7 @@ def _is_one_document(start: str) -> bool:
 def _rows_problems(setup: Setup, key: str, file: str, rows: Sequence[Any]) -> Iterator[Finding]:
     """Yield what is wrong with a file's first rows, one thing at most."""
     if not all(isinstance(row, dict) for row in rows):
-        yield Finding(CHECK, "fail", f"{file} holds no rows but {describe(rows[0])} an entry", WRITE)
+        yield Finding(CHECK, "fail", f"{file} has {describe(rows[0])} per entry instead of rows", WRITE)
         return
     columns, prompt = set(rows[0]), str(setup.get("data.prompt_key") or "prompt")
     missing = [name for name in (prompt, *_read_by_rewards(setup)) if name not in columns]
@@ -118,7 +118,7 @@ def _rows_problems(setup: Setup, key: str, file: str, rows: Sequence[Any]) -> It
         yield found
         return
     if missing:
-        message = f"{file} has no column {', '.join(missing)}, it has {', '.join(sorted(columns))}"
+        message = f"{file} has no column {', '.join(missing)}; it has {', '.join(sorted(columns))}"
         more = ", or set data.prompt_key" if prompt in missing else ""
         yield Finding(CHECK, "fail", message, f"add it{more}; {WRITE}")
         return
@@ -136,7 +136,7 @@ def _rows_problems(setup: Setup, key: str, file: str, rows: Sequence[Any]) -> It
         if _scored_by_verl(setup):
             refuse_unscored(file, _sources(file, rows))
     except MTGRPOError as error:
-        found = from_error(CHECK, error, f"give every row an answer; {WRITE}")
+        found = from_error(CHECK, error, f"add an answer to every row; {WRITE}")
         yield found if file in found.message else Finding(CHECK, "fail", f"{file}: {found.message}", found.fix)
 
 
@@ -174,4 +174,4 @@ def _amount(setup: Setup, rows: int) -> Iterator[Finding]:
     if rows >= size or one_by_one or setup.get("data.gen_batch_size") or setup.get("trainer.val_only"):
         return
     message = f"{rows} training questions are fewer than data.train_batch_size={size}, so there is no batch"
-    yield Finding(CHECK, "fail", message, f"set data.train_batch_size to {rows} or less, or give more questions")
+    yield Finding(CHECK, "fail", message, f"set data.train_batch_size to {rows} or less, or add questions")

@@ -1,4 +1,4 @@
-"""What a check says of a run: one line, and what to do about it."""
+"""The finding of a check: one line, and its fix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Status = Literal["ok", "warn", "fail", "skip"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check has found.
+    """The result of a check.
 
     Attributes:
         check: Name of the check, the first word of its line.
@@ -69,7 +69,7 @@ def as_text(findings: list[Finding]) -> str:
             lines.append(f"{'':<{width + 8}}fix: {finding.fix}")
     counts = {status: sum(finding.status == status for finding in findings) for status in ("fail", "warn", "skip")}
     if counts["fail"]:
-        summary = f"{counts['fail']} failed: this would not run, or not do what it says"
+        summary = f"{counts['fail']} failed: this run would stop, or not do what its config says"
     else:
         summary = "nothing failed"
     more = [

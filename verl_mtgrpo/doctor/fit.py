@@ -124,7 +124,7 @@ def _own_estimator(setup: Setup, name: str) -> list[Finding]:
 def _estimator_line(setup: Setup, name: str, n: int, mode: str) -> Finding:
     turn = setup.get("algorithm.turn") if name in ESTIMATORS else None
     knobs = f" ({', '.join(f'{key} {value}' for key, value in turn.items())})" if turn else ""
-    return Finding("estimator", "ok", f"{name}{knobs}, {n} rollouts a prompt, trainer mode {mode}")
+    return Finding("estimator", "ok", f"{name}{knobs}, {n} rollouts per prompt, trainer mode {mode}")
 
 
 def rewards(setup: Setup) -> Iterator[Finding]:
@@ -143,7 +143,7 @@ def batch(setup: Setup) -> Iterator[Finding]:
     n = setup.get(f"{ROLLOUT}.n")
     if not size or not mini:
         return
-    message = f"{size} questions x {n} rollouts a step, updates of {mini} questions"
+    message = f"{size} questions x {n} rollouts per step, updates of {mini} questions"
     rest = size % mini
     if rest:
         message += f": verl fills the last one with {(mini - rest) * n} copies that are not trained on"
@@ -254,10 +254,10 @@ def verls_own(setup: Setup) -> Iterator[Finding]:
             yield Finding("verl", "skip", f"verl's own checks need the model's files: {one_line(str(cause))[:120]}")
             return
         if isinstance(cause, ImportError):  # of the engine, which another node may have; the check engine says more
-            yield Finding("verl", "skip", f"verl's own checks cannot be made here: {one_line(str(cause))[:120]}")
+            yield Finding("verl", "skip", f"verl's own checks cannot be run here: {one_line(str(cause))[:120]}")
             return
         message = f"verl refuses the config: {one_line(str(cause) or repr(cause))}"
-        yield Finding("verl", "fail", message, "change what it names")
+        yield Finding("verl", "fail", message, "fix the setting that the message names")
         return
     yield Finding("verl", "ok", "verl's own checks of the config pass")
 
@@ -266,8 +266,8 @@ def engine(setup: Setup) -> Iterator[Finding]:
     """Yield whether what generates is installed and works as configured."""
     name = setup.get(f"{ROLLOUT}.name")
     if not name:  # verl's config says ???
-        fix = f"set {ROLLOUT}.name=vllm or sglang (on a CPU take the group +mtgrpo_cpu=default, or --cpu)"
-        yield Finding("engine", "fail", f"{ROLLOUT}.name is not set, and verl has no default for it", fix)
+        fix = f"set {ROLLOUT}.name=vllm or sglang (on a CPU use the group +mtgrpo_cpu=default, or --cpu)"
+        yield Finding("engine", "fail", f"{ROLLOUT}.name is not set, but verl has no default for it", fix)
         return
     problem = missing_engine(name)
     if problem:
@@ -280,9 +280,9 @@ def engine(setup: Setup) -> Iterator[Finding]:
         )
         yield Finding("engine", "fail", message, "put VERL_PLATFORM=cpu before the command (mtgrpo train --cpu does)")
     elif name == "sglang" and not setup.get(f"{ROLLOUT}.skip_tokenizer_init") and (old := sglang_repeats_prompts()):
-        message = f"sglang {old} returns tokens of the prompt as generated ones when it has a tokenizer"
-        fix = f"install {SGLANG_WITH_TOKENIZER} or newer (pip install 'verl[sglang]' takes what verl pins), or set "
-        fix += f"{ROLLOUT}.skip_tokenizer_init=True (turns are then cut after the engine wrote on)"
+        message = f"sglang {old} returns tokens of the prompt as generated ones if it has a tokenizer"
+        fix = f"install {SGLANG_WITH_TOKENIZER} or newer (pip install 'verl[sglang]' installs what verl pins), or set "
+        fix += f"{ROLLOUT}.skip_tokenizer_init=True (turns are then cut after the engine has generated further)"
         yield setup.absent("engine", message, fix)
     else:
         yield Finding("engine", "ok", f"{name} on {setup.get('trainer.device')}")

@@ -12,8 +12,8 @@ from verl_mtgrpo.retrieval import Passage, render_passages
 
 CHECK = "lengths"
 CHARS_PER_TOKEN = 4
-"""Of English text, roughly: for results that could not be measured."""
-LONGER = "set data.max_response_length higher, or k or max_chars of the search tool lower"
+"""Characters per token of English text, roughly, for results that could not be measured."""
+LONGER = "raise data.max_response_length, or lower k or max_chars of the search tool"
 
 
 def lengths(setup: Setup) -> Iterator[Finding]:
@@ -72,7 +72,7 @@ def _results(setup: Setup, results: list[int]) -> Iterator[Finding]:
         )
         status = "fail" if min(results) >= room else "warn"  # some fit
         yield Finding(
-            CHECK, status, f"{message}: no answer can follow them", f"{LONGER}; {typical} is for one result alone"
+            CHECK, status, f"{message}: no answer can follow them", f"{LONGER}; {typical} tokens are for one result"
         )
     elif turns and (turns - 1) * typical >= room:
         message = f"{turns - 1} search results of {typical} tokens (median) fill data.max_response_length={room}"
@@ -85,6 +85,6 @@ def _estimated(setup: Setup) -> Iterator[Finding]:
     for tool in setup.tools:
         longest = min(most, search_settings(tool.config).max_chars or most) if tool.searches else most
         if longest // CHARS_PER_TOKEN >= room:
-            message = f"{tool.name} may give {longest} characters, about {longest // CHARS_PER_TOKEN} tokens"
+            message = f"{tool.name} may return {longest} characters, about {longest // CHARS_PER_TOKEN} tokens"
             message += f" at {CHARS_PER_TOKEN} characters each, and data.max_response_length={room}"
             yield Finding(CHECK, "warn", message, LONGER)

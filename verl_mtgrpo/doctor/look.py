@@ -29,12 +29,12 @@ def look(line: CommandLine, *, quick: bool, with_ray: bool) -> list[Finding]:
     """
     found = [*check_versions(), *entry_point(), *external_modules()]
     if any_failed(found):
-        return [*found, Finding("config", "skip", "not looked at before this is repaired")]
+        return [*found, Finding("config", "skip", "not checked until this is fixed")]
     if not quick:
         found += registered(with_ray=with_ray)
     if line.overrides or line.name is not None:
         return found + _of_run(line)
-    hint = "give one, to have it checked: mtgrpo doctor -- <what comes after main_ppo>"
+    hint = "to check one: mtgrpo doctor -- <what comes after main_ppo>"
     return [*found, *_index_alone(), Finding("config", "skip", "no command line was given", hint)]
 
 

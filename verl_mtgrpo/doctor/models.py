@@ -1,4 +1,4 @@
-"""Check the models beside the policy: are their folders where the config says?"""
+"""Check that the folders of the models other than the policy exist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CRITIC, REWARD = "critic.model", "reward.reward_model"
 
 
 def models(setup: Setup) -> Iterator[Finding]:
-    """Yield whether the folders of the critic and of the reward model are there, if the run has them.
+    """Check that the folders of the critic and the reward model exist, if the run has them.
 
     A name on the hub is not looked up: verl downloads it.
     """
@@ -30,8 +30,8 @@ def models(setup: Setup) -> Iterator[Finding]:
     for key in keys:
         path = str(setup.get(key) or "")
         if looks_local(path) and not Path(path).expanduser().is_dir():
-            fix = f"give the folder of a Hugging Face model, or a name on the hub, as {key}"
-            yield setup.absent(CHECK, f"{key}={path} is not there", fix)
+            fix = f"set {key} to the folder of a Hugging Face model, or its name on the hub"
+            yield setup.absent(CHECK, f"{key}={path} does not exist", fix)
 
 
 def looks_local(path: str) -> bool:

@@ -1,11 +1,11 @@
 """Check that this package's names are in verl's registries after nothing but ``import verl``.
 
-Run as a program, in a process of its own, because here they may be registered for another reason::
+Run as a program, in a separate process, because here they may be registered for another reason::
 
     python -m verl_mtgrpo.doctor.names [--ray]
 
 The last line that it prints is a JSON object: ``names`` that there are, those ``missing`` in the process, and those
-missing in a Ray worker (``missing_in_ray``, null if that was not asked for).
+missing in a Ray worker (``missing_in_ray``, null if that was not requested).
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ def registered(*, with_ray: bool) -> list[Finding]:
         try:
             code = _run(log, with_ray=with_ray)
         except TimeoutError:
-            message = f"a fresh Python{' with Ray' if with_ray else ''} was not done within {LIMIT_S:g} s"
-            return [Finding("registered", "fail", message, "look with --no-ray; is the machine out of memory?")]
+            message = f"a fresh Python{' with Ray' if with_ray else ''} did not finish within {LIMIT_S:g} s"
+            return [Finding("registered", "fail", message, "try --no-ray; is the machine out of memory?")]
         text = log.read_text(encoding="utf-8", errors="replace")
     answer = _answer(text)
     if answer is None:
@@ -58,15 +58,13 @@ def cluster() -> list[Finding]:
             )
         except TimeoutError:
             return [
-                Finding("cluster", "fail", f"{where} did not answer within {LIMIT_S:g} s", "does it run? ray status")
+                Finding("cluster", "fail", f"{where} did not answer within {LIMIT_S:g} s", "is it running? ray status")
             ]
         text = log.read_text(encoding="utf-8", errors="replace")
     answer = _answer(text, '{"nodes"')
     if answer is None:
         reason = f"{where} could not be asked (exit code {code}): {' '.join(root_error(text))}"
-        return [
-            Finding("cluster", "fail", reason, "does it run, and has it the Ray and the token of this environment?")
-        ]
+        return [Finding("cluster", "fail", reason, "is it running, with the Ray and the token of this environment?")]
     return compare_nodes(answer["nodes"])
 
 
@@ -78,7 +76,9 @@ def compare_nodes(nodes: list[dict[str, Any]]) -> list[Finding]:
     for node in nodes:
         where = f"node {node['address']}"
         if "error" in node:
-            found.append(Finding("cluster", "warn", f"{where} gave no answer: {node['error']}", "see its Ray's log"))
+            found.append(
+                Finding("cluster", "warn", f"{where} gave no answer: {node['error']}", "see the log of its Ray")
+            )
             continue
         for name, there in node["versions"].items():
             here = installed(name)
@@ -86,7 +86,7 @@ def compare_nodes(nodes: list[dict[str, Any]]) -> list[Finding]:
                 fix = f"install {name}=={here} there, in the environment from which its Ray was started"
                 found.append(Finding("cluster", "fail", f"{where} has no {name} (here: {here})", fix))
             elif there != here:
-                fix = "install the same version on all nodes: workers send each other what the other has to understand"
+                fix = "install the same version on all nodes: workers exchange objects that both have to understand"
                 found.append(Finding("cluster", "warn", f"{where} has {name} {there}, here it is {here}", fix))
     versions = ", ".join(f"{name} {installed(name)}" for name in (nodes[0].get("versions", {}) if nodes else {}))
     return found or [Finding("cluster", "ok", f"{len(nodes)} nodes, all with {versions}")]
@@ -96,7 +96,7 @@ def _run(log: Path, *, with_ray: bool) -> int:
     argv = [sys.executable, "-m", _PROGRAM, *(["--ray"] if with_ray else [])]
     with private_ray() if with_ray else nullcontext({}) as ray:
         env = {**os.environ, **ray}
-        env.pop("RAY_ADDRESS", None)  # a Ray of its own, whatever runs already
+        env.pop("RAY_ADDRESS", None)  # a private Ray, whatever is already running
         return run_child(argv, env=env, log=log, on_tick=_stops_when_late())
 
 

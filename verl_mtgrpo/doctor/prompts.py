@@ -1,6 +1,6 @@
 """Check that the prompts say how a tool is called, in the format that the run reads.
 
-A model that is never told writes no call, and a run without calls trains something else in silence. But what a prompt
+A model that is never told writes no call, and a run without calls silently trains something else. But what a prompt
 says is text, which may say it in a hundred ways, and a policy may have learnt the format before: nothing here refuses
 a run. What is looked for is that the format's own tag occurs, and that the chat template shows the tools.
 """
@@ -20,17 +20,17 @@ from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS, TextFormat
 
 CHECK = "prompts"
 _NAME = re.compile(r'"name"\s*:\s*"([\w.-]+)"')
-_SHOWN = "the system prompt of `mtgrpo data --format {0}` does"
+_SHOWN = "as the system prompt of `mtgrpo data --format {0}` does"
 
 
 def prompts(setup: Setup) -> Iterator[Finding]:
     """Yield what the first training questions tell the model about calls."""
     spoken, loop = str(setup.get(f"{MULTI_TURN}.format")), setup.get(f"{ROLLOUT}.agent.default_agent_loop")
     if not setup.rows or not setup.tools or loop not in LOOPS:
-        yield Finding(CHECK, "skip", "needs the questions and the tools, and one of them could not be read")
+        yield Finding(CHECK, "skip", "needs the questions and the tools, but one of them could not be read")
         return
     if setup.builder is None and spoken not in CUT_FORMATS:
-        yield Finding(CHECK, "skip", "what the chat template makes of the tools was not seen without the tokenizer")
+        yield Finding(CHECK, "skip", "without the tokenizer, how the chat template shows the tools was not checked")
         return
     rules, key = FORMATS.get(spoken), str(setup.get("data.prompt_key") or "prompt")
     try:
@@ -98,7 +98,7 @@ def _other_names(setup: Setup, rules: TextFormat, key: str) -> Iterator[Finding]
     called = {name for call in calls for name in _NAME.findall(call)}
     names = [tool.name for tool in setup.tools]
     if called and not called & set(names):
-        message = f"the prompts call {', '.join(sorted(called))}, the run has {', '.join(names)}"
+        message = f"the prompts call {', '.join(sorted(called))}, but the run has {', '.join(names)}"
         fix = "rename the tool (tool_schema.function.name), or write its name into the prompts"
         yield Finding(CHECK, "warn", f"{message}: such calls fail as unknown_tool", f"{fix} (mtgrpo data --format)")
 
@@ -111,10 +111,10 @@ def _unsaid(rules: TextFormat, shown: Sequence[str], other: str | None) -> Itera
         return
     message = f"{without} of the first {len(shown)} questions never say how to call a tool: no {tag} in the prompt"
     if other:
-        message = f"the prompts explain calls of the format {other}, and the run reads {rules.name}: {message}"
+        message = f"the prompts explain calls of the format {other}, but the run reads {rules.name}: {message}"
     fix = f"explain it in the prompt ({_SHOWN.format(rules.name)})"
     fix += f", or set {MULTI_TURN}.format={other}" if other else ""
-    yield Finding(CHECK, "warn", message, f"{fix}; a policy that has learnt the format before needs nothing")
+    yield Finding(CHECK, "warn", message, f"{fix}; a policy that already knows the format needs none")
 
 
 def _unseen(
@@ -124,7 +124,7 @@ def _unseen(
     names = [tool.name for tool in setup.tools]
     tag = f"<{rules.call}>" if rules else ""
     if other:
-        message = f"the prompts explain calls of the format {other}, and the run reads {rules.name if rules else '?'}"
+        message = f"the prompts explain calls of the format {other}, but the run reads {rules.name if rules else '?'}"
         fix = f"set {MULTI_TURN}.format={other}, or write other prompts ({_SHOWN.format('hermes')})"
         yield Finding(CHECK, "warn", message, fix)
     elif tag and all(tag in text for text in shown):
@@ -133,12 +133,12 @@ def _unseen(
         if not tag and all(any(name in text for name in names) for text in shown):
             return  # explained by hand, in a format whose tags are not known here
         message = "the chat template shows the model no tools: prompts are the same with and without them"
-        fix = f"use a model whose template knows tools, explain {tag or 'how to call'} in the prompt, or choose "
+        fix = f"use a model whose template shows tools, explain {tag or 'how to call'} in the prompt, or choose "
         yield Finding(CHECK, "warn", message, f"{fix}{MULTI_TURN}.format={' or '.join(CUT_FORMATS)}")
     elif tag and not _writes_calls_as(setup, tag):
         message = f"the chat template shows the tools, but neither it nor the prompt ever says {tag}"
         fix = f"set {MULTI_TURN}.format to the one that this model speaks, or explain {tag} in the prompt"
-        yield Finding(CHECK, "warn", f"{message}: the model may call in another way, which is not found", fix)
+        yield Finding(CHECK, "warn", f"{message}: the model may write calls in another way, which is not parsed", fix)
 
 
 def _writes_calls_as(setup: Setup, tag: str) -> bool:

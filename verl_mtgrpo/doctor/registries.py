@@ -1,4 +1,4 @@
-"""Check names that verl looks up in its registries: are they in them, and what was meant by one that is not?
+"""Check that names are in verl's registries, and suggest what a wrong one was meant to be.
 
 verl looks most of them up late, the estimator's after the first rollouts. A name may be there only in the process that
 looks it up, because a module of the user's registers it: where such a module is named, nothing is certain here.
@@ -44,7 +44,7 @@ class Unknown:
     """A name that is in no registry here.
 
     Attributes:
-        message: What is said of it.
+        message: The message.
         fix: What to do.
         certain: False if a module of the user's may register it where it is looked up.
     """
@@ -134,7 +134,7 @@ def unknown_name(config: Any, registry: Registry) -> Unknown | None:
         f"{did_you_mean(name, known)}"
     )
     fix = (
-        f"set one of {', '.join(known)}, or name the module that registers your own in the environment variable "
+        f"set one of {', '.join(known)}, or name the module that registers yours in the environment variable "
         f"{MODULES} (now: {named})"
     )
     return Unknown(message, fix, certain=not _may_come_later(config, registry))

@@ -1,4 +1,4 @@
-"""Check that the rows of a question file have the shape that verl takes for granted; if they are no rows, say so."""
+"""Check that the rows of a question file have the layout that verl expects, or report that they are not rows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def shape_problem(rows: Sequence[Mapping[str, Any]], prompt: str, mappings: Sequ
     for number, row in enumerate(rows, start=1):
         if not is_chat(row.get(prompt)):
             held = _shown(row.get(prompt))
-            return f"row {number}: the column {prompt} holds {held}, which is no list of messages with role and content"
+            return (
+                f"row {number}: the column {prompt} holds {held}, which is not a list of messages with role and content"
+            )
         for name in mappings:
             if row.get(name) is not None and not isinstance(row[name], Mapping):
                 return f"row {number}: {name} is {_shown(row[name])}, expected a mapping"
@@ -54,20 +56,20 @@ def _is_message(message: Any) -> bool:
 
 
 def question_set(check: str, key: str, file: str) -> Finding | None:
-    """Return what to say of a file of questions and answers that was not made into rows for verl; None for another."""
+    """Return the finding for a question set that was not turned into rows for verl; None for another file."""
     train = key == "data.train_files"
     command = f"mtgrpo data {file}" if train else f"mtgrpo data QUESTIONS --test {file}"
-    fix = f"make rows of it: {command} --out DIR, then set {key}=DIR/{'train' if train else 'val'}.parquet"
+    fix = f"turn it into rows: {command} --out DIR, then set {key}=DIR/{'train' if train else 'val'}.parquet"
     try:
         next(read_questions(file))
     except NoAnswersError:
-        message = f"{file} is a question set without a public answer, and no file of rows for verl"
+        message = f"{file} is a question set without a public answer, not a file of rows for verl"
         return Finding(
-            check, "fail", message, "take a part of the set that has answers, and make rows of it: mtgrpo data"
+            check, "fail", message, "use a split of the set that has answers, and turn it into rows: mtgrpo data"
         )
     except DataError:
         return None
-    return Finding(check, "fail", f"{file} is a question set, and no file of rows for verl", fix)
+    return Finding(check, "fail", f"{file} is a question set, not a file of rows for verl", fix)
 
 
 def _shown(value: Any) -> str:

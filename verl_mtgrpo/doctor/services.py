@@ -20,7 +20,7 @@ ASKED = 8
 """Questions that are searched for, to see how long results are."""
 JUDGE_S = 15.0
 """Longest time in seconds that one request to the judge may take."""
-DEAD = "start it (mtgrpo serve INDEX), or correct the address in MTGRPO_INDEX or the tool YAML"
+DEAD = "start it (mtgrpo serve INDEX), or fix the address in MTGRPO_INDEX or the tool YAML"
 
 
 def index(setup: Setup) -> Iterator[Finding]:
@@ -55,9 +55,9 @@ def open_searches(setup: Setup) -> Generator[Finding, None, list[Found]]:
 
 
 def without_search(setup: Setup) -> str:
-    """Return how to do without the search tool, for a run that has tools of its own; else nothing."""
+    """Return how to do without the search tool, for a run with custom tools; otherwise nothing."""
     own = setup.get(f"{MULTI_TURN}.function_tool_path")
-    return f"if {own} has all the tools of this run, set {MULTI_TURN}.tool_config_path=null; else " if own else ""
+    return f"if {own} has all tools of this run, set {MULTI_TURN}.tool_config_path=null; otherwise " if own else ""
 
 
 def _search(setup: Setup, tool: Tool, spec: Any) -> tuple[Finding, list[Found]]:
@@ -70,7 +70,7 @@ def _search(setup: Setup, tool: Tool, spec: Any) -> tuple[Finding, list[Found]]:
     count = len(opened) if isinstance(opened, Sized) else None  # a service does not say
     if count == 0:
         fix = "build it: mtgrpo index CORPUS --out DIR"
-        return Finding("index", "fail", f"the index {spec} holds no passage", fix), []
+        return Finding("index", "fail", f"the index {spec} has no passages", fix), []
     key = str(setup.get("data.prompt_key") or "prompt")
     questions = [text for row in setup.rows[:ASKED] if (text := question_of(row, key))]
     hits: list[list[Passage]] = opened.search(questions, settings.k) if questions else []
@@ -80,8 +80,8 @@ def _search(setup: Setup, tool: Tool, spec: Any) -> tuple[Finding, list[Found]]:
     holds = "a search service" if count is None else f"{count} passages"
     asked = f", results for {sum(map(bool, hits))} of the first {len(hits)} questions" if hits else ", it answers"
     if hits and not any(hits):
-        message = f"{spec}: {holds}, and nothing is found for any of the first {len(hits)} questions"
-        fix = "is this the corpus of these questions? mtgrpo data --index says more"
+        message = f"{spec}: {holds}, but nothing is found for any of the first {len(hits)} questions"
+        fix = "is this the corpus for these questions? mtgrpo data --index says more"
         return Finding("index", "warn", message, fix), found
     return Finding("index", "ok", f"{spec}: {holds}{asked}"), found
 
@@ -97,7 +97,7 @@ def judge(setup: Setup) -> Iterator[Finding]:
         return
     asked = settings.judge
     if not asked.base_url:
-        yield Finding("judge", "skip", "the judge is served by verl once the run has started")
+        yield Finding("judge", "skip", "verl serves the judge once the run has started")
         return
     key = os.environ.get(asked.api_key_env, "")
     yield _ask(setup, asked, key, settings.preset)  # whether it needs a key is for it to say
@@ -123,18 +123,18 @@ def _ask(setup: Setup, asked: JudgeSettings, key: str, preset: str) -> Finding:
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
         state = "is not set" if not key else "is set"
         message = f"{where} refuses (HTTP {error.status_code}), the environment variable {asked.api_key_env} {state}"
-        fix = f"export {asked.api_key_env}=<a key that it accepts> (before `ray start`, if Ray runs already)"
+        fix = f"export {asked.api_key_env}=<a key that it accepts> (before `ray start`, if Ray is already running)"
         return Finding("judge", "fail", message, fix)
     except openai.APITimeoutError:
         message = f"{where} did not answer within {limit:g} s"
         return Finding("judge", "warn", message, "is it busy? reward.turn.judge.timeout_s is how long a run waits")
     except openai.RateLimitError as error:
-        return Finding("judge", "warn", f"{where} is busy (HTTP {error.status_code})", "a run tries again by itself")
+        return Finding("judge", "warn", f"{where} is busy (HTTP {error.status_code})", "a run retries by itself")
     except openai.OpenAIError as error:
         message = f"{where} cannot be asked: {type(error).__name__}: {one_line(str(error))[:200]}"
         if key:
             message = message.replace(key, "***")
-        fix = "start it, or correct reward.turn.judge.base_url and reward.turn.judge.model"
+        fix = "start it, or fix reward.turn.judge.base_url and reward.turn.judge.model"
         unreached = isinstance(error, openai.APIConnectionError)  # not from here; others may reach it
         return setup.absent("judge", message, fix) if unreached else Finding("judge", "fail", message, fix)
     return Finding("judge", "ok", f"{where} answers")

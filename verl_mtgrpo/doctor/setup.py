@@ -1,4 +1,4 @@
-"""What the checks of one run share: its config, and what the config names, opened when a check first asks for it."""
+"""State shared by the checks of one run: its config, and what the config names, opened on first use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Tool:
         name: What the model calls it.
         schema: What the chat template shows of it; None if only the tool itself knows.
         config: Its settings in the tool YAML.
-        searches: Whether it is our search tool.
+        searches: True if it is our search tool.
     """
 
     name: str
@@ -43,7 +43,7 @@ Found = tuple[Tool, list[Passage]]
 
 @dataclass(frozen=True)
 class Policy:
-    """What the model's folder says about its tokens.
+    """The token settings in the model's folder.
 
     Attributes:
         tokenizer: verl's tokenizer of the policy.
@@ -56,11 +56,11 @@ class Policy:
 
 @dataclass(frozen=True)
 class Opened(Generic[T]):
-    """What opening something gave, and what there was to say about it.
+    """An opened part of the set-up, and the findings from opening it.
 
     Attributes:
         value: What was opened; the empty value if it could not be.
-        findings: What was found meanwhile.
+        findings: What was found while opening it.
         error: What ended it early.
     """
 
@@ -168,7 +168,7 @@ class Setup:
         """Return a finding about something that is not on this machine: no failure if others take part."""
         if not self.elsewhere:
             return Finding(check, "fail", message, fix)
-        return Finding(check, "warn", f"{message} (for this process; the run has others)", fix)
+        return Finding(check, "warn", f"{message} (in this process; workers of the run may have other files)", fix)
 
 
 def question_of(row: Mapping[str, Any], key: str) -> str:

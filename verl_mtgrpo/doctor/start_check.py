@@ -58,7 +58,7 @@ def _failures(config: Any) -> list[str]:
             logger.warning("%s: %s", finding.check, finding)
     failed = [finding for finding in found if finding.status == "fail"]
     of_machine = {check.name for check in checks if check.needs == "machine"}
-    hint = " (if only other machines can see this, leave such checks out with trainer.turn.preflight=config)"
+    hint = " (if only other machines can see it, skip such checks with trainer.turn.preflight=config)"
     return [f"{finding}{hint if finding.check in of_machine else ''}" for finding in failed]
 
 

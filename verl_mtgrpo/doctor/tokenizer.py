@@ -35,12 +35,14 @@ def open_policy(setup: Setup) -> Generator[Finding, None, Policy]:
         loaded = hf_tokenizer(where, trust_remote_code=trusted)
     except Exception as error:  # transformers raises many kinds
         message = f"no tokenizer can be loaded from {path}: {type(error).__name__}: {one_line(str(error))[:200]}"
-        yield Finding("tokenizer", "fail", message, f"give the folder of a Hugging Face model as {MODEL}.path")
+        yield Finding("tokenizer", "fail", message, f"set {MODEL}.path to the folder of a Hugging Face model")
         return Policy()
     template = setup.get(f"{MODEL}.custom_chat_template")
     if template and "{{" not in template and "{%" not in template:  # the path of a file, most likely
         key = f"{MODEL}.custom_chat_template"
-        message = f"{key} is {one_line(template)[:100]!r}, which is no Jinja template: verl takes its text, not a path"
+        message = (
+            f"{key} is {one_line(template)[:100]!r}, which is not a Jinja template: verl expects its text, not a path"
+        )
         fix = f"""export CHAT_TEMPLATE="$(cat FILE)" and set '{key}=${{oc.env:CHAT_TEMPLATE}}'"""
         yield Finding("tokenizer", "fail", message, fix)
         return Policy()
@@ -70,8 +72,8 @@ def _lost_spaces(loaded: Any, path: str) -> Finding | None:
     read = loaded.decode(loaded.encode(_SAMPLE, add_special_tokens=False))
     if read != _SAMPLE.replace(" ", ""):
         return None
-    message = f"{path}: the tokenizer loses spaces, as {type(loaded).__name__}: {_SAMPLE!r} comes back as {read!r}"
-    fix = 'copy its files, set "tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json, and give the '
+    message = f"{path}: the tokenizer, a {type(loaded).__name__}, loses spaces:  {_SAMPLE!r} comes back as {read!r}"
+    fix = 'copy its files, set "tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json, and set the '
     return Finding(
         "tokenizer", "warn", message, f"{fix}folder as {MODEL}.tokenizer_path, also to what serves the model"
     )
@@ -85,11 +87,11 @@ def _locate(setup: Setup, path: str) -> tuple[str, Finding | None]:
     if "://" in path:
         return path, Finding("tokenizer", "skip", f"{path} is not on this machine's disk and was not fetched")
     if path.startswith(("/", "~", ".")) or path.count("/") > 1:
-        fix = f"give the folder of a Hugging Face model, or a name on the hub, as {MODEL}.path"
-        return path, setup.absent("tokenizer", f"{MODEL}.path={path} is not there", fix)
+        fix = f"set {MODEL}.path to the folder of a Hugging Face model, or its name on the hub"
+        return path, setup.absent("tokenizer", f"{MODEL}.path={path} does not exist", fix)
     if cached := hub_folder(path):
         return cached, None
-    message = f"{path} is no folder here and not in the Hugging Face cache, so its chat template was not tried"
+    message = f"{path} is not a folder here and not in the Hugging Face cache, so its chat template was not tested"
     return path, Finding("tokenizer", "skip", message, f"run `hf download {path}` first")
 
 

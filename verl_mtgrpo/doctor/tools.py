@@ -39,12 +39,12 @@ def open_tools(setup: Setup) -> Generator[Finding, None, list[Tool]]:
 
 
 def _no_tool(setup: Setup) -> Finding:
-    """Return what to say of a file with no tools in it; if no file is named at all, the check of the parts says so."""
+    """Return the finding for a file without tools; the check of the parts reports that no file is named."""
     listed, functions = setup.get(f"{MULTI_TURN}.tool_config_path"), setup.get(f"{MULTI_TURN}.function_tool_path")
     if not listed and not functions:
         return Finding(CHECK, "skip", "no file of tools is named")
     if functions:
-        fix = "put @function_tool (of verl.tools.function_tool) above each function that is a tool"
+        fix = "put @function_tool (from verl.tools.function_tool) above each function that is a tool"
         return Finding(CHECK, "fail", f"{functions} declares no tool", fix)
     fix = "list at least one, as the packaged search_tool.yaml does"
     return Finding(CHECK, "fail", f"{listed} declares no tool", fix)
@@ -64,7 +64,7 @@ def _native(path: str | None) -> list[Tool]:
         entries = [OmegaConf.to_container(one, resolve=True) for one in listed]
     except Exception as error:  # YAML's and OmegaConf's errors have no common root
         raise ConfigError(
-            f"{path} is no tool YAML: {one_line(str(error))}", fix="see the packaged search_tool.yaml"
+            f"{path} is not a tool YAML: {one_line(str(error))}", fix="see the packaged search_tool.yaml"
         ) from error
     return [_native_tool(entry, path) for entry in entries]
 
@@ -79,7 +79,7 @@ def _native_tool(entry: Any, path: str) -> Tool:
     except (Exception, SystemExit) as error:  # the module is the user's: importing it may raise anything
         raise AbsentError(
             f"the tool class {name} of {path} cannot be imported: {type(error).__name__}: {one_line(str(error))}",
-            fix="correct class_name, or install its package where training runs",
+            fix="fix class_name, or install its package where training runs",
         ) from error
     config, schema = entry.get("config") or {}, entry.get("tool_schema")
     if config.get("type") != "native":
@@ -102,7 +102,7 @@ def _validated(schema: Any, path: str) -> Any:
     except ValidationError as error:
         wrong = ", ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
         raise ConfigError(
-            f"{path}: verl refuses a tool_schema ({wrong})",
+            f"{path}: verl rejects a tool_schema ({wrong})",
             fix="write it as the packaged search_tool.yaml does",
         ) from error
     return schema
@@ -120,7 +120,7 @@ def _functions(setup: Setup) -> list[Tool]:
     except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
         raise AbsentError(
             f"{MULTI_TURN}.function_tool_path={path} cannot be loaded: {type(error).__name__}: {one_line(str(error))}",
-            fix="correct the path or the file",
+            fix="fix the path or the file",
         ) from error
     dumped = [one.tool_schema.model_dump(exclude_unset=True, exclude_none=True) for one in functions]
     return [Tool(one.name, schema, {}, False) for one, schema in zip(functions, dumped, strict=True)]
@@ -128,7 +128,7 @@ def _functions(setup: Setup) -> list[Tool]:
 
 def _names(setup: Setup, names: list[str]) -> Iterator[Finding]:
     """Yield whether what the format and the rows call a tool is a tool of the run."""
-    have, rename = f"the run has {', '.join(names)}", "rename the tool (tool_schema.function.name), or "
+    have, rename = f"but the run has {', '.join(names)}", "rename the tool (tool_schema.function.name), or "
     chosen = [set((row.get("extra_info") or {}).get("tool_selection") or names) for row in setup.rows]
     left = [one & set(names) for one in chosen] or [set(names)]
     if setup.get(f"{MULTI_TURN}.format") == "search_r1" and all(len(one) > 1 and "search" not in one for one in left):
@@ -140,7 +140,7 @@ def _names(setup: Setup, names: list[str]) -> Iterator[Finding]:
         message = f"extra_info.tool_selection names {unknown}, {have}: {len(without)} of the first {len(chosen)} "
         message += "questions would have no tool"
         certain = len(without) == len(chosen)
-        yield Finding(CHECK, "fail" if certain else "warn", message, f"{rename}correct the rows (mtgrpo data)")
+        yield Finding(CHECK, "fail" if certain else "warn", message, f"{rename}fix the rows (mtgrpo data)")
 
 
 def _lengths(setup: Setup) -> Iterator[Finding]:
@@ -150,5 +150,7 @@ def _lengths(setup: Setup) -> Iterator[Finding]:
     for tool in setup.tools:
         longest = search_settings(tool.config).max_chars if tool.searches else None
         if longest and longest > most:
-            message = f"{tool.name} gives up to {longest} characters (max_chars), and verl cuts results at {key}={most}"
+            message = (
+                f"{tool.name} returns up to {longest} characters (max_chars), but verl cuts results at {key}={most}"
+            )
             yield Finding(CHECK, "warn", message, f"set {key}={longest} or more, or max_chars of the tool to {most}")

@@ -57,7 +57,7 @@ def _filter_metric(setup: Setup, settings: TurnRewardSettings) -> Iterator[Findi
     metric = str(setup.get("algorithm.filter_groups.metric"))
     if not setup.get("algorithm.filter_groups.enable") or metric in ("None", "reward", TURN_PATTERN):
         return
-    scored_elsewhere = settings.preset in JUDGES or settings.outcome == "compute_score"  # with numbers of their own
+    scored_elsewhere = settings.preset in JUDGES or settings.outcome == "compute_score"  # with different numbers
     if scored_elsewhere or not setup.rows or _no_truth(setup):
         return
     truth = setup.rows[0]["reward_model"]["ground_truth"]
@@ -69,7 +69,11 @@ def _filter_metric(setup: Setup, settings: TurnRewardSettings) -> Iterator[Findi
         return
     names = sorted(name for name in known[0] if all(info.get(name) is not None for info in known))
     never = len(lacking) == len(known) == len(infos)
-    which = "the rewards give no number of this name" if never else "not every rollout has it, such as one of one turn"
+    which = (
+        "the rewards have no number of this name"
+        if never
+        else "not every rollout has it, for example one with one turn"
+    )
     message = f"algorithm.filter_groups.metric={metric}: {which}, and verl ends the run when it is missing"
     fix = f"set it to {TURN_PATTERN}, reward or one of {', '.join(names)}{did_you_mean(metric, names)}"
     yield Finding(CHECK, "fail" if never and settings.preset in PRESETS else "warn", message, fix)
@@ -140,7 +144,7 @@ def _compute_score(setup: Setup) -> Iterator[Finding]:
     except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
         reason = described(error.__cause__ or error, str(path))
         message = f"{SCORE}.path={path} cannot be loaded: {one_line(reason)}"
-        yield setup.absent(CHECK, message, f"correct {SCORE}.path and {SCORE}.name")
+        yield setup.absent(CHECK, message, f"fix {SCORE}.path and {SCORE}.name")
         return
     if problem := _no_truth(setup):
         yield problem
@@ -197,7 +201,7 @@ def _arity(
         signature.bind(*given, **named)
     except TypeError as error:
         message = f"the reward function {name} takes {signature}, which does not fit: {error}"
-        return Finding(CHECK, "fail", message, f"let it take {expected}")
+        return Finding(CHECK, "fail", message, f"make it take {expected}")
     return None
 
 
@@ -207,7 +211,7 @@ def _raised(name: str, truth: Any, error: BaseException, file: str) -> Finding:
         accepted_answers(truth)
     except MTGRPOError:
         message += f" (the ground truth is {truth!r:.60}, a {type(truth).__name__})"
-    fix = "if a real rollout could do the same, correct it: each that raises is lost with its group"
+    fix = "if a real rollout could cause this, fix it: each error loses a rollout with its group"
     return Finding(CHECK, "warn", message, fix)
 
 

@@ -21,7 +21,7 @@ READS = {"gamma": ("gae", "reinforce_plus_plus"), "lam": ("gae",)}
 """Keys of ``algorithm`` -> verl's estimators that read them (verl 0.9.1, trainer/ppo/core_algos.py)."""
 WIDE_CLIP = 0.01
 """From here on a clip range is one for ratios of tokens: the geometric mean of a turn's ratios hardly ever gets there,
-unless turns are a few tokens long. GSPO's paper (arXiv 2507.18071) clips at 3e-4 and 4e-4."""
+unless turns have only a few tokens. GSPO's paper (arXiv 2507.18071) clips at 3e-4 and 4e-4."""
 
 
 def unused(setup: Setup) -> Iterator[Finding]:
@@ -45,7 +45,7 @@ def _discounts(setup: Setup) -> Iterator[tuple[str, str]]:
         value = setup.get(f"algorithm.{key}")
         if value is None or float(value) == 1.0 or name in readers:
             continue
-        yield f"algorithm.{key}={value} is not read by {name}, so nothing is discounted by it", _instead(name, key)
+        yield f"algorithm.{key}={value} is not read by {name}, so it discounts nothing", _instead(name, key)
 
 
 def _instead(name: str, key: str) -> str:
@@ -61,7 +61,7 @@ def _pf_ppo(setup: Setup) -> Iterator[tuple[str, str]]:
     name = setup.get("algorithm.adv_estimator")
     if setup.get("algorithm.use_pf_ppo") and name != "gae":
         message = f"algorithm.use_pf_ppo=True does nothing with {name}: verl resamples rollouts for its own gae only"
-        yield message, "leave it at False, or set algorithm.adv_estimator=gae (+mtgrpo=mt_ppo)"
+        yield message, "leave it False, or set algorithm.adv_estimator=gae (+mtgrpo=mt_ppo)"
 
 
 def _filter_metric(setup: Setup) -> Iterator[tuple[str, str]]:
@@ -74,7 +74,7 @@ def _filter_metric(setup: Setup) -> Iterator[tuple[str, str]]:
     if turn_reward_settings(setup.get("reward")).pay != "turns":
         return  # all of it is paid at the end: equal totals are equal rewards
     message = (
-        "algorithm.filter_groups.metric=reward takes out groups whose rollouts earned the same in total, though turns "
+        "algorithm.filter_groups.metric=reward removes groups whose rollouts earned the same in total, though turns "
         f"differ, as in (0.7, 0.5) and (0.2, 1.0): {name} would learn from them"
     )
     yield message, f"set algorithm.filter_groups.metric={TURN_PATTERN}"
@@ -85,7 +85,7 @@ def _filter_batches(setup: Setup) -> Iterator[tuple[str, str]]:
     most = setup.get("algorithm.filter_groups.max_num_gen_batches")
     if setup.get("algorithm.filter_groups.enable") and most:
         message = f"algorithm.filter_groups.max_num_gen_batches={most} is not read by verl 0.9's replay buffers"
-        yield message, "set algorithm.filter_groups.max_inflight_gen_batches, which bounds what is asked for at a time"
+        yield message, "set algorithm.filter_groups.max_inflight_gen_batches, which limits the batches in flight"
 
 
 def _reward_settings(setup: Setup) -> Iterator[tuple[str, str]]:
@@ -101,7 +101,7 @@ def _reward_settings(setup: Setup) -> Iterator[tuple[str, str]]:
             "penalty for long responses"
         )
         fix = (
-            "take it off in a reward function of your own (reward.turn.preset=file.py:fn), which has the length of "
+            "subtract it in a custom reward function (reward.turn.preset=file.py:fn), which has the length of "
             "every turn in Turn.span, and remove it here"
         )
         yield message, fix
@@ -111,7 +111,7 @@ def _reward_settings(setup: Setup) -> Iterator[tuple[str, str]]:
     if turn_reward_settings(setup.get("reward")).outcome == "compute_score":
         return
     if setup.get("reward.sandbox_fusion.url") or setup.get("sandbox_fusion.url"):
-        message = "reward.sandbox_fusion is used by verl's compute_score, which this run does not ask"
+        message = "reward.sandbox_fusion is used by verl's compute_score, which this run does not call"
         yield message, "set reward.turn.outcome=compute_score, or remove it"
 
 
@@ -119,7 +119,7 @@ def _data_source(setup: Setup) -> Iterator[tuple[str, str]]:
     key = setup.get("data.reward_fn_key")
     if key not in (None, "data_source"):
         message = f"data.reward_fn_key={key} is not read by the reward managers of verl 0.9, nor by mtgrpo"
-        yield message, "name the column data_source in the parquet files, and leave the key out"
+        yield message, "name the column data_source in the parquet files, and remove the key"
 
 
 def _loop(setup: Setup) -> Iterator[tuple[str, str]]:

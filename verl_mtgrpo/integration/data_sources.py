@@ -1,6 +1,6 @@
 """verl's own reward function as the outcome (``reward.turn.outcome=compute_score``): which rows it can score.
 
-verl scores by ``data_source``, and knows the question sets of Search-R1 under names of its own (``searchR1_nq``). Rows
+verl scores by ``data_source``, and knows the question sets of Search-R1 under other names (``searchR1_nq``). Rows
 of ``mtgrpo data`` say ``nq``, under which verl reports validation metrics; they are scored as what they are.
 """
 
@@ -19,7 +19,7 @@ PREFIX = "searchR1_"
 
 
 def as_verl_knows_it(data_source: str, ground_truth: Any) -> tuple[str, Any]:
-    """A row's ``data_source`` and ground truth as ``verl.utils.reward_score.default_compute_score`` reads them.
+    """Return a row's ``data_source`` and ground truth as ``default_compute_score`` of verl reads them.
 
     Only question sets with verl's exact match are touched: their names, and their answers, which verl wants as
     ``{"target": …}``.
@@ -31,7 +31,7 @@ def as_verl_knows_it(data_source: str, ground_truth: Any) -> tuple[str, Any]:
 
 
 def is_scored_by_verl(data_source: str) -> bool:
-    """True if verl's reward function has a rule for rows of this ``data_source``.
+    """Return True if verl's reward function has a rule for rows of this ``data_source``.
 
     verl has no list of the names, so it is asked, with a text and a ground truth that mean nothing.
     """
@@ -57,9 +57,9 @@ def refuse_unscored(file: str, sources: Iterable[str]) -> None:
     if unknown:
         raise DataError(
             f"{file} has rows with data_source {', '.join(map(repr, unknown))}, for which verl has no reward "
-            "function, and reward.turn.outcome=compute_score asks it in every rollout",
+            "function, but reward.turn.outcome=compute_score calls it in every rollout",
             fix=(
-                "set reward.custom_reward_function.path to a function of your own, or reward.turn.outcome=preset, or "
+                "set reward.custom_reward_function.path to your function, or set reward.turn.outcome=preset, or "
                 f"give the rows a data_source that verl scores ({', '.join(KNOWN)}, or one of verl.utils.reward_score)"
             ),
         )

@@ -1,4 +1,4 @@
-"""What ``VERL_USE_EXTERNAL_MODULES`` names: modules of the user's that ``import verl`` imports in every process."""
+"""Handle ``VERL_USE_EXTERNAL_MODULES``: user modules that ``import verl`` imports in every process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from verl_mtgrpo.errors import ConfigError
 
 MODULES = "VERL_USE_EXTERNAL_MODULES"
 MODULES_FIX = (
-    "correct it (names are parted by commas, without blanks), put the module's folder on PYTHONPATH, or unset the "
+    "fix it (names are separated by commas, without spaces), put the module's folder on PYTHONPATH, or unset the "
     "variable"
 )
 

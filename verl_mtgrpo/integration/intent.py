@@ -63,11 +63,11 @@ def check_preset(config: Any) -> None:
         others = [
             group for group in group_names() if all(_value(packaged(group), key) == got for key, got in here.items())
         ]
-        instead = f", or take the group that goes with it (+mtgrpo={' or '.join(others)})" if others else ""
+        instead = f", or use the group that goes with it (+mtgrpo={' or '.join(others)})" if others else ""
         raise ConfigError(
-            f"+mtgrpo={name} stands for {one.key}={one.wanted}, but {one.key}={one.got} on the command line (or in a "
-            f"config of yours) wins over the group: {one.why}",
-            fix=f"remove {one.key}={one.got}{instead}. If it is meant, add 'trainer.turn.on_purpose=[{one.key}]'",
+            f"+mtgrpo={name} stands for {one.key}={one.wanted}, but {one.key}={one.got} on the command line (or in "
+            f"your config) overrides the group: {one.why}",
+            fix=f"remove {one.key}={one.got}{instead}. If it is intended, add 'trainer.turn.on_purpose=[{one.key}]'",
         )
 
 
@@ -85,16 +85,16 @@ def check_signs(config: Any) -> None:
             raise ConfigError(
                 f"{key}={weight} is below 0: {effect}",
                 fix=(
-                    f"set it to 0 or more. If it is meant, add 'trainer.turn.on_purpose=[{key}]' (with + in front if "
-                    "no config group is used)"
+                    f"set it to 0 or more. If it is intended, add 'trainer.turn.on_purpose=[{key}]' (with + in front "
+                    "if no config group is used)"
                 ),
             )
 
 
 def overridden(config: Any) -> list[Override]:
-    """What the run does not have as its config group sets it, and was not said to be on purpose."""
+    """Return the settings that differ from the run's config group without being declared as intended."""
     settings = trainer_turn_settings(OmegaConf.select(config, "trainer"))
-    if settings.preset not in group_names():  # set by hand, or a group of one's own that says its own name
+    if settings.preset not in group_names():  # set by hand, or a custom group with its own name
         return []
     found = _differences(config, packaged(settings.preset), settings.preset)
     return [one for one in found if one.key not in settings.on_purpose]
@@ -109,16 +109,16 @@ def _differences(config: Any, group: DictConfig, name: str) -> Iterator[Override
     pay = OmegaConf.select(config, _PAY) or TurnRewardSettings().pay  # its default, where the node was taken away
     # A value that does not exist is refused where it is read.
     if pays_turns(config) and pay in PAY and pay != _value(group, _PAY):
-        yield Override(_PAY, _value(group, _PAY), pay, f"what is paid would not be what {name} learns from")
+        yield Override(_PAY, _value(group, _PAY), pay, f"the rewards paid would not be those that {name} learns from")
     critic, has = _value(group, _CRITIC), OmegaConf.select(config, _CRITIC)
     needs = "values" in ESTIMATORS[str(estimator)].fields if estimator in ESTIMATORS else critic
     if has and not needs and not critic and (estimator in ESTIMATORS or estimator == wanted):
-        yield Override(_CRITIC, needs, has, "a critic would be trained that nothing reads")
+        yield Override(_CRITIC, needs, has, "a critic would be trained but not used")
 
 
 @cache
 def packaged(name: str) -> DictConfig:
-    """What a packaged group sets: its file over those that it lists as defaults; nothing is resolved."""
+    """Return what a packaged group sets: its file over those that it lists as defaults; nothing is resolved."""
     own = OmegaConf.create((GROUPS / f"{name}.yaml").read_text(encoding="utf-8"))
     assert isinstance(own, DictConfig)  # no list: a file of this package
     below = [packaged(one) for one in own.pop("defaults", []) if one != "_self_"]

@@ -1,4 +1,4 @@
-"""Check that the parts of a turn-level run are all there: each forgotten one would train something else in silence.
+"""Check that all parts of a turn-level run are there: without one, it would silently train something else.
 
 Turn rewards need an agent loop that records turns, a reward manager that scores them and a tool to call. verl takes
 each by name and has a default for each, so a command line that forgets one runs, with all rewards at the end.
@@ -21,9 +21,9 @@ RAW = "mtgrpo_raw_agent"
 LOOPS = ("mtgrpo_tool_agent", RAW)
 """Our agent loops."""
 VERLS_LOOPS = ("single_turn_agent", "tool_agent")
-"""verl's own, which put one reward on a rollout's last token. A loop of your own may well do otherwise."""
+"""verl's loops, which put one reward on a rollout's last token. A custom loop may do otherwise."""
 VERLS_MANAGERS = ("naive", "dapo", "gdpo", "rate_limited", "remote")
-"""verl's own reward managers, which give one number per rollout."""
+"""verl's reward managers, which return one number per rollout."""
 GROUPS = ("mtgrpo", "mtgrpo_cpu", "mtgrpo_recipe")
 """Our config groups."""
 
@@ -33,7 +33,7 @@ _MULTI_TURN = "actor_rollout_ref.rollout.multi_turn"
 
 
 def uses_turns(config: Any) -> bool:
-    """Return True if anything in verl's config is ours; a run of verl alone is none of our business."""
+    """Return True if anything in verl's config is ours; plain verl runs are left alone."""
     select = OmegaConf.select
     return bool(
         select(config, "algorithm.adv_estimator") in ESTIMATORS
@@ -60,9 +60,9 @@ def check_parts(config: Any) -> None:
     _check_groups(config)
     if OmegaConf.select(config, "trainer.use_v1") is False:
         raise ConfigError(
-            "trainer.use_v1=False is verl's old trainer, which pays the sum of a rollout's rewards on its last token, "
+            "trainer.use_v1=False is verl's old trainer, which puts the sum of a rollout's rewards on its last token, "
             "so turn rewards would be lost",
-            fix="leave it at True",
+            fix="leave it True",
         )
     _check_loop_and_manager(config)
     if OmegaConf.select(config, _LOOP) in LOOPS:
@@ -74,9 +74,9 @@ def check_tool_file(config: Any) -> None:
     path = OmegaConf.select(config, f"{_MULTI_TURN}.tool_config_path")
     if path and not _exists(path):
         raise AbsentError(
-            f"{_MULTI_TURN}.tool_config_path={path} is not there",
+            f"{_MULTI_TURN}.tool_config_path={path} does not exist",
             fix=(
-                "give the path of a tool YAML, or leave the key out with the group +mtgrpo=..., which names the "
+                "set the path of a tool YAML, or remove the key and use the group +mtgrpo=..., which names the "
                 "packaged search tool"
             ),
         )
@@ -86,7 +86,7 @@ def _check_groups(config: Any) -> None:
     for key, group in _lost_groups(config).items():
         value = OmegaConf.select(config, key)
         raise ConfigError(
-            f"{key}={value} came through as a plain key: Hydra did not find the config group, so nothing of it is set",
+            f"{key}={value} was added as a plain key: Hydra did not find the config group, so nothing of it applies",
             fix=(
                 f"put 'hydra.searchpath=[pkg://verl_mtgrpo.config]' on the command line before +{group}={value}, and "
                 "run in an environment in which verl-mtgrpo is installed"
@@ -95,7 +95,7 @@ def _check_groups(config: Any) -> None:
 
 
 def _lost_groups(config: Any) -> dict[str, str]:
-    """Return keys beside verl's own that were meant to be one of our groups, perhaps misspelt, and which.
+    """Return keys, perhaps misspelt, that were meant to be one of our groups, and which group.
 
     A key that only looks like one is the user's own; a misspelt one has a config of the group as its value.
     """
@@ -117,7 +117,7 @@ def _check_loop_and_manager(config: Any) -> None:
     estimator, loop = OmegaConf.select(config, "algorithm.adv_estimator"), OmegaConf.select(config, _LOOP)
     manager = OmegaConf.select(config, _MANAGER)
     if OmegaConf.select(config, "reward.reward_manager.source") not in (None, "register"):
-        manager = None  # a class of one's own, whatever its name
+        manager = None  # a custom class, whatever its name
     if manager == "mtgrpo" and loop not in LOOPS:
         raise ConfigError(
             f"{_MANAGER}=mtgrpo needs the turns that mtgrpo_tool_agent records, but {_LOOP}={loop}",
@@ -125,7 +125,7 @@ def _check_loop_and_manager(config: Any) -> None:
         )
     if loop in LOOPS and manager in VERLS_MANAGERS:
         raise ConfigError(
-            f"{_LOOP}={loop} places turn rewards, but {_MANAGER}={manager} gives one number per rollout",
+            f"{_LOOP}={loop} places turn rewards, but {_MANAGER}={manager} returns one number per rollout",
             fix=f"set {_MANAGER}=mtgrpo",
         )
     if estimator in ESTIMATORS and loop in VERLS_LOOPS:
@@ -133,7 +133,7 @@ def _check_loop_and_manager(config: Any) -> None:
             f"algorithm.adv_estimator={estimator} gives each turn its own advantage, but {_LOOP}={loop} pays one "
             "reward at the end of a rollout",
             fix=(
-                f"set {_LOOP}=mtgrpo_tool_agent and {_MANAGER}=mtgrpo, or take the group +mtgrpo=..., which sets both "
+                f"set {_LOOP}=mtgrpo_tool_agent and {_MANAGER}=mtgrpo, or use the group +mtgrpo=..., which sets both "
                 "and the tool"
             ),
         )
@@ -144,7 +144,7 @@ def _check_loop_and_manager(config: Any) -> None:
 def _check_tool(config: Any) -> None:
     multi_turn = OmegaConf.select(config, _MULTI_TURN)
     if not multi_turn.enable:
-        raise ConfigError(f"{_MULTI_TURN}.enable={multi_turn.enable}, but an agent has turns", fix="set it to True")
+        raise ConfigError(f"{_MULTI_TURN}.enable={multi_turn.enable}, but an agent needs turns", fix="set it to True")
     if not (multi_turn.get("tool_config_path") or multi_turn.get("function_tool_path")):
         raise ConfigError(
             "the agent has no tool, so every rollout would have one turn",
@@ -173,6 +173,6 @@ def check_agent_names(file: str) -> None:
     others = sorted(str(name) for name in names if name in VERLS_LOOPS)
     if others:
         raise ConfigError(
-            f"{file} has a column agent_name that says {', '.join(others)}, and verl takes it before {_LOOP}",
+            f"{file} has a column agent_name with {', '.join(others)}, which verl prefers to {_LOOP}",
             fix="drop the column, or write mtgrpo_tool_agent into it",
         )

@@ -81,7 +81,7 @@ def check_tokenizer(tokenizer: Any) -> None:
         raise ConfigError(
             f"the tokenizer of {getattr(tokenizer, 'name_or_path', None) or 'this model'} has no chat template, so "
             "prompts and tool results cannot be rendered",
-            fix="use an instruct model, or give a Jinja template by actor_rollout_ref.model.custom_chat_template",
+            fix="use an instruct model, or set actor_rollout_ref.model.custom_chat_template to a Jinja template",
         )
 
 
@@ -103,14 +103,14 @@ def check_estimator(config: Any) -> None:
     elif estimator == AdvantageEstimator.GAE and config.critic.enable is False:
         raise ConfigError(
             "algorithm.adv_estimator=gae learns from a critic, but critic.enable=False",
-            fix="set critic.enable=True, or take an estimator without a critic, such as +mtgrpo=mt_grpo",
+            fix="set critic.enable=True, or use an estimator without a critic, such as +mtgrpo=mt_grpo",
         )
     elif algorithm.get("turn") and estimator in list(AdvantageEstimator) and not overridden(config):
         raise ConfigError(
-            f"algorithm.adv_estimator={estimator} is verl's own and does not read algorithm.turn "
+            f"algorithm.adv_estimator={estimator} is one of verl's and does not read algorithm.turn "
             f"({', '.join(algorithm.turn)})",
             fix=(
-                "remove these keys ('~algorithm.turn' takes those of a group away) or choose one of "
+                "remove these keys ('~algorithm.turn' removes those of a group) or choose one of "
                 f"{', '.join(ESTIMATORS)}"
             ),
         )
@@ -139,18 +139,18 @@ def _check_fields(estimator: str, names: tuple[str, ...], config: Any) -> None:
 
 
 def _check_rejection(estimator: str, config: Any) -> None:
-    """Raise ``ConfigError`` if the mask that the estimator gets does not show the turns any more.
+    """Raise ``ConfigError`` if the mask that the estimator gets no longer shows the turns.
 
     verl's rollout correction takes rejected tokens out of ``response_mask`` before it computes advantages (not in
-    bypass mode). A token taken out of a turn makes two turns of it, and takes its reward away if it was the last.
-    Whole rollouts taken out (``seq_…``) are as those that were dropped.
+    bypass mode). A token removed from a turn splits it in two, and removes its reward if it was the last one.
+    Whole rejected rollouts (``seq_…``) are like dropped ones.
     """
     rejecting = str(OmegaConf.select(config, "algorithm.rollout_correction.rollout_rs") or "")
     bypassed = OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode")
     by_token = [one.strip() for one in rejecting.split(",") if one.strip().startswith("token")]
     if by_token and not bypassed:
         raise ConfigError(
-            f"algorithm.rollout_correction.rollout_rs={rejecting} takes single tokens out of response_mask, from "
+            f"algorithm.rollout_correction.rollout_rs={rejecting} removes single tokens from response_mask, from "
             f"which {estimator} reads the turns",
             fix=(
                 "reject whole rollouts instead (seq_mean_k1, ...), or correct by weights "
@@ -164,8 +164,8 @@ def _check_reward_model(config: Any, settings: TurnRewardSettings, own: str | No
         return
     if not own:
         raise ConfigError(
-            "reward.reward_model.enable=True without a reward function makes verl use the model as a classifier, and "
-            "the reward manager mtgrpo is never asked",
+            "reward.reward_model.enable=True without a reward function makes verl use the model as a classifier, so "
+            "the reward manager mtgrpo is never called",
             fix=(
                 f"for a judge set reward.custom_reward_function.path={JUDGED_BY} "
                 "reward.custom_reward_function.name=scored_by_judge reward.turn.preset=judge (or judge_paper), else "
@@ -181,10 +181,10 @@ def _check_reward_model(config: Any, settings: TurnRewardSettings, own: str | No
     if not OmegaConf.select(config, "reward.reward_model.enable_resource_pool"):
         raise ConfigError(
             "reward.reward_model.enable_resource_pool=False shares the policy's GPUs with the reward model, so verl "
-            "asks it after sampling, without the turns that the reward manager mtgrpo scores",
+            "calls it after sampling, without the turns that the reward manager mtgrpo scores",
             fix=(
-                "give it GPUs of its own (reward.reward_model.enable_resource_pool=True with "
-                "reward.reward_model.n_gpus_per_node and nnodes), or have the judge served outside of the run "
+                "give it separate GPUs (reward.reward_model.enable_resource_pool=True with "
+                "reward.reward_model.n_gpus_per_node and nnodes), or serve the judge outside the run "
                 "(reward.reward_model.enable=False and reward.turn.judge.base_url=...)"
             ),
         )
@@ -208,9 +208,9 @@ def check_rewards(config: Any) -> None:
         )
     if own == JUDGED_BY and settings.outcome == "compute_score":
         raise ConfigError(
-            f"reward.turn.outcome=compute_score asks reward.custom_reward_function.path={own}, which stands in for "
-            "the judge and scores nothing",
-            fix="set reward.turn.outcome=preset: the judge gives the outcome too",
+            f"reward.turn.outcome=compute_score calls reward.custom_reward_function.path={own}, which only stands in "
+            "for the judge and scores nothing",
+            fix="set reward.turn.outcome=preset: the judge scores the outcome too",
         )
     if settings.solution != "turns" and settings.outcome != "compute_score":
         raise ConfigError(

@@ -27,7 +27,7 @@ DEPLOYMENT = "search"
 
 @dataclass(frozen=True)
 class Scale:
-    """How many replicas, and how large.
+    """Number and size of replicas.
 
     Attributes:
         replicas: Number of replicas, where neither of the next two is given.
@@ -47,7 +47,7 @@ class Scale:
         if self.min_replicas is not None and self.max_replicas is None:
             raise ConfigError(
                 "--min-replicas without --max-replicas",
-                fix="give both, or --replicas for a fixed number",
+                fix="set both, or --replicas for a fixed number",
             )
         if self.max_replicas is not None and not 1 <= (self.min_replicas or 1) <= self.max_replicas:
             raise ConfigError(
@@ -65,7 +65,7 @@ class Scale:
 
 
 def build_application(index: Path, settings: ServerSettings, scale: Scale) -> serve.Application:
-    """The application, ready for ``serve.run``. ``index`` has to be there on every node with a replica."""
+    """Return the application, ready for ``serve.run``; ``index`` has to exist on every node with a replica."""
 
     class Replica:
         def check_health(self) -> None:
@@ -120,7 +120,7 @@ def running(
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise CompatibilityError(
             f"Ray at {address!r} cannot be used ({error})",
-            fix="give another --ray-address, or none for a Ray of its own",
+            fix="choose another --ray-address, or none for a private Ray",
         ) from error
     try:
         with _told_apart():
@@ -140,12 +140,12 @@ def running(
 
 @contextmanager
 def _told_apart() -> Generator[None]:
-    """Ray's errors carry the traceback of another process; the last line says what happened."""
+    """Return the last line of an error of Ray: the traceback before it is from another process."""
     try:
         yield
     except RuntimeError as error:
         last = str(error).strip().splitlines()[-1]
         raise CompatibilityError(
             f"the search service did not come up on Ray: {last}",
-            fix="see Serve's logs below the Ray session's logs/serve, if the address is not simply taken",
+            fix="check that the address is free, and see Serve's logs in the Ray session's folder logs/serve",
         ) from error

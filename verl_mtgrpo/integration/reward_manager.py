@@ -136,7 +136,7 @@ class TurnRewardManager(RewardManagerBase):
         return rewards
 
     async def _verls_score(self, transcript: Transcript, item: Any) -> tuple[float, dict[str, Any]]:
-        """The outcome from verl's ``compute_score``, called as verl's own manager calls it."""
+        """Return the outcome from verl's ``compute_score``, called as verl's own manager calls it."""
         if self.settings.solution == "response":
             solution = response_text(item, self.tokenizer)
         else:
@@ -148,7 +148,7 @@ class TurnRewardManager(RewardManagerBase):
 
     @classmethod
     def assemble_rm_scores(cls, data: DataProto, scores: list[float]) -> Any:
-        """verl's path for colocated reward models, which has room for one number per rollout only."""
+        """Refuse verl's path for colocated reward models, which returns only one number per rollout."""
         raise ConfigError(
             "the reward manager mtgrpo cannot pay turn rewards when verl scores after sampling (a colocated reward "
             "model)",
@@ -157,7 +157,7 @@ class TurnRewardManager(RewardManagerBase):
 
 
 def _reward_function(settings: TurnRewardSettings, router: str | None, config: Any) -> RewardFunction:
-    """The preset; the judge is asked at its own endpoint or, without one, at verl's reward-model router.
+    """Return the preset; the judge uses its endpoint or, without one, verl's reward-model router.
 
     verl's servers know the reward model by its path. The mark around what a judge is shown is made from the run's whole
     config: all reward workers have the same one, and neither the policy nor a page that it reads knows it.
@@ -173,7 +173,7 @@ def _reward_function(settings: TurnRewardSettings, router: str | None, config: A
 
 
 def _question_id(extra_info: Any) -> str:
-    """The question's id in its set: the same in every run, other than verl's ``uid``; empty without one."""
+    """Return the question's id in its set, the same in every run, unlike verl's ``uid``; empty if unknown."""
     known = extra_info if isinstance(extra_info, Mapping) else {}
     return str(known.get("id", known.get("index", "")))
 
@@ -182,8 +182,8 @@ def refuse_unfinished(transcript: Transcript) -> None:
     """Raise ``DropRollout`` for a rollout that its search or server ended by failing: the policy is not to blame."""
     if transcript.end_reason == NO_TOKENS:
         raise DropRollout(
-            f"the rollout server gave no token for turn {len(transcript.turns) + 1} (an aborted request, or SGLang's "
-            "ids and log-probs differed in number; the server's log says which)"
+            f"the rollout server returned no token for turn {len(transcript.turns) + 1} (an aborted request, or "
+            "SGLang's ids and log-probs differed in number; see the server's log)"
         )
     if transcript.end_reason == OUTAGE:
         calls = [call for turn in transcript.turns for call in turn.tool_calls if call.error]

@@ -1,7 +1,7 @@
 """The outcome from a reward function as verl has them (``reward.turn.outcome=compute_score``).
 
 It is called as verl's ``NaiveRewardManager`` calls it (0.9.1, verl/experimental/reward_loop/reward_manager/naive.py),
-but for what ``reward.turn.solution`` says of the text.
+except that ``reward.turn.solution`` decides the text.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from verl_mtgrpo.rewards.presets import plain_number
 
 
 def model_text(transcript: Transcript) -> str:
-    """``reward.turn.solution=turns``: what the model wrote, its turns joined by newlines; no tool result is in it."""
+    """Return what the model wrote (``reward.turn.solution=turns``), turns joined by newlines, without tool results."""
     return "\n".join(turn.text for turn in transcript.turns)
 
 
 def response_text(item: Any, tokenizer: Any) -> str:
-    """``reward.turn.solution=response``: all response tokens decoded, tool results too, special tokens left out.
+    """Return all response tokens decoded (``reward.turn.solution=response``), tool results too, without special tokens.
 
     Args:
         item: One row of verl's ``DataProto``, with ``responses`` (right padded) and ``attention_mask``.
@@ -38,7 +38,7 @@ def response_text(item: Any, tokenizer: Any) -> str:
 
 
 def score_arguments(row: Mapping[str, Any], solution: str, *, own: bool) -> dict[str, Any]:
-    """The keyword arguments of a reward function for one row of verl's non-tensor batch.
+    """Return the keyword arguments of a reward function for one row of verl's non-tensor batch.
 
     A function of the user's own is given the row's own ``data_source`` and ground truth, verl's those that it knows
     (:func:`~.data_sources.as_verl_knows_it`).
@@ -46,7 +46,7 @@ def score_arguments(row: Mapping[str, Any], solution: str, *, own: bool) -> dict
     Args:
         row: The row.
         solution: The text to be scored.
-        own: Whether the function is the user's.
+        own: True if the function is the user's.
     """
     # "unknown" is verl's word in its metrics for rows without one.
     data_source, ground_truth = row.get("data_source") or "unknown", row["reward_model"]["ground_truth"]
@@ -72,25 +72,24 @@ async def ask(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any
 
 
 def read_score(result: Any) -> tuple[float, dict[str, Any]]:
-    """The score and the named parts of what a reward function returned.
+    """Return the score and the named parts of a reward function's result.
 
     A part ``x`` becomes ``outcome/x``; one whose name is a metric of this package ``outcome/compute_score/x``.
 
     Raises:
-        TranscriptError: there is no number in it, or it is NaN or infinite.
+        TranscriptError: It has no number, or the number is NaN or infinite.
     """
     parts = dict(result) if isinstance(result, Mapping) else {"score": result}
     try:
         score = float(parts["score"])
     except (KeyError, TypeError, ValueError) as error:
         raise TranscriptError(
-            "the reward function of verl's that gives the outcome (reward.turn.outcome=compute_score) returned "
-            f"{result!r:.200}",
+            f"verl's reward function for the outcome (reward.turn.outcome=compute_score) returned {result!r:.200}",
             expected="a number, or a dict with a number as 'score'",
         ) from error
     if not math.isfinite(score):
         raise TranscriptError(
-            f"the reward function of verl's that gives the outcome returned {score}",
+            f"verl's reward function for the outcome returned {score}",
             expected="a finite number",
             fix="raise verl_mtgrpo.errors.DropRollout for a rollout that cannot be scored",
         )
@@ -103,5 +102,5 @@ def read_score(result: Any) -> tuple[float, dict[str, Any]]:
 
 
 def with_score(rewards: TurnRewards, score: float, parts: Mapping[str, Any]) -> TurnRewards:
-    """The rewards with this outcome in place of the preset's."""
+    """Return the rewards with this outcome in place of the preset's."""
     return replace(rewards, outcome=score, components={**rewards.components, **parts})

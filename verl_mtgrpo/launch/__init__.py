@@ -1,1 +1,1 @@
-"""Start verl's trainer as a child process, follow it, say why it failed: what commands, recipes and examples share."""
+"""Start verl's trainer as a child process, follow it, and say why it failed. Used by commands, recipes and examples."""

@@ -1,12 +1,12 @@
-"""What `mtgrpo eval` takes from a checkpoint of verl beside the weights: the model's and the tokenizer's files.
+"""Find the model of a verl checkpoint for `mtgrpo eval`, and merge its parts if needed.
 
 verl writes ``global_step_N/actor`` (verl 0.9.1, ``utils/checkpoint/fsdp_checkpoint_manager.py``):
 
-* ``model_world_size_W_rank_R.pt``: the weights, a part for each process. verl loads them into a model that it has made
-  before, from weights in Hugging Face's format at ``actor_rollout_ref.model.path``.
-* ``huggingface/``: config and tokenizer; weights too where ``checkpoint.save_contents`` names ``hf_model``.
+* ``model_world_size_W_rank_R.pt``: the weights, one part per process. verl loads them into a model that it has built
+  from weights in Hugging Face's format at ``actor_rollout_ref.model.path``.
+* ``huggingface/``: config and tokenizer; weights too if ``checkpoint.save_contents`` names ``hf_model``.
 
-So without weights in ``huggingface/`` the parts are merged first, by verl's own ``verl.model_merger``.
+Without weights in ``huggingface/`` the parts are therefore merged first, by verl's own ``verl.model_merger``.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _LORA = "lora_train_meta.json"
 
 @dataclass(frozen=True)
 class Merge:
-    """Making one model in Hugging Face's format of a checkpoint's parts.
+    """The merge of a checkpoint's parts into one model in Hugging Face's format.
 
     Attributes:
         actor: The folder ``actor`` of the checkpoint.
-        target: Where the model is written.
+        target: The folder that the model is written to.
     """
 
     actor: Path
     target: Path
 
     def argv(self, python: str = sys.executable) -> list[str]:
-        """verl's program and its arguments."""
+        """Return verl's program and its arguments."""
         folders = ["--local_dir", str(self.actor), "--target_dir", str(self.target)]
         return [python, "-m", "verl.model_merger", "merge", "--backend", "fsdp", *folders]
 
     def shell_text(self) -> str:
-        """The command as a shell takes it."""
+        """Return the command for a shell."""
         return shlex.join(self.argv())
 
 
@@ -50,7 +50,7 @@ def find_checkpoint(folder: Path) -> Path:
     """Return ``global_step_N`` itself, or the last one in a folder of checkpoints.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no checkpoint.
     """
     folder = folder.resolve()
     last = last_checkpoint(folder)
@@ -59,26 +59,25 @@ def find_checkpoint(folder: Path) -> Path:
     step = folder.name.removeprefix(PREFIX)
     if step == folder.name or not step.isdigit() or not (folder / "actor").is_dir():
         raise ConfigError(
-            f"--checkpoint {folder}: no checkpoint of verl",
+            f"--checkpoint {folder}: not a checkpoint of verl",
             expected=(
-                "a folder global_step_N with the policy in actor/, or the folder around such "
-                "(trainer.default_local_dir)"
+                "a folder global_step_N with the policy in actor/, or its parent folder (trainer.default_local_dir)"
             ),
-            fix="for Hugging Face's format use --model",
+            fix="for a model in Hugging Face's format use --model",
         )
     return folder
 
 
 def model_of(checkpoint: Path, overrides: Sequence[str], out: Path) -> tuple[Path | None, Merge | None]:
-    """Where the checkpoint's model is in Hugging Face's format, and what has to be merged for it to be there.
+    """Return the folder of the checkpoint's model in Hugging Face's format, and the merge that it needs first.
 
     Args:
         checkpoint: A folder ``global_step_N``.
-        overrides: The user's; if they name a model, that one is taken.
+        overrides: The user's overrides; a model that they name is used.
         out: Folder for a merged model.
 
     Raises:
-        ConfigError: No model is named, and none can be made of what the checkpoint holds.
+        ConfigError: No model is named, and none can be made from the checkpoint.
     """
     if any(one.lstrip("+").startswith(f"{MODEL_PATH}=") for one in overrides):
         return None, None
@@ -86,13 +85,13 @@ def model_of(checkpoint: Path, overrides: Sequence[str], out: Path) -> tuple[Pat
     model = actor / "huggingface"
     if (model / "config.json").is_file() and _has_weights(model):
         return model, None
-    name_it = f"name the model that its training began with behind the options: -- {MODEL_PATH}=..."
+    name_it = f"name the model that training started from, after the options: -- {MODEL_PATH}=..."
     if (actor / _LORA).is_file():
         raise ConfigError(f"--checkpoint {checkpoint} holds adapters (LoRA) of a model that is not in it", fix=name_it)
     if not (model / "config.json").is_file() or not any(actor.glob("model_world_size_*_rank_0.pt")):
         raise ConfigError(
-            f"--checkpoint {checkpoint} holds neither a model in Hugging Face's format (actor/huggingface) nor parts "
-            "of FSDP that can be merged into one",
+            f"--checkpoint {checkpoint} holds neither a model in Hugging Face's format (actor/huggingface) nor FSDP  "
+            "parts that can be merged into one",
             fix=name_it,
         )
     merge = Merge(actor, out / f"model-{checkpoint.name}")

@@ -1,4 +1,4 @@
-"""The command line of verl's stock trainer, put together from our presets and a user's overrides."""
+"""Put together the command line of verl's stock trainer from our presets and a user's overrides."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BEFORE_QUOTE = re.compile(r"(\\*)('|$)")
 
 
 def hydra_value(value: object) -> str:
-    """A value as Hydra's override grammar reads it back: quoted where it has to be."""
+    """Return a value as Hydra's override grammar reads it, quoted if necessary."""
     if value is None:
         return "null"
     if isinstance(value, (list, tuple)):
@@ -31,7 +31,7 @@ def hydra_value(value: object) -> str:
     text = str(value)
     if _PLAIN_VALUE.fullmatch(text):
         return text
-    # A backslash is one unless it stands before a quote, so only those are doubled.
+    # A backslash is literal unless it stands before a quote, so only those are doubled.
     return "'" + _BEFORE_QUOTE.sub(lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
 
 
@@ -43,8 +43,8 @@ class TrainCommand:
         preset: A config of our Hydra group ``mtgrpo``.
         cpu: True to run on verl's ``cpu`` platform, which this package registers.
         cpu_config: A config of our Hydra group ``mtgrpo_cpu``, with ``cpu`` only.
-        overrides: Further Hydra overrides; later ones win, so a user's stand last.
-        env: Environment variables the run needs beside the caller's own.
+        overrides: Further Hydra overrides; later ones win, so the user's come last.
+        env: Environment variables the run needs in addition to the caller's.
     """
 
     preset: str
@@ -54,17 +54,17 @@ class TrainCommand:
     env: Mapping[str, str] = field(default_factory=dict)
 
     def argv(self, python: str = sys.executable) -> list[str]:
-        """The program and its arguments."""
+        """Return the program and its arguments."""
         groups = [f"+mtgrpo={self.preset}", *([f"+mtgrpo_cpu={self.cpu_config}"] if self.cpu else [])]
         searchpath = "hydra.searchpath=[pkg://verl_mtgrpo.config]"
         return [python, "-m", "verl.trainer.main_ppo", searchpath, *groups, *self.overrides]
 
     def variables(self) -> dict[str, str]:
-        """The environment variables the run needs."""
+        """Return the environment variables the run needs."""
         return {**({"VERL_PLATFORM": "cpu"} if self.cpu else {}), **self.env}
 
     def shell_text(self) -> str:
-        """The command as a shell takes it, one override on a line, ready to copy."""
+        """Return the command for a shell, one override per line, ready to copy."""
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.variables().items()]
         python, dash_m, module, *arguments = self.argv()
         program = " ".join([*variables, shlex.quote(python), dash_m, module])
@@ -78,16 +78,16 @@ def run_train_command(
     on_tick: Callable[[], None] | None = None,
     cwd: Path | None = None,
 ) -> int:
-    """Run the trainer to its end; nothing it started is left afterwards.
+    """Run the trainer to its end and leave none of its processes behind.
 
-    On a CPU the run gets a Ray of its own. Otherwise Ray is left as the environment has it, because a
+    On a CPU the run gets a private Ray. Otherwise the environment decides which Ray is used, because a
     GPU run may well belong to a cluster.
 
     Returns:
         The trainer's exit code, negative if a signal ended it.
 
     Raises:
-        ConfigError: ``VERL_USE_EXTERNAL_MODULES`` names a module that is not there.
+        ConfigError: ``VERL_USE_EXTERNAL_MODULES`` names a module that does not exist.
     """
     env = {**os.environ, **command.variables()}
     check_external_modules(env.get(MODULES, ""), cwd or Path.cwd())
@@ -99,14 +99,14 @@ def run_train_command(
 
 
 def check_external_modules(named: str, cwd: Path) -> None:
-    """Raise ``ConfigError`` if ``VERL_USE_EXTERNAL_MODULES`` names a module that is not there.
+    """Raise ``ConfigError`` if ``VERL_USE_EXTERNAL_MODULES`` names a module that does not exist.
 
-    verl would end with a traceback out of ``import verl``. Nothing is imported here: what fails inside a module that
-    is there is the log's to say.
+    verl would end with a traceback from ``import verl``. Nothing is imported here: an error inside an existing module
+    shows up in the log.
 
     Args:
-        named: The value of the variable, names with commas between them.
-        cwd: Where the trainer runs: ``python -m`` finds modules there.
+        named: The value of the variable, comma-separated names.
+        cwd: The trainer's working directory: ``python -m`` finds modules there.
     """
     if not named:
         return
@@ -117,7 +117,7 @@ def check_external_modules(named: str, cwd: Path) -> None:
         sys.path.remove(str(cwd))
     if missing:
         raise ConfigError(
-            f"the environment variable {MODULES} names {missing[0]!r}, and there is no such module",
+            f"the environment variable {MODULES} names {missing[0]!r}, but there is no such module",
             fix=MODULES_FIX,
         )
 
@@ -131,7 +131,7 @@ def _is_there(name: str) -> bool:
 
 @contextmanager
 def private_ray() -> Generator[dict[str, str]]:
-    """Environment of a run that starts a Ray of its own, in a folder that is removed afterwards."""
+    """Yield the environment of a run that starts a private Ray, in a folder that is removed afterwards."""
     # Sockets live below this folder, and the path of a socket may have 107 bytes at most: not TMPDIR,
     # which is long on some systems.
     base = "/tmp" if Path("/tmp").is_dir() else None

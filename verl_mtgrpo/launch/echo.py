@@ -1,4 +1,4 @@
-"""Run a program of verl's with its output on the screen and in a log."""
+"""Run one of verl's programs with its output on the screen and in a log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from verl_mtgrpo.launch.process import run_child
 
 
 def run_and_show(command: TrainCommand | Merge, *, log: Path, quiet: bool) -> int:
-    """Run a program of verl's, its output on the screen too unless ``quiet``; returns its exit code."""
+    """Run one of verl's programs and return its exit code; show its output on the screen too unless ``quiet``."""
     print(f"\nlog: {log}\n", flush=True)
     echo = _Echo(log)
     on_tick = None if quiet else echo.tick
@@ -26,14 +26,15 @@ def run_and_show(command: TrainCommand | Merge, *, log: Path, quiet: bool) -> in
 
 
 class _Echo:
-    """Copies what a log gains to the screen."""
+    """Copies new lines of a log to the screen."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
-        # A log that exists already is appended to: its old part was shown when it was written.
+        # An existing log is appended to: its old part was shown when it was written.
         self._offset = log.stat().st_size if log.exists() else 0
 
     def tick(self) -> None:
+        """Print what the log gained since the last call."""
         with self._log.open("rb") as file:
             file.seek(self._offset)
             data = file.read()

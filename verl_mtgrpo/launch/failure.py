@@ -1,4 +1,4 @@
-"""What went wrong in a run, out of a log of which most is Ray's and verl's routine output."""
+"""Find out why a run failed, from a log that is mostly routine output of Ray and verl."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # Ray puts "(TaskRunnerV1 pid=1234) " before the output of a worker.
 _WORKER_PREFIX = re.compile(r"^\([\w:. ]+ pid=\d+(?:, ip=[\d.]+)?\) ")
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Died|Failed)\b(?:\(.*?\))?(?::|$)")
-# These carry another exception, whose own line follows theirs; alone they are better than nothing.
+# These wrap another exception, whose line follows theirs; they are used only if there is nothing better.
 _WRAPPER = re.compile(r"^(?:ray\.exceptions\.)?(?:RayTaskError|RayActorError|ActorDiedError)\b")
-_GO_ON = "start again with the same command: verl goes on from its last checkpoint"
-# What a message means that does not say what to do, because it comes from the system, from torch or from Ray.
+_GO_ON = "start again with the same command: verl continues from its last checkpoint"
+# Fixes for messages that have none because they come from the system, from torch or from Ray.
 _ADVICE = (
     (
-        # torch says only that a file could not be written, without the reason, which is nearly always this one.
+        # torch says only that a file could not be written, without the reason, which is nearly always this.
         re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed|\binline_container\b"),
-        "a disk is full: make room where the run writes (trainer.default_local_dir, trainer.rollout_data_dir, "
-        f"trainer.validation_data_dir), or name another place, and {_GO_ON}; one that is not complete is never taken",
+        "a disk is full: free space where the run writes (trainer.default_local_dir, trainer.rollout_data_dir, "
+        f"trainer.validation_data_dir), or write elsewhere, and {_GO_ON}; an incomplete one is never used",
     ),
     (
         re.compile(r"\b(?:RayActorError|ActorDiedError|ActorUnavailableError|OutOfMemoryError)\b"),
-        "a process of the run died, most often because memory ran out (the log says which and what Ray knows of it): "
-        f"give it more memory or ask for less, and {_GO_ON}",
+        "a process of the run died, most often because memory ran out (the log says which one and what Ray knows): "
+        f"give it more memory or reduce what the run needs, and {_GO_ON}",
     ),
 )
 _NEARLY_FULL = 100_000
-"""Bytes that are free on a disk where a log can no longer be written."""
+"""A log can no longer be written if its disk has fewer free bytes than this."""
 _EXTERNAL = re.compile(r'File ".*verl/__init__\.py", line \d+, in <module>\n\s+import_external_libs\(')
-"""Where verl imports what ``VERL_USE_EXTERNAL_MODULES`` names; whatever fails there ends ``import verl``."""
+"""Where verl imports what ``VERL_USE_EXTERNAL_MODULES`` names; any error there ends ``import verl``."""
 _ENDS_MESSAGE = (
     "Traceback (most recent call last)",
     "The above exception was",
@@ -56,7 +56,7 @@ def failure_report(code: int, log: Path, *, what: str = "training") -> str:
     Args:
         code: Exit code of the process, negative if a signal ended it.
         log: Its output.
-        what: What the run was to do.
+        what: What the run was doing.
     """
     how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
     if code == -9:
@@ -65,39 +65,41 @@ def failure_report(code: int, log: Path, *, what: str = "training") -> str:
     cause = root_error(tail, start=_head(log))
     lines = "\n".join(f"  {line}" for line in cause)
     advice = "".join(f"\n  what to do: {text}" for text in _advice(cause, tail, log))
-    return f"{what} {how}; the last thing it said:\n{lines}{advice}\n  full log: {log}"
+    return f"{what} {how}; its last output:\n{lines}{advice}\n  full log: {log}"
 
 
 def root_error(text: str, *, start: str = "") -> list[str]:
-    """The lines of the exception that ended a run, or the last lines of the log if there is none.
+    """Return the lines of the exception that ended a run, or the last lines of the log if there is none.
 
-    The driver's own traceback decides, because Ray repeats in it what a worker died of; exceptions that
-    only workers printed count if the driver says nothing. But verl may go on for a while after a reward worker
-    refused its settings, and then fail for lack of rollouts: so an error of this package, whose message says
+    The driver's own traceback decides, because Ray repeats in it why a worker died; exceptions that
+    only workers printed count if the driver has none. But verl may continue for a while after a reward worker
+    refused its settings, and then fail for lack of rollouts, so an error of this package, whose message says
     what to do, comes first wherever it was printed.
 
     Args:
         text: The log, or its end.
-        start: Its beginning, if ``text`` is only the end: settings are refused there.
+        start: The beginning of the log, if ``text`` is only the end: settings are refused there.
     """
     lines = _lines(text)
     driver = [line for line in lines if not _WORKER_PREFIX.match(line)]
     everyone = [_WORKER_PREFIX.sub("", line) for line in lines]
     last = _last_exception(driver) or _last_exception(everyone) or _last_lines(driver or everyone)
-    if last[0].startswith(_OURS):  # one that was seen before did not end the run
+    if last[0].startswith(_OURS):  # an error of ours before it did not end the run
         return last
     ours = _first_of_ours([_WORKER_PREFIX.sub("", line) for line in _lines(start)] + everyone)
-    return last if not ours or ours[0] in last else [*ours, "and at the end:", *last]
+    return last if not ours or ours[0] in last else [*ours, "and finally:", *last]
 
 
 def _advice(cause: Sequence[str], tail: str, log: Path) -> list[str]:
-    """What to do, for a cause that does not say so itself; errors of this package do."""
+    """Return fixes for a cause that has none; errors of this package have one."""
     if cause[0].startswith(_OURS):
         return []
     if _EXTERNAL.search(tail):
         return [f"the environment variable {MODULES} names a module that cannot be imported: {MODULES_FIX}"]
     if shutil.disk_usage(log.parent).free < _NEARLY_FULL:
-        return [f"the disk of {log} is full, so the end of the log may be missing: make room, or give another place"]
+        return [
+            f"the disk of {log} is full, so the end of the log may be missing: free space, or write the log elsewhere"
+        ]
     return [advice for meant, advice in _ADVICE if meant.search("\n".join(cause))][:1]
 
 
@@ -106,7 +108,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _first_of_ours(lines: Sequence[str]) -> list[str]:
-    """One line: what follows it may be another worker's."""
+    """Return the first error of this package, one line only: what follows may come from another worker."""
     return next(([line] for line in lines if line.startswith(_OURS)), [])
 
 
@@ -123,7 +125,7 @@ def _last_exception(lines: Sequence[str]) -> list[str]:
 
 
 def _is_ignored(lines: Sequence[str], position: int) -> bool:
-    """True for an exception in a destructor, which Python reports at shutdown and nobody died of."""
+    """Return True for an exception in a destructor, which Python reports at shutdown and which ends nothing."""
     for line in reversed(lines[max(0, position - 60) : position]):
         if line.startswith("Exception ignored in"):
             return True

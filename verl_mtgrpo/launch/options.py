@@ -1,4 +1,4 @@
-"""What options that several commands share stand for: ``--preset`` and ``--index``."""
+"""Options that several commands share: ``--preset`` and ``--index``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from verl_mtgrpo.retrieval.addresses import base_url, is_address, meant_address
 
 
 def check_preset(preset: str, overrides: Sequence[str]) -> None:
-    """Raise ``ConfigError`` if there is no such config; one of the user's own comes with a search path of their own."""
+    """Raise ``ConfigError`` if there is no such config, unless the overrides add a search path, where it may be."""
     group = resources.files("verl_mtgrpo.config") / "mtgrpo"
     ours = sorted(file.name.removesuffix(".yaml") for file in group.iterdir() if not file.name.startswith("_"))
     if preset not in ours and not any("searchpath" in one for one in overrides):
@@ -23,18 +23,18 @@ def check_preset(preset: str, overrides: Sequence[str]) -> None:
 
 
 def index_variable(index: str | None) -> dict[str, str]:
-    """The environment variable that names the search tool's index: as given, or as it is set already."""
+    """Return the environment variable that names the search tool's index: as given, or as already set."""
     if index:
         return {"MTGRPO_INDEX": index_of(index)}
-    # Not needed to run it from here, but the printed command has to be complete.
+    # The run would inherit it anyway, but the printed command has to be complete.
     return {"MTGRPO_INDEX": os.environ["MTGRPO_INDEX"]} if "MTGRPO_INDEX" in os.environ else {}
 
 
 def index_of(option: str) -> str:
-    """What ``--index`` says, as the workers of a run need it: the address of a service, or an absolute path.
+    """Return ``--index`` as the workers of a run need it: the address of a service, or an absolute path.
 
     Raises:
-        ConfigError: It is no address of an HTTP service, or one without ``http://``.
+        ConfigError: It is not an HTTP address, or one without ``http://``.
     """
     if is_address(option):
         base_url(option)

@@ -1,9 +1,9 @@
-"""Run one long child and leave nothing of it behind, however the run ends.
+"""Run one long child process and leave none of its processes behind, however the run ends.
 
-Ray puts its daemons and workers into sessions of their own, and a process whose parent died belongs to
+Ray puts its daemons and workers into separate sessions, and a process whose parent died belongs to
 init: neither a signal to the process group nor a walk of the children at the end finds them all.
-So the family of a child is everything that was ever seen below it, plus every process of ours whose
-environment carries the run's marker, which children inherit. Nobody else's Ray can be in either set.
+So the family of a child is every descendant that was ever seen, plus every process of this user whose
+environment has the run's marker, which children inherit. Another user's or run's Ray is in neither set.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def run_child(
     on_tick: Callable[[], None] | None = None,
     cwd: Path | None = None,
 ) -> int:
-    """Run ``argv`` to its end with its output in a file, then end whatever it started.
+    """Run ``argv`` to its end with its output in a file, then end every process it started.
 
     Args:
         argv: Program and arguments.
         env: The complete environment of the child.
-        log: File that stdout and stderr are appended to; its folder is made.
+        log: File that stdout and stderr are appended to; its folder is created.
         on_tick: Called about twice a second while the child runs, e.g. to show progress.
-        cwd: Working directory of the child; ours if None.
+        cwd: Working directory of the child; None for the current one.
 
     Returns:
         The child's exit code, ``-n`` if signal n ended it.
@@ -63,8 +63,8 @@ def run_child(
             stderr=subprocess.STDOUT,
             env={**env, _MARKER: marker},
             cwd=cwd,
-            # A terminal sends Ctrl-C to the whole foreground group. The child gets it from us instead,
-            # once and in order, so that Ray can shut down before we look for what is left.
+            # A terminal sends Ctrl-C to the whole foreground group. The child gets it from here instead,
+            # once and in order, so that Ray can shut down before the remaining processes are ended.
             start_new_session=True,
         )
         family = _Family(child.pid, marker)
@@ -83,7 +83,7 @@ def run_child(
 
 
 class _Family:
-    """The processes that one child started, directly or not, whoever their parent is by now."""
+    """The processes that one child started, directly or not, whatever their parent is by now."""
 
     def __init__(self, pid: int, marker: str) -> None:
         self._pid = pid
@@ -91,20 +91,20 @@ class _Family:
         self._seen: set[psutil.Process] = set()
 
     def look(self) -> None:
-        """Remember what runs below the child now."""
+        """Remember the processes below the child."""
         with suppress(*_GONE):
             root = psutil.Process(self._pid)
             self._seen.add(root)
             self._seen.update(root.children(recursive=True))
 
     def end(self) -> None:
-        """Terminate, then kill, until nothing of the family is left."""
+        """Terminate, then kill, until none of the family is left."""
         self.look()
         _signal_all(self._alive(), signal.SIGTERM)
         deadline = time.monotonic() + _TERMINATE_GRACE_S
         while (alive := self._alive()) and time.monotonic() < deadline:
             time.sleep(0.1)
-        # Repeated, because a process may fork between our look and our signal.
+        # Repeated, because a process may fork between the look and the signal.
         for _ in range(50):
             if not alive:
                 return
@@ -113,7 +113,7 @@ class _Family:
             alive = self._alive()
 
     def _alive(self) -> list[psutil.Process]:
-        # Remembered, because a process that is being killed loses its environment a moment before it is gone.
+        # Remembered, because a process that is being killed loses its environment shortly before it is gone.
         self._seen.update(process for process in psutil.process_iter() if self._is_marked(process))
         return [process for process in self._seen if _is_alive(process)]
 
@@ -124,7 +124,7 @@ class _Family:
 
 
 def _is_alive(process: psutil.Process) -> bool:
-    # A zombie only waits for its parent to ask for the exit code; is_running() knows a reused pid.
+    # A zombie only waits for its parent to collect the exit code; is_running() detects a reused pid.
     with suppress(*_GONE):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
@@ -137,7 +137,7 @@ def _signal_all(processes: Sequence[psutil.Process], number: int) -> None:
 
 
 def _interrupt(child: subprocess.Popen[bytes]) -> None:
-    """Ask a child that still runs to stop in good order, and give it time."""
+    """Interrupt a child that is still running and give it time to shut down."""
     if child.poll() is None:
         child.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
@@ -148,8 +148,8 @@ def _interrupt(child: subprocess.Popen[bytes]) -> None:
 def _terminations_raise() -> Generator[None]:
     """Turn SIGTERM and SIGHUP into SystemExit and SIGINT into KeyboardInterrupt, so that ``finally`` runs.
 
-    A shell without job control starts what it puts into the background with SIGINT ignored, and Python
-    keeps that; here it is taken back, because only a signal meant for this run arrives then. That
+    A shell without job control starts background processes with SIGINT ignored, and Python
+    keeps that; here it is undone, because then only a signal meant for this run arrives. That
     ``nohup`` ignores SIGHUP is respected.
     """
 
@@ -165,7 +165,7 @@ def _terminations_raise() -> Generator[None]:
 
 @contextmanager
 def _interrupts_ignored() -> Generator[None]:
-    """While the family is ended, an impatient second Ctrl-C must not cut that short."""
+    """Ignore an impatient second Ctrl-C while the family is being ended."""
     ignored = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     with _handlers(dict.fromkeys(ignored, signal.SIG_IGN)):
         yield

@@ -1,4 +1,4 @@
-"""One line that says where a training run is: live on a terminal, one line per step elsewhere."""
+"""Show in one line how far a training run is: updated live on a terminal, one line per step elsewhere."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from verl_mtgrpo.report.metrics import collect_metrics, parse_rows, validation_v
 
 _SHOWN = (("tool/used", "tool use"), ("tool/hit", "hit"), ("outcome/em", "exact match"))
 _BAR_WIDTH = 20
-# While verl starts nothing is logged; without a terminal, say now and then that we are alive.
+# Nothing is logged while verl starts; without a terminal, print a sign of life now and then.
 _PLAIN_HEARTBEAT_S = 30.0
 
 
 class MetricsTail:
-    """Reads the rows that verl's file logger has added since the last look."""
+    """Reads the rows that verl's file logger has added since the last read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
 
     def read_new(self) -> list[tuple[int, Mapping[str, Any]]]:
-        """New rows ``(step, name -> value)``; none while the file does not exist yet."""
+        """Return new rows ``(step, name -> value)``; none while the file does not exist yet."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
@@ -37,12 +37,12 @@ class MetricsTail:
 
 
 class ProgressLine:
-    """Follows the metrics file of one run and shows its state.
+    """Follows the metrics file of one run and shows its progress.
 
     Args:
         metrics: The file that verl's file logger writes.
         steps: Training steps of the whole run.
-        label: What stands before the line.
+        label: Text before the line.
         stream: Where to show it; a terminal gets one line that is redrawn.
     """
 
@@ -58,7 +58,7 @@ class ProgressLine:
         self._drawn = False
 
     def tick(self) -> None:
-        """Read what is new and show it; call it as often as you like."""
+        """Read new rows and show them; call this as often as you like."""
         rows = self._tail.read_new()
         for step, data in rows:
             self._state = describe_row(step, data, self._steps)
@@ -93,7 +93,7 @@ class ProgressLine:
 
 
 def describe_row(step: int, data: Mapping[str, Any], steps: int) -> str:
-    """One logged row in words: bar and training values, or validation values where nothing else is."""
+    """Describe one logged row: bar and training values, or validation values if there is nothing else."""
     train = {name: series[step] for name, series in collect_metrics([(step, data)]).train.items()}
     if "timing_s/step" not in train:
         values = {name: sum(found) / len(found) for name, found in validation_values(data).items()}
@@ -104,7 +104,7 @@ def describe_row(step: int, data: Mapping[str, Any], steps: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """``75`` -> ``1:15``."""
+    """Return seconds as minutes and seconds: ``75`` -> ``1:15``."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes}:{rest:02d}"
 

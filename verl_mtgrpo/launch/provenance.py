@@ -1,4 +1,4 @@
-"""Which source made a result, and on which machine."""
+"""Describe which source made a result, and on which machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from verl_mtgrpo.version import __version__
 
 
 def describe_source() -> str:
-    """Version, and the commit if the package runs from a git checkout; says if that has changes."""
+    """Return the version, and the commit if this is a git checkout, noting uncommitted changes."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return __version__
@@ -23,7 +23,7 @@ def describe_source() -> str:
 
 
 def describe_machine() -> dict[str, str]:
-    """What a number depends on: processor, system, and the packages that compute it."""
+    """Return what a number depends on: processor, system, and the packages that compute it."""
     packages = ("torch", "verl", "ray", "transformers")
     return {
         "machine": f"{_processor()}, {usable_cores()} cores, {platform.system()}",
@@ -48,7 +48,7 @@ def _package(name: str) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    """Output of git, empty if git is not there or refuses."""
+    """Return the output of git; empty if git is missing or fails."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

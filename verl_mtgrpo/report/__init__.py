@@ -1,0 +1,1 @@
+"""Reports of a run: tables, curves, evaluation, the credit of each turn."""

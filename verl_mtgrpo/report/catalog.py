@@ -1,6 +1,6 @@
-"""What a report knows of every rollout of a dump: numbers and a place in a file, no text but the question.
+"""Keep what a report needs about every rollout of a dump: numbers and a place in a file, but no text.
 
-Dumps are larger than memory, so they are read twice: once for this catalog, and again, a group at a time, for the text.
+Dumps may be larger than memory, so they are read twice: once for this catalog, and again, group by group, for the text.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from verl_mtgrpo.rewards.transcript import Transcript
 
 _QUESTION_CHARS = 300
 RECOMPUTED = "mt_grpo"
-"""What gives the advantages of a validation, on which nothing is trained."""
+"""The estimator that a validation, on which nothing is trained, is shown with."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One rollout.
+    """What the catalog keeps of one rollout.
 
     Attributes:
-        file: Number of its file in the catalog.
-        start: Byte at which its line begins.
-        number: Which rollout of its group it is.
-        rewards: Paid by turn.
+        file: Index of its file in the catalog.
+        start: Byte offset of its line.
+        number: The rollout's number within its group.
+        rewards: The reward paid at each turn.
         advantages: By turn.
-        right: Whether its answer is an accepted one; None if there is no accepted answer.
-        used: Whether a tool call was carried out.
-        hit: Whether an accepted answer is in a result that the model saw; None where none can be: yes or no.
-        errors: Tool calls that failed, or were not carried out.
-        dropped: Whether it was taken out of the update.
+        right: True if its answer is an accepted one; None if there is no accepted answer.
+        used: True if a tool call was carried out.
+        hit: True if an accepted answer is in a result that the model saw; None for yes/no questions.
+        errors: The number of tool calls that failed or were not carried out.
+        dropped: True if it was left out of the update.
         components: The finite numbers that were logged of it, by name.
     """
 
@@ -60,7 +60,7 @@ class Entry:
 
     @property
     def total(self) -> float:
-        """All that it was paid."""
+        """The sum of its rewards."""
         return sum(self.rewards)
 
 
@@ -70,11 +70,11 @@ class Group:
 
     Attributes:
         step: The training step.
-        training: Whether it was trained on; else it is of a validation.
-        data_source: Of the question.
-        question: Its beginning.
-        answers: The accepted ones.
-        estimator: What gave the advantages.
+        training: True for training rollouts, False for a validation.
+        data_source: The data source of the question.
+        question: The beginning of the question.
+        answers: The accepted answers.
+        estimator: The estimator that computed the advantages.
         settings: Its knobs, as the dump names them.
         entries: The rollouts, in the dump's order.
     """
@@ -90,18 +90,18 @@ class Group:
 
     @property
     def spread(self) -> float:
-        """How far the advantages of its rollouts are from 0 at most."""
+        """The largest distance of an advantage from 0."""
         return max((abs(value) for entry in self.entries for value in entry.advantages), default=0.0)
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """All of it.
+    """All rollouts of the dumps, by group.
 
     Attributes:
-        files: What was read.
+        files: The files that were read.
         groups: Training first, then by step, in the dumps' order.
-        estimators: Name -> its knobs as the rollouts name them, of training rollouts.
+        estimators: Name -> the knobs that its training rollouts name.
     """
 
     files: tuple[Path, ...]
@@ -109,12 +109,13 @@ class Catalog:
     estimators: Mapping[str, Sequence[Mapping[str, Any]]]
 
     def entries(self) -> Iterator[Entry]:
+        """Yield all rollouts."""
         """Every rollout."""
         for group in self.groups:
             yield from group.entries
 
     def read_groups(self, groups: Iterable[Group]) -> Iterator[tuple[Group, list[DumpedRollout]]]:
-        """The rollouts of groups with all their text, from the files; each with the advantages of the catalog."""
+        """Yield groups with their rollouts, read from the files with all text and the advantages of the catalog."""
         with ExitStack() as stack:
             opened = [stack.enter_context(path.open("rb")) for path in self.files]
             for group in groups:
@@ -129,14 +130,14 @@ class Catalog:
 
 
 def read_catalog(files: Sequence[Path], on_rollout: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> Catalog:
-    """Read dumps once.
+    """Read dumps into a catalog.
 
     Args:
         files: As :func:`~verl_mtgrpo.report.dump_files.dump_files` finds them.
-        on_rollout: Wraps the rollouts as they pass by: a progress bar.
+        on_rollout: Wraps the stream of rollouts: a progress bar.
 
     Raises:
-        DataError: a file cannot be read as a dump (:func:`~verl_mtgrpo.report.rollouts.iter_dump`).
+        DataError: A file cannot be read as a dump (:func:`~verl_mtgrpo.report.rollouts.iter_dump`).
     """
     groups: dict[tuple[int, str], Group] = {}
     estimators: dict[str, list[Mapping[str, Any]]] = {}
@@ -154,7 +155,7 @@ def read_catalog(files: Sequence[Path], on_rollout: Callable[[Iterable[Any]], It
 
 
 def _recompute(groups: Sequence[Group]) -> None:
-    """Give validation rollouts the advantages that MT-GRPO gives within their groups."""
+    """Give validation rollouts the advantages of MT-GRPO within their groups."""
     rows = [(str(number), entry) for number, group in enumerate(groups) for entry in group.entries]
     advantages = iter(
         turn_advantages(

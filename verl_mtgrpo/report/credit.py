@@ -1,4 +1,4 @@
-"""The credit of dumped rollouts, as a page or on the terminal."""
+"""Show the credit of dumped rollouts, as a page or on the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from verl_mtgrpo.report.metrics import RunMetrics
 
 
 def write_report(out: Path, catalog: Catalog, *, title: str, made_by: str, metrics: RunMetrics | None = None) -> None:
-    """Write the page, counting groups on the terminal."""
+    """Write the page, with a progress bar on the terminal."""
     from verl_mtgrpo.bars import with_progress
     from verl_mtgrpo.report.html import write_page
 
@@ -22,21 +22,21 @@ def write_report(out: Path, catalog: Catalog, *, title: str, made_by: str, metri
 
 
 def print_credit(catalog: Catalog, *, rollouts: int, overview: bool) -> None:
-    """Print the rollouts that show most of what credit does, after the numbers over all of them if asked for.
+    """Print the rollouts that show best how credit works, after an overview if ``overview``.
 
     Raises:
         ConfigError: rich is not installed.
     """
     if not importlib.util.find_spec("rich"):
         raise ConfigError(
-            "rollouts are printed with the package rich, which is not installed",
+            "printing rollouts needs the package rich, which is not installed",
             fix='pip install "verl-mtgrpo[report]"; mtgrpo report without --rich writes a page instead',
         )
     from rich.console import Console
 
     from verl_mtgrpo.report.terminal import print_catalog, print_rollouts
 
-    # Its highlighting would colour every number, and colour says something here; a file has no width to ask for.
+    # rich's highlighting would colour every number, but here colour has a meaning; a file has no width.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     if overview:
         print_catalog(catalog, console)

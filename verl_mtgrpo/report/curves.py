@@ -1,4 +1,4 @@
-"""Curves of one run, and of several methods with the spread over their seeds."""
+"""Plot the curves of one run, and of several methods with the spread over their seeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from verl_mtgrpo.report.metrics import RunMetrics, Series
 from verl_mtgrpo.report.tables import HEADLINES
 
-# Told apart also by people who do not see red and green differently (Okabe and Ito's palette).
+# Distinguishable with red-green colour blindness (Okabe and Ito's palette).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _PANELS: Sequence[tuple[str, Sequence[str]]] = (
     ("search", ("tool/used", "tool/hit")),
@@ -23,7 +23,7 @@ _WIDTH, _HEIGHT = 4.2, 3.4
 
 
 def training_figure(metrics: RunMetrics, *, title: str) -> Figure:
-    """Shares by step: lines are the training rollouts of each step, rings the sampled validation.
+    """Plot shares by step: lines are the training rollouts of each step, rings the sampled validation.
 
     A third panel shows the mean reward paid at each turn.
     """
@@ -44,8 +44,9 @@ def training_figure(metrics: RunMetrics, *, title: str) -> Figure:
 
 
 def comparison_figure(runs: Mapping[str, Sequence[RunMetrics]], *, title: str) -> Figure:
-    """One panel per headline metric; a line per method, the mean over its seeds, in a band from the
-    lowest to the highest seed.
+    """Plot one panel per headline metric, and in it one line per method.
+
+    A line is the mean over the method's seeds, in a band from the lowest to the highest seed.
 
     Args:
         runs: Method name -> the runs of its seeds.
@@ -73,7 +74,7 @@ def _plot_series(axes: Axes, series: Series, *, color: str, label: str) -> None:
 
 
 def _plot_spread(axes: Axes, seeds: Sequence[Series], *, color: str, label: str) -> None:
-    """Only steps that every seed has: a mean over fewer seeds would jump where one ends."""
+    """Plot only steps that every seed has: a mean over fewer seeds would jump where one ends."""
     steps = sorted(set.intersection(*(set(series) for series in seeds))) if seeds else []
     if not steps:
         return

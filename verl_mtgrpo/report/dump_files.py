@@ -1,4 +1,4 @@
-"""Which files hold the dumped rollouts of a run, and of which steps."""
+"""Find the files with a run's dumped rollouts, and the files of given steps."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ RUN_FOLDERS = ("rollouts", "validation")
 
 
 def step_files(folder: Path) -> dict[int, Path]:
-    """verl's ``<step>.jsonl`` in a folder, by step."""
+    """Return verl's ``<step>.jsonl`` in a folder, by step."""
     found = {int(path.stem): path for path in folder.glob("*.jsonl") if path.stem.isascii() and path.stem.isdigit()}
     return dict(sorted(found.items()))
 
 
 def dump_files(target: Path, steps: range | None = None) -> list[Path]:
-    """The files of a dump: a file itself, the steps of a folder, or those of the dumps in a run's folder.
+    """Return the files of a dump: a file itself, the steps of a folder, or those of the dumps in a run's folder.
 
     Args:
         target: A file, a folder of ``<step>.jsonl``, or a folder with such folders ``rollouts`` or ``validation``.
-        steps: Only these; all if None.
+        steps: Only these steps; None for all.
 
     Raises:
-        DataError: nothing there, or nothing of these steps.
+        DataError: There is no dump, or none of these steps.
     """
     if target.is_file():
         return [target]
@@ -36,10 +36,10 @@ def dump_files(target: Path, steps: range | None = None) -> list[Path]:
     folders = [folder for folder in (target, *(target / name for name in RUN_FOLDERS)) if step_files(folder)]
     if not folders:
         raise DataError(
-            f"{target} holds no <step>.jsonl, nor do {' or '.join(RUN_FOLDERS)} in it",
+            f"{target} has no <step>.jsonl, and neither does a folder {' or '.join(RUN_FOLDERS)} in it",
             fix=(
-                "verl writes them where trainer.rollout_data_dir (every step) and trainer.validation_data_dir (every "
-                "validation) say"
+                "verl writes them to trainer.rollout_data_dir (every step) and trainer.validation_data_dir (every "
+                "validation)"
             ),
         )
     chosen = [path for folder in folders for step, path in step_files(folder).items() if steps is None or step in steps]
@@ -47,16 +47,16 @@ def dump_files(target: Path, steps: range | None = None) -> list[Path]:
         there = sorted({step for folder in folders for step in step_files(folder)})
         raise DataError(
             f"{target} has no dump of these steps",
-            fix=f"there are {there[0]} to {there[-1]} ({len(there)} steps)",
+            fix=f"choose from {there[0]} to {there[-1]} ({len(there)} steps)",
         )
     return chosen
 
 
 def parse_steps(text: str) -> range:
-    """``20``, or ``10:20``, both ends included; an end that is left out is open.
+    """Parse ``20`` or ``10:20``, both ends included; an omitted end is open.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: The text is something else.
     """
     first, colon, last = text.partition(":")
     try:

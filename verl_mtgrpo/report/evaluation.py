@@ -1,4 +1,4 @@
-"""Evaluation of dumped rollouts: shares and means by data set, with bootstrap intervals.
+"""Evaluate dumped rollouts: shares and means by data set, with bootstrap intervals.
 
 Everything is computed from the transcripts, not from logged numbers, so that dumps of runs with different reward
 functions are measured alike. A question's value is the mean over its rollouts; a data set's is the mean over its
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     import numpy as np
 
 METRICS: Mapping[str, str] = {
-    "em": "exact match of the last `<answer>` with an accepted one, both in SQuAD's normal form",
-    "f1": "word overlap of the two, SQuAD's F1, the best over the accepted answers",
+    "em": "exact match of the last `<answer>` with an accepted one, both normalised as in SQuAD",
+    "f1": "their word overlap (SQuAD's F1), the best over the accepted answers",
     "format": "share of rollouts in which every turn is one well-formed call or answer of the rollout's text format",
     "tool execution": "share of rollouts in which at least one tool call was carried out",
-    "hit rate": "share of rollouts in which an accepted answer, in normal form, is in a result that the model saw, one "
-    "of fewer than 3 characters as a word of its own; questions whose accepted answers are yes or no are left out",
-    "searches": "tool calls per rollout, failed ones and those that were not carried out too",
+    "hit rate": "share of rollouts in which an accepted answer, normalised, is in a result that the model saw, one "
+    "of fewer than 3 characters as a separate word; questions whose accepted answers are yes or no are left out",
+    "searches": "tool calls per rollout, including those that failed or were not carried out",
 }
-"""What is measured -> how."""
+"""Each metric and how it is measured."""
 _HIT_RATE = list(METRICS).index("hit rate")
 
 CONFIDENCE = 0.95
-# Numbers drawn at a time: 32 MB, whatever the number of questions.
+# Numbers drawn at once: 32 MB, whatever the number of questions.
 _BLOCK = 4_000_000
 
 
@@ -57,12 +57,12 @@ class Row:
     """One line of a table.
 
     Attributes:
-        data_set: Its natural name.
-        estimates: Metric -> estimate; None where it is not defined.
+        data_set: Its usual name.
+        estimates: Metric -> estimate; None if it is undefined.
         questions: Questions with at least one scored rollout.
         rollouts: Scored rollouts.
-        dropped: Rollouts that were taken out and have no score.
-        missing: Rollouts that other questions of the set have and this dump lacks: they failed with an error.
+        dropped: Dropped rollouts, which have no score.
+        missing: Rollouts that this dump lacks but other questions of the set have: they failed with an error.
         hits_undefined: Questions without a hit rate: their accepted answers are yes or no.
     """
 
@@ -80,9 +80,9 @@ class DataSet:
     """The scored questions of one data set.
 
     Attributes:
-        name: Its natural name.
-        ids: The questions' ids, in the order of ``values``; empty where unknown.
-        values: ``(questions, metrics)``: the mean over each question's rollouts, NaN where it is not defined.
+        name: Its usual name.
+        ids: The questions' ids, in the order of ``values``; empty if unknown.
+        values: ``(questions, metrics)``: the mean over each question's rollouts, NaN if it is undefined.
     """
 
     name: str
@@ -95,16 +95,16 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out of one dump.
+    """The results of one dump.
 
     Attributes:
-        label: How tables call the dump.
+        label: The dump's name in tables.
         rows: By data set.
-        average: Over data sets, each counting the same; None if there is only one.
-        paper_average: Over the six sets of the paper's average; None unless all are there.
-        data_sets: What the rows were made of.
+        average: Over data sets, with equal weights; None if there is only one.
+        paper_average: Over the six sets of the paper's average; None unless all six are there.
+        data_sets: The questions that the rows were computed from.
         reasons: Why rollouts were dropped, with counts.
-        training: Whether these are rollouts that were trained on.
+        training: True if these are training rollouts.
     """
 
     label: str
@@ -118,26 +118,29 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are made: percentiles of means over questions drawn with replacement."""
+    """How intervals are computed: percentiles of means over questions drawn with replacement."""
 
     resamples: int = 10_000
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.resamples < 100:
-            raise ConfigError(f"resamples is {self.resamples}", expected="100 or more: fewer say nothing of 2.5 %")
+            raise ConfigError(
+                f"resamples is {self.resamples}", expected="100 or more: fewer cannot estimate a 2.5 % quantile"
+            )
 
     def means(self, values: np.ndarray, name: str) -> np.ndarray:
-        """``(resamples, metrics)`` means of ``(questions, metrics)`` values; the name picks the random numbers.
+        """Return ``(resamples, metrics)`` means of ``(questions, metrics)`` values; the name picks the random numbers.
 
-        NaN is a question for which a metric is not defined; a mean of no others is NaN. By name and not by position, so
-        that a set's interval does not depend on what else is in the dump, while two sets are drawn independently.
+        NaN marks a question for which a metric is undefined; the mean of no questions is NaN. The random numbers go by
+        name and not by position, so that a set's interval does not depend on the other sets in the dump, while two sets
+        are drawn independently.
         """
         import numpy as np
 
         rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
         questions = len(values)
-        # Questions with equal values are one another's: how often each kind is drawn is multinomial. There are few
+        # Questions with equal values are interchangeable: how often each kind is drawn is multinomial. There are few
         # kinds of many questions, and their order in the dump, which is random, does not matter then.
         known = ~np.isnan(values)
         columns = np.hstack([np.where(known, values, 0.0), known])
@@ -156,7 +159,7 @@ def evaluate_dump(path: Path, *, label: str, bootstrap: Bootstrap) -> Evaluation
     """Measure one dump.
 
     Raises:
-        DataError: it cannot be read (:func:`~verl_mtgrpo.report.rollouts.iter_dump`), a question has no accepted
+        DataError: The dump cannot be read (:func:`~verl_mtgrpo.report.rollouts.iter_dump`), a question has no accepted
             answer, or every rollout was dropped.
     """
     data_sets, reasons, training = _collect(path)
@@ -177,9 +180,9 @@ def evaluate_dump(path: Path, *, label: str, bootstrap: Bootstrap) -> Evaluation
 
 
 def differences(first: Evaluation, other: Evaluation, bootstrap: Bootstrap) -> tuple[Row, ...]:
-    """``other`` less ``first`` by data set, on the questions that both have; their pairs are what is resampled.
+    """Return ``other - first`` by data set, on the questions that both have; the pairs are resampled.
 
-    Sets whose questions have no id, or one id twice, are left out: their questions cannot be paired.
+    Sets whose questions have no ids or duplicate ids are left out: their questions cannot be paired.
     """
     rows: list[Row] = []
     for name in sorted(first.data_sets.keys() & other.data_sets.keys(), key=_position):
@@ -195,7 +198,7 @@ def differences(first: Evaluation, other: Evaluation, bootstrap: Bootstrap) -> t
 
 
 def score_rollout(rollout: DumpedRollout) -> tuple[float, ...]:
-    """One rollout's values, in the order of :data:`METRICS`; NaN where one is not defined."""
+    """Return one rollout's values, in the order of :data:`METRICS`; NaN if one is undefined."""
     texts = [turn.text for turn in rollout.transcript.turns]
     calls = [call for turn in rollout.transcript.turns for call in turn.tool_calls]
     results = [result for turn in rollout.transcript.turns for result in turn.results]
@@ -213,13 +216,14 @@ def score_rollout(rollout: DumpedRollout) -> tuple[float, ...]:
 
 @dataclass
 class _Tally:
-    """What is known of one data set while its dump is read; questions by verl's label."""
+    """Collects one data set while its dump is read; questions by verl's label."""
 
     scores: dict[str, list[tuple[float, ...]]] = field(default_factory=dict[str, "list[tuple[float, ...]]"])
     ids: dict[str, str] = field(default_factory=dict[str, str])
     dropped: Counter[str] = field(default_factory=Counter[str])
 
     def data_set(self, name: str) -> DataSet:
+        """Return the collected questions as a data set."""
         import numpy as np
 
         scored = {question: scores for question, scores in self.scores.items() if scores}
@@ -264,7 +268,7 @@ def _row(data_set: DataSet, means: np.ndarray | None) -> Row:
 def _average(
     label: str, names: Sequence[str], data_sets: Mapping[str, DataSet], means: Mapping[str, np.ndarray]
 ) -> Row:
-    """The mean over data sets; undefined if one of them has nothing to count."""
+    """Return the mean over data sets; undefined if one of them has nothing to count."""
     import numpy as np
 
     parts = [data_sets[name] for name in names]
@@ -289,7 +293,7 @@ def _hits_undefined(data_set: DataSet) -> int:
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Means over the questions for which a metric is defined; NaN without any."""
+    """Return the means over the questions for which a metric is defined; NaN without any."""
     import numpy as np
 
     known = ~np.isnan(values)
@@ -315,7 +319,7 @@ def _estimates(mean: np.ndarray, means: np.ndarray, questions: int) -> dict[str,
 
 
 def _by_id(data_set: DataSet) -> dict[str, int]:
-    """Question id -> its place; empty if the ids do not tell the questions apart."""
+    """Return question id -> position; empty if the ids are not unique."""
     places = {one: place for place, one in enumerate(data_set.ids) if one}
     return places if len(places) == len(data_set.ids) else {}
 

@@ -1,4 +1,4 @@
-"""What an evaluation is written as: Markdown and a terminal for people, CSV and JSON for programs."""
+"""Write an evaluation: Markdown and a terminal for people, CSV and JSON for programs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from verl_mtgrpo.report.tables import markdown_table
 _HEADER = ("data set", *METRICS, "questions", "rollouts")
 _NOTHING = "–"
 OF_TRAINING = (
-    "Rollouts that were trained on, sampled as training samples: questions of one step, of which "
-    "trainer.turn.dump.groups may have kept some only. Not to be compared with a validation."
+    "Training rollouts, with the sampling of training: questions of one step, of which "
+    "trainer.turn.dump.groups may have kept only some. Do not compare them with a validation."
 )
-"""What has to be said of numbers from a training dump."""
+"""The warning for numbers from a training dump."""
 
 Differences = Mapping[str, Sequence[Row]]
 """Label of a later dump -> its differences to the first."""
@@ -30,7 +30,7 @@ Calibrations = Mapping[str, Sequence[Calibration]]
 
 
 def table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of one dump: data sets, then the average. Columns that would hold zeros only are left out."""
+    """Return header and rows of one dump: data sets, then the average, without columns of zeros only."""
     rows = [*evaluation.rows, *([evaluation.average] if evaluation.average else [])]
     lost = any(row.dropped or row.missing for row in rows)
     undefined = any(row.hits_undefined for row in rows)
@@ -49,7 +49,7 @@ def table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
 
 
 def paper_table(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]] | None:
-    """Exact match beside the paper's; None if it has no number for any of these data sets."""
+    """Return exact match next to the paper's; None if the paper has no number for any of these data sets."""
     ours = {one.label: _comparable(one) for one in evaluations}
     names = [name for name in (*ORDER, PAPER_AVERAGE) if any(name in rows for rows in ours.values())]
     methods = [one for one in PUBLISHED if any(_published(one, name) is not None for name in names)]
@@ -72,7 +72,7 @@ def to_markdown(
     source: str,
     calibrations: Calibrations,
 ) -> str:
-    """The whole report."""
+    """Return the whole report."""
     parts = ["# Evaluation"]
     for one in evaluations:
         parts += [f"## {one.label}", *([OF_TRAINING] if one.training else []), markdown_table(*table(one))]
@@ -83,16 +83,16 @@ def to_markdown(
     for label, some in calibrations.items():
         parts += [f"### {label}", *calibration_tables.to_markdown(some)]
     if beside := paper_table(evaluations):
-        parts += ["## Beside the paper's numbers", markdown_table(*beside), *NOTES]
+        parts += ["## Next to the paper's numbers", markdown_table(*beside), *NOTES]
     parts += ["## What is measured", "\n".join(f"- **{name}**: {how}." for name, how in METRICS.items())]
     parts.append(
         "These are from the transcripts, not from logged numbers. A question counts as the mean over its rollouts, a "
         "data set as the mean over its questions, the average as the mean over data sets. In parentheses: 95 % "
         f"intervals, percentiles of {bootstrap.resamples} bootstrap resamples of the questions (seed {bootstrap.seed})."
-        " They say how far other questions of the set would move the mean, not other seeds of the training. A share of "
-        "0 or 1 has an interval without width: no resample can hold what did not occur. Dropped rollouts (the search "
-        "was down, or no reward could be found) have no score; missing ones are those that other questions of the set "
-        "have and the dump lacks: they failed with an error. The column *yes or no* counts the questions that are left "
+        " They say how much other questions of the set would change the mean, not other training seeds. A share of "
+        "0 or 1 has an interval of width 0: no resample can contain what did not occur. Dropped rollouts (the search "
+        "was down, or no reward could be found) have no score; missing ones are those that the dump lacks but "
+        "other questions of the set have: they failed with an error. The column *yes or no* counts the questions left "
         "out of the hit rate."
     )
     return "\n\n".join([*parts, f"Made by verl-mtgrpo {source}."]) + "\n"
@@ -102,16 +102,16 @@ def _difference_parts(first: Evaluation, other: Evaluation, rows: Sequence[Row])
     header = ["data set", *METRICS, "questions in both"]
     lines = [[row.data_set, *(show(row.estimates[m], "+") for m in METRICS), str(row.questions)] for row in rows]
     left_out = first.data_sets.keys() & other.data_sets.keys() - {row.data_set for row in rows}
-    parts = [f"## {other.label} less {first.label}"]
+    parts = [f"## {other.label} − {first.label}"]
     parts += [markdown_table(header, lines)] if lines else ["There are no questions to pair."]
     if left_out:
         names = ", ".join(sorted(left_out))
-        parts.append(f"Not paired, because no ids tell their questions apart or no question is in both: {names}.")
+        parts.append(f"Not paired, because the questions have no unique ids or no question is in both: {names}.")
     return parts
 
 
 def to_csv(evaluations: Sequence[Evaluation]) -> str:
-    """One line for each dump and data set, averages too, the paper's exact match in the last columns."""
+    """Return one line per dump and data set, and averages, with the paper's exact match in the last columns."""
     names = [name.replace(" ", "_") for name in METRICS]
     header = ["dump", "data_set", "questions", "rollouts", "dropped", "missing", "hits_undefined"]
     header += [column for name in names for column in (name, f"{name}_low", f"{name}_high")]
@@ -137,7 +137,7 @@ def to_json(
     source: str,
     calibrations: Calibrations,
 ) -> str:
-    """Everything, with the definitions."""
+    """Return everything, with the definitions."""
     whole = {
         "made_by": source,
         "metrics": METRICS,
@@ -159,7 +159,7 @@ def to_json(
 
 
 def show(estimate: Estimate | None, sign: str = "") -> str:
-    """``0.490 (0.470–0.510)``; with ``sign="+"`` also positive numbers have theirs, and "to" is written out."""
+    """Format ``0.490 (0.470–0.510)``; with ``sign="+"`` positive numbers have a sign too, and "to" is written out."""
     if estimate is None:
         return _NOTHING
     if estimate.low is None:

@@ -1,9 +1,9 @@
-"""The credit report: one HTML page with everything in it, which asks the network for nothing.
+"""The credit report: one self-contained HTML page that makes no network requests.
 
-What stands in a rollout was written by a model and by whoever wrote the passages: it is hostile. It never becomes
+The text of a rollout was written by a model and by whoever wrote the passages, so it is hostile. It never becomes
 markup: the list's numbers and questions are JSON in a script element of a type that no browser runs, with every ``<``
-escaped; the text of a group is compressed and in base64, and is opened when the group is. The page's own scripts insert
-it as text only, which its Content-Security-Policy holds them to (``require-trusted-types-for``).
+escaped; the text of a group is compressed, in base64, and decoded when the group is opened. The page's scripts insert
+it only as text, which the Content-Security-Policy enforces (``require-trusted-types-for``).
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _SCRIPTS = tuple(
     f"{name}.js"
     for name in ("dom", "data", "charts", "calibration", "overview", "filters", "list", "group", "rollout", "main")
 )
-# Points of a logged metric that are drawn: more than a screen has columns for a chart.
+# Points of a logged metric that are drawn: more than a chart has pixels on a screen.
 _MOST_POINTS = 400
 
 RIGHT, WRONG, USED, HIT, ERRORS, DROPPED, NO_HIT_DEFINED = 1, 2, 4, 8, 16, 32, 64
-"""What a rollout's flags in the list say; page/data.js has the same."""
+"""The flags of a rollout in the list; page/data.js has the same."""
 
 _Passage = tuple[str, str, str, float]
-"""Id, title, text and score of a document."""
+"""Id, title, text and score of a passage."""
 
 
 def write_page(
@@ -58,15 +58,15 @@ def write_page(
     metrics: RunMetrics | None = None,
     on_group: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> None:
-    """Write the report, a group at a time; an old file is replaced when the new one is whole.
+    """Write the report group by group; replace an existing file when the new one is complete.
 
     Args:
         path: The HTML file.
-        catalog: What to show.
-        title: Of the page.
+        catalog: The rollouts to show.
+        title: Title of the page.
         made_by: Version of this package.
         metrics: What verl logged, for curves.
-        on_group: Wraps the groups as they pass by: a progress bar.
+        on_group: Wraps the stream of groups: a progress bar.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     index = _index(catalog, title=title, made_by=made_by, metrics=metrics)
@@ -82,10 +82,10 @@ def write_page(
 
 
 def embedded(value: Any) -> str:
-    """JSON that can stand in a script element whatever its strings hold: ASCII, and no character that ends markup."""
+    """Return JSON that is safe in a script element whatever its strings contain: ASCII without markup."""
     try:
         text = _json(value)
-    except ValueError:  # NaN or infinity, which JSON does not have: rare, and looking for them takes long
+    except ValueError:  # NaN or infinity, which JSON does not have: rare, and searching for them is slow
         text = _json(_finite(value))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -95,12 +95,12 @@ def _json(value: Any) -> str:
 
 
 def packed(value: Any) -> str:
-    """JSON, compressed (zlib, which browsers call ``deflate``), in base64."""
+    """Return JSON, compressed (zlib, which browsers call ``deflate``), in base64."""
     return base64.b64encode(zlib.compress(embedded(value).encode("ascii"), 6)).decode("ascii")
 
 
 def _frame(title: str) -> tuple[str, str, str]:
-    """The page before the index, between index and groups, and after them."""
+    """Return the page before the index, between index and groups, and after them."""
     styles = "".join(_asset(name) for name in _STYLES)
     scripts = [_asset(name) for name in _SCRIPTS]
     policy = "; ".join(
@@ -118,7 +118,7 @@ def _frame(title: str) -> tuple[str, str, str]:
     template = _asset("page.html").replace("{{policy}}", policy).replace("{{title}}", _escaped(title))
     head, rest = template.replace("{{styles}}", styles).split("{{index}}\n")
     middle, end = rest.split("{{groups}}\n")
-    # Before the groups: the list is there while the browser still reads their text.
+    # Before the groups: the list is shown while the browser is still reading their text.
     return head, middle.replace("{{scripts}}", "\n".join(f"<script>{script}</script>" for script in scripts)), end
 
 
@@ -170,7 +170,7 @@ def _overview(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _logged(metrics: RunMetrics) -> dict[str, list[list[float]]]:
-    """Name -> points, at most as many as can be seen."""
+    """Return name -> points, at most as many as can be seen."""
     found: dict[str, list[list[float]]] = {}
     for name, series in sorted(metrics.train.items()):
         steps = sorted(step for step in series if math.isfinite(series[step]))
@@ -181,7 +181,7 @@ def _logged(metrics: RunMetrics) -> dict[str, list[list[float]]]:
 
 
 def _group_row(group: Group, sources: Sequence[str]) -> list[Any]:
-    """As page/data.js reads it."""
+    """Return the group as page/data.js reads it."""
     return [
         group.step,
         int(group.training),
@@ -207,7 +207,7 @@ def _flags(entry: Entry) -> int:
 
 
 def _details(group: Group, rollouts: Sequence[DumpedRollout]) -> dict[str, Any]:
-    """All that is shown of a group; a passage that several searches found stands there once."""
+    """Return all that is shown of a group; a passage found by several searches is included once."""
     documents: dict[_Passage, int] = {}
     why = explain_group(rollouts, [rollout.advantages or () for rollout in rollouts], group.estimator)
     shown = [_rollout(rollout, some, documents) for rollout, some in zip(rollouts, why, strict=True)]
@@ -252,7 +252,7 @@ def _rollout(rollout: DumpedRollout, why: Sequence[Why], documents: dict[_Passag
 
 
 def _term(term: Term) -> list[Any]:
-    """As page/rollout.js reads it."""
+    """Return the term as page/rollout.js reads it."""
     std = None if term.std is None else _round(term.std)
     weight, adds = _round(term.weight), _round(term.adds)
     of = [term.count, term.baseline, term.ended]
@@ -281,7 +281,7 @@ def _passage(document: Passage) -> _Passage:
 
 
 def _rounded(value: Any) -> Any:
-    """Six digits of every float: what is shown has three."""
+    """Round every float to six digits; three are shown."""
     if isinstance(value, float):
         return _round(value)
     if isinstance(value, Mapping):
@@ -296,7 +296,7 @@ def _round(value: float) -> float:
 
 
 def _finite(value: Any) -> Any:
-    """None for NaN and infinity, which JSON does not have."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

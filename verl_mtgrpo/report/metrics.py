@@ -1,4 +1,4 @@
-"""What verl's ``file`` logger wrote about a run, as series by step."""
+"""Read what verl's ``file`` logger wrote about a run, as series by step."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ class RunMetrics:
 
     @property
     def last_step(self) -> int:
-        """The last training step that was logged, 0 if none."""
+        """The last logged training step; 0 if none."""
         return max(self.train.get("timing_s/step", {}), default=0)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form; steps become strings there."""
+        """Return a JSON-ready form; JSON turns steps into strings."""
         return {"train": self.train, "validation": self.validation}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunMetrics:
-        """Inverse of :meth:`to_dict`, also of what JSON made of it."""
+        """Invert :meth:`to_dict`, even after a round trip through JSON."""
         return cls(train=_series_by_name(data["train"]), validation=_series_by_name(data["validation"]))
 
 
 def collect_metrics(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> RunMetrics:
-    """Sort logged rows ``(step, name -> value)`` into series; of two rows for a step the later counts."""
+    """Sort logged rows ``(step, name -> value)`` into series; if a step has two rows, the later one counts."""
     train: dict[str, Series] = defaultdict(dict)
     validation: dict[str, Series] = defaultdict(dict)
     for step, data in rows:
@@ -59,7 +59,7 @@ def collect_metrics(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> RunMetrics
 
 
 def validation_values(data: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Our validation metrics of one logged row: name -> one value per data source."""
+    """Return our validation metrics in one logged row: name -> one value per data source."""
     found: dict[str, list[float]] = defaultdict(list)
     for key, value in data.items():
         if (match := _VALIDATION.match(key)) and isinstance(value, (int, float)):
@@ -68,14 +68,14 @@ def validation_values(data: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def parse_rows(text: str) -> list[tuple[int, Mapping[str, Any]]]:
-    """Rows of a metrics file; a last line without its end, still being written, is left out."""
+    """Return the rows of a metrics file, without a last line that is still being written."""
     complete, _, _ = text.rpartition("\n")
     rows = [json.loads(line) for line in complete.splitlines() if line.strip()]
     return [(int(row["step"]), row["data"]) for row in rows]
 
 
 def read_metrics(paths: Sequence[Path]) -> RunMetrics:
-    """The metrics of a run that was written in several files, oldest first, because it was resumed."""
+    """Return the metrics of a run from several files, oldest first, as a resumed run writes them."""
     rows = [row for path in paths for row in parse_rows(path.read_text(encoding="utf-8"))]
     return collect_metrics(rows)
 

@@ -1,4 +1,4 @@
-"""Numbers over all rollouts of a dump: by turn index, by step, and how they are distributed."""
+"""Compute numbers over all rollouts of a dump: by turn index, by step, and their distributions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from verl_mtgrpo.report.catalog import Entry, Group
 
 TURNS_DRAWN = 6
-"""Turn indices that curves and histograms show; a table has all."""
+"""Turn indices in curves and histograms; a table has all of them."""
 BINS = 31
 
 
@@ -20,12 +20,12 @@ class TurnRow:
 
     Attributes:
         turn: From 1.
-        rollouts: How many they are.
-        reward: Mean of what they were paid at it.
+        rollouts: The number of these rollouts.
+        reward: Mean reward paid at this turn.
         advantage: Mean advantage.
-        absolute: Mean of its absolute value: how much this turn is trained.
+        absolute: Mean absolute advantage: how strongly this turn is trained.
         std: Standard deviation (N - 1) of the advantage, 0 for one rollout.
-        no_difference: Share of the groups with two such rollouts or more in which all were paid the same; None if
+        no_difference: Share of the groups with two or more such rollouts in which all were paid the same; None if
             there is no such group.
     """
 
@@ -57,7 +57,7 @@ class Histogram:
 
 
 def turn_rows(groups: Sequence[Group]) -> list[TurnRow]:
-    """The table of turn indices."""
+    """Return the table of turn indices."""
     by_turn: dict[int, list[Entry]] = defaultdict(list)
     for entry in _kept(groups):
         for turn in range(len(entry.rewards)):
@@ -79,7 +79,7 @@ def _turn_row(turn: int, alive: Sequence[Entry], groups: Sequence[Group]) -> Tur
 
 
 def curves(groups: Sequence[Group]) -> dict[str, list[Curve]]:
-    """Title -> series over the steps; empty series are left out."""
+    """Return title -> series over the steps, without empty series."""
     by_step: dict[int, list[Group]] = defaultdict(list)
     for group in groups:
         by_step[group.step].append(group)
@@ -113,7 +113,7 @@ def curves(groups: Sequence[Group]) -> dict[str, list[Curve]]:
 
 
 def histograms(groups: Sequence[Group]) -> list[Histogram]:
-    """Rewards and advantages by turn index; advantages in bins that have 0 in the middle one."""
+    """Return histograms of rewards and advantages by turn index; 0 is in the middle bin of advantages."""
     kept = list(_kept(groups))
     most = min(max((len(entry.rewards) for entry in kept), default=0), TURNS_DRAWN)
     rewards = [[entry.rewards[k] for entry in kept if len(entry.rewards) > k] for k in range(most)]
@@ -150,7 +150,7 @@ def _mean_at(groups: Sequence[Group], turn: int, value: Callable[[Entry, int], f
 
 
 def _no_difference(groups: Sequence[Group], turn: int) -> float | None:
-    """Share of the groups with two or more rollouts at a turn (-1: their last) that were all paid the same there."""
+    """Return the share of the groups with two or more rollouts at a turn (-1: the last) with all rewards equal."""
     paid = [[one.rewards[turn] for one in _kept([group]) if len(one.rewards) > max(turn, 0)] for group in groups]
     return _mean(min(some) == max(some) for some in paid if len(some) > 1)
 

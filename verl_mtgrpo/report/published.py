@@ -1,7 +1,7 @@
-"""The paper's results on question answering, to stand beside one's own.
+"""The paper's results on question answering, to compare your own with.
 
 From arXiv 2505.11821, second version: its Table 2, and Table 5 (appendix E), which repeats the study of the first
-version. Where a row of Table 2 comes from is part of the data: not all were trained by the paper's authors.
+version. The data say where a row of Table 2 comes from: not all were trained by the paper's authors.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 PAPER_SETS = ("NQ", "TriviaQA", "PopQA", "HotpotQA", "2Wiki", "MuSiQue")
-"""What the paper's averages (second version) are over, in its order."""
+"""The data sets of the paper's averages (second version), in its order."""
 PAPER_AVERAGE = "average of the paper's six"
-"""What tables call the mean over these."""
+"""The name of the mean over these in tables."""
 ORDER = (*PAPER_SETS, "Bamboogle")
-"""The order in which papers on search agents list these sets."""
+"""The order in which papers on search agents list these data sets."""
 
 _ALIASES = {
     "nq": "NQ",
@@ -38,7 +38,7 @@ class Published:
 
     Attributes:
         method: Its name there.
-        version: Version of the paper, whose set-up it is.
+        version: Version of the paper, with its set-up.
         em: Data set -> exact match.
         average: Mean over :data:`PAPER_SETS`, as published.
     """
@@ -50,7 +50,7 @@ class Published:
 
     @property
     def label(self) -> str:
-        """How a table calls it."""
+        """The name in tables."""
         return f"paper: {self.method} ({self.version})"
 
 
@@ -71,9 +71,9 @@ PUBLISHED = (
 
 NOTES = (
     "The columns *paper: …* are numbers of arXiv 2505.11821 for its models, not for the one evaluated here: Qwen2.5-7B "
-    "(base), trained and tested with Wikipedia. v2: E5, 3 passages a search, up to 4 turns. v1: BM25, 1 passage, one "
+    "(base), trained and tested with Wikipedia. v2: E5, 3 passages per search, up to 4 turns. v1: BM25, 1 passage, one "
     "search; its exact match compares lower-cased text, without SQuAD's normalisation.",
-    "Of v2's rows PPO-MR and GRPO-MR are copied there from arXiv 2505.15117, GRPO-OR and PPO-OR are public checkpoints "
+    "Of v2's rows PPO-MR and GRPO-MR are copied from arXiv 2505.15117, GRPO-OR and PPO-OR are public checkpoints "
     "of Search-R1; these four are trained with Search-R1's rewards, not with MT-PPO's. Its averages are over its six "
     "sets. It also reports a format rate (all turns of a rollout well formed) of 0.999 for MT-PPO, 0.895 for PPO-OR "
     "and 0.534 for GRPO-OR; v1 a tool execution of 1.00 for MT-GRPO.",
@@ -81,6 +81,6 @@ NOTES = (
 
 
 def natural_name(data_source: str) -> str:
-    """What people call the data set that verl's ``data_source`` names (``searchR1_nq`` and ``nq`` are NQ)."""
+    """Return the usual name of the data set that verl's ``data_source`` names (``searchR1_nq`` and ``nq`` are NQ)."""
     bare = data_source.strip().lower().removeprefix("searchr1_").replace("-", "_")
     return _ALIASES.get(bare, data_source.strip() or "(unnamed)")

@@ -1,8 +1,8 @@
-"""Dumped rollouts: reading them, and the advantage of each of their turns.
+"""Read dumped rollouts, and compute the advantage of each of their turns.
 
 One reader for verl's two kinds of dumps, validation (``trainer.validation_data_dir``) and training
-(``trainer.rollout_data_dir``). Both hold transcripts and turn rewards; a training dump also what each turn was credited
-with, which a validation, that nothing is trained on, has not.
+(``trainer.rollout_data_dir``). Both contain transcripts and turn rewards. Only a training dump has the advantages
+that were trained on; validation dumps have none, because nothing is trained on them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from verl_mtgrpo.rewards.transcript import (
     Transcript,
 )
 
-# What a training dump has beside TURN_REWARDS; lists are JSON, one number a turn.
+# What a training dump has in addition to TURN_REWARDS; lists are JSON with one number per turn.
 TURN_ADVANTAGES, TURN_CREDITED, TURN_VALUES = "turn_advantages", "turn_credited", "turn_values"
 ESTIMATOR, ESTIMATOR_SETTINGS = "estimator", "estimator_settings"
 
@@ -41,22 +41,22 @@ class DumpedRollout:
     """One rollout as verl dumped it.
 
     Attributes:
-        group: Which rollouts share this one's prompt.
-        transcript: What was said and called.
+        group: The key that rollouts of one prompt share.
+        transcript: Messages, tool calls and results.
         turn_rewards: The reward on each turn's last token; the last one includes the outcome.
         answers: The accepted answers.
         components: Named parts of the reward and measurements, as logged.
-        data_source: The row's ``data_source``; empty in dumps of versions that did not write it.
+        data_source: The row's ``data_source``; empty in dumps of versions that did not store it.
         question_id: The question's id in its set, the same in every dump; empty if unknown.
-        dropped: Why the rollout was taken out (its search was down, a reward that failed); None if it was not.
-        number: Which rollout of its group it is, as verl counts them.
-        step: The training step; 0 before training, None in rows that do not say.
+        dropped: Why the rollout was dropped (its search was down, its reward failed); None if it was not.
+        number: The rollout's number within its group, as verl counts them.
+        step: The training step; 0 before training, None if the row does not say.
         advantages: The mean advantage over each turn's tokens, as trained on; None in a validation.
-        credited: The rewards that the estimator saw: with a KL penalty in the reward, other than ``turn_rewards``;
+        credited: The rewards that the estimator saw, which differ from ``turn_rewards`` by a KL penalty in the reward;
             None in a validation.
         values: The critic's value at each turn's first token; None without a critic.
-        estimator: verl's name of what gave the advantages; empty in a validation.
-        settings: Its knobs.
+        estimator: verl's name of the estimator; empty in a validation.
+        settings: The estimator's knobs.
     """
 
     group: str
@@ -85,15 +85,15 @@ class CreditedRollout:
 
     @property
     def spread(self) -> float:
-        """How far the advantages are from 0 at most."""
+        """The largest distance of an advantage from 0."""
         return max((abs(value) for value in self.advantages), default=0.0)
 
 
 def iter_dump(path: Path) -> Iterator[DumpedRollout]:
-    """The rollouts of a dump, one at a time: with their passages they fill the memory of a machine.
+    """Yield the rollouts of a dump one at a time: with their passages they may not fit in memory.
 
     Raises:
-        DataError: The file is empty, a line is no JSON, or a row lacks the transcript or the turn rewards that our
+        DataError: The file is empty, a line is not JSON, or a row lacks the transcript or the turn rewards that our
             reward manager adds.
     """
     for _, rollout in iter_located(path):
@@ -101,10 +101,10 @@ def iter_dump(path: Path) -> Iterator[DumpedRollout]:
 
 
 def iter_located(path: Path) -> Iterator[tuple[int, DumpedRollout]]:
-    """As :func:`iter_dump`, each with the byte at which its line begins: :func:`read_located` reads it again."""
+    """Yield rollouts as :func:`iter_dump` does, each with its byte offset for :func:`read_located`."""
     seen: set[str] = set()
     at = lines = 0
-    # Bytes: a line of text may also end at a character inside a string that verl leaves unescaped (U+2028).
+    # Bytes: text lines also end at U+2028, which verl leaves unescaped inside strings.
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             start, at = at, at + len(line)
@@ -114,30 +114,30 @@ def iter_located(path: Path) -> Iterator[tuple[int, DumpedRollout]]:
             where = f"{path}, line {number}"
             row = _parse(line, where)
             if session := _UID.fullmatch(str(row.get("uid", ""))):
-                # An agent loop with several outputs has a row for each, all with the transcript of the last one.
+                # An agent loop with several outputs has one row for each, all with the transcript of the last one.
                 key = f"{session['prompt']}_{session['rollout']}"
                 if key in seen:
                     continue
                 seen.add(key)
             yield start, _rollout_from_row(row, where)
     if not lines:
-        raise DataError(f"{path} is empty: the validation or the step that should have written it did not end")
+        raise DataError(f"{path} is empty: the validation or step that should have written it did not finish")
 
 
 def read_located(file: BinaryIO, start: int) -> DumpedRollout:
-    """The rollout whose line begins at byte ``start`` of an open dump."""
+    """Return the rollout whose line begins at byte ``start`` of an open dump."""
     file.seek(start)
     where = f"{file.name}, byte {start}"
     return _rollout_from_row(_parse(file.readline(), where), where)
 
 
 def read_dump(path: Path) -> list[DumpedRollout]:
-    """All rollouts of a dump; errors as :func:`iter_dump`."""
+    """Return all rollouts of a dump; raise like :func:`iter_dump`."""
     return list(iter_dump(path))
 
 
 def credit_rollouts(rollouts: Sequence[DumpedRollout], **settings: Any) -> list[CreditedRollout]:
-    """The MT-GRPO advantage of each turn of each rollout, within the rollouts of the same prompt.
+    """Compute the MT-GRPO advantage of each turn of each rollout, within the rollouts of the same prompt.
 
     Args:
         rollouts: All rollouts of one validation; those of a prompt form a group.
@@ -156,22 +156,22 @@ def credit_rollouts(rollouts: Sequence[DumpedRollout], **settings: Any) -> list[
 def turn_advantages(
     rewards: Sequence[Sequence[float]], groups: Sequence[str], *, dropped: Sequence[bool], **settings: Any
 ) -> list[tuple[float, ...]]:
-    """The MT-GRPO advantages of rollouts that are given by the rewards of their turns; 0 for dropped ones.
+    """Compute the MT-GRPO advantages of rollouts from the rewards of their turns; 0 for dropped ones.
 
     Args:
         rewards: One number per turn, for each rollout.
         groups: The rollouts' prompts.
-        dropped: True for rollouts that are to be in no statistic.
+        dropped: True for rollouts to exclude from all statistics.
         settings: Knobs of :func:`verl_mtgrpo.credit.mt_grpo` that differ from its defaults.
     """
     if not rewards:
         return []
-    # torch takes seconds to import, and reading needs it not.
+    # Late: torch takes seconds to import, and reading does not need it.
     import torch
 
     from verl_mtgrpo.credit import mt_grpo
 
-    # One generated token for a turn and one observation token after it say all that the estimator uses.
+    # One generated token per turn and one observation token after it are all that the estimator needs.
     width = 2 * max(1, *map(len, rewards))
     rewards_BT = torch.zeros(len(rewards), width)
     mask_BT = torch.zeros(len(rewards), width)
@@ -183,7 +183,7 @@ def turn_advantages(
 
 
 def pick_rollouts(credited: Sequence[CreditedRollout], count: int) -> list[CreditedRollout]:
-    """Rollouts that show what credit does: the two ends of the groups whose rollouts differ most.
+    """Pick rollouts that show how credit works: the two extremes of the groups that differ most.
 
     Groups in which every rollout was paid the same teach nothing and come last.
     """
@@ -194,19 +194,19 @@ def pick_rollouts(credited: Sequence[CreditedRollout], count: int) -> list[Credi
     picked: list[CreditedRollout] = []
     for group in ordered:
         ranked = sorted(group, key=lambda item: -sum(item.rollout.turn_rewards))
-        # Both ends of a group that differs; one rollout stands for a group of equals.
+        # Both extremes of a group that differs; one rollout represents a group of equals.
         picked += [ranked[0], ranked[-1]] if ranked[0].spread > 0 and len(ranked) > 1 else ranked[:1]
     return picked[:count]
 
 
 def question_of(transcript: Transcript) -> str:
-    """The last thing the user side said: what stands before it is instruction; empty if it said nothing."""
+    """Return the last user message, as earlier ones are instructions; empty if there is none."""
     asked = [message for message in transcript.prompt if message.get("role") == "user"]
     return _text(asked[-1].get("content")) if asked else ""
 
 
 def _text(content: object) -> str:
-    """A message's text; of several parts, as of messages with pictures, those that are text."""
+    """Return a message's text; of a message with several parts, such as images, the parts that are text."""
     if isinstance(content, (list, tuple)):
         return " ".join(str(part["text"]) for part in content if isinstance(part, Mapping) and "text" in part)
     return "" if content is None else str(content)
@@ -218,22 +218,22 @@ def _parse(line: bytes, where: str) -> Mapping[str, Any]:
     except ValueError as error:
         raise DataError(
             f"{where}: not JSON ({error}): the file is damaged, or the run that wrote it was killed there",
-            fix="remove what is left of that line",
+            fix="remove that line",
         ) from error
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a JSON {type(row).__name__}", expected="an object with the fields of one rollout")
+        raise DataError(f"{where}: is a JSON {type(row).__name__}", expected="an object with the fields of one rollout")
     return row
 
 
 def _rollout_from_row(row: Mapping[str, Any], where: str) -> DumpedRollout:
     if TRANSCRIPT not in row:
         raise DataError(
-            f"{where}: a rollout without transcript",
+            f"{where}: is a rollout without a transcript",
             expected=(
                 "a dump of a run with the agent loop mtgrpo_tool_agent and the reward manager mtgrpo: of its "
                 "validations (trainer.validation_data_dir), or of its training rollouts (trainer.rollout_data_dir), "
-                "which hold transcripts and credit with trainer.v1.trainer_mode=mtgrpo_sync (or another of this "
-                "package's), and in verl's own trainers text and score only"
+                "which contain transcripts and credit with trainer.v1.trainer_mode=mtgrpo_sync (or another of this "
+                "package), but only text and score with verl's own trainers"
             ),
         )
     try:
@@ -270,7 +270,7 @@ def _rollout_from_row(row: Mapping[str, Any], where: str) -> DumpedRollout:
 
 
 def _numbers(text: Any, turns: int, what: str) -> tuple[float, ...]:
-    """A JSON list with a finite number for each turn."""
+    """Parse a JSON list with one finite number per turn."""
     values = tuple(float(value) for value in json.loads(text))
     if len(values) != turns:
         raise ValueError(f"{len(values)} {what} for {turns} turns")
@@ -288,7 +288,9 @@ def _components(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _why_dropped(row: Mapping[str, Any], transcript: Transcript) -> str | None:
-    ended = {OUTAGE: "the search was down", NO_TOKENS: "the rollout server gave no token"}.get(transcript.end_reason)
+    ended = {OUTAGE: "the search was down", NO_TOKENS: "the rollout server returned no token"}.get(
+        transcript.end_reason
+    )
     if not row.get(DROPPED) and ended is None:
         return None
     return str(row.get(DROPPED_REASON) or ended or "the search was down")

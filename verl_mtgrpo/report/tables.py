@@ -1,4 +1,4 @@
-"""Tables: the same rows for a terminal and for Markdown."""
+"""Format tables, with the same rows for a terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from statistics import fmean
 
 from verl_mtgrpo.report.metrics import RunMetrics
 
-# What the demo and the comparison report, and what people call it.
+# The metrics that the demo and the comparison report, with their readable names.
 HEADLINES: Mapping[str, str] = {
     "tool/used": "tool execution",
     "tool/hit": "answer in results",
@@ -17,7 +17,7 @@ HEADLINES: Mapping[str, str] = {
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned by spaces, first column to the left, the others to the right."""
+    """Align columns by spaces, first column to the left, the others to the right."""
     lines = [list(header), *(list(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     rule = "  ".join("-" * width for width in widths)
@@ -26,13 +26,13 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right."""
+    """Return a Markdown table with right-aligned numbers."""
     rule = ["---", *("---:" for _ in header[1:])]
     return "\n".join("| " + " | ".join(line) + " |" for line in [list(header), rule, *map(list, rows)])
 
 
 def start_end_rows(metrics: RunMetrics) -> list[list[str]]:
-    """One row per headline: its sampled validation value before and after training, and the change."""
+    """Return one row per headline metric: its sampled validation value before and after training, and the change."""
     rows: list[list[str]] = []
     for name, label in HEADLINES.items():
         series = metrics.validation.get(name)
@@ -43,7 +43,7 @@ def start_end_rows(metrics: RunMetrics) -> list[list[str]]:
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """``mean (lowest to highest)`` over the seeds; a single value stands alone."""
+    """Format ``mean (lowest to highest)`` over the seeds, or a single value alone."""
     if not values:
         return "–"
     if len(values) == 1:

@@ -1,6 +1,6 @@
-"""Rollouts and their credit on a terminal: blue above 0, orange below, and the number always.
+"""Print rollouts and their credit on a terminal: blue above 0, orange below, and always the number.
 
-What a rollout holds is put into ``Text`` objects, in which no markup is read, without characters a terminal would obey.
+The text of a rollout goes into ``Text`` objects, which parse no markup, without control characters for the terminal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RESULT_CHARS = 240
 
 
 def print_catalog(catalog: Catalog, console: Console) -> None:
-    """What was read, and for each kind of rollouts what the advantages are and how they fall on the turns."""
+    """Print what was read, and for each kind of rollouts the estimator and the advantages by turn."""
     rollouts = sum(1 for _ in catalog.entries())
     dropped = sum(entry.dropped for entry in catalog.entries())
     steps = sorted({group.step for group in catalog.groups})
@@ -43,8 +43,8 @@ def print_catalog(catalog: Catalog, console: Console) -> None:
 
 
 def print_rollouts(catalog: Catalog, count: int, console: Console) -> None:
-    """The rollouts that show most of what credit does: both ends of the groups whose advantages lie farthest apart."""
-    # More groups than rollouts: those in which all were paid the same give one rollout, not two.
+    """Print the rollouts that show best how credit works: both extremes of the groups that differ most."""
+    # More groups than rollouts: groups in which all were paid the same yield one rollout, not two.
     widest = sorted(catalog.groups, key=lambda group: -group.spread)[:count]
     credited: list[CreditedRollout] = []
     why: dict[int, Sequence[Why]] = {}
@@ -60,7 +60,7 @@ def print_rollouts(catalog: Catalog, count: int, console: Console) -> None:
 
 
 def rollout_text(credited: CreditedRollout, why: Sequence[Why]) -> Lines:
-    """One rollout: question, then each turn with its reward, its advantage and why, and what tools said."""
+    """Format one rollout: question, then each turn with its reward, its advantage and why, and tool results."""
     rollout = credited.rollout
     lines = [
         _line(0, Text("question: " + (one_line(question_of(rollout.transcript)) or "(no user message)"), style="bold")),
@@ -77,14 +77,14 @@ def rollout_text(credited: CreditedRollout, why: Sequence[Why]) -> Lines:
 
 
 def one_line(text: str) -> str:
-    """On one line, and without characters that a terminal would obey."""
+    """Put text on one line, without control characters for the terminal."""
     return "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in " ".join(text.split())
     )
 
 
 def _line(indent: int, text: Text) -> Padding:
-    """A paragraph; where it is wrapped, it stays to the right of its indent."""
+    """Return a paragraph; wrapped lines keep the indent."""
     return Padding(text, (0, 0, 0, indent), expand=False)
 
 
@@ -92,7 +92,7 @@ def _turn_lines(turn: Turn) -> list[str]:
     lines = ["model: " + one_line(turn.text)]
     for call in turn.tool_calls:
         said = call.result if call.ok else f"[{call.error_kind}] {call.result}"
-        unseen = "" if call.seen or not call.ok else " (did not fit, the model never saw it)"
+        unseen = "" if call.seen or not call.ok else " (did not fit; the model never saw it)"
         result = textwrap.shorten(one_line(said), _RESULT_CHARS, placeholder=" […]")
         lines.append(f"{one_line(call.name)}{unseen}: {result}")
     return lines
@@ -107,7 +107,8 @@ def _method(catalog: Catalog, groups: Sequence[Group], training: bool) -> Text:
             text.append(f" ({one_line(knobs)})" if knobs else "")
         else:
             text.append(
-                f"validation rollouts, advantages recomputed as {name}: a validation is not trained on", style="bold"
+                f"validation rollouts, advantages recomputed as {name}: nothing is trained on a validation",
+                style="bold",
             )
         text.append(f"\n{in_words(name)}\n")
     text.rstrip()
@@ -133,7 +134,7 @@ def _turn_table(groups: Sequence[Group]) -> Table:
 
 
 def _style(advantage: float) -> str:
-    """Told apart also by people who do not see red and green differently."""
+    """Return a style that is distinguishable with red-green colour blindness."""
     if abs(advantage) < 0.005:
         return ""
     return "bold #56b4e9" if advantage > 0 else "bold #e69f00"

@@ -10,17 +10,16 @@ from verl_mtgrpo.report.explain import Term, explain
 from verl_mtgrpo.report.rollouts import DumpedRollout
 
 VERLS_WORDS: Mapping[str, str] = {
-    "grpo": "GRPO: all that the rollout was paid, normalised over the rollouts of the prompt; every turn gets the "
-    "same.",
-    "rloo": "RLOO: all that the rollout was paid, minus the mean of the other rollouts of the prompt; every turn gets "
-    "the same.",
+    "grpo": "GRPO: the total reward of the rollout, normalised over the rollouts of the prompt; the same at each turn.",
+    "rloo": "RLOO: the total reward of the rollout, minus the mean of the other rollouts of the prompt; the same "
+    "for every turn.",
     "gae": "Generalised advantage estimation, token by token: rewards to come minus what the critic expected, whitened "
-    "over the training batch. Shown is the mean over the turn's tokens; it cannot be worked out from a group.",
+    "over the training batch. The mean over the turn's tokens is shown; it cannot be worked out from a group.",
 }
 """What verl's own estimators do; ours say it in their records (:class:`verl_mtgrpo.credit.Estimator`)."""
 
-_UNKNOWN = "This report does not know how this estimator works: it is one of verl's, or your own."
-_WITH_KL = " Rewards are taken as the estimator saw them, with the KL penalty."
+_UNKNOWN = "This report does not know how this estimator works: it is one of verl's or a custom one."
+_WITH_KL = " Rewards are shown as the estimator saw them, with the KL penalty."
 _BASELINES = {
     "alive": "the {count} rollouts that got this far averaged",
     "group": "the {count} rollouts averaged",
@@ -46,7 +45,7 @@ class Why:
 
 
 def in_words(estimator: str) -> str:
-    """Return what an estimator does, for somebody who looks at one advantage."""
+    """Return what an estimator does, for a reader who looks at one advantage."""
     from verl_mtgrpo.credit import ESTIMATORS  # late: torch takes seconds to import, and reading dumps does not need it
 
     words = ESTIMATORS[estimator].words if estimator in ESTIMATORS else VERLS_WORDS.get(estimator)
@@ -68,7 +67,7 @@ def explain_group(
     found: list[list[Why]] = []
     for number, (rollout, mine) in enumerate(zip(rollouts, advantages, strict=True)):
         if rollout.dropped is not None:
-            found.append([Why((), f"Taken out of the update: {rollout.dropped}.", None) for _ in mine])
+            found.append([Why((), f"Left out of the update: {rollout.dropped}.", None) for _ in mine])
         elif working is None:
             found.append([_statistics(rollouts, seen, number, turn) for turn in range(len(mine))])
         else:
@@ -97,7 +96,7 @@ def _checked(terms: tuple[Term, ...], advantage: float) -> Why:
     if not adds_up:
         words += (
             f" This does not give the {signed(advantage)} that was trained on: rollouts of the group or settings are "
-            "missing in the dump, or the rewards were changed later."
+            "missing from the dump, or the rewards were changed later."
         )
     return Why(terms, words, adds_up)
 

@@ -1,4 +1,4 @@
-"""Finding passages for a query, and writing them down for the model.
+"""Find passages for a query and render them for the model.
 
 Imports nothing heavy: an engine is loaded by the first index that is opened or built with it, the HTTP client by
 the first request. The service (``retrieval.server``) needs the extra ``serve`` and is imported by name.

@@ -1,4 +1,4 @@
-"""What client and service have to know of HTTP: addresses, tokens, dates."""
+"""Addresses and tokens of search services."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from verl_mtgrpo.retrieval import wire
 
 
 def base_url(url: str) -> str:
-    """The address without ``/retrieve`` and without a slash at its end.
+    """Return the address without ``/retrieve`` and without a trailing slash.
 
     Raises:
-        ConfigError: It is no address of an HTTP service, or it holds a password.
+        ConfigError: The URL is not an HTTP(S) address, or it contains a user name or password.
     """
     example = "an address such as http://127.0.0.1:8000"
     try:
@@ -39,18 +39,18 @@ _BARE = re.compile(rf"(?:https?:/*)?((?:{_HOST}:\d{{1,5}}|localhost)(?:/.*)?)", 
 
 
 def is_address(spec: str) -> bool:
-    """True if ``spec`` names a service (it has a scheme, as in ``http://``) and not a folder."""
+    """Return True if ``spec`` names a service (it has a scheme, as in ``http://``) rather than a folder."""
     return "://" in spec
 
 
 def meant_address(path: str) -> str | None:
-    """The address that was probably meant by a path: ``localhost:8000`` -> ``http://localhost:8000``; else None."""
+    """Guess the address that a path was meant as: ``localhost:8000`` -> ``http://localhost:8000``; None if none."""
     found = _BARE.fullmatch(path)
     return f"http://{found[1]}" if found else None
 
 
 def is_this_machine(url: str) -> bool:
-    """True for an address of the loopback interface."""
+    """Return True if the address is on the loopback interface."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -59,20 +59,20 @@ def is_this_machine(url: str) -> bool:
 
 
 def read_token(token_env: str | None) -> str | None:
-    """The bearer token in the environment variable ``token_env``; None if no variable is named.
+    """Return the bearer token in the environment variable ``token_env``; None if no variable is named.
 
     Raises:
-        ConfigError: The variable is not set, or empty.
+        ConfigError: The variable is unset or empty.
     """
     if token_env is None:
         return None
     token = os.environ.get(token_env, "").strip()
     if not token:
         raise ConfigError(
-            "the token of the search service is not there",
+            "the token of the search service is missing",
             fix=(
-                f"set the environment variable {token_env} (before `ray start`, if Ray runs already), or name no "
-                "variable"
+                f"set the environment variable {token_env} (before `ray start`, if Ray is already running), or leave "
+                "token_env empty"
             ),
         )
     return token

@@ -1,4 +1,4 @@
-"""One thread with an event loop for each process, on which coroutines run whoever asks for them."""
+"""One thread per process with an event loop, for coroutines submitted from any thread."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def _after_fork_in_child() -> None:
-    """The lock may have been held by a thread that the child does not have."""
+    """Replace the lock: a thread that does not exist in the child may have held it."""
     global _starting
     _starting = threading.Lock()
 

@@ -1,10 +1,10 @@
-"""BM25 search over an index on disk, inside the process that asks.
+"""BM25 search over an index on disk, in the process that searches.
 
-The index is memory-mapped and never written after the build: any number of workers open the same
-folder and share its pages. The engine is tantivy; nothing outside the modules ``bm25*`` knows.
+The index is memory-mapped and never written after the build, so any number of workers can open the same
+folder and share its pages. The engine is tantivy; only the modules ``bm25*`` know it.
 
-Titles and texts are searched as one field. A query is cut into words by the same rule as the passages
-and matched word by word, without any query language: whatever a model writes is just words.
+Titles and texts are searched as one field. A query is split into words by the same rule as the passages
+and matched word by word; there is no query language, so anything a model writes is just words.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MAX_QUERY_CHARS = 20_000
 MAX_QUERY_WORDS = 128
-"""A query is cut to these; more words say nothing about what to look for and only cost time."""
+"""Longer queries are cut to this many words: more of them only cost time."""
 
 _PAGE = 10_000
 
@@ -42,7 +42,7 @@ class BM25Index(IndexFolder[BM25Manifest, "_Engine"]):
     """A read-only BM25 index. Make one with :meth:`build` or :meth:`open`.
 
     Threads may share one object (a search holds no lock of Python). It pickles as its path: the copy
-    opens the index at its first search, and refuses if other content has been built there meanwhile.
+    opens the index at its first search, and raises if other content has been built there in the meantime.
     """
 
     _kind = BM25Manifest
@@ -59,13 +59,13 @@ class BM25Index(IndexFolder[BM25Manifest, "_Engine"]):
     ) -> BM25Index:
         """Build an index of ``passages`` in the folder ``out`` and open it.
 
-        The passages are streamed. An index that is already in ``out`` stays whole and in use until the
-        new one is complete. ``source`` is a free text for the manifest. Equal passages in equal order
+        The passages are streamed. An index that already exists in ``out`` stays complete and in use until the
+        new one is complete. ``source`` is free text for the manifest. Equal passages in equal order
         give an index that answers equally.
 
         Raises:
-            DataError: No passages, or two with the same id.
-            IndexFormatError: ``out`` holds files that are no index of ours.
+            DataError: There are no passages, or two share an id.
+            IndexFormatError: ``out`` holds files that are not an index of verl-mtgrpo.
         """
         if analyser not in ANALYSERS:
             raise ConfigError(f"analyser is {analyser!r}", expected=f"one of {', '.join(ANALYSERS)}")
@@ -88,7 +88,7 @@ class BM25Index(IndexFolder[BM25Manifest, "_Engine"]):
         """Open the index in the folder ``path``; nothing is written there.
 
         Raises:
-            IndexFormatError: There is no index, or not one that this version can read.
+            IndexFormatError: There is no index that this version can read.
         """
         path = Path(path).absolute()
         index = cls(path, read_manifest(path, BM25Manifest))
@@ -97,7 +97,7 @@ class BM25Index(IndexFolder[BM25Manifest, "_Engine"]):
 
     @property
     def fingerprint(self) -> str:
-        """What decides the answers: passages and analyser."""
+        """Identify what determines the answers: passages and analyser."""
         return f"bm25/{self._manifest.analyser}/{self._manifest.checksum}"
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
@@ -110,13 +110,13 @@ class BM25Index(IndexFolder[BM25Manifest, "_Engine"]):
         return [engine.search(query, k) for query in queries]
 
     def passages(self) -> Iterator[Passage]:
-        """All passages in the order in which they were added; ``IndexFormatError`` where one cannot be read."""
+        """Yield all passages in the order in which they were added; ``IndexFormatError`` where one cannot be read."""
         engine = self._engine()
         for start in range(0, len(self), _PAGE):
             yield from engine.page(start)
 
     def finds_itself(self) -> bool:
-        """Whether the words of one of the first passages find anything; True if those have no words."""
+        """Return True if a search for the words of one of the first passages finds anything; True without words."""
         engine = self._engine()
         texts = (f"{passage.title}\n{passage.text}" for passage in islice(self.passages(), 100))
         text = next((text for text in texts if engine.has_words(text)), None)
@@ -148,14 +148,16 @@ class _Engine:
             )
 
     def search(self, query: str, k: int) -> list[Passage]:
+        """Return the best ``k`` passages for one query."""
         with _as_error(RetrievalError, f"search in {self._path} failed"):
             return self._search(query[:MAX_QUERY_CHARS], k)
 
     def has_words(self, text: str) -> bool:
+        """Return True if the analyser finds a word in ``text``."""
         return bool(self._analyser.analyze(text))
 
     def page(self, start: int) -> list[Passage]:
-        """The passages from number ``start`` on, ``_PAGE`` of them or as many as there are."""
+        """Return the passages from number ``start`` on, ``_PAGE`` of them or as many as are left."""
         import tantivy
 
         end = min(start + _PAGE, self._searcher.num_docs)
@@ -187,7 +189,7 @@ def _ordinal(document: tantivy.Document) -> int:
 
 @contextlib.contextmanager
 def _as_error(kind: type[RetrievalError], what: str) -> Generator[None, None, None]:
-    """Turn what the engine raises into an error of ours."""
+    """Turn whatever the engine raises into an error of kind ``kind``."""
     try:
         yield
     except Exception as error:
@@ -209,11 +211,11 @@ def _to_passage(document: tantivy.Document, score: float) -> Passage:
 
 
 def _open_read_only(data: Path, manifest: BM25Manifest) -> tuple[tantivy.Searcher, tantivy.Schema]:
-    """Open tantivy's files without writing beside them.
+    """Open tantivy's files without writing to their folder.
 
     tantivy takes a lock file in the folder it opens, which fails on a read-only disk. It gets a
-    temporary folder of links instead, gone as soon as the files are mapped. ``FileNotFoundError`` if
-    the data is not there (any more).
+    temporary folder of links instead, which is removed as soon as the files are mapped. Raises
+    ``FileNotFoundError`` if the data is not there (any more).
     """
     import tantivy
 
@@ -237,10 +239,10 @@ def _open_read_only(data: Path, manifest: BM25Manifest) -> tuple[tantivy.Searche
 
 @contextlib.contextmanager
 def _short_lived_folder() -> Generator[str, None, None]:
-    """A temporary folder; deleted again and again until it is gone.
+    """Yield a temporary folder and delete it, repeatedly if need be.
 
-    tantivy watches a folder it opened from a thread of its own, which may put its lock file back while
-    we delete. ``TemporaryDirectory`` fails then.
+    tantivy watches a folder it opened from a thread, which may put its lock file back while we delete.
+    ``TemporaryDirectory`` fails then.
     """
     folder = tempfile.mkdtemp(prefix="mtgrpo-index-")
     try:

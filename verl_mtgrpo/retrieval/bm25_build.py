@@ -1,4 +1,4 @@
-"""Passages -> the files of a BM25 index (tantivy)."""
+"""Write passages as the files of a BM25 index (tantivy)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ANALYSERS = ("english", "plain")
 """``english``: words, lower case, accents removed, stemmed. ``plain``: the same without stemming."""
 
 _WRITER_BYTES = 1_000_000_000
-"""Memory of a build. Each time it is full a segment is written, and a query visits every segment."""
+"""Memory of a build. A segment is written each time it is full, and a query visits every segment."""
 
 
 def engine_version() -> str:
-    """Name and version of the search engine, for the manifest."""
+    """Return the name and version of the search engine, for the manifest."""
     return f"tantivy {importlib.metadata.version('tantivy')}"
 
 
@@ -30,7 +30,7 @@ def write_index(passages: Iterable[Passage], folder: Path, analyser: str, source
     """Write all passages into ``folder``; ``DataError`` if there are none or two share an id.
 
     Raises:
-        StorageError: tantivy, which raises ``ValueError`` for whatever goes wrong, could not write.
+        StorageError: tantivy could not write (it raises ``ValueError`` for everything).
     """
     import tantivy
 
@@ -54,7 +54,7 @@ def write_index(passages: Iterable[Passage], folder: Path, analyser: str, source
 
 
 def make_analyser(name: str) -> tantivy.TextAnalyzer:
-    """The rule that turns text into words, for passages and queries alike."""
+    """Return the rule that turns text into words, the same for passages and queries."""
     from tantivy import Filter, TextAnalyzerBuilder, Tokenizer
 
     builder = TextAnalyzerBuilder(Tokenizer.simple()).filter(Filter.remove_long(100))
@@ -70,7 +70,7 @@ def _make_schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
     builder.add_text_field("body", tokenizer_name="mtgrpo", index_option="freq")
     for name in ("id", "title", "text"):
-        # Bytes, because the engine indexes every field of text: each passage would be one more long word.
+        # Bytes, because the engine indexes every text field: each passage would add one long word.
         builder.add_bytes_field(name, stored=True)
     builder.add_unsigned_field("ordinal", stored=True, indexed=True, fast=True)
     return builder.build()
@@ -89,7 +89,7 @@ def _to_document(ordinal: int, id: str, title: str, text: str) -> tantivy.Docume
 
 
 def stored_text(document: tantivy.Document, name: str) -> str:
-    """Value of the stored field ``name``."""
+    """Return the value of the stored field ``name``."""
     return bytes(document.get_first(name) or b"").decode()
 
 

@@ -1,13 +1,13 @@
-"""The best passages for a bag of words, exactly, without looking at every passage.
+"""Find the best passages for a bag of words, exactly, without looking at every passage.
 
-The engine's Python interface scores every passage that holds any word of a query; on a large corpus most of
-that time goes to words that most passages hold and that say least. So the words are split (MaxScore: Turtle
+The engine's Python interface scores every passage that contains any word of a query. On a large corpus most of
+that time goes into words that most passages contain and that matter least. So the words are split (MaxScore: Turtle
 and Flood, "Query Evaluation: Strategies and Optimizations", 1995, https://doi.org/10.1016/0306-4573(95)00020-H):
 
-    1. the best C passages by the rare words alone; the last of them has the score s
-    2. their scores for the frequent words are added
-    3. a passage that is not among the C scores at most s + Σ_w max_w over the frequent words w. If that is less
-       than the k-th best sum, the best k are found; else with a larger C, and at last with all words at once
+    1. find the best C passages by the rare words alone; the last of them has the score s
+    2. add their scores for the frequent words
+    3. a passage that is not among the C scores at most s + Σ_w max_w over the frequent words w. If that is
+       below the k-th best sum, the best k are found; otherwise repeat with a larger C, and at last with all words
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MAX_TIES = 256
 _KNOWN_WORDS = 100_000
 _CANDIDATES = (20, 100)
 _FEW_POSTINGS = 20_000
-"""Up to so many occurrences (0.1 ms) the split costs more than it saves."""
+"""Below this many occurrences (0.1 ms) the split costs more than it saves."""
 _FREQUENT_SHARES = (0.1, 0.05)
 """Share of the highest possible score that the frequent words may have, tried in turn: more is faster, but proves less
 often. Measured over a million passages, 600 questions: this pair has the lowest 99th percentile of those tried (the
@@ -43,7 +43,7 @@ class WordSearch:
         self._highest: dict[str, float] = {}
 
     def best(self, words: Sequence[str], k: int) -> list[Hit]:
-        """The best ``k`` hits, and with them those that score the same as the last one (256 at most)."""
+        """Return the best ``k`` hits and those that tie with the last one (256 at most)."""
         counts = Counter(words)
         frequency = {word: self._searcher.doc_freq("body", word) for word in counts}
         known = {word: count for word, count in counts.items() if frequency[word]}
@@ -56,7 +56,7 @@ class WordSearch:
         return self._best_of_all(known, k)
 
     def _best_by_split(self, counts: dict[str, int], frequency: dict[str, int], k: int) -> list[Hit] | None:
-        """The same hits by rare words first; None where that does not prove them."""
+        """Return the same hits, found by the rare words first; None if that does not prove them to be the best."""
         highest = {word: count * self._highest_score(word) for word, count in counts.items()}
         often_first = sorted(counts, key=lambda word: -frequency[word])
         tried = 0
@@ -76,7 +76,7 @@ class WordSearch:
         return None
 
     def _best_with_rest(self, rare: dict[str, int], frequent: dict[str, int], rest: float, k: int) -> list[Hit] | None:
-        """Steps 1 to 3 for one split; ``rest`` is what the frequent words add at most."""
+        """Carry out steps 1 to 3 for one split; ``rest`` is the most that the frequent words can add."""
         hits = self._searcher.search(self._any_of(rare), _CANDIDATES[-1], False).hits
         for limit in _CANDIDATES:
             found = self._with_words(hits[:limit], frequent)
@@ -88,7 +88,7 @@ class WordSearch:
         return None
 
     def _with_words(self, hits: list[Hit], words: dict[str, int]) -> list[Hit]:
-        """``hits`` with the scores of ``words`` added, best first."""
+        """Return ``hits`` with the scores of ``words`` added, best first."""
         import tantivy
 
         must, should = tantivy.Occur.Must, tantivy.Occur.Should
@@ -129,7 +129,7 @@ class WordSearch:
         return term if count == 1 else tantivy.Query.boost_query(term, float(count))
 
     def _highest_score(self, word: str) -> float:
-        """max_w: what one word adds to a score at most, looked up once. Threads may look it up twice."""
+        """Return max_w, the most that one word can add to a score; looked up once (two threads may both look it up)."""
         known = self._highest.get(word)
         if known is None:
             if len(self._highest) >= _KNOWN_WORDS:
@@ -140,5 +140,5 @@ class WordSearch:
 
 
 def rank_score(score: float) -> float:
-    """Score without its last bits: summing the same terms in another order may change those."""
+    """Return the score without its last bits, which depend on the order in which its terms were summed."""
     return float(f"{score:.5g}")

@@ -1,4 +1,4 @@
-"""Is an index on disk what its manifest says?"""
+"""Check that an index on disk is what its manifest says."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from verl_mtgrpo.retrieval.store import REBUILD, BM25Manifest, hash_files, read_
 
 
 def check_index(path: Path | str) -> BM25Index | DenseIndex:
-    """Read everything that is stored at ``path`` and return the opened index.
+    """Read everything stored at ``path`` and return the opened index.
 
-    Compared are the SHA-256 of every file, and the number and checksum of the passages as the engine reads
+    Compares the SHA-256 of every file, and the number and checksum of the passages as the engine reads
     them back. Takes about as long as reading the files twice.
 
     Raises:
-        IndexFormatError: There is no index, or not one this version can read, or it is damaged.
+        IndexFormatError: There is no index that this version can read, or it is damaged.
     """
     path = Path(path)
     kind = BM25Index if read_format(path) == BM25Manifest.format else DenseIndex
@@ -30,14 +30,14 @@ def check_index(path: Path | str) -> BM25Index | DenseIndex:
         count += 1
     if (count, checksum.hexdigest()) != (index.manifest.count, index.manifest.checksum):
         raise IndexFormatError(
-            f"the index at {path} is damaged: it gives back {count} passages with the checksum "
+            f"the index at {path} is damaged: the engine reads {count} passages with the checksum "
             f"{checksum.hexdigest()[:12]}…, its manifest says {index.manifest.count} with "
             f"{index.manifest.checksum[:12]}…",
             fix=REBUILD.format(path=path),
         )
     if not index.finds_itself():
         raise IndexFormatError(
-            f"the index at {path} is damaged: a search for its first passages' own words or vectors does not find them",
+            f"the index at {path} is damaged: a search for the text of its first passages does not find them",
             fix=REBUILD.format(path=path),
         )
     return index
@@ -50,6 +50,7 @@ def _check_files(data: Path, expected: dict[str, str], path: Path) -> None:
     if missing or changed:
         what = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"changed: {', '.join(changed)}"] * bool(changed)
         raise IndexFormatError(
-            f"the index at {path} is damaged: files in {data.name} are not as they were written ({'; '.join(what)})",
+            f"the index at {path} is damaged: "
+            f"files in {data.name} have changed since they were written ({'; '.join(what)})",
             fix=REBUILD.format(path=path),
         )

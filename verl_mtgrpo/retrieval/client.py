@@ -1,10 +1,10 @@
-"""Passages from a search service over HTTP: a retriever that retries for a while and then says why it gave up.
+"""Get passages from a search service over HTTP, retry for a while, and say why if it fails in the end.
 
-All requests of a process are made on one thread with an event loop of its own, whichever thread or event
-loop asks. So sync and async callers share connections and their limit, and nothing breaks when a loop ends.
+All requests of a process are made on one thread with one event loop, whichever thread or event
+loop calls. So sync and async callers share connections and their limit, and nothing breaks when a loop ends.
 
-Not tenacity: the limit of a try, the pause after it and the error that is kept all depend on the answers before it and
-on what is left of the patience, so the loop would be as long with it.
+Why not tenacity: the timeout of a try, the pause after it and the error to raise all depend on earlier answers and
+on how much of the patience is left, so the loop would be just as long with it.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ _sessions: weakref.WeakKeyDictionary[aiohttp.ClientSession, int] = weakref.WeakK
 
 @dataclass(frozen=True)
 class Answer:
-    """What one call brought.
+    """The result of one call.
 
     Attributes:
         results: One list of passages for each query.
-        faults: Kinds of the tries that failed, in order, one name a try; it took one more.
-        seconds: Time it took, with all waiting.
+        faults: The kind of failure of each failed try, in order; one more try succeeded.
+        seconds: Time the call took, including all waiting.
     """
 
     results: list[list[Passage]]
@@ -70,20 +70,20 @@ class HTTPRetriever:
 
     A call is retried after time-outs, broken connections, HTTP 429 and 5xx and broken answers, with growing
     random pauses (or as long as the service's Retry-After asks), until it succeeds or ``patience_s`` is over.
-    Then the error of the last try is raised: its class tells the kind of failure. Other 4xx are not retried.
+    Then it raises the error of the last try, whose class tells the kind of failure. Other 4xx are not retried.
 
-    Threads and event loops may share one object. It pickles as its settings. Proxies of the environment
+    Threads and event loops may share one object. It pickles as its settings. Proxies from the environment
     (``HTTPS_PROXY``, ``NO_PROXY``) are used, but never for a service on this machine.
 
     Args:
         url: Address of the service, ``http://host:port``, with or without ``/retrieve``.
-        patience_s: Longest time in seconds that one call may take, with all its waiting and retries.
+        patience_s: Longest time in seconds that one call may take, including waiting and retries.
         request_timeout_s: Longest time in seconds to wait for one connection and for one answer.
-        concurrency: Requests in flight at once, of this object in this process; more wait their turn.
+        concurrency: Requests in flight at once from this object in this process; others wait their turn.
         token_env: Environment variable that holds the service's bearer token; None for no token.
 
     Raises:
-        ConfigError: A setting makes no sense, or the token's variable is not set.
+        ConfigError: A setting is out of range, or the token's variable is not set.
     """
 
     def __init__(
@@ -110,19 +110,19 @@ class HTTPRetriever:
         self._session_loop: asyncio.AbstractEventLoop | None = None
         self._fingerprint: str | None = None
         self.counts: Counter[str] = Counter()
-        """Since the start: ``calls``, ``tries``, ``failed_calls``, and tries that failed by kind (``busy`` …)."""
+        """Count since the start: ``calls``, ``tries``, ``failed_calls``, and failed tries by kind (``busy`` …)."""
 
     @property
     def url(self) -> str:
-        """Where queries are sent."""
+        """The URL that queries are sent to."""
         return self._base + wire.PATH
 
     @property
     def fingerprint(self) -> str:
-        """What the service says of its index (asked once); empty if it says nothing, as the reference server does.
+        """The service's own fingerprint of its index (asked once); empty if it has none, like the reference server.
 
         Raises:
-            RetrievalError: It cannot be reached.
+            RetrievalError: The service cannot be reached.
         """
         if self._fingerprint is None:
             self._fingerprint = str(self.ping().get("fingerprint") or "")
@@ -132,22 +132,22 @@ class HTTPRetriever:
         """Return, for each query in order, up to ``k`` passages, best first.
 
         Raises:
-            RetrievalError: Of the class that names the failure, within ``patience_s``.
+            RetrievalError: The search failed for ``patience_s``; the class names the kind of failure.
         """
         return background.wait_for(self._ask(queries, k)).results
 
     async def asearch(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
-        """As :meth:`search`, without blocking the event loop meanwhile."""
+        """Search as :meth:`search` does, without blocking the event loop."""
         return (await self.ask(queries, k)).results
 
     async def ask(self, queries: Sequence[str], k: int) -> Answer:
-        """As :meth:`asearch`, and say which tries failed and how long it took."""
+        """Search as :meth:`asearch` does, and also return which tries failed and how long the call took."""
         return await asyncio.wrap_future(background.submit(self._ask(queries, k)))
 
     def ping(self, timeout_s: float = 5.0) -> dict[str, Any]:
-        """Ask the service how it is, once and without retries: what its ``/health`` says.
+        """Return what the service's ``/health`` says, asked once and without retries.
 
-        A service without ``/health`` is sent a query instead, and ``{"status": "ready"}`` means it answered.
+        A service without ``/health`` is sent a query instead, and the result is ``{"status": "ready"}`` if it answers.
 
         Raises:
             RetrievalError: It cannot be reached, is not ready, or does not answer in ``timeout_s`` seconds.
@@ -176,7 +176,7 @@ class HTTPRetriever:
                 results = await self._try_once(body, len(queries), k, left)
                 return Answer(results, tuple(faults), time.monotonic() - start)
             except RetrievalTimeout as error:
-                # A try that the end of patience cut short says less than the whole one before it.
+                # A try cut short by the end of the patience says less than the complete one before it.
                 failure = failure if failure and left < self._request_timeout_s else error
                 faults.append(error.kind)
             except RetrievalError as error:
@@ -199,12 +199,12 @@ class HTTPRetriever:
             raise
 
     async def _request(self, method: str, path: str, limit_s: float, body: bytes | None = None) -> bytes:
-        """The body of one answer with status 200; any failure as the error of its kind."""
+        """Return the body of one answer with status 200; raise any failure as the error of its kind."""
         import aiohttp
 
         session = self._open_session()
         each_s = min(limit_s, self._request_timeout_s)
-        # ``total`` has to hold the wait for a free connection too, the others do not.
+        # ``total`` has to include the wait for a free connection; the others do not.
         timeout = aiohttp.ClientTimeout(total=limit_s, sock_connect=each_s, sock_read=each_s)
         headers = {"Content-Type": "application/json", **_authorization(self._token_env)}
         try:
@@ -219,17 +219,17 @@ class HTTPRetriever:
         except (asyncio.TimeoutError, TimeoutError) as error:
             if isinstance(error, aiohttp.ServerTimeoutError):
                 raise RetrievalTimeout(f"no answer within {each_s:.3g} s") from error
-            raise RetrievalTimeout(f"no free connection, or no whole answer, within {limit_s:.3g} s") from error
+            raise RetrievalTimeout(f"no free connection or no complete answer within {limit_s:.3g} s") from error
         except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
             raise RetrievalBadAnswer(f"its answer is broken or ends too early ({error})") from error
         except (aiohttp.ClientError, OSError) as error:
             raise RetrievalUnreachable(f"{type(error).__name__}: {error}") from error
 
     def _open_session(self) -> aiohttp.ClientSession:
-        """Only called on the thread of requests, so no lock is needed."""
+        """Return the session of this thread. Only called on the thread of requests, so no lock is needed."""
         import aiohttp
 
-        # Another loop: this is a forked child, and the session its parent's.
+        # Another loop: this is a forked child, and the session belongs to its parent.
         if self._session is None or self._session.closed or self._session_loop is not asyncio.get_running_loop():
             self._session_loop = asyncio.get_running_loop()
             connector = aiohttp.TCPConnector(limit=self._concurrency, keepalive_timeout=_KEEP_ALIVE_S)
@@ -258,13 +258,13 @@ class HTTPRetriever:
                 if error.status not in (404, 405):
                     raise
                 await self._try_once(wire.encode_request(["test"], 1), 1, 1, timeout_s)
-                return {"status": "ready", "detail": "it has no /health, but it answers queries"}
+                return {"status": "ready", "detail": "the service has no /health, but it answers queries"}
             health = json.loads(answer)
             if not isinstance(health, dict):
                 raise ValueError("no object")
             return cast("dict[str, Any]", health)
         except ValueError as error:
-            final = RetrievalBadAnswer(f"/health sent no JSON object ({error})")
+            final = RetrievalBadAnswer(f"/health did not send a JSON object ({error})")
             raise self._final(final, [final.kind], start) from error
         except RetrievalError as error:
             raise self._final(error, [error.kind], start) from error
@@ -288,12 +288,12 @@ class HTTPRetriever:
 _ADVICE: dict[type[RetrievalError], str] = {
     RetrievalTimeout: "the service is overloaded or stuck: look at its log and its /metrics, give it more replicas, "
     "or allow more time (patience_s, request_timeout_s)",
-    RetrievalUnreachable: "check that the service runs, that host and port are right and that no firewall or proxy "
-    "is between (start one with: mtgrpo serve INDEX_DIR)",
+    RetrievalUnreachable: "check that the service is running, host and port are right and that no firewall or proxy "
+    "is in between (start one with: mtgrpo serve INDEX_DIR)",
     RetrievalBusy: "start more replicas, give the service a longer --queue, or lower the client's concurrency",
-    RetrievalServerError: "look at the log of the service",
-    RetrievalRejected: "asking again does not help: check the address, the token and the request",
-    RetrievalBadAnswer: "check that the address is a Search-R1 compatible service and no proxy cuts its answers",
+    RetrievalServerError: "look at the service's log",
+    RetrievalRejected: "retrying does not help: check the address, the token and the request",
+    RetrievalBadAnswer: "check that the address is a Search-R1 compatible service and that no proxy cuts its answers",
 }
 
 
@@ -303,7 +303,7 @@ def _authorization(token_env: str | None) -> dict[str, str]:
 
 
 def _pause_s(failure: RetrievalError, tries: int) -> float:
-    """Seconds until the next try. Random, so that callers who failed together do not come back together."""
+    """Return the seconds until the next try: random, so that callers that failed together do not retry together."""
     back_off = min(_FIRST_PAUSE_S * 2 ** min(tries - 1, 10), _LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
     return max(back_off, failure.retry_after_s * random.uniform(1.0, 1.2))
 
@@ -320,7 +320,7 @@ async def _read_limited(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _refusal(response: aiohttp.ClientResponse, content: bytes) -> RetrievalError:
-    """The error that a status other than 200 stands for."""
+    """Return the error that a status other than 200 means."""
     status = response.status
     text = " ".join(content[:2000].decode("utf-8", "replace").split())[:300]
     message = f"HTTP {status}" + (f" ({text})" if text else "")
@@ -340,9 +340,9 @@ def _refusal(response: aiohttp.ClientResponse, content: bytes) -> RetrievalError
 
 
 def _forget_session(session: aiohttp.ClientSession, pid: int) -> None:
-    """Close the session of a client that is gone.
+    """Close the session of a client that has been garbage-collected.
 
-    Never waits: garbage is collected at any line of any thread, also where it holds a lock that the thread of
+    Never waits: garbage collection may run at any line of any thread, even one that holds a lock that the thread of
     requests needs. In a forked child the session is not ours to close.
     """
     if pid == os.getpid() and not session.closed:
@@ -351,8 +351,8 @@ def _forget_session(session: aiohttp.ClientSession, pid: int) -> None:
 
 @atexit.register
 def _close_sessions() -> None:
-    """Otherwise aiohttp complains of open sessions when the process ends."""
+    """Close all sessions, or aiohttp complains about open ones when the process ends."""
     for session, pid in list(_sessions.items()):
         if pid == os.getpid():
-            with contextlib.suppress(Exception):  # nobody is left to tell
+            with contextlib.suppress(Exception):  # nobody is left to report to
                 background.wait_for(session.close(), timeout_s=1.0)

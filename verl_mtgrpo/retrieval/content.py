@@ -1,4 +1,4 @@
-"""What every index does with the passages it is built from: clean, count, hash, refuse repeated ids."""
+"""Prepare the passages of an index: clean, count, hash, refuse duplicate ids."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _T = TypeVar("_T")
 
 
 class Checksum:
-    """SHA-256 over ids, titles and texts in order: equal for equal content, whatever file it came in.
+    """SHA-256 over ids, titles and texts in order: equal for equal content, whatever file it came from.
 
-    The files themselves are not hashed: another compression or layout of the same passages gives an
+    The files themselves are not hashed: the same passages in another compression or layout give an
     index that answers the same.
     """
 
@@ -25,23 +25,23 @@ class Checksum:
         self._digest = hashlib.sha256()
 
     def add(self, fields: tuple[str, str, str]) -> None:
-        """Take in the next passage's (id, title, text)."""
+        """Add the next passage's (id, title, text)."""
         for value in fields:
             raw = value.encode()
             self._digest.update(len(raw).to_bytes(8, "little") + raw)
 
     def hexdigest(self) -> str:
-        """The checksum of what was added so far, as 64 hex digits."""
+        """Return the checksum of what was added so far, as 64 hex digits."""
         return self._digest.hexdigest()
 
 
 class Content:
-    """The passages of a build as they pass by: their number, checksum and repeated ids."""
+    """Keeps track of the passages of a build as they stream by: their number, checksum and duplicate ids."""
 
     def __init__(self, source: str) -> None:
         self._source = source
         self._checksum = Checksum()
-        # 8 bytes a passage; a set of the ids themselves would not fit for millions
+        # 8 bytes per passage; a set of the ids themselves would not fit in memory for millions
         self._id_hashes: array[int] = array("Q")
 
     @property
@@ -55,7 +55,7 @@ class Content:
         return self._checksum.hexdigest()
 
     def add(self, passage: Passage) -> tuple[str, str, str]:
-        """Take in the next passage; return its id, title and text as they are to be stored."""
+        """Add the next passage; return its id, title and text as they will be stored."""
         fields = (
             clean_text(passage.id, "a passage's id"),
             clean_text(passage.title, "a passage's title"),
@@ -66,10 +66,10 @@ class Content:
         return fields
 
     def refuse_if_empty(self) -> None:
-        """Raise ``DataError`` if there was no passage."""
+        """Raise ``DataError`` if no passage was added."""
         if not self._id_hashes:
             raise DataError(
-                f"the corpus is empty: {self._source} gave no passage",
+                f"the corpus is empty: {self._source} has no passages",
                 fix="check that it is the right file",
             )
 
@@ -82,16 +82,16 @@ class Content:
         for at in np.flatnonzero(hashes[order][1:] == hashes[order][:-1]):
             first, second = int(order[at]), int(order[at + 1])
             name = id_at(first)
-            if name == id_at(second):  # else two ids that only share a hash
+            if name == id_at(second):  # otherwise two different ids share a hash
                 raise DataError(
                     f"two passages have the id {name!r} (passage {first + 1} and passage {second + 1} of "
                     f"{self._source})",
-                    fix="ids must be unique: remove the repetition, or give the passages other ids",
+                    fix="ids must be unique: remove the duplicate, or give the passages different ids",
                 )
 
 
 def clean_text(text: object, what: str) -> str:
-    """Return the text as UTF-8 can carry it; ``RetrievalError`` naming ``what`` it is if it is no string."""
+    """Return the text as UTF-8 can encode it; raise ``RetrievalError``naming ``what`` if it is not a string."""
     if not isinstance(text, str):
         raise RetrievalError(f"{what} is a {type(text).__name__} ({str(text)[:40]!r})", expected="a string")
     return encodable(text)

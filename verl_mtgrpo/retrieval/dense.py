@@ -1,6 +1,6 @@
-"""Search by inner product of vectors, over an index on disk, inside the process that asks.
+"""Search by inner product of vectors, over an index on disk, in the process that searches.
 
-The vectors lie in a faiss index, the passages in an Arrow file; both are memory-mapped. Needs the extra ``dense``.
+The vectors are in a faiss index, the passages in an Arrow file; both are memory-mapped. Needs the extra ``dense``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class DenseIndex(IndexFolder[DenseManifest, "_Engine"]):
 
     @property
     def fingerprint(self) -> str:
-        """What decides the answers: files and model; empty with an encoder of one's own, which may change."""
+        """Identify what determines the answers: files and model. Empty with a custom encoder, which may change."""
         made = self._manifest
         return "" if self._encoder else f"dense/{made.model}/{made.query_prefix}/{sorted(made.files.items())}"
 
@@ -64,17 +64,17 @@ class DenseIndex(IndexFolder[DenseManifest, "_Engine"]):
     ) -> DenseIndex:
         """Build an index of ``passages`` in the folder ``out`` and open it.
 
-        The passages are streamed; their vectors are held in memory (4 bytes × dimension a passage, ``hnsw``
-        256 bytes more). Vectors are compared as they are, by inner product. An index that is already in
-        ``out`` stays whole and in use until the new one is complete.
+        The passages are streamed; their vectors are held in memory (4 bytes × dimension per passage, plus 256
+        bytes with ``hnsw``). Vectors are compared as they are, by inner product. An index that already exists in
+        ``out`` stays complete and in use until the new one is complete.
 
         Args:
-            passages: What is to be found.
+            passages: What can be found.
             out: Folder of the index.
             source: Free text for the manifest.
             model: sentence-transformers model of the queries, and of the passages unless ``embeddings`` are
                 given. A passage is encoded as its title, a line break and its text.
-            embeddings: The passages' vectors: an array or .npy file with one row a passage, in order, or a
+            embeddings: The passages' vectors: an array or .npy file with one row per passage, in order, or a
                 function from texts to vectors, which then encodes queries too (unless there is a ``model``).
             kind: ``flat`` compares with every vector and is exact. ``hnsw`` walks a graph: faster on large
                 corpora, approximate, and built by several threads, so that two builds may differ.
@@ -83,9 +83,9 @@ class DenseIndex(IndexFolder[DenseManifest, "_Engine"]):
             progress: Count passages on the terminal.
 
         Raises:
-            ConfigError: Neither ``model`` nor ``embeddings``, or an unknown ``kind``.
-            DataError: No passages, two with the same id, or vectors that do not fit the passages.
-            IndexFormatError: ``out`` holds files that are no dense index of ours.
+            ConfigError: Neither ``model`` nor ``embeddings`` is given, or ``kind`` is unknown.
+            DataError: There are no passages, two share an id, or the vectors do not fit the passages.
+            IndexFormatError: ``out`` holds files that are not a dense index of verl-mtgrpo.
         """
         if kind not in KINDS:
             raise ConfigError(f"kind is {kind!r}", expected=f"one of {', '.join(KINDS)}")
@@ -124,7 +124,7 @@ class DenseIndex(IndexFolder[DenseManifest, "_Engine"]):
         ``encoder`` turns queries into vectors, in place of the model that the index was built with.
 
         Raises:
-            IndexFormatError: There is no index, or not one that this version can read.
+            IndexFormatError: There is no index that this version can read.
         """
         path = Path(path).absolute()
         index = cls(path, read_manifest(path, DenseManifest), encoder)
@@ -134,7 +134,7 @@ class DenseIndex(IndexFolder[DenseManifest, "_Engine"]):
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         """Return, for each query in order, up to ``k`` passages, best first; scores are inner products.
 
-        A blank query gives an empty list; any other one has ``k`` nearest passages, however far. Equal
+        A blank query gives an empty list; any other query finds the ``k`` nearest passages, however far away. Equal
         scores keep the order in which the passages were added.
         """
         texts = check_queries(queries, k)
@@ -147,7 +147,7 @@ class DenseIndex(IndexFolder[DenseManifest, "_Engine"]):
         return found
 
     def passages(self) -> Iterator[Passage]:
-        """All passages in the order in which they were added; ``IndexFormatError`` where one cannot be read."""
+        """Yield all passages in the order in which they were added; ``IndexFormatError`` where one cannot be read."""
         engine = self._engine()
         try:
             for id, title, text in engine.passages:
@@ -159,7 +159,7 @@ class DenseIndex(IndexFolder[DenseManifest, "_Engine"]):
             ) from error
 
     def finds_itself(self) -> bool:
-        """Whether the vector of the first passage finds a score at least as good as its own."""
+        """Return True if a search for the first passage's vector finds a score at least as good as its own."""
         return self._engine().finds_first()
 
     def _open_data(self, manifest: DenseManifest) -> _Engine:
@@ -174,7 +174,7 @@ class DenseIndex(IndexFolder[DenseManifest, "_Engine"]):
 
 
 class _Engine:
-    """Opened vectors and passages, and what turns queries into vectors."""
+    """The opened vectors and passages, and the encoder of queries."""
 
     def __init__(self, path: Path, manifest: DenseManifest, encoder: Encoder | None) -> None:
         self._path, self._manifest = path, manifest
@@ -204,6 +204,7 @@ class _Engine:
             )
 
     def search(self, queries: list[str], k: int) -> list[list[Passage]]:
+        """Return the ``k`` nearest passages for each query."""
         try:
             vectors = check_vectors(
                 self._encode(queries), len(queries), self._manifest.dimension, "the queries' vectors"
@@ -217,6 +218,7 @@ class _Engine:
             raise RetrievalError(f"search in {self._path} failed: {error}") from error
 
     def finds_first(self) -> bool:
+        """Search for the first vector; return True if the best score is at least its own."""
         vector = self._index.reconstruct(0)[None]
         scores, _ = self._index.search(vector, 1, params=self._parameters(1))
         return float(scores[0, 0]) >= float(vector[0] @ vector[0]) * (1 - 1e-4)

@@ -1,4 +1,4 @@
-"""Passages -> the files of a dense index (faiss vectors, Arrow passages)."""
+"""Write passages as the files of a dense index (faiss vectors, Arrow passages)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ KINDS = ("flat", "hnsw")
 VECTORS, PASSAGES = "vectors.faiss", "passages.arrow"
 _BATCH = 1024
 _LINKS, _EF_CONSTRUCTION = 32, 200
-"""Links of a vector in the graph, and candidates looked at when it is put in."""
+"""Links per vector in the graph, and candidates looked at when a vector is inserted."""
 
 
 def import_faiss() -> Any:
-    """The module ``faiss``, or a ``ConfigError`` that says how to install it."""
+    """Return the module ``faiss``, or raise a ``ConfigError`` that says how to install it."""
     try:
         import faiss
     except ImportError as error:
@@ -45,7 +45,7 @@ def write_dense(
     kind: str,
     progress: bool,
 ) -> tuple[Content, int]:
-    """Write all passages and their vectors into ``folder``; return what they are and the dimension."""
+    """Write all passages and their vectors into ``folder``; return their number and checksum, and the dimension."""
     faiss = import_faiss()
     content = Content(source)
     rows = _open_rows(embeddings)
@@ -89,7 +89,7 @@ def _vectors(texts: list[str], start: int, rows: Any, embeddings: Any, encoder: 
 
 
 def _open_rows(embeddings: Any) -> Any:
-    """The array of vectors, mapped if it is a file; None if vectors come from a function."""
+    """Return the array of vectors, memory-mapped if it is a file; None if a function makes them."""
     if embeddings is None or callable(embeddings):
         return None
     import numpy as np

@@ -1,4 +1,4 @@
-"""Texts -> vectors, for dense indexes."""
+"""Turn texts into vectors, for dense indexes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class SentenceEncoder:
     Vectors of a model that compares by cosine have length 1, so that inner products are cosines.
 
     Args:
-        model: Name on the Hugging Face hub, or a local folder.
-        query_prefix: Text put before every query; None for the prompt that the model itself names, if any.
+        model: Name of a model on the Hugging Face hub, or a local folder.
+        query_prefix: Text put before every query; None for the model's own prompt, if it has one.
         passage_prefix: The same for passages.
 
     Raises:
@@ -49,7 +49,7 @@ class SentenceEncoder:
         self._lock = threading.Lock()
 
     def encode(self, texts: Sequence[str], kind: Literal["query", "document"]) -> np.ndarray:
-        """Vectors of ``texts``, float32, of shape (texts, dimension)."""
+        """Return the vectors of ``texts``, float32, of shape (texts, dimension)."""
         with self._lock:
             if self._model is None:
                 self._model = _load(self._name)
@@ -77,13 +77,13 @@ def _load(name: str) -> Any:
             f"the model {name!r} cannot be loaded ({error})",
             fix=(
                 "give the name of a sentence-transformers model on the Hugging Face hub, or, without network, a local "
-                "folder that holds one"
+                "folder with one"
             ),
         ) from error
 
 
 def check_vectors(vectors: Any, count: int, dimension: int | None, what: str, start: int = 0) -> np.ndarray:
-    """The vectors as float32, if they are ``count`` finite ones of length ``dimension`` (None for any).
+    """Return the vectors as float32; raise unless they are ``count`` finite ones of length ``dimension`` (None: any).
 
     ``start`` is the number of the first one, for error messages.
     """

@@ -1,4 +1,4 @@
-"""What all indexes on disk share: opened when first needed, shared by threads, pickled as a path."""
+"""The base of all indexes on disk: opened on first use, shared by threads, pickled as a path."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ E = TypeVar("E")
 
 
 class IndexFolder(ABC, Generic[M, E]):
-    """An index folder (see ``store``) and the engine opened on it.
+    """An index folder (see ``store``) and the engine that is opened on it.
 
     Threads may share one object. It pickles as its path: the copy opens the index at its first search,
-    and refuses if other content has been built there meanwhile.
+    and raises if other content has been built there in the meantime.
     """
 
     _kind: type[M]
@@ -33,7 +33,7 @@ class IndexFolder(ABC, Generic[M, E]):
 
     @abstractmethod
     def _open_data(self, manifest: M) -> E:
-        """Open the data folder that ``manifest`` names; ``FileNotFoundError`` if it is gone."""
+        """Open the data folder that ``manifest`` names; raise ``FileNotFoundError`` if it is gone."""
 
     @abstractmethod
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
@@ -41,11 +41,11 @@ class IndexFolder(ABC, Generic[M, E]):
 
     @abstractmethod
     def passages(self) -> Iterator[Passage]:
-        """All passages in the order in which they were added."""
+        """Yield all passages in the order in which they were added."""
 
     @abstractmethod
     def finds_itself(self) -> bool:
-        """Whether a search for what one of the first passages holds finds a passage as good as it."""
+        """Search for the content of a stored passage; return True if it, or an equally good one, ranks first."""
 
     @property
     def path(self) -> Path:
@@ -54,14 +54,14 @@ class IndexFolder(ABC, Generic[M, E]):
 
     @property
     def manifest(self) -> M:
-        """What the index is: number of passages, source, checksum."""
+        """What the index contains: number of passages, source, checksum."""
         return self._manifest
 
     def __len__(self) -> int:
         return self._manifest.count
 
     async def asearch(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
-        """As :meth:`search`, in a thread: the engine releases Python's lock while it searches."""
+        """Search as :meth:`search` does, in a thread: the engine releases Python's lock while it searches."""
         return await apart(SEARCH, self.search, queries, k)
 
     def _engine(self) -> E:

@@ -21,14 +21,14 @@ CONSTANT = 60
 
 
 class HybridRetriever:
-    """Asks every part and merges their rankings by reciprocal rank; scores are the sums of the formula above.
+    """Searches with every part and merges their rankings by reciprocal rank; scores are the sums of the formula above.
 
-    Parts name the same passage by the same id. An error of one part is an error of the search: half the
-    results would look like all of them.
+    Parts name the same passage by the same id. An error in one part is an error of the search: half the
+    results would look like complete ones.
 
     Args:
         parts: Two retrievers or more over the same corpus.
-        depth: Hits asked of each part (more if the search asks for more); below it a passage has no rank.
+        depth: Hits requested from each part (more if the search asks for more); below it a passage has no rank.
     """
 
     def __init__(self, parts: Sequence[Retriever], *, depth: int = 50) -> None:
@@ -41,20 +41,20 @@ class HybridRetriever:
 
     @property
     def fingerprint(self) -> str:
-        """Those of all parts; empty if one does not know its own."""
+        """The fingerprints of all parts; empty if one part has none."""
         parts = [part.fingerprint for part in self.parts]
         return f"hybrid/{self.depth}/" + " ".join(parts) if all(parts) else ""
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         """Return, for each query in order, up to ``k`` passages, best first.
 
-        Equal scores go by the better single rank, then by the order of the parts.
+        Equal scores are ordered by the better single rank, then by the order of the parts.
         """
         check_queries(queries, k)
         return self._fuse([part.search(queries, max(k, self.depth)) for part in self.parts], len(queries), k)
 
     async def asearch(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
-        """As :meth:`search`, all parts at the same time, without blocking the event loop."""
+        """Search as :meth:`search` does, with all parts at the same time and without blocking the event loop."""
         check_queries(queries, k)
         found = await asyncio.gather(*(part.asearch(queries, max(k, self.depth)) for part in self.parts))
         return self._fuse(found, len(queries), k)
@@ -62,7 +62,7 @@ class HybridRetriever:
     def _fuse(self, found: Sequence[list[list[Passage]]], queries: int, k: int) -> list[list[Passage]]:
         for part, lists in zip(self.parts, found, strict=True):
             if len(lists) != queries:
-                raise RetrievalError(f"{part!r} gave results for {len(lists)} queries", expected=str(queries))
+                raise RetrievalError(f"{part!r} returned results for {len(lists)} queries", expected=str(queries))
         return [fuse(rankings, k) for rankings in zip(*found, strict=True)]
 
     def __repr__(self) -> str:
@@ -70,7 +70,7 @@ class HybridRetriever:
 
 
 def fuse(rankings: Sequence[Sequence[Passage]], k: int) -> list[Passage]:
-    """The best ``k`` of several rankings by reciprocal rank; ``RetrievalError`` if an id has two texts."""
+    """Return the best ``k`` of several rankings by reciprocal rank; raise ``RetrievalError`` if an id has two texts."""
     passages: dict[str, Passage] = {}
     scores: dict[str, float] = {}
     best: dict[str, tuple[int, int]] = {}

@@ -1,4 +1,4 @@
-"""Passages on disk, memory-mapped, found by their number (an Arrow file)."""
+"""Passages on disk, memory-mapped and looked up by number (an Arrow file)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Fields = tuple[str, str, str]
 
 
 class PassageWriter:
-    """Writes passages one after the other; a context manager around one file."""
+    """Writes passages one after the other; use as a context manager."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
@@ -53,7 +53,7 @@ class PassageWriter:
 
 
 class PassageFile:
-    """A file that :class:`PassageWriter` wrote. Processes share its pages; threads may share the object."""
+    """Reads a file that :class:`PassageWriter` wrote. Processes share its pages; threads may share the object."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Queries: what a model wrote -> what is searched for."""
+"""Queries: clean what a model wrote before it is searched for."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from verl_mtgrpo.errors import ConfigError, RetrievalError
 from verl_mtgrpo.retrieval.content import clean_text
 
 MAX_CHARS = 2_000
-"""A longer query is cut: what is beyond says nothing about what to look for."""
+"""A longer query is cut to this many characters: the rest rarely adds to what to look for."""
 
 # Control characters, half surrogate pairs, and format characters such as zero-width spaces and text direction marks.
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]+")
 
 
 def clean_query(text: str) -> str:
-    """Return the query in composed Unicode (NFC), without invisible characters, in single spaces, at most 2,000 long.
+    """Return the query in NFC, without invisible characters, with single spaces, at most 2,000 characters long.
 
-    Nothing else changes: case, punctuation and words are the search engine's to judge. May be empty.
+    Nothing else changes: case, punctuation and words are left to the search engine. May be empty.
     """
     visible = _INVISIBLE.sub(" ", text[: 4 * MAX_CHARS])
     return " ".join(unicodedata.normalize("NFC", visible).split())[:MAX_CHARS].rstrip()
 
 
 def check_queries(queries: Sequence[str], k: int) -> list[str]:
-    """Return the queries as UTF-8 can carry them.
+    """Return the queries as UTF-8 can encode them.
 
     Raises:
         RetrievalError: ``queries`` is one string, or holds something other than strings.
@@ -40,5 +40,5 @@ def check_queries(queries: Sequence[str], k: int) -> list[str]:
 
 
 def same_search(text: str) -> str:
-    """What two queries have in common if they ask for the same: a clean query without case and outer punctuation."""
+    """Return a key, equal for queries that ask the same: the clean query without case and outer punctuation."""
     return clean_query(text).casefold().strip(" \t.,;:!?\"'")

@@ -1,4 +1,4 @@
-"""Passages -> the text that the model reads."""
+"""Render passages as the text that the model reads."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def render_passages(
     Args:
         passages: Hits in order; the first gets ``{rank}`` 1. An empty list gives ``NOTHING_FOUND``.
         template: How one passage is written, with the fields ``{rank}``, ``{title}`` and ``{text}``.
-        max_chars: Longest text to return, in characters; a longer one is cut after a whole word and
-            ends with ``" ..."`` (counted). None for no limit. ``NOTHING_FOUND`` is never cut.
+        max_chars: Longest text to return, in characters; longer text is cut after a whole word and
+            ends with ``" ..."`` (included in the limit). None for no limit. ``NOTHING_FOUND`` is never cut.
     """
     check_template(template)
     if max_chars is not None and max_chars < 1:
@@ -67,6 +67,6 @@ def _cut(text: str, max_chars: int | None) -> str:
     head = text[:room]
     if not text[room].isspace() and not head[-1].isspace():
         words = head.rsplit(maxsplit=1)
-        # A single word longer than the room has no boundary to cut at.
+        # A single word longer than the limit has no boundary to cut at.
         head = words[0] if len(words) == 2 else head
     return head.rstrip() + CUT_MARK

@@ -1,14 +1,14 @@
 """A search service: any retriever behind Search-R1's wire format (see :mod:`verl_mtgrpo.retrieval.wire`).
 
-``POST /retrieve``, ``GET /health``, ``GET /metrics`` (Prometheus). Every refusal is JSON, ``{"error": "what was
+``POST /retrieve``, ``GET /health``, ``GET /metrics`` (Prometheus). Every error is JSON, ``{"error": "what was
 got, what was expected, what to do"}``:
 
-* 400 the body is no request, 401 the token is missing or wrong, 408 the body does not arrive;
+* 400 the body is not a request, 401 the token is missing or wrong, 408 the body does not arrive;
 * 413 the body is too large, or holds too many queries;
-* 429 with Retry-After: as many requests as the service takes at once are there already;
+* 429 with Retry-After: the service already has as many requests as it takes at once;
 * 500 the search failed, 503 it is starting or stopping, 504 it took too long.
 
-Imports FastAPI and prometheus_client: nothing that has to stay light may import this module.
+Imports FastAPI and prometheus_client, so modules that must load fast may not import it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from verl_mtgrpo.threads import search_threads
 logger = logging.getLogger(__name__)
 
 _RETRY_AFTER = {"Retry-After": "1"}
-# A sender only reads its 413 when it has got rid of its body: up to this many times the limit is taken and dropped.
+# A sender reads its 413 only after sending its body: up to this many times the limit is read and discarded.
 _DRAINED_BODIES = 8
 _LATENCIES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -50,7 +50,7 @@ class ServerSettings(Settings):
     """Limits of a service."""
 
     default_k: int = Field(default=3, ge=1)
-    """Passages for each query where a request says ``topk: null``."""
+    """Passages per query if a request says ``topk: null``."""
     max_k: int = Field(default=100, ge=1)
     """Largest ``topk``; a larger one is refused (400)."""
     max_queries: int = Field(default=512, ge=1)
@@ -61,7 +61,7 @@ class ServerSettings(Settings):
     max_body_bytes: int = Field(default=8_000_000, ge=1)
     """Largest body of a request (413)."""
     threads: int = Field(default=0, ge=0)
-    """Searches carried out at once; 0 for one on each core that the process may use, 32 at most."""
+    """Searches that run at once; 0 for one per core that the process may use, 32 at most."""
     queue: int = Field(default=512, ge=0)
     """Requests that may wait for a thread; one more gets 429."""
     timeout_s: Number = Field(default=10.0, gt=0)
@@ -71,12 +71,12 @@ class ServerSettings(Settings):
 
     @property
     def thread_count(self) -> int:
-        """Searches carried out at once."""
+        """Searches that run at once."""
         return self.threads or search_threads()
 
 
 def create_app(retriever: Retriever, settings: ServerSettings | None = None) -> FastAPI:
-    """The service as an ASGI application, for uvicorn, Ray Serve or any other server.
+    """Return the service as an ASGI application, for uvicorn, Ray Serve or any other server.
 
     Raises:
         ConfigError: ``token_env`` names a variable that is not set.
@@ -99,7 +99,7 @@ def create_app(retriever: Retriever, settings: ServerSettings | None = None) -> 
 
 
 class _Refused(Exception):
-    """A request that gets another answer than passages."""
+    """An error answer to a request."""
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -107,13 +107,15 @@ class _Refused(Exception):
 
 
 class _Service:
+    """Runs the searches of one app, and limits and counts its requests."""
+
     def __init__(self, retriever: Retriever, settings: ServerSettings) -> None:
         self._retriever = retriever
         self._settings = settings
         token = read_token(settings.token_env)
         self._token = token.encode() if token else None
         self._pool = ThreadPoolExecutor(settings.thread_count, thread_name_prefix="search")
-        # Held from a request's acceptance until its search has really ended, also when it was given up on.
+        # Held from a request's acceptance until its search has really ended, even if the client no longer waits.
         self._places = threading.BoundedSemaphore(settings.thread_count + settings.queue)
         self._metrics = _Metrics()
         self._state = "starting"
@@ -122,7 +124,7 @@ class _Service:
     # ---- life
 
     def start(self) -> None:
-        """Search once in the background: it brings the index into memory and shows that it works."""
+        """Search once in the background: this loads the index into memory and shows that it works."""
         self._pool.submit(self._warm_up)
 
     def _warm_up(self) -> None:
@@ -135,18 +137,18 @@ class _Service:
             self._state = "ready"
 
     def stop(self) -> None:
-        """Searches that run end; those that wait have been answered or given up by now."""
+        """Stop the pool. Running searches finish; waiting ones have been answered or abandoned by now."""
         self._state = "stopping"
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     # ---- routes
 
     async def health(self) -> Response:
-        """200 when searches work, 503 otherwise; open to everybody, so that load balancers can ask."""
+        """Answer 200 if searches work, 503 otherwise; no token is needed, so that load balancers can ask."""
         manifest = getattr(self._retriever, "manifest", None)
         index = asdict(manifest) if is_dataclass(manifest) and not isinstance(manifest, type) else None
         if index is not None:
-            # What identifies the index; folders and versions of this machine are nobody's business.
+            # What identifies the index; folders and versions of this machine are not disclosed.
             index = {key: index[key] for key in ("count", "checksum", "source", "analyser") if key in index}
         fingerprint = getattr(self._retriever, "fingerprint", "")
         report: dict[str, Any] = {"status": self._state, "index": index, "fingerprint": fingerprint}
@@ -156,7 +158,7 @@ class _Service:
         return _json(503, {**report, "error": f"the service is not ready ({self._state}): {advice}"}, _RETRY_AFTER)
 
     async def metrics(self, request: Request) -> Response:
-        """Counters and timings of this process."""
+        """Answer with the counters and timings of this process."""
         try:
             self._check_token(request)
         except _Refused as refused:
@@ -164,14 +166,14 @@ class _Service:
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def retrieve(self, request: Request) -> Response:
-        """Passages for the queries of one request."""
+        """Answer with the passages for the queries of one request."""
         start = time.perf_counter()
         try:
             self._check_token(request)
             response = await self._answer(request)
         except _Refused as refused:
             response = refused.response
-        except ClientDisconnect:  # nobody is left to read this
+        except ClientDisconnect:  # the client is gone
             response = _json(400, {"error": "the body ended too early"})
         except Exception:
             logger.exception("a request failed")
@@ -186,20 +188,20 @@ class _Service:
         except (asyncio.TimeoutError, TimeoutError):
             raise _Refused(408, f"the body did not arrive within {self._settings.timeout_s:g} s") from None
         if not self._places.acquire(blocking=False):
-            message = "the service has all the requests it takes at once; ask again later"
+            message = "the service already has as many requests as it takes at once; retry later"
             raise _Refused(429, message, _RETRY_AFTER)
         try:
             job = self._pool.submit(self._carry_out, body)
         except RuntimeError:  # the pool is shut down
             self._places.release()
-            raise _Refused(503, "the service is stopping; ask again later", _RETRY_AFTER) from None
+            raise _Refused(503, "the service is stopping; retry later", _RETRY_AFTER) from None
         self._metrics.accepted.inc()
         job.add_done_callback(self._leave)
         try:
-            # Cancels the job if it has not begun; one that runs is left to end and keeps its place.
+            # Cancels the job if it has not begun; a running one finishes and keeps its place.
             answer = await asyncio.wait_for(asyncio.wrap_future(job), self._settings.timeout_s)
         except (asyncio.TimeoutError, TimeoutError):
-            message = f"the search took longer than {self._settings.timeout_s:g} s; ask again later or for less"
+            message = f"the search took longer than {self._settings.timeout_s:g} s; retry later or ask for less"
             raise _Refused(504, message) from None
         return Response(answer, media_type="application/json")
 
@@ -232,7 +234,7 @@ class _Service:
         return b"".join(parts)
 
     def _carry_out(self, body: bytes) -> bytes:
-        """In a thread of the pool: reading and writing JSON take their time too."""
+        """Carry out one request in a thread of the pool: reading and writing JSON takes time too."""
         settings = self._settings
         with self._metrics.running.track_inprogress():
             try:
@@ -255,7 +257,7 @@ class _Service:
 
 
 class _Metrics:
-    """Each app has its own registry, so that several in one process do not clash."""
+    """Counters and timings, in one registry per app, so that several apps in one process do not clash."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -3,12 +3,12 @@
 Layout::
 
     <index>/manifest.json     what the index is; names the data folder in use
-    <index>/data-<random>/    files of the search engine
-    <index>/.lock             held by the process that builds
+    <index>/data-<random>/    the search engine's files
+    <index>/.lock             held by the process that is building
 
-A build writes a new data folder beside the one in use and then replaces the manifest, which is one
-atomic rename. Killed at any moment before that, it leaves the old index whole; the next build clears
-away what it left.
+A build writes a new data folder next to the one in use and then replaces the manifest, which is one atomic
+rename. If the build is killed at any moment before that, the old index stays complete, and the next build
+removes what was left behind.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ MANIFEST = "manifest.json"
 _LOCK = ".lock"
 _DATA = re.compile(r"data-[0-9a-f]{12}")
 REBUILD = "build it with: mtgrpo index CORPUS --out {path}"
-"""What to do about an index that cannot be used."""
+"""The fix for an index that cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What an index is, whatever its kind.
+    """What an index of any kind contains.
 
     Attributes:
-        count: Number of passages.
+        count: The number of passages.
         source: Where the passages came from, as given to the build.
         checksum: SHA-256 over ids, titles and texts in order (``content.Checksum``).
         engine: The search engine and its version.
         data: Name of the data folder inside the index folder.
         format: Name of the kind of index.
         version: Version of that kind's layout and schema.
-        files: SHA-256 of every file in the data folder, filled in by the build. The checksum covers the
-            passages, these also what is computed from them (postings, vectors); only a check reads them.
+        files: SHA-256 of every file in the data folder, filled in by the build. ``checksum`` covers only the
+            passages, these also cover what is computed from them (postings, vectors); only a check reads them.
     """
 
     count: int
@@ -103,11 +103,11 @@ _OURS = {BM25Manifest.format: "BM25Index", DenseManifest.format: "DenseIndex"}
 
 
 def read_format(path: Path) -> str:
-    """Name of the kind of index at ``path``; ``IndexFormatError`` if it is none of ours."""
+    """Return the kind of index at ``path``; raise ``IndexFormatError`` if verl-mtgrpo did not write it."""
     name = _read_fields(path).get("format")
     if name not in _OURS:
         raise NoIndexError(
-            f"{path} is no index of verl-mtgrpo: its {MANIFEST} says format={name!r}",
+            f"{path} is not an index of verl-mtgrpo: its {MANIFEST} says format={name!r}",
             expected=f"one of {', '.join(_OURS)}",
             fix=REBUILD.format(path=path),
         )
@@ -115,7 +115,7 @@ def read_format(path: Path) -> str:
 
 
 def read_manifest(path: Path, kind: type[M]) -> M:
-    """Read what index is at ``path``; ``IndexFormatError`` if there is none of this kind and version."""
+    """Read the manifest at ``path``; raise ``IndexFormatError`` if there is no index of this kind and version."""
     rebuild = REBUILD.format(path=path)
     data = _read_fields(path)
     name, version = data.get("format"), data.get("version")
@@ -126,7 +126,7 @@ def read_manifest(path: Path, kind: type[M]) -> M:
                 fix=f"open it with {_OURS[name]}.open, or either kind with verl_mtgrpo.retrieval.open_retriever",
             )
         raise NoIndexError(
-            f"{path} is no index of verl-mtgrpo: its {MANIFEST} says format={name!r}",
+            f"{path} is not an index of verl-mtgrpo: its {MANIFEST} says format={name!r}",
             expected=repr(kind.format),
             fix=rebuild,
         )
@@ -152,13 +152,13 @@ def _read_fields(path: Path) -> dict[str, Any]:
     if path.is_file():
         folder = path.with_name(path.name.partition(".")[0] + "-index")
         raise IndexFormatError(
-            f"{path} is a file, and an index is a folder",
-            fix=f"if the file is a corpus, build an index of it and give that: mtgrpo index {path} --out {folder}",
+            f"{path} is a file, but an index is a folder",
+            fix=f"if the file is a corpus, build an index of it and use that: mtgrpo index {path} --out {folder}",
         )
     try:
         raw = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise NoIndexError(f"{path} is no index of verl-mtgrpo: it has no {MANIFEST}", fix=rebuild) from None
+        raise NoIndexError(f"{path} is not an index of verl-mtgrpo: it has no {MANIFEST}", fix=rebuild) from None
     except (OSError, ValueError) as error:
         raise IndexFormatError(f"{path / MANIFEST} cannot be read ({error})", fix=rebuild) from error
     return cast("dict[str, Any]", raw) if isinstance(raw, dict) else {}
@@ -167,8 +167,8 @@ def _read_fields(path: Path) -> dict[str, Any]:
 class Staging:
     """A data folder under construction; a context manager around one build.
 
-    Inside the ``with`` block write into :attr:`folder`, then call :meth:`publish`. Leaving the block
-    without having published removes the new folder and keeps the old index.
+    Inside the ``with`` block write into :attr:`folder`, then call :meth:`publish`. If the block is left
+    without publishing, the new folder is removed and the old index kept.
     """
 
     def __init__(self, out: Path, kind: type[Manifest]) -> None:
@@ -212,7 +212,7 @@ class Staging:
         self._lock.release()
 
     def _hold_lock(self) -> None:
-        """Hold the folder's lock; the system drops it on a kill."""
+        """Hold the folder's lock; the operating system releases it if the process is killed."""
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
@@ -232,7 +232,7 @@ class Staging:
 
 @contextlib.contextmanager
 def writing(folder: Path, *kinds: type[Exception]) -> Generator[None]:
-    """Turn what an engine raises when it cannot write, errors of ``kinds``, into a ``StorageError`` that says so."""
+    """Turn errors of ``kinds``, which an engine raises when it cannot write, into a ``StorageError`` that says so."""
     try:
         yield
     except MTGRPOError:
@@ -241,17 +241,17 @@ def writing(folder: Path, *kinds: type[Exception]) -> Generator[None]:
         free = shutil.disk_usage(folder).free / 1e6
         raise StorageError(
             f"the index could not be written to {folder.parent}: {error}",
-            fix=f"most often its disk is full ({free:.0f} MB are free there now): make room, or give another --out",
+            fix=f"most often the disk is full ({free:.0f} MB are free now): make room, or give another --out",
         ) from error
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in ``folder``, by name; lock files, which come and go, left out."""
+    """Return the SHA-256 of every file in ``folder``, by name, except lock files, which come and go."""
     return {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if not path.name.endswith(".lock")}
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -260,11 +260,11 @@ def file_sha256(path: Path) -> str:
 
 
 def _refuse_foreign_folder(out: Path, format: str) -> None:
-    """Never write into, or clear, a folder that holds something else."""
+    """Raise if ``out`` holds something other than an index of this kind: never write into it or clear it."""
     if not out.exists():
         return
     if not out.is_dir():
-        raise IndexFormatError(f"{out} is a file, and an index is a folder", fix="give another --out")
+        raise IndexFormatError(f"{out} is a file, but an index is a folder", fix="give another --out")
     names = sorted(entry.name for entry in out.iterdir() if not _DATA.fullmatch(entry.name))
     foreign = [name for name in names if name not in (MANIFEST, _LOCK) and not is_draft(name, of=MANIFEST)]
     if foreign:
@@ -276,7 +276,7 @@ def _refuse_foreign_folder(out: Path, format: str) -> None:
 
 
 def _data_in_use(out: Path, format: str) -> str | None:
-    """Data folder that an existing manifest names, whatever its version; None if there is none."""
+    """Return the data folder that an existing manifest names, whatever its version; None if there is none."""
     manifest = out / MANIFEST
     if not manifest.exists():
         return None

@@ -1,4 +1,4 @@
-"""What a search takes and gives back, whatever carries it out."""
+"""The interface of retrievers."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ class Retriever(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the same query might find something else; empty if that is not known (no caching then)."""
+        """A text that changes whenever the same query might find something else; empty if unknown (no caching then)."""
         ...
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         """Return, for each query in order, up to ``k`` passages, best first.
 
-        A query that matches nothing gives an empty list. Raises ``RetrievalError`` when the search
+        A query that matches nothing gives an empty list. Raises ``RetrievalError`` if the search
         itself could not be carried out, so that "found nothing" and "is down" never look alike.
         """
         ...
 
     async def asearch(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
-        """As :meth:`search`, without blocking the event loop meanwhile."""
+        """Search as :meth:`search` does, without blocking the event loop."""
         ...
 
 
 def content_id(*texts: str) -> str:
-    """An id made from the content: 16 hex digits, equal for equal texts."""
+    """Return an id made from the content: 16 hex digits, equal for equal texts."""
     digest = hashlib.blake2b(digest_size=8)
     for text in texts:
         raw = text.encode("utf-8", "replace")
@@ -41,9 +41,9 @@ def content_id(*texts: str) -> str:
 
 
 def split_contents(contents: str) -> tuple[str, str]:
-    """Return title and text of Search-R1's ``contents``: its first line, maybe in quotes, and the rest.
+    """Return title and text of Search-R1's ``contents``: its first line, which may be in quotes, and the rest.
 
-    A single line is all text.
+    A single line is the text.
     """
     first, newline, rest = contents.partition("\n")
     if not newline:

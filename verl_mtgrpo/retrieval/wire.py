@@ -1,4 +1,4 @@
-"""The wire format of Search-R1's retrieval server, in both directions; pure functions, no network.
+r"""The wire format of Search-R1's retrieval server, in both directions; pure functions, no network.
 
 Request ``POST /retrieve``::
 
@@ -6,13 +6,13 @@ Request ``POST /retrieve``::
 
 Answer, one list for each query in order, best hit first::
 
-    {"result": [[{"document": {"id": "7", "contents": "\\"Title\\"\\ntext"}, "score": 1.5}, ...], ...]}
+    {"result": [[{"document": {"id": "7", "contents": "\"Title\"\ntext"}, "score": 1.5}, ...], ...]}
 
 The layout is described by PeterGriffinJin/Search-R1, ``search_r1/search/retrieval_server.py``. Servers that
 call themselves compatible differ in details, so :func:`decode_answer` also takes a document without the
-``document`` wrapper (what ``return_scores=false`` gives), missing ids and scores, titles without quotes,
-``{title, text}`` documents, and fewer or more hits than asked for. Anything else is an error: an answer that
-is only half understood would look like "found nothing".
+``document`` wrapper (as ``return_scores=false`` sends it), missing ids and scores, titles without quotes,
+``{title, text}`` documents, and fewer or more hits than requested. Anything else is an error: an answer that
+is only partly understood would look like "found nothing".
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _SHOWN_CHARS = 120
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asks for.
+    """A client's request.
 
     Attributes:
         queries: The queries, in order; may be empty.
-        topk: Passages wanted for each query, at least 1; None for the server's default.
+        topk: Passages per query, at least 1; None for the server's default.
         return_scores: True for wrapped documents with scores, False for bare documents.
     """
 
@@ -56,9 +56,9 @@ class Request:
 
 
 def encode_request(queries: Sequence[str], k: int) -> bytes:
-    """The body that asks for ``k`` passages for each query.
+    """Return the body that asks for ``k`` passages for each query.
 
-    Scores are always asked for: without them the reference server answers only the first query.
+    Scores are always requested: without them the reference server answers only the first query.
 
     Raises:
         RetrievalError, ConfigError: as :func:`~.query.check_queries`.
@@ -67,14 +67,14 @@ def encode_request(queries: Sequence[str], k: int) -> bytes:
 
 
 def decode_answer(body: bytes, *, queries: int, k: int) -> list[list[Passage]]:
-    """The passages in a server's answer: one list for each query, of at most ``k``.
+    """Return the passages in a server's answer: one list per query, with at most ``k``.
 
-    A document without an id gets one made from its title and text, the same that ``mtgrpo index`` makes.
+    A document without an id gets the one that ``mtgrpo index`` makes from its title and text.
 
     Args:
         body: The answer as it came.
         queries: How many queries were sent.
-        k: How many passages were asked for; what a server sends beyond that is left out.
+        k: How many passages were requested; any more that the server sends are left out.
 
     Raises:
         RetrievalBadAnswer: The body is not an answer to that request.
@@ -145,7 +145,7 @@ def _bad(what: str) -> RetrievalBadAnswer:
     return RetrievalBadAnswer(
         f"the search service sent {what}",
         expected=f"{_ANSWER} with one list for each query",
-        fix="check that the address is a Search-R1 compatible /retrieve",
+        fix="check that the address is that of a Search-R1 compatible server",
     )
 
 
@@ -153,14 +153,14 @@ def _bad(what: str) -> RetrievalBadAnswer:
 
 
 def decode_request(body: bytes) -> Request:
-    """What a request asks for. Unknown fields are ignored; half surrogate pairs in queries become ``?``.
+    """Return what a request asks for. Unknown fields are ignored; half surrogate pairs in queries become ``?``.
 
     Raises:
-        RetrievalRejected: The body is not a request; the message says what to send.
+        RetrievalRejected: The body is not a request; the message says what to send instead.
     """
     request = _load(body)
     if not isinstance(request, dict):
-        got = "no JSON in UTF-8" if request is None else _kind(request)
+        got = "not JSON in UTF-8" if request is None else _kind(request)
         raise RetrievalRejected(f"the body is {got}", expected="an object", fix=f"send {_REQUEST}")
     fields = cast("dict[str, Any]", request)
     queries = fields.get("queries")
@@ -179,9 +179,9 @@ def decode_request(body: bytes) -> Request:
 
 
 def encode_answer(results: Sequence[Sequence[Passage]], *, return_scores: bool) -> bytes:
-    """The answer with one list for each query; bare documents if ``return_scores`` is False.
+    """Return the answer with one list per query; bare documents if ``return_scores`` is False.
 
-    The title always stands in quotes on the first line of ``contents``, an empty one too, so that no line of
+    The title is always in quotes on the first line of ``contents``, an empty one too, so that no line of
     the text is taken for it. A line break inside a title becomes a space.
     """
     lists: list[list[Any]] = []
@@ -204,7 +204,7 @@ def _contents(passage: Passage) -> str:
 
 
 def _load(body: bytes) -> Any:
-    """The JSON value of ``body``; None if it is none (or null, which no side may send)."""
+    """Return the JSON value of ``body``; None if it is not JSON (or null, which neither side may send)."""
     try:
         return json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError):  # RecursionError: a thousand opening brackets

@@ -6,7 +6,7 @@ Two ways of comparing. The paper's v1 code compares lower-cased, stripped text a
 arXiv 1606.05250; the same rules in Search-R1): :func:`exact_match`, :func:`contains` and :func:`f1`.
 
 Both codes look for an accepted answer as a substring, so "no" is in "Norway" and "7" in "1978". Here an answer that is
-yes or no, or that has fewer than 3 characters in SQuAD's normal form, only occurs where it stands as a whole word; and
+yes or no, or that has fewer than 3 characters in SQuAD's normal form, only occurs as a whole word; and
 in a search result a yes or no says nothing at all, so :func:`searchable_answers` leaves it out. Every reward, metric
 and report that speaks of a hit goes by these two rules.
 
@@ -30,20 +30,20 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _YES_NO = {True: ("yes", "true"), False: ("no", "false")}
 _YES_OR_NO = {word for words in _YES_NO.values() for word in words}
 _SHORT = 3  # characters
-# What a word of letters goes on with in scripts that put spaces between words. Others (Chinese, Japanese, Thai) do not,
+# What continues a word in scripts that put spaces between words. Others (Chinese, Japanese, Thai) do not,
 # so "7" is a whole word in "7月".
 _LETTER = r"0-9a-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u058f\u1e00-\u1fff"
-# How the search tool begins a passage, as it stands and in normal form; the number is no part of what was found.
+# How the search tool begins a passage, as written and in normal form; the number is not part of what was found.
 _RANK = re.compile(r"\bdoc \d+(?= ?\(?title:? )")
 
 
 def last_answer(texts: str | Sequence[str]) -> str | None:
-    """The content of the last closed ``<answer>`` in what the model wrote, stripped; None without one.
+    """Return the content of the last closed ``<answer>`` in what the model wrote, stripped; None without one.
 
     As Search-R1 takes it (PeterGriffinJin/Search-R1 @a14dc3a, verl/utils/reward_score/qa_em.py, ``extract_solution``):
-    read from the left, a pair begins at the first opening tag behind the pair before and ends at the next closing one.
+    read from the left, a pair begins at the first opening tag after the previous pair and ends at the next closing one.
     Two differences are on purpose. Search-R1 reads prompt, turns and results as one text and so needs two pairs, the
-    first of which stands in its prompt; here one is enough. And a pair lies within one turn, so that what a tool
+    first of which is in its prompt; here one is enough. And a pair lies within one turn, so that what a tool
     returned between two turns never becomes part of an answer.
 
     Args:
@@ -60,18 +60,18 @@ def last_answer(texts: str | Sequence[str]) -> str | None:
 
 
 def is_exact(answer: str | None, accepted: str | Sequence[str]) -> bool:
-    """True if the answer equals an accepted one, case and outer white space aside."""
+    """Return True if the answer equals an accepted one, ignoring case and outer white space."""
     return answer is not None and _fold(answer) in {_fold(one) for one in _listed(accepted) if _fold(one)}
 
 
 def mentions(text: str | None, accepted: str | Sequence[str]) -> bool:
-    """True if an accepted answer occurs in the text, case aside: as a substring, a short one as a whole word."""
+    """Return True if an accepted answer occurs in the text, ignoring case; a short one only as a whole word."""
     folded = _fold(text or "")
     return any(_occurs(one, _fold(one), folded) for one in _listed(accepted) if _fold(one))
 
 
 def normalize(text: str) -> str:
-    """SQuAD's normal form: lower case, no ASCII punctuation, no English articles, single spaces.
+    """Return SQuAD's normal form: lower case, no ASCII punctuation, no English articles, single spaces.
 
     Numbers and other scripts stay as they are; accents are kept ("Malmö" is not "Malmo").
     """
@@ -80,16 +80,16 @@ def normalize(text: str) -> str:
 
 
 def exact_match(answer: str | None, accepted: str | Sequence[str]) -> bool:
-    """True if the normalised answer equals a normalised accepted one; an answer that normalises to nothing does not."""
+    """Return True if the normalised answer equals a normalised accepted one; an empty one never does."""
     normal = normalize(answer or "")
     return bool(normal) and any(normal == normalize(one) for one in _listed(accepted))
 
 
 def contains(text: str | None, accepted: str | Sequence[str]) -> bool:
-    """True if a normalised accepted answer occurs in the normalised text: as a substring, a short one as a whole word.
+    """Return True if a normalised accepted answer occurs in the normalised text; a short one only as a whole word.
 
     Substring (Search-R1's ``subem``) and not words, because scripts without spaces have none: so "art" occurs in
-    "party". A short answer has to be a word of its own where its script puts spaces between words: "7" occurs in
+    "party". A short answer has to be a separate word if its script puts spaces between words: "7" occurs in
     "Apollo 7" and in "a 7-year-old", and not in "1978" or "7.5"; "Ås" does not occur in "Fåsen". For hits in search
     results give :func:`searchable_answers`.
     """
@@ -99,19 +99,19 @@ def contains(text: str | None, accepted: str | Sequence[str]) -> bool:
 
 
 def searchable_answers(accepted: str | Sequence[str]) -> tuple[str, ...]:
-    """Those accepted answers that a search result can hold; empty where hits are undefined.
+    """Return the accepted answers that a search result can contain; empty if hits are undefined.
 
-    A yes or no stands in most passages, whatever the question, and so does an answer that SQuAD's normal form leaves
+    A yes or no is in most passages, whatever the question, and so does an answer that SQuAD's normal form leaves
     nothing of ("the"). A reward pays no hit for a question without any other answer, and metrics have None for it.
     """
     return tuple(one for one in _listed(accepted) if normalize(one) and normalize(one) not in _YES_OR_NO)
 
 
 def hit_components(hit: bool, searchable: Sequence[str]) -> dict[str, float | None]:
-    """``tool/hit``, None where no result can hold an answer, and ``tool/hit_undefined``, 1.0 there.
+    """Return ``tool/hit``, None if no result can contain an answer, and ``tool/hit_undefined``, 1.0 then.
 
     Args:
-        hit: Whether a result that the model saw holds one.
+        hit: True if a result that the model saw contains one.
         searchable: What :func:`searchable_answers` gave.
     """
     return {"tool/hit": float(hit) if searchable else None, "tool/hit_undefined": float(not searchable)}
@@ -129,7 +129,7 @@ def _f1(words: Sequence[str], gold: Sequence[str]) -> float:
 
 
 def accepted_answers(ground_truth: Any) -> tuple[str, ...]:
-    """The accepted answers in a verl row's ``reward_model.ground_truth``.
+    """Return the accepted answers in a verl row's ``reward_model.ground_truth``.
 
     Takes ``{"target": [...]}`` (Search-R1's layout), a list of answers, nested or not, or one answer; see
     :func:`answer_texts`.
@@ -154,7 +154,7 @@ def accepted_answers(ground_truth: Any) -> tuple[str, ...]:
 
 
 def _flat(found: Any) -> Iterator[Any]:
-    """The single values in a list of answers; ``TypeError`` if it is none, or holds something that is no answer."""
+    """Yield the single values in a list of answers; raise ``TypeError`` if it is not a list of answers."""
     if isinstance(found, Mapping | bytes):
         raise TypeError
     for one in found:
@@ -165,7 +165,7 @@ def _flat(found: Any) -> Iterator[Any]:
 
 
 def answer_texts(value: Any) -> tuple[str, ...]:
-    """An answer as a question set has it, in words: none for None and NaN, two for a boolean, else its text.
+    """Return an answer of a question set as words: none for None and NaN, two for a boolean, else its text.
 
     True accepts "yes" and "true", False "no" and "false" (StrategyQA's and BoolQ's answers). A set that means the
     words, such as the title "True", has to hold strings, which stay as they are.
@@ -188,13 +188,13 @@ def _fold(text: str) -> str:
 
 
 def _occurs(answer: str, form: str, text: str, *more: str) -> bool:
-    """True if an accepted answer is in a text.
+    """Return True if an accepted answer is in a text.
 
     Args:
         answer: As it is accepted.
         form: The same in the form that is compared, not empty.
         text: The text in that form.
-        more: The text in other forms, in which a word may stand too.
+        more: The text in other forms, which may contain a word too.
     """
     normal = normalize(answer)
     short = len(normal) < _SHORT and any(map(str.isalnum, form))
@@ -207,5 +207,5 @@ def _occurs(answer: str, form: str, text: str, *more: str) -> bool:
 
 
 def _is_spaceless(character: str) -> bool:
-    """True for a letter of a script that puts no spaces between words."""
+    """Return True for a letter of a script that puts no spaces between words."""
     return character.isalnum() and not re.match(f"[{_LETTER}]", character)

@@ -24,7 +24,7 @@ class TextFormat:
 
     Attributes:
         name: verl's tool parser of this name reads the calls (``multi_turn.format``).
-        thought: Tag that every turn has to start with; None: free text may stand there instead.
+        thought: Tag that every turn has to start with; None: free text may be there instead.
         call: Tag around a tool call.
         result: Tag around a tool's answer, which only the environment writes.
         json_call: True if the call is ``{"name": …, "arguments": …}``; False if it is the query itself.
@@ -37,7 +37,7 @@ class TextFormat:
     json_call: bool
 
     def well_formed_call(self, text: str, calls: int = 1) -> bool:
-        """True for a turn that thinks (if the format wants it), calls, and ends there.
+        """Return True for a turn that thinks (if the format wants it), calls, and ends there.
 
         Args:
             text: What the model wrote.
@@ -48,15 +48,15 @@ class TextFormat:
         return inside is not None and all(is_call(one) if self.json_call else bool(one.strip()) for one in inside)
 
     def well_formed_answer(self, text: str) -> bool:
-        """True for a turn that thinks (if the format wants it), answers exactly once, and ends there."""
+        """Return True for a turn that thinks (if the format wants it), answers exactly once, and ends there."""
         return self._only(text, ANSWER) is not None
 
     def well_formed(self, text: str, calls: int = 1) -> bool:
-        """True for a turn that is one or the other."""
+        """Return True for a turn that is a call or an answer."""
         return self.well_formed_call(text, calls) or self.well_formed_answer(text)
 
     def _only(self, text: str, tag: str, most: int = 1) -> list[str] | None:
-        """What stands inside each ``tag``, one to ``most``, of a turn made of nothing else; None if it is not."""
+        """Return the contents of one to ``most`` ``tag``s that make up the whole turn; None if they do not."""
         thought = [] if self.thought is None else [f"<{self.thought}>", f"</{self.thought}>"]
         marks = list(islice(self._marks.finditer(text), len(thought) + 2 * most + 1))
         found = max(1, (len(marks) - len(thought)) // 2)
@@ -64,7 +64,7 @@ class TextFormat:
             return None
         ends = [0, *(mark.end() for mark in marks[1::2])]
         outside = [text[end : mark.start()] for end, mark in zip(ends, marks[::2], strict=False)]
-        free = 1 if self.thought is None else 0  # without thought tags, text may stand before the call or answer
+        free = 1 if self.thought is None else 0  # without thought tags, text may precede the call or answer
         if any(piece.strip() for piece in [*outside[free:], text[ends[-1] :]]):
             return None
         pairs = zip(marks[len(thought) :: 2], marks[len(thought) + 1 :: 2], strict=True)
@@ -86,13 +86,13 @@ CUT_FORMATS = {one.name: one for one in (SEARCH_R1, MTGRPO_XML)}
 
 
 def text_format(name: str) -> TextFormat:
-    """The format called ``name``; ``ConfigError`` listing the known ones otherwise."""
+    """Return the format called ``name``; raise ``ConfigError`` with the known ones otherwise."""
     if name not in FORMATS:
         raise ConfigError(
-            f"no rules for turns in the format {name!r} (actor_rollout_ref.rollout.multi_turn.format), and this reward "
-            "reads the tags of turns",
+            f"there are no rules for turns in the format {name!r} (actor_rollout_ref.rollout.multi_turn.format), but "
+            "this reward reads the tags of turns",
             fix=(
-                f"choose one of {', '.join(FORMATS)}, or reward.turn.preset=paper_v1, judge or a function of your own, "
+                f"choose one of {', '.join(FORMATS)}, or reward.turn.preset=paper_v1, judge or a custom function, "
                 "which need no rules"
             ),
         )
@@ -100,7 +100,7 @@ def text_format(name: str) -> TextFormat:
 
 
 def is_call(text: str) -> bool:
-    """True for the JSON of a call: an object with a name and arguments (``args`` in the paper's code)."""
+    """Return True for the JSON of a call: an object with a name and arguments (``args`` in the paper's code)."""
     try:
         call = json.loads(text)
     except (ValueError, RecursionError):

@@ -59,7 +59,7 @@ class Judge(AskingReward):
         return Scores(rewards, float(outcome >= 0.5), list(by_turn.values()))
 
     async def _turns(self, case: Case) -> dict[int, float]:
-        """The score of each turn that searches, by its index; the last turn's is not asked for."""
+        """Return the score of each turn that searches, by its index, without the last turn's."""
         turns = case.transcript.turns
         searching = [k for k, turn in enumerate(turns[:-1]) if turn.tool_calls]
         if not searching:

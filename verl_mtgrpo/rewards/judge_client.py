@@ -110,7 +110,7 @@ class Case:
     usage: Usage = field(default_factory=Usage)
 
     def data(self, **more: Any) -> dict[str, Any]:
-        """What the judge is shown: first what all rollouts of a group have in common."""
+        """Return what the judge is shown: first what all rollouts of a group have in common."""
         return {"question": question_of(self.transcript), "accepted answers": list(self.accepted), **more}
 
 
@@ -183,11 +183,11 @@ class AskingReward(ABC):
         """Score one rollout, or raise ``JudgeError``."""
 
     async def ask_outcome(self, case: Case, rubric: str, reply: Reply[float]) -> float:
-        """The score of the final answer, which alone is shown; 0 without one."""
+        """Return the score of the final answer, which is shown alone; 0 without one."""
         return await self.ask(rubric, case.data(answer=case.answer), reply, case.usage) if case.answer else 0.0
 
     async def ask(self, rubric: str, data: Mapping[str, Any], reply: Reply[T], usage: Usage) -> T:
-        """The judge's reply to some data; where they are too long for it, to the same with shorter tool results."""
+        """Return the judge's reply to some data; if they are too long for it, to the same with shorter tool results."""
         asked, most = data, longest_result(data)
         while True:
             try:

@@ -74,7 +74,7 @@ class Endpoint:
         self._slots = asyncio.Semaphore(settings.concurrency)
 
     async def say(self, messages: Chat) -> tuple[str, int]:
-        """What the judge replies to a chat, and the tokens of both.
+        """Return the judge's reply to a chat, and the tokens of both.
 
         Raises:
             TooLongError: the chat is longer than the judge's context.
@@ -160,7 +160,7 @@ class Endpoint:
 
 
 def _error_of(text: str) -> dict[str, Any]:
-    """The error in a response's body, in the form of OpenAI or, one level higher, of older servers."""
+    """Return the error in a response's body, in the form of OpenAI or, one level higher, of older servers."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):

@@ -80,14 +80,14 @@ class PaperJudge(AskingReward):
 
 
 def _scores(count: int, least: float) -> Reply[list[float]]:
-    """The reply that holds one score per turn."""
+    """Describe the reply: it has one score per turn."""
     before = f"The scores before the last are from {least:g} to {MOST:g}. " if count > 1 else ""
     again = f"{before}The last turn's score is {MALFORMED:g}, {WRONG:g} or {RIGHT:g}."
     return Reply(form_of_scores(range(1, count + 1)), partial(read_turns, count=count, least=least), again)
 
 
 def read_turns(text: str, count: int, least: float) -> list[float] | None:
-    """The scores in a judge's reply, one for each of ``count`` turns; None if they are not what the rules can give.
+    """Return the scores in a judge's reply, one per turn of ``count``; None if the rules cannot give them.
 
     Args:
         text: The reply.
@@ -107,7 +107,7 @@ OUTCOME = Reply(OUTCOME_FORM, _read_outcome, "The score is 1.0 or 0.0.")
 
 
 def _tags(rules: TextFormat) -> dict[str, str]:
-    """The tags of a format, for the judge; results come without theirs."""
+    """Describe the tags of a format for the judge; results come without theirs."""
     thought = f"<{rules.thought}>" if rules.thought else "free text, without a tag"
     return {
         "thought": thought,

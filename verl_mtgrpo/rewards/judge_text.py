@@ -41,7 +41,7 @@ _MOST_THOUGHTS = 100  # a reply that says no more than ``</think>`` must not tak
 
 
 def mark_of(secret: str, data: str) -> str:
-    """The mark around ``data``: the same for all data of a run, unless the data holds it.
+    """Return the mark around ``data``: the same for all data of a run, unless the data contain it.
 
     Args:
         secret: What no rollout can know, of this run.
@@ -55,7 +55,7 @@ def mark_of(secret: str, data: str) -> str:
 
 
 def prompt_for(rubric: str, data: str, form: str, secret: str) -> list[dict[str, str]]:
-    """The chat that is sent: our rules, then the fenced data, then the form of the reply.
+    """Return the chat that is sent: our rules, then the fenced data, then the form of the reply.
 
     Args:
         rubric: What is graded and how; the same for all rollouts.
@@ -91,7 +91,7 @@ def longest_result(case: Mapping[str, Any]) -> int:
 
 
 def cut_results(case: Mapping[str, Any], most: int) -> dict[str, Any]:
-    """The case with the first ``most`` characters of each tool result, and a note where something is left out."""
+    """Return the case with the first ``most`` characters of each tool result, and a note where text is cut."""
     turns = [{**turn, RETURNED: [_head(result, most) for result in turn[RETURNED]]} for turn in case[TURNS]]
     return {**case, TURNS: turns}
 
@@ -102,13 +102,13 @@ def _head(text: str, most: int) -> str:
 
 
 def question_of(transcript: Transcript) -> str:
-    """What the user asked: the last user message of the prompt."""
+    """Return what the user asked: the last user message of the prompt."""
     users = [str(message.get("content", "")) for message in transcript.prompt if message.get("role") == "user"]
     return users[-1] if users else ""
 
 
 def shown(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """Turns as a judge sees them: what the model wrote, and of the results those that the model read."""
+    """Return turns as a judge sees them: what the model wrote, and the results that it read."""
     return [
         {
             "turn": k,
@@ -120,12 +120,12 @@ def shown(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 
 
 def said(role: str, text: str) -> dict[str, str]:
-    """A chat message."""
+    """Return a chat message."""
     return {"role": role, "content": text}
 
 
 def read_object(text: str) -> dict[str, Any]:
-    """The one JSON object that a reply consists of; empty if it is anything else.
+    """Return the one JSON object that a reply consists of; empty if it is anything else.
 
     Text around it is tolerated as far as models add it: a Markdown fence, or thoughts before ``</think>``. The object
     itself may speak of that tag: a judge of formats gives a missing one as its reason.
@@ -144,12 +144,12 @@ def read_object(text: str) -> dict[str, Any]:
 
 
 def read_score(text: str, span: tuple[float, float]) -> float | None:
-    """The score in a judge's reply; None if it is not one JSON object with a number inside ``span``."""
+    """Return the score in a judge's reply; None if it is not one JSON object with a number inside ``span``."""
     return number_in(read_object(text).get("score"), span)
 
 
 def read_scores(text: str, spans: Sequence[tuple[float, float]]) -> list[float] | None:
-    """The scores in a judge's reply; None if it is not one JSON object with one number inside each of ``spans``."""
+    """Return the scores in a judge's reply; None unless it is one JSON object with one number in each of ``spans``."""
     scores = read_object(text).get("scores")
     if not isinstance(scores, list) or len(scores) != len(spans):
         return None
@@ -159,7 +159,7 @@ def read_scores(text: str, spans: Sequence[tuple[float, float]]) -> list[float] 
 
 
 def number_in(value: Any, span: tuple[float, float]) -> float | None:
-    """A JSON value as a number, if it is a finite one inside ``span``; else None."""
+    """Return a JSON value as a number, if it is a finite one inside ``span``; else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if span[0] <= value <= span[1] else None  # NaN is in none, and an int may be too big for float

@@ -1,4 +1,4 @@
-"""What is measured of every rollout beside its rewards, whatever the reward function."""
+"""Measure every rollout in addition to its rewards, whatever the reward function."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 from verl_mtgrpo.rewards.transcript import OUTAGE, ToolCall, Transcript, TurnRewards
 
 NOT_CARRIED_OUT = "not_carried_out"
-"""Kind of a call that the model wrote beyond verl's ``max_parallel_calls``: no tool ever got it."""
+"""Kind of a call beyond verl's ``max_parallel_calls``, which no tool received."""
 BAD_ARGUMENTS = "bad_arguments"
-"""Kind of a call whose arguments are no JSON, or not what the tool takes; also of one that verl's parser drops."""
+"""Kind of a call whose arguments are not JSON or do not fit the tool, or that verl's parser drops."""
 CALL_ERRORS = (
     "unknown_tool",
     BAD_ARGUMENTS,
@@ -20,7 +20,7 @@ CALL_ERRORS = (
     "tool_exception",
     "tool_error",
 )
-"""Kinds of failed calls that the model is to blame for, or a tool of one's own."""
+"""Kinds of failed calls caused by the model or by a custom tool."""
 SERVICE_ERRORS = ("timeout", "unreachable", "busy", "server_error", "bad_answer", "rejected", "bad_index", "outage")
 """Kinds of failures of the search itself; ``kind`` of the errors below ``RetrievalError``."""
 KINDS = (*CALL_ERRORS, *SERVICE_ERRORS)
@@ -31,12 +31,15 @@ NO_HITS = "no_hits"
 DEFUSED = "tool/defused"
 """Number of results in which text was broken up that would have been control tokens for the model."""
 BY_KIND = ("tool/errors/", "tool/retried/", DEFUSED)
-"""Names that begin so are absent where they are 0."""
+"""Names with these prefixes are absent if they are 0."""
 
 
 def tool_use(transcript: Transcript) -> dict[str, float | None]:
-    """``tool/used`` (1 if a call was carried out), ``tool/success`` (share of the calls that were, None without one),
-    ``tool/repeats`` (searches for what this rollout had asked before)."""
+    """Measure tool use.
+
+    ``tool/used``: 1 if a call was carried out. ``tool/success``: share of the calls that were, None without a call.
+    ``tool/repeats``: searches for what this rollout had already searched for.
+    """
     calls = _calls(transcript)
     done = sum(call.ok for call in calls)
     return {
@@ -47,13 +50,13 @@ def tool_use(transcript: Transcript) -> dict[str, float | None]:
 
 
 def tool_trouble(transcript: Transcript) -> dict[str, float | None]:
-    """Calls, what went wrong with them, and how long they took; also of rollouts that are dropped.
+    """Measure calls, their errors and how long they took, for dropped rollouts too.
 
     Always: ``tool/calls``, all calls that the model wrote; ``tool/failures`` and ``tool/retries``, calls that failed
     (or were never carried out) and tries that failed and were repeated; ``tool/no_hits``, searches that worked and
     found nothing; ``tool/outage``, 1 if the rollout ended because the search was down; ``tool/latency_s``, its longest
     call (None without one). Only where there were any, since verl's validation turns each name into a dozen:
-    ``tool/errors/<kind>`` and ``tool/retried/<kind>`` by kind (those that are none of ours count as ``tool_error``),
+    ``tool/errors/<kind>`` and ``tool/retried/<kind>`` by kind (unknown kinds count as ``tool_error``),
     and ``tool/defused``, results that spelled control tokens.
     """
     calls = _calls(transcript)

@@ -88,7 +88,7 @@ COMPONENT_METRICS = {
 _RESERVED = (
     # families of names, some of them for later
     r"(guard|rollouts_total|branch|forest)/.*|tool/latency_s/.*",
-    # what stands beside metrics in verl's reward_extra_info
+    # what is next to metrics in verl's reward_extra_info
     r"uid|data_source|question_id|dropped_reason|turn_rewards|transcript|turn_pattern|role|node_path",
     # verl's own columns of a dump, and its name for the sum of a rollout's rewards
     r"input|output|gts|score|step|reward",
@@ -96,7 +96,7 @@ _RESERVED = (
 
 
 def _pattern(name: str) -> str:
-    """Return a regular expression for the names that a documented one stands for."""
+    """Return a regular expression for the names that a documented one covers."""
     return re.sub(r"<\w+>", ".*", name.replace("<k>", r"\d+"))
 
 
@@ -104,7 +104,7 @@ _OWN = re.compile("|".join([*map(_pattern, [*ROLLOUT_METRICS, *STEP_METRICS]), *
 
 
 def own_metrics(names: Iterable[str]) -> list[str]:
-    """Return those of the names that this package gives to numbers of its own.
+    """Return those of the names that this package uses for its numbers.
 
     A component of a reward function that had one would replace it, and guards, reports and the update itself read them.
     """

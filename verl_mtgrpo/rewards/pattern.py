@@ -23,7 +23,7 @@ def turn_pattern(paid: Sequence[float]) -> float:
     -0.0 as 0.0; the number of turns counts.
 
     It is an integer below 2^40, so that sums of up to 8192 of them are exact, and the standard deviation of equal ones,
-    by which verl compares, is exactly 0 (that of three times 0.1 is not). A group is taken out wrongly only if
+    by which verl compares, is exactly 0 (that of three times 0.1 is not). A group is removed wrongly only if
     all its different patterns collide: with a probability of 2^-40 for two, once in 10^12 groups.
 
     Args:

@@ -37,7 +37,7 @@ NEED_RULES = ("paper_v2", "search_r1_em", "search_r1_format", "judge_paper")
 
 
 def load_preset(name: str) -> RewardFunction:
-    """The reward function that ``reward.turn.preset`` names.
+    """Return the reward function that ``reward.turn.preset`` names.
 
     Args:
         name: A preset, or a function of the user's own as ``package.module:function`` or
@@ -85,7 +85,7 @@ def _load_module(where: str, name: str) -> ModuleType:
 
 
 def described(error: BaseException, file: str) -> str:
-    """An error of the user's code in one line: its kind, what it says, and the last line of ``file`` on its way."""
+    """Describe an error of the user's code in one line: its kind, its message, and the last line of ``file``."""
     said = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError):  # whose message has file and line already
         return said
@@ -95,11 +95,11 @@ def described(error: BaseException, file: str) -> str:
 
 
 def check_kind(rewards: Any, name: str) -> TurnRewards:
-    """What a reward function has returned.
+    """Check what a reward function has returned.
 
     Args:
-        rewards: That.
-        name: What to call the function in messages.
+        rewards: The return value.
+        name: The name of the function in messages.
 
     Raises:
         TranscriptError: it is no :class:`TurnRewards`, or a component has a name that is kept for this package.
@@ -120,7 +120,7 @@ def check_kind(rewards: Any, name: str) -> TurnRewards:
 
 
 def check_numbers(rewards: TurnRewards, turns: int, name: str) -> TurnRewards:
-    """The rewards as Python's own numbers, components too: those of numpy and torch cannot be written as JSON.
+    """Return the rewards as Python's own numbers, components too: those of numpy and torch cannot be written as JSON.
 
     Args:
         rewards: What the reward function has returned.
@@ -150,7 +150,7 @@ def check_numbers(rewards: TurnRewards, turns: int, name: str) -> TurnRewards:
 
 
 def plain_number(value: Any) -> Any:
-    """A number of numpy or torch, or a truth value, as a float; anything else as it is."""
+    """Return a number of numpy or torch, or a truth value, as a float; anything else unchanged."""
     if isinstance(value, bool | float):
         return float(value)
     item = getattr(value, "item", None)
@@ -169,7 +169,7 @@ def _check_count(given: int, turns: int, name: str) -> None:
 
 
 def pay(rewards: TurnRewards, turns: int, how: str) -> list[float]:
-    """What each turn's last token is paid.
+    """Return what each turn's last token is paid.
 
     Args:
         rewards: One intermediate reward per turn, and the outcome.

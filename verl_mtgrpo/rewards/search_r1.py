@@ -60,7 +60,7 @@ def search_r1_em(transcript: Transcript, ground_truth: Any) -> TurnRewards:
 
 
 def search_r1_format(transcript: Transcript, ground_truth: Any) -> TurnRewards:
-    """Score one rollout by exact match and by the form of the whole of it, by the table above.
+    """Score one rollout by exact match and by its form as a whole, by the table above.
 
     Args:
         transcript: The rollout, in a format with rules for turns (:data:`~.formats.FORMATS`).
@@ -78,7 +78,7 @@ def search_r1_format(transcript: Transcript, ground_truth: Any) -> TurnRewards:
 
 
 def whole_text(transcript: Transcript) -> str:
-    """The model's turns in one text, an empty result where a tool's answer was read.
+    """Return the model's turns as one text, with an empty result for each tool answer.
 
     Results are left empty because they are data: nothing in a passage can open or close a tag.
     """
@@ -90,10 +90,10 @@ def whole_text(transcript: Transcript) -> str:
 
 
 def is_valid_sequence(text: str, rules: TextFormat) -> bool:
-    """True if a whole rollout is (thought, search, result) any number of times, then thought and answer, and no more.
+    """Return True if the rollout is (thought, search, result) any number of times, then thought and answer only.
 
-    Search-R1's state machine of this name. White space may stand between the tags and anything inside them, also
-    nothing. In a format without tags for thoughts, free text may stand where a thought would.
+    Search-R1's state machine of this name. There may be white space between the tags and anything inside them, even
+    nothing. In a format without tags for thoughts, free text may replace a thought.
 
     Args:
         text: As :func:`whole_text` gives it.

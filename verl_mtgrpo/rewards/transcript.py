@@ -32,7 +32,7 @@ TURN_REWARDS = "turn_rewards"
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One tool call of a turn and what came of it.
+    """One tool call of a turn and its outcome.
 
     Attributes:
         name: Tool name as the model wrote it.
@@ -50,7 +50,7 @@ class ToolCall:
         repeat: True if this rollout had searched for the same before.
         faults: Kinds of tries that failed before the call ended, in order, one name a try.
         defused: True if something in ``result`` was broken up because it would have been a control token for the model,
-            or would have closed the block that results stand in.
+            or would have closed the block that results are in.
         reward: What the tool itself says the call was worth (the second value of verl's ``execute``), a finite number;
             0.0 if it says nothing or None, as in verl. It is paid only if the reward function takes it.
     """
@@ -72,17 +72,17 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Turn:
-    """One assistant turn.
+    r"""One assistant turn.
 
     Attributes:
         text: The whole turn: what the chat template opened of it, then what the model generated, decoded. End tokens
             behind it are left out, and in formats that cut turns what the last token says behind the closing tag.
         span: Half-open token range ``[start, end)`` of this turn in the response, observations counted.
             ``response_mask`` is 1 exactly inside the spans.
-        tool_calls: Calls that the model wrote, in order, whatever came of them: carried out, refused, beyond
+        tool_calls: Calls that the model wrote, in order, whatever their outcome: carried out, refused, beyond
             ``max_parallel_calls`` (``not_carried_out``), or unreadable to verl's parser (``bad_arguments``). A last
             turn that verl did not look into, because a limit ended the rollout first, has none.
-        opened: What the chat template wrote of this turn into the generation prompt, as ``<think>\\n``: the beginning
+        opened: What the chat template wrote of this turn into the generation prompt, as ``<think>\n``: the beginning
             of ``text`` that the model did not generate. Empty for most models.
     """
 
@@ -145,7 +145,7 @@ class Transcript:
 
 @dataclass(frozen=True)
 class TurnRewards:
-    """What a reward function says about one rollout.
+    """The result of a reward function for one rollout.
 
     Attributes:
         turns: One intermediate reward per turn of the transcript, all K turns. R^I is for the turns before the last

@@ -189,7 +189,7 @@ def _bad_advantages(metrics: Metrics) -> str:
 def _masked_advantages(metrics: Metrics) -> str:
     return (
         f"{metrics['guard/masked_advantage_tokens']:.0f} tokens that the model did not write (tool results, padding) "
-        "have an advantage; a loss that does not mask them would train on them. Correct the estimator: "
+        "have an advantage; a loss that does not mask them would train on them. Fix the estimator: "
         "advantages have to be 0 where response_mask is 0"
     )
 

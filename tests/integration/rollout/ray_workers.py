@@ -35,7 +35,7 @@ class Broken(Worker.__ray_actor_class__):
     """Cannot be made."""
 
     def __init__(self, *_: Any):
-        raise ConfigError("the index is not there")
+        raise ConfigError("the index does not exist")
 
 
 @ray.remote

@@ -160,7 +160,7 @@ def test_a_search_that_hangs_ends_as_a_timeout(index, monkeypatch):
 
     response, _, info = asyncio.run(execute())
     assert (info["error_kind"], response.text) == ("timeout", "Error: the search engine is down.")
-    assert "within 0.2 s, waiting for a free slot included" in info["outage"]
+    assert "within 0.2 s, including waiting for a free slot" in info["outage"]
 
 
 def test_the_kinds_of_failed_tries_are_told(index):
@@ -361,6 +361,6 @@ def test_a_service_that_stays_down_is_an_outage_within_the_patience(outages, fau
 
 
 def test_only_a_service_that_names_its_index_has_its_answers_cached(faulty):
-    with pytest.raises(ConfigError, match=r"HTTPRetriever\(.* does not say when its answers change; remove cache=x"):
+    with pytest.raises(ConfigError, match=r"HTTPRetriever\(.* cannot tell when its answers change; remove cache=x"):
         fingerprint_for("x", HTTPRetriever(f"{faulty.url}/no-health/1/x"))
     assert fingerprint_for("x", HTTPRetriever(faulty.url)).startswith("bm25/plain/")

@@ -165,7 +165,7 @@ def test_no_index_is_set(monkeypatch: pytest.MonkeyPatch):
 def test_index_is_missing_or_foreign(tmp_path: Path):
     with pytest.raises(IndexFormatError, match=r"search tool: there is no index at .*mtgrpo index CORPUS"):
         SearchTool({"index": str(tmp_path / "missing")}, None)
-    with pytest.raises(IndexFormatError, match=r"no index of verl-mtgrpo"):
+    with pytest.raises(IndexFormatError, match=r"not an index of verl-mtgrpo"):
         SearchTool({"index": str(tmp_path)}, None)
     with pytest.raises(IndexFormatError, match=r"'some/where' is relative; workers need an absolute one"):
         SearchTool({"index": "some/where"}, None)

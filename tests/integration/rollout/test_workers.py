@@ -121,7 +121,7 @@ def test_a_question_that_two_workers_died_with_is_given_up(manager: Manager, cap
     assert tags()["f"]["status"] == "failure", "verl goes on with what there is"
     assert "f_0_0" in tags()
     assert manager.take_asked_again() == 0
-    assert "0 are asked again, 1 are given up" in caplog.text
+    assert "0 are sent again and 1 are abandoned" in caplog.text
     tq.kv_clear(keys=list(tags()), partition_id="train")
 
 
@@ -139,7 +139,7 @@ def test_a_worker_that_cannot_be_made_is_not_made_again(manager: Manager):
     kill(manager.agent_loop_workers[0])
     send(manager, "k", "l")
     look(manager)
-    with pytest.raises(ActorDiedError, match="the index is not there"):
+    with pytest.raises(ActorDiedError, match="the index does not exist"):
         until(lambda: look(manager))
     tq.kv_clear(keys=list(tags()), partition_id="train")
 
@@ -151,7 +151,7 @@ def test_without_a_rollout_server_the_run_stops_and_names_it(manager: Manager):
     look(manager)
     kill(server)
     with pytest.raises(
-        WorkerDiedError, match=r"rollout server hf_cpu_server_0 died .* goes on from its last checkpoint"
+        WorkerDiedError, match=r"rollout server hf_cpu_server_0 died .* continues from its last checkpoint"
     ):
         look(manager)
 

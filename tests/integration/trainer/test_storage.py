@@ -92,7 +92,7 @@ def test_a_run_without_any_checkpoint_begins(tmp_path: Path):
 @pytest.mark.parametrize(("tracker", "said"), [("20", "'20'"), ("", "''"), ("2\x00", "'2")])
 def test_a_checkpoint_that_is_named_and_not_there_stops_the_start(tmp_path: Path, tracker: str, said: str):
     trainer = checkpoints(tmp_path, 5, 10, tracker=tracker)
-    with pytest.raises(ConfigError, match=rf"says {said}.*\(there is: 5, 10\), so verl would begin again at step 0"):
+    with pytest.raises(ConfigError, match=rf"says {said}.*\(found: 5, 10\), so verl would start over at step 0"):
         check_last_checkpoint(trainer)
     trainer.resume_mode = "disable"
     check_last_checkpoint(trainer)
@@ -100,7 +100,7 @@ def test_a_checkpoint_that_is_named_and_not_there_stops_the_start(tmp_path: Path
 
 def test_a_checkpoint_that_cannot_be_written_says_what_is_left(tmp_path: Path):
     checkpoints(tmp_path, 5, tracker="5")
-    expected = r"step 10 .* written whole, as on a full disk \(RuntimeError: \[enforce fail .*step 5 is whole"
+    expected = r"step 10 .* written completely, as on a full disk \(RuntimeError: \[enforce fail .*step 5 is complete"
     with pytest.raises(StorageError, match=expected) as raised, _explained(tmp_path, 10):
         try:
             torch.save(torch.zeros(10**5), "/dev/full")
@@ -110,7 +110,7 @@ def test_a_checkpoint_that_cannot_be_written_says_what_is_left(tmp_path: Path):
     with pytest.raises(StorageError, match="that of step 5 is damaged too"), _explained(tmp_path, 10):
         (tmp_path / "latest_checkpointed_iteration.txt").write_text("")  # as open() leaves it on a full disk
         raise OSError(28, "No space left on device")
-    with pytest.raises(StorageError, match="there is none before"), _explained(tmp_path / "new", 10):
+    with pytest.raises(StorageError, match="there is no earlier one"), _explained(tmp_path / "new", 10):
         raise OSError(28, "No space left on device")
     with pytest.raises(ActorDiedError), _explained(tmp_path, 10):
         raise ActorDiedError()

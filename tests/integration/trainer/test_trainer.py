@@ -298,7 +298,7 @@ def test_a_verl_that_no_longer_calls_the_estimator_there_is_noticed():
     with provide({}):
         pass
     with (
-        pytest.raises(CompatibilityError, match="did not call the estimator that needs values"),
+        pytest.raises(CompatibilityError, match="without a call of the estimator that needs values"),
         provide({"values": 1}),
     ):
         pass

@@ -46,7 +46,9 @@ def test_it_stops_when_no_rollout_ended_for_too_long(clock: Clock):
     clock.now = 99.0
     guard.look(3, {"a", "b"})
     clock.now = 101.0
-    with pytest.raises(StalledError, match=r"step 7: no rollout ended for 101 s; 2 questions are not finished, 3 roll"):
+    with pytest.raises(
+        StalledError, match=r"step 7: no rollout finished for 101 s; 2 questions are not finished, 3 roll"
+    ):
         guard.look(3, {"a", "b"})
 
 
@@ -78,7 +80,7 @@ def test_it_says_once_a_minute_what_it_waits_for(clock: Clock, caplog: pytest.Lo
         for clock.now in range(0, 200):
             guard.look(5, {"a"})
     assert [record.message.partition(":")[2] for record in caplog.records] == [
-        f" no rollout ended for {seconds} s; 1 questions are not finished, 5 rollouts are there"
+        f" no rollout finished for {seconds} s; 1 questions are not finished, 5 rollouts are done"
         for seconds in (60, 120, 180)
     ]
 

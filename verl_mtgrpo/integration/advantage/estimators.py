@@ -99,8 +99,8 @@ def _warn_if_pointless(name: str, token_level_rewards: Tensor, response_mask: Te
     groups = not ESTIMATORS[name].compares_rollouts or len(set(index.tolist())) < len(index)
     if not intermediate:
         _warn_once(
-            f"{name}: no rollout of this batch got a turn reward, so {name} sees only outcomes. Probably the "
-            "agent loop is not mtgrpo_tool_agent, or the reward manager is not mtgrpo: set "
+            f"{name}: no rollout of this batch got a turn reward, so {name} sees only outcomes. The "
+            "agent loop is probably not mtgrpo_tool_agent, or the reward manager not mtgrpo: set "
             "actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent and "
             "reward.reward_manager.name=mtgrpo (or the group +mtgrpo=mt_grpo, which sets both)."
         )

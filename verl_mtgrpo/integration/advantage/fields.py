@@ -85,7 +85,7 @@ def provide(fields: Mapping[str, Any]) -> Generator[Provided]:
         _provided.reset(token)
     if fields and not provided.taken:
         raise CompatibilityError(
-            f"verl did not call the estimator that needs {', '.join(fields)} while it computed advantages",
+            f"verl computed advantages without a call of the estimator that needs {', '.join(fields)}",
             fix=f"verl_mtgrpo was not tested with this version of verl: install verl {TESTED_VERL}",
         )
 
@@ -111,10 +111,10 @@ def needs_our_trainer(estimator: str, names: Sequence[str], mode: str) -> Config
     """Return what to raise for a run of ``estimator`` under one of verl's own trainers."""
     ours = f"trainer.v1.trainer_mode={PREFIX}{mode}" if PREFIX + mode in MODES else f"one of {', '.join(MODES)}"
     return ConfigError(
-        f"algorithm.adv_estimator={estimator} needs {', '.join(names)}, which verl's own trainers give to no "
+        f"algorithm.adv_estimator={estimator} needs {', '.join(names)}, which verl's trainers pass to no "
         f"registered estimator (trainer mode: {mode})",
         fix=(
-            f"set {ours}, verl's trainer of that mode that passes them on; the config groups +mtgrpo=turn_gae and "
+            f"set {ours}, the trainer of that mode that passes them on; the config groups +mtgrpo=turn_gae and "
             "+mtgrpo=bilevel_gae do"
         ),
     )

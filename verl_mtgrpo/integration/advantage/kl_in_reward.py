@@ -29,7 +29,7 @@ that off."""
 
 INSTEAD = (
     "set algorithm.use_kl_in_reward=False and actor_rollout_ref.actor.use_kl_loss=True with "
-    "actor_rollout_ref.actor.kl_loss_coef, GRPO's own way, in which the KL keeps its weight"
+    "actor_rollout_ref.actor.kl_loss_coef, as in GRPO, where the KL keeps its weight"
 )
 
 

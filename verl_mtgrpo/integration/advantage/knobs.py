@@ -49,7 +49,7 @@ def try_knobs(name: str, settings: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"the estimator {name} fails on a small batch of four rollouts with {dict(settings)}: "
             f"{type(error).__name__}: {error}",
-            fix="correct it, or its knobs algorithm.turn",
+            fix="fix it, or its knobs (algorithm.turn)",
         ) from error
     if not torch.isfinite(advantages).all():
         raise ConfigError(

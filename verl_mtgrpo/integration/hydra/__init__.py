@@ -1,1 +1,1 @@
-"""What Hydra and OmegaConf call: the search path of our config groups, and resolvers."""
+"""Extensions for Hydra and OmegaConf: the search path of our config groups, and resolvers."""

@@ -30,7 +30,7 @@ def asset(name: str) -> str:
 
 
 def skip_tokenizer(format: str) -> bool:
-    """Whether the engine has to stop at no closing tag: verl's own formats end with the end of a turn, a token."""
+    """Return True if the engine needs no closing tag to stop at: verl's formats end turns with a token."""
     return format not in CUT_FORMATS
 
 

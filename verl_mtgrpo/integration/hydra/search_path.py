@@ -16,7 +16,7 @@ class MTGRPOSearchPath(SearchPathPlugin):
     """Appends ``pkg://verl_mtgrpo.config``; a recipe's own configs come first."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Called by Hydra when it composes a config."""
+        """Add the search path; Hydra calls this when it composes a config."""
         search_path.append(provider="verl-mtgrpo", path="pkg://verl_mtgrpo.config")
 
 

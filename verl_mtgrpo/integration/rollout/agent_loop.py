@@ -1,4 +1,4 @@
-"""verl's tool agent loop, plus a record of turns and turn rewards on the tokens that earned them.
+r"""verl's tool agent loop, plus a record of turns and turn rewards on the tokens that earned them.
 
 ``mtgrpo_tool_agent`` generates exactly what verl's ``tool_agent`` generates (tokens, masks, log-probs): every override
 calls verl's own method and only looks at what it did. (In the formats of :mod:`.tool_parsers`, which verl does not
@@ -36,7 +36,7 @@ the only reward channel that every verl trainer keeps.
 
 Tokens are only ever appended, as verl's own loop does: no earlier message is rendered again. So what a model thought in
 earlier turns stays in its context, and is trained on, even where the chat template of a chat server would leave it out
-(Qwen3, DeepSeek-R1). A template that opens the thought (its generation prompt ends in ``<think>\\n``) does so again in
+(Qwen3, DeepSeek-R1). A template that opens the thought (its generation prompt ends in ``<think>\n``) does so again in
 front of each turn that it writes a generation prompt for: those tokens have mask 0, and ``Turn.text`` begins with them.
 """
 
@@ -144,7 +144,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
     async def ct_build_initial_tokens(
         self, messages: list[dict[str, Any]], tools: Any = None, **kwargs: Any
     ) -> list[int]:
-        """verl's, but our formats explain themselves in the prompt: no tool schemas, which name other tags."""
+        """Do what verl does, but without tool schemas for our formats, which the prompt explains."""
         kwargs["tools"] = None if self.cut_format else tools
         return await super().ct_build_initial_tokens(messages, **kwargs)
 
@@ -157,7 +157,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         response_logprobs: list[float] | None = None,
         tools: Any = None,
     ) -> Any:
-        """verl's; a turn that was cut at its closing tag is first ended as the chat template ends turns (mask 0)."""
+        """Do what verl does, after ending a turn cut at its closing tag as the chat template does (mask 0)."""
         ids, mask, log_probs = runtime_token_ids, response_mask, response_logprobs
         if self.cut_format:
             tools = None  # the prompt was built without
@@ -186,8 +186,8 @@ class TurnToolAgentLoop(ToolAgentLoop):
         if len(turns) != len(spans):
             raise TranscriptError(
                 f"{len(spans)} runs of response_mask but {len(record.calls)} generations recorded: verl's "
-                "ToolAgentLoop does not work as in the versions this package was tested with",
-                fix="install such a version: mtgrpo doctor names it",
+                "ToolAgentLoop works differently from the versions this package was tested with",
+                fix="install the version that mtgrpo doctor names",
             )
         transcript = Transcript(
             turns=turns,
@@ -220,7 +220,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         return state
 
     async def _written_calls(self, agent_data: AgentData) -> list[FunctionCall | ToolCall]:
-        """The last turn's calls, also those that verl's parser could not read."""
+        """Return the last turn's calls, including those that verl's parser could not read."""
         if call_marks(self.tool_parser) is None:
             return list(agent_data.tool_calls)
         text = await apart(DECODE, self.tokenizer.decode, agent_data.response_ids)
@@ -259,7 +259,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         response, reward, info = await super()._call_tool(tool_call, tools_kwargs, agent_data)  # pyright: ignore[reportAttributeAccessIssue]
         outcome = ToolOutcome.from_info(info) if seen.answered else self._failure(tool_call, agent_data)
         if outcome.outage and outcome.on_outage == "raise":
-            # A search that is down is no answer: the rollout fails visibly, the policy is not blamed.
+            # A search that is down is not an answer: the rollout fails visibly, the policy is not blamed.
             raise RetrievalError(f"tool {tool_call.name!r} is down: {outcome.outage}")
         said = encodable(response.text or "")
         text = await apart(DECODE, self.outside, said)
@@ -296,7 +296,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         return ToolOutcome(ok=False, error_kind=kind)
 
     def _answered(self, agent_data: AgentData) -> bool:
-        """True if verl looked for tool calls in the last turn and found none."""
+        """Return True if verl looked for tool calls in the last turn and found none."""
         at_limit = self.max_assistant_turns and agent_data.assistant_turns >= self.max_assistant_turns
         at_limit = at_limit or (self.max_user_turns and agent_data.user_turns >= self.max_user_turns)
         return not at_limit
@@ -304,7 +304,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
     def _decode(
         self, prompt_ids: list[int], response_ids: list[int], spans: list[tuple[int, int]]
     ) -> list[tuple[str, str]]:
-        """What the chat template opened of each turn, and what the model generated without the end tokens behind it."""
+        """Return what the chat template opened of each turn, and the generated text without end tokens."""
         decode, texts = self.tokenizer.decode, []
         for start, end in spans:
             opened = self.ends.opened_in([*prompt_ids, *response_ids[:start]], self.tokenizer)
@@ -320,7 +320,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         """
         if self.rollout_config.enable_rollout_routing_replay:
             raise NoTokensError(
-                "the rollout server gave no token for the first turn, and so no routed experts, which every row of "
+                "the rollout server returned no token for the first turn, so no routed experts, which every row of "
                 "the batch needs (actor_rollout_ref.rollout.enable_rollout_routing_replay=True)",
                 fix="see the server's log, which says why",
             )
@@ -330,10 +330,10 @@ class TurnToolAgentLoop(ToolAgentLoop):
 
 
 class RawContinuationAgentLoop(TurnToolAgentLoop):
-    """Observations as plain text in one long assistant message, without chat roles, as Search-R1 does.
+    r"""Observations as plain text in one long assistant message, without chat roles, as Search-R1 does.
 
-    After a call the model reads ``\\n\\n<information>…</information>\\n\\n`` (the result tag of its format) and
-    goes on; these tokens are not trained on. For base models, and for the paper's v2 set-up.
+    After a call the model reads ``\n\n<information>…</information>\n\n`` (the result tag of its format) and
+    continues; these tokens are not trained on. For base models, and for the paper's v2 set-up.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -355,7 +355,7 @@ class RawContinuationAgentLoop(TurnToolAgentLoop):
         texts = [message["content"] for message in new]
         if not all(isinstance(text, str) for text in texts):
             raise ConfigError(
-                "mtgrpo_raw_agent continues in plain text, but a tool gave an image or something else that is no text",
+                "mtgrpo_raw_agent continues in plain text, but a tool returned an image or something else",
                 fix="set actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent",
             )
         text = "\n\n" + "\n".join(texts) + "\n\n"

@@ -26,12 +26,12 @@ _NAME = re.compile(r'"name"\s*:\s*"([^"\n]+)"|<function=([^>\s]+)|<invoke name="
 
 
 def not_carried_out(call: FunctionCall) -> ToolCall:
-    """The record of a call beyond ``max_parallel_calls``, which verl reads and gives to no tool."""
+    """Return the record of a call beyond ``max_parallel_calls``, which verl parses but does not carry out."""
     return ToolCall(call.name, call.arguments, ok=False, seen=False, error_kind=NOT_CARRIED_OUT)
 
 
 def call_marks(parser: ToolParser) -> tuple[str, str] | None:
-    """What a call starts and ends with, for the parsers of verl's that look for both; None for all others."""
+    """Return what a call starts and ends with, for verl's parsers that look for both; None for others."""
     start, end = (str(getattr(parser, f"tool_call_{side}_token", "")) for side in ("start", "end"))
     return (start, end) if type(parser).__module__ == _VERLS_PARSERS and start and end else None
 
@@ -39,7 +39,7 @@ def call_marks(parser: ToolParser) -> tuple[str, str] | None:
 async def written_calls(
     parser: ToolParser, text: str, found: Sequence[FunctionCall], tools: Sequence[Any]
 ) -> list[FunctionCall | ToolCall]:
-    """The calls of a turn in their order: those that verl found, and records of those that it dropped.
+    """Return the calls of a turn in order: those that verl found, and records of those that it dropped.
 
     Some of verl's parsers (``hermes``, ``qwen3_coder``, ``glm``, ``seed``, ``minimax``, ``gemma4``) mark a call by a
     start and an end, and leave out one that they cannot read, with a line in the log at most. Each marked piece of the
@@ -89,7 +89,7 @@ class _Text(Proxy):
 
 
 def make_readable(call: FunctionCall) -> None:
-    """Change a call, in place, that verl's loop would end the rollout over, and with it the whole group.
+    """Change a call, in place, for which verl's loop would end the rollout and lose its whole group.
 
     verl answers arguments that are no JSON with a message to the model, but catches ``JSONDecodeError`` alone: not the
     ``RecursionError`` of a thousand brackets, nor the ``ValueError`` of a number with 5000 digits. Those are cut off,

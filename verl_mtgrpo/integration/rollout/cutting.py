@@ -24,13 +24,13 @@ class CuttingServer(Proxy):
 
     Engines that know stop strings stop there; in every case what they give is cut right after the token that
     completes the tag, ids and log-probabilities alike. Tokens are never split: if the tag ends inside a token,
-    that token stays whole, and what it says behind the tag is no part of the turn's text (:func:`cut_text`).
+    that token stays whole, and its text after the tag is not part of the turn's text (:func:`cut_text`).
 
     Args:
         server: verl's client.
         rules: The format.
         decode: Token ids to text.
-        stop: Whether the engine knows stop strings.
+        stop: True if the engine supports stop strings.
         end: The token that ends a turn in the chat template; a base model's engine would not stop at it otherwise.
     """
 
@@ -49,7 +49,7 @@ class CuttingServer(Proxy):
         self._tail = _longest(self.closing)
 
     async def generate(self, *args: Any, sampling_params: dict[str, Any], **kwargs: Any) -> Any:
-        """As the server's own, cut."""
+        """Generate like the wrapped server, and cut the output."""
         if self._stop:
             asked = sampling_params.get("stop") or []
             own = [asked] if isinstance(asked, str) else list(asked)
@@ -67,7 +67,7 @@ class CuttingServer(Proxy):
         return output.model_copy(update={"token_ids": output.token_ids[:keep], "log_probs": log_probs})
 
     async def _tokens_to_keep(self, ids: Sequence[int]) -> int:
-        """As :func:`tokens_to_keep`, without reading a long turn on the event loop, where other rollouts wait.
+        """Do :func:`tokens_to_keep`, in a thread for long turns so that other rollouts do not wait.
 
         An engine that knows stop strings has stopped at the first closing tag, which is then among the last tokens.
         """
@@ -78,9 +78,9 @@ class CuttingServer(Proxy):
 
 
 def routed_experts_are_not_cut(spoken: str) -> ConfigError:
-    """Return what to raise where turns are cut and the model's routed experts are to be replayed."""
+    """Return the error for cut turns together with replayed routed experts."""
     return ConfigError(
-        f"turns of {spoken} are cut at their closing tag, and routed experts cannot be cut with them",
+        f"turns of {spoken} are cut at their closing tag, but routed experts cannot be cut with them",
         fix=f"set {_ROLLOUT}.enable_rollout_routing_replay=False, or {_ROLLOUT}.multi_turn.format=hermes",
     )
 
@@ -95,18 +95,18 @@ def raw_agent_needs_tags(spoken: str) -> ConfigError:
 
 
 def is_closed(ids: Sequence[int], closing: Sequence[str], decode: Callable[[Sequence[int]], str]) -> bool:
-    """Whether the text of these tokens holds one of ``closing``."""
+    """Return True if the text of these tokens contains one of ``closing``."""
     text = decode(ids)
     return any(tag in text for tag in closing)
 
 
 def closing_tags(rules: TextFormat) -> tuple[str, str]:
-    """The tags that end a turn."""
+    """Return the tags that end a turn."""
     return f"</{rules.call}>", f"</{ANSWER}>"
 
 
 def cut_text(text: str, rules: TextFormat) -> str:
-    """A turn's text up to and with its first closing tag.
+    """Return a turn's text up to and including its first closing tag.
 
     The last token may say more: ``>.`` is one token of Qwen3's, so ``</answer>.`` cannot be cut between the two. It
     would be a malformed turn for no fault of the model's: behind ``</answer>!``, which are two, nothing is left. An
@@ -140,5 +140,5 @@ def _first_closed(ids: Sequence[int], closing: Sequence[str], decode: Callable[[
 
 
 def _longest(closing: Sequence[str]) -> int:
-    """How many tokens a closing tag takes at most, with the rest of a character that the first of them may begin in."""
+    """Return the most tokens of a closing tag, including the rest of a character that the first may begin in."""
     return max(map(len, closing)) + 4

@@ -1,4 +1,4 @@
-"""Where a turn ends and what the chat template wrote of it: worked out from the tokenizer and its chat template.
+"""Find out from the tokenizer and its chat template where a turn ends and what the template writes of it.
 
 ``tokenizer.eos_token`` does not say how a turn of a chat ends. A base model's is the end of a *document*
 (``<|endoftext|>``), while its chat template ends turns with ``<|im_end|>``; other models stop at any of several tokens
@@ -36,14 +36,14 @@ _TAG = re.compile(r"<(/?)([A-Za-z]\w*)>|\[(/?)([A-Z]+)\]")
 
 @dataclass(frozen=True)
 class EndOfTurn:
-    """How turns end, for one tokenizer and chat template.
+    r"""How turns end, for one tokenizer and chat template.
 
     Attributes:
-        text: What the chat template writes behind what the assistant said; empty if nothing of its own.
-        closing: ``text`` in token ids: what has to stand behind a turn that was cut before another message follows.
+        text: What the chat template writes after an assistant message; empty if nothing.
+        closing: ``text`` in token ids: what has to follow a cut turn before another message.
         token: The one token at which a turn ends and generation should stop; None if there is no such token.
-        ends: Every token that may stand at the end of a generation, padding included.
-        opened: What the chat template writes of a turn into the generation prompt, as ``<think>\\n``: from the first
+        ends: Every token that may end a generation, including padding.
+        opened: What the chat template writes of a turn into the generation prompt, as ``<think>\n``: from the first
             tag that is still open at the prompt's end. Empty if all of the turn is left to the model.
     """
 
@@ -54,14 +54,14 @@ class EndOfTurn:
     opened: str = ""
 
     def trimmed(self, ids: Sequence[int]) -> Sequence[int]:
-        """The ids of a turn without the end tokens behind it."""
+        """Return the ids of a turn without the end tokens after it."""
         length = len(ids)
         while length and ids[length - 1] in self.ends:
             length -= 1
         return ids[:length]
 
     def opened_in(self, context: Sequence[int], tokenizer: Any) -> str:
-        """``opened`` if the tokens in front of a turn end with it; a later turn's prompt may be another one's."""
+        """Return ``opened`` if the tokens before a turn end with it; later turns may have another prompt."""
         if not self.opened:
             return ""
         tail = tokenizer.decode(list(context[-4 * len(self.opened) :]))
@@ -71,7 +71,7 @@ class EndOfTurn:
 def end_of_turn(
     tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None, models: Iterable[Any] = ()
 ) -> EndOfTurn:
-    """What is known about the ends of turns.
+    """Return what is known about the ends of turns.
 
     Args:
         tokenizer: verl's, with its chat template.
@@ -103,8 +103,7 @@ def _end_of_turn(tokenizer: Any, template: str, template_kwargs: str, models: tu
 
 
 def _around_a_turn(tokenizer: Any, template_kwargs: dict[str, Any]) -> tuple[str, str, str, str]:
-    """What stands behind an assistant message that is the last one, before and behind one that is not, and the
-    generation prompt."""
+    """Return what follows the last assistant message, what surrounds an earlier one, and the generation prompt."""
 
     def render(*messages: dict[str, str], prompt: bool = False) -> str:
         return tokenizer.apply_chat_template(
@@ -120,13 +119,13 @@ def _around_a_turn(tokenizer: Any, template_kwargs: dict[str, Any]) -> tuple[str
 
 
 def _closing(tokenizer: Any, known: set[int], last: str, behind: str) -> tuple[str, int | None]:
-    """What closes a turn, and the token at which it ends, from what stands behind an assistant message.
+    """Return what closes a turn and the token that ends it, from what follows an assistant message.
 
     The two are not always the same token: gpt-oss's template closes messages of the past with ``<|end|>``, which the
-    model also writes behind its thoughts and goes on; the last message ends with ``<|return|>``, where it stops.
+    model also writes after its thoughts before it continues; the last message ends with ``<|return|>``, where it stops.
 
     Something may follow that closes nothing: the header of the next message, as in GLM's templates, which end no turn
-    (the model stops at that header). Behind the last message of a chat there is no such header.
+    (the model stops at that header). After the last message of a chat there is no such header.
     """
     first = tokenizer.encode(behind.lstrip(), add_special_tokens=False)[:1]
     if first and first[0] in tokenizer.added_tokens_decoder:
@@ -140,7 +139,7 @@ def _closing(tokenizer: Any, known: set[int], last: str, behind: str) -> tuple[s
 
 
 def _known_ends(tokenizer: Any, models: Sequence[str]) -> set[int]:
-    """The tokenizer's end and padding, the model's own list, and the special tokens that end turns by their names."""
+    """Return the end tokens: the tokenizer's end and padding, the model's list, and special tokens by name."""
     added = tokenizer.added_tokens_decoder
     special = {str(token.content): number for number, token in added.items() if token.special}
     ends = {special[name] for name in KNOWN_ENDS if name in special}
@@ -150,20 +149,20 @@ def _known_ends(tokenizer: Any, models: Sequence[str]) -> set[int]:
 
 
 def _listed(model: str) -> list[int]:
-    """``eos_token_id`` of the model's ``generation_config.json``, if that is on this machine."""
+    """Return ``eos_token_id`` of the model's ``generation_config.json``, if that is on this machine."""
     path = _on_this_machine(model, "generation_config.json")
     if path is None:
         return []
     try:
         ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
     except (OSError, ValueError, AttributeError) as error:
-        logger.warning("%s cannot be read, its end tokens are not known: %s", path, error)
+        logger.warning("%s cannot be read, so its end tokens are unknown: %s", path, error)
         return []
     return [one for one in (ends if isinstance(ends, list) else [ends]) if isinstance(one, int)]
 
 
 def _on_this_machine(model: str, name: str) -> Path | None:
-    """A file of a model's folder, or of the Hugging Face hub's cache; None if it is not there."""
+    """Return a file from a model's folder or the Hugging Face cache; None if it is not there."""
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
@@ -180,7 +179,7 @@ def _on_this_machine(model: str, name: str) -> Path | None:
 
 
 def _still_open(prompt: str, before: str) -> str:
-    """The generation prompt from the first tag on that is open at its end.
+    """Return the generation prompt from the first tag that is still open at its end.
 
     A tag that is just as open in front of an assistant message of the past (``<assistant>``) opens the message and is
     no part of what it says.
@@ -193,7 +192,7 @@ def _still_open(prompt: str, before: str) -> str:
 
 
 def _open_tags(text: str) -> list[tuple[str, int]]:
-    """Names and positions of the tags that are opened and not closed, in order."""
+    """Return names and positions of the tags that are opened and not closed, in order."""
     opened: list[tuple[str, int]] = []
     for tag in _TAG.finditer(text):
         closes, name = tag[1] or tag[3], tag[2] or tag[4]
@@ -206,6 +205,6 @@ def _open_tags(text: str) -> list[tuple[str, int]]:
 
 
 def closing_tags(opened: str) -> str:
-    """The tags that close what is open, innermost first: ``</think>`` for ``<think>\\n``."""
+    r"""Return the tags that close what is open, innermost first: ``</think>`` for ``<think>\n``."""
     closed = (f"</{name}>" if opened[start] == "<" else f"[/{name}]" for name, start in reversed(_open_tags(opened)))
     return "".join(closed)

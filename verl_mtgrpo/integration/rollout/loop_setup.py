@@ -1,4 +1,4 @@
-"""What an agent loop works out once from the config and tokenizer of a run: verl makes a loop for each rollout."""
+"""Work out once what every agent loop of a run needs: verl makes a new loop for each rollout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS, TextFormat
 
 @dataclass(frozen=True)
 class LoopSetup:
-    """What is the same for every rollout of a run.
+    """The parts of a loop that are the same for every rollout of a run.
 
     Attributes:
         cut_format: The format, if its turns end at a closing tag; None in formats that verl knows.
@@ -76,13 +76,13 @@ def _work_out(config: Any, data_config: Any, tokenizer: Any) -> LoopSetup:
 
 
 def knows_stop_strings(rollout_config: Any) -> bool:
-    """True if the rollout engine can stop at a string: it needs a tokenizer for that."""
+    """Return True if the rollout engine can stop at a string, for which it needs a tokenizer."""
     if rollout_config.name in ("vllm", "hf_cpu"):
         return True
     return rollout_config.name == "sglang" and not rollout_config.skip_tokenizer_init
 
 
 def _model_paths(config: Any) -> tuple[str, ...]:
-    """Where the model's generation config may be."""
+    """Return the paths where the model's generation config may be."""
     model = config.actor_rollout_ref.get("model") or {}
     return tuple(str(model[key]) for key in ("hf_config_path", "path") if model.get(key))

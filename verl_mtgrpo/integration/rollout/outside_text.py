@@ -1,8 +1,8 @@
 """Text from outside the conversation, made safe to read: it can hold no control token and cannot leave its block.
 
-A tokenizer turns the *text* ``<|im_start|>`` into the control token that opens a message, wherever the text stands. A
-passage that spells it would open a turn of its own, in verl's ``tool_agent`` as in any loop that renders chats as text;
-one that spells ``</information>`` would leave the block that search_r1 puts it in. So a space is put behind the first
+A tokenizer turns the *text* ``<|im_start|>`` into the control token that opens a message, wherever the text is. A
+passage that spells it would open a new turn, in verl's ``tool_agent`` as in any loop that renders chats as text;
+one that spells ``</information>`` would leave the block that search_r1 puts it in. So a space is put after the first
 character of every such spelling (``< |im_start|>``): people and the model can still read what was written, the
 tokenizer finds an ordinary text.
 """
@@ -24,7 +24,7 @@ _HTML = re.compile(
 
 
 def control_tokens(tokenizer: Any) -> dict[str, int]:
-    """The texts that this tokenizer reads as one token with a meaning of its own, and their ids.
+    """Return the texts that this tokenizer reads as one control token, and their ids.
 
     Special tokens, and added ones that are written like tags (``<think>``, ``<tool_call>``, ``<|fim_prefix|>``). Added
     words (names, runs of spaces) are text.
@@ -58,7 +58,7 @@ class OutsideText:
         self._changes = normalizer is not None and any(added[number].normalized for number in self._ids)
 
     def __call__(self, text: str) -> str:
-        """The text, with a space in every spelling of a control token or tag; a second time changes nothing."""
+        """Return the text with a space inside every control token or tag; a second call changes nothing."""
         while starts := self._spelled(text):
             pieces = [text[start:end] for start, end in pairwise((0, *(start + 1 for start in starts), len(text)))]
             text = " ".join(pieces)
@@ -70,12 +70,12 @@ class OutsideText:
         return text
 
     def _spelled(self, text: str) -> list[int]:
-        """Where control tokens and tags begin."""
+        """Return the positions where control tokens and tags begin."""
         starts = [begin.start() for begin in self._begins.finditer(text)]
         return [at for at in starts if any(text[at : at + length] in self._texts for length in self._lengths)]
 
     def _control_token(self, text: str) -> int | None:
-        """Where the tokenizer itself finds the first one."""
+        """Return the position of the first one that the tokenizer finds."""
         read = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         for number, (start, end) in zip(read["input_ids"], read["offset_mapping"], strict=True):
             if number in self._ids and len(text[start:end].strip()) > 1:
@@ -85,5 +85,5 @@ class OutsideText:
 
 @lru_cache(maxsize=16)  # verl makes an agent loop for each rollout, and a vocabulary may have thousands of these
 def outside_text(tokenizer: Any, tags: tuple[str, ...]) -> OutsideText:
-    """The one for this tokenizer and these tags."""
+    """Return the :class:`OutsideText` of this tokenizer and these tags."""
     return OutsideText(tokenizer, tags)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ABOUT_SOMETHING_ELSE = (RayActorError, RayTaskError, AuthenticationError)
-"""Errors of Ray that say what became of an actor, of a task, or of us: the head has answered."""
+"""Errors of Ray about an actor, a task or this process, which mean that the head has answered."""
 
 
 class RayHead:
@@ -33,7 +33,7 @@ class RayHead:
         self.silent_since: float | None = None
 
     def ask(self, question: Callable[[], T]) -> T | None:
-        """What ``question`` returns; None if the head did not answer, which is logged once until it answers again.
+        """Return what ``question`` returns; None, and one log line, if the head no longer answers.
 
         Args:
             question: A call of Ray's that needs its head. A value of None is not told apart from no answer.
@@ -46,7 +46,7 @@ class RayHead:
             if self.silent_since is None:
                 self.silent_since = time.monotonic()
                 logger.warning(
-                    "Ray's head does not answer (%s: %s); the run goes on and asks again",
+                    "Ray's head does not answer (%s: %s); the run continues and asks again",
                     *(type(error).__name__, " ".join(str(error).split())),
                 )
             return None

@@ -1,4 +1,4 @@
-"""What is known of a rollout while it runs: one record, which the agent loop and the search tool share."""
+"""The record of a running rollout, which the agent loop and the search tool share."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:  # importing verl's agent loops loads ours, which import this 
 
 @dataclass
 class RolloutRecord:
-    """What happened so far.
+    """What has happened so far in a rollout.
 
     Attributes:
         calls: The tool calls of each generation.
         written: Calls of the last turn in the order in which the model wrote them: verl's, and finished records of
             those that verl dropped.
-        made: What came of the calls of the last turn that were carried out, by ``id`` of verl's call; tools run at the
+        made: The outcomes of the last turn's calls that were carried out, by ``id`` of verl's call; tools run at the
             same time and end in any order.
         end_reason: Why the rollout ended.
         asked: What it has searched for.

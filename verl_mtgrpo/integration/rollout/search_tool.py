@@ -26,7 +26,7 @@ from verl_mtgrpo.rewards.measures import NO_HITS
 logger = logging.getLogger(__name__)
 
 _GRACE_S = 2.0
-"""A retriever that keeps time itself gives up first, and says why; this is for one that does not."""
+"""For retrievers without a time limit; one that has a limit gives up first and says why."""
 
 
 class SearchTool(BaseTool):
@@ -65,7 +65,7 @@ class SearchTool(BaseTool):
         return ToolResponse(text=text), 0.0, replace(outcome, latency_s=time.perf_counter() - start).to_info()
 
     async def _search(self, parameters: Any, record: RolloutRecord) -> tuple[str, ToolOutcome]:
-        """Return what the model reads, and what came of the call."""
+        """Return what the model reads, and the outcome of the call."""
         queries, wrong = self._queries(parameters)
         if wrong:
             return wrong[1], ToolOutcome(ok=False, error_kind=wrong[0])
@@ -95,7 +95,7 @@ class SearchTool(BaseTool):
         return self._render(queries, found), outcome
 
     def _queries(self, parameters: Any) -> tuple[list[str], tuple[str, str] | None]:
-        """The clean queries of a call, or the kind and text of what is wrong with it."""
+        """Return the clean queries of a call, or the kind and text of its error."""
         query = parameters.get("query") if isinstance(parameters, dict) else None
         most = self._settings.max_queries
         given = query if isinstance(query, list) and most > 1 else [query]
@@ -111,7 +111,7 @@ class SearchTool(BaseTool):
         return queries, None
 
     async def _find(self, queries: Sequence[str]) -> tuple[list[list[Passage]], tuple[str, ...]]:
-        """Passages for each query, from the cache where they are known, and the kinds of tries that failed."""
+        """Return the passages for each query, from the cache if possible, and the kinds of failed tries."""
         if self._cache is None:
             return await self._ask(queries)
         keys = {query: JsonCache.key(self._fingerprint, self._settings.k, query) for query in queries}
@@ -132,10 +132,10 @@ class SearchTool(BaseTool):
             raise
         except asyncio.TimeoutError:
             raise RetrievalTimeout(
-                f"no answer of {self._index!r} within {patience + _GRACE_S:g} s, waiting for a free slot included",
+                f"no answer of {self._index!r} within {patience + _GRACE_S:g} s, including waiting for a free slot",
                 fix=(
-                    f"raise patience_s or concurrency ({self._settings.concurrency}) of the search tool, or help the "
-                    "search"
+                    f"raise patience_s or concurrency ({self._settings.concurrency}) of the search tool, or make the "
+                    "search faster"
                 ),
             ) from None
 
@@ -157,15 +157,15 @@ class SearchTool(BaseTool):
 
 
 def fingerprint_for(cache: str, index: Retriever) -> str:
-    """What tells the answers of this index from another's in the cache; asked for only if there is one."""
+    """Return what distinguishes this index in the cache; requested only if there is a cache."""
     fingerprint = index.fingerprint if cache else ""
     if cache and not fingerprint:
-        raise ConfigError(f"search tool: {index!r} does not say when its answers change", fix=f"remove cache={cache}")
+        raise ConfigError(f"search tool: {index!r} cannot tell when its answers change", fix=f"remove cache={cache}")
     return fingerprint
 
 
 def default_schema(max_queries: int) -> OpenAIFunctionToolSchema:
-    """The schema of a tool YAML that gives none."""
+    """Return the default schema, for a tool YAML without one."""
     words = "A few words that a passage with the answer would contain."
     several = {"type": "array", "description": f"Up to {max_queries} queries. {words}"}
     query = {"type": "string", "description": words} if max_queries == 1 else several

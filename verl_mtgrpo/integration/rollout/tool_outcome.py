@@ -1,4 +1,4 @@
-"""What came of a tool call: what the tool says of it, and what is seen of the tool while verl runs it.
+"""The outcome of a tool call: what the tool reports, and what is observed while verl runs the tool.
 
 verl's loop passes on a dict that a tool returns third and knows nothing of it. Our search tool fills that dict from a
 :class:`ToolOutcome`; a tool of a user's own may return any part of it, such as ``{"ok": False}``. A tool that raises is
@@ -23,7 +23,7 @@ from verl_mtgrpo.rewards.measures import SERVICE_ERRORS
 
 @dataclass(frozen=True)
 class ToolOutcome:
-    """What came of one call, besides the text that the model reads and the reward.
+    """The outcome of one call, besides the text that the model reads and the reward.
 
     Attributes:
         ok: True if the tool ran and answered.
@@ -108,7 +108,7 @@ def _seconds(value: Any) -> float | None:
 
 @dataclass
 class Watch:
-    """What a tool did while verl ran it.
+    """What was observed of a tool while verl ran it.
 
     Attributes:
         answered: True if it returned what verl can read. verl turns whatever it raises into a text for the model.
@@ -185,7 +185,7 @@ def checked_reward(name: str, value: Any) -> float:
         return number
     shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:79]}…"
     raise ToolError(
-        f"the tool {name!r} gave {shown} ({kind}) as the reward of its call, the second value that it returns",
+        f"the tool {name!r} returned {shown} ({kind}) as the reward of its call (the second return value)",
         expected="a finite number, or None for no reward",
-        fix="have the tool return such a number there",
+        fix="make the tool return such a number there",
     )

@@ -25,7 +25,7 @@ class _TagParser(ToolParser):
     async def extract_tool_calls(
         self, responses_ids: list[int], tools: list[Any] | None = None
     ) -> tuple[str, list[FunctionCall]]:
-        """The turn's text, and its call if the first thing that it closes is a call."""
+        """Return the turn's text, and its call if the first closing tag closes a call."""
         text = await apart(DECODE, self.tokenizer.decode, responses_ids)
         inside = first_closed(text, self.rules)
         names = [tool.function.name for tool in tools or []]
@@ -69,7 +69,7 @@ class XmlParser(_TagParser):
 
 
 def first_closed(text: str, rules: TextFormat) -> str | None:
-    """What the turn's call holds, if a call is the first thing that it closes; None otherwise."""
+    """Return the content of the turn's call if the first closing tag closes a call; None otherwise."""
     close = f"</{rules.call}>"
     end = text.find(close)
     answered = text.find(f"</{ANSWER}>")

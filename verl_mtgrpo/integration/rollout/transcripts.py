@@ -1,10 +1,10 @@
-"""How transcripts travel from the agent loops to those who read them: once, packed, and only if somebody does.
+"""Carry transcripts from the agent loops to their readers: once, packed, and only if something reads them.
 
 A transcript holds the text of a rollout and of all passages that it found, ten to a hundred kilobytes. When its reward
 is known it is read by dumps (``trainer.rollout_data_dir``, ``trainer.validation_data_dir``) and by estimators with a
-parameter ``transcript``. Under our trainers it stands in a column of its own, :data:`COLUMN`, which they fetch for the
+parameter ``transcript``. Under our trainers it has a separate column, :data:`COLUMN`, which they fetch for the
 rows that they need. verl's own trainers and custom samplers know of no such column, and write only
-``reward_extra_info`` into their validation dumps, so there it stands in that.
+``reward_extra_info`` into their validation dumps, so there it is in that.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def destination(config: Any) -> Destination:
 def text_of_messages(messages: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
     """Return chat messages without images, videos and sound, of which only the kind is kept.
 
-    verl takes care not to store them with a rollout, and a copy in each transcript would be megabytes.
+    verl avoids storing them with a rollout, and a copy in each transcript would take megabytes.
     """
     return tuple({**message, "content": _text_of(message.get("content"))} for message in messages)
 
@@ -70,7 +70,7 @@ def _text_of(content: Any) -> Any:
 def pack(transcript: Transcript) -> bytes:
     """Write a transcript as compressed JSON.
 
-    A passage stands twice in a transcript, in what the search returned and in the result that the model read, and
+    A passage is in a transcript twice, in what the search returned and in the result that the model read, and
     every call and passage names its fields. Compression at its fastest takes all of that away.
     """
     return zlib.compress(to_json(transcript.to_dict()).encode(), 1)

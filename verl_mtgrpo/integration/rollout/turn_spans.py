@@ -21,7 +21,7 @@ def turn_spans(response_mask: list[int]) -> list[tuple[int, int]]:
 
 
 def place_rewards(rewards: list[float], response_mask: list[int]) -> torch.Tensor:
-    """``rm_scores`` of one rollout, ``(T,)`` float32: each turn's reward on its last token, 0 elsewhere."""
+    """Return ``rm_scores`` of one rollout, ``(T,)`` float32: each turn's reward on its last token, 0 elsewhere."""
     spans = turn_spans(response_mask)
     if len(spans) != len(rewards):
         raise TranscriptError(

@@ -1,7 +1,7 @@
 """verl's agent loop manager, for rollout and reward workers that may die: ``TurnAgentLoopManager``.
 
-verl starts its workers once. If one dies in the middle of a step, what it was doing never ends, and the trainer waits
-for it for ever; if it dies between two steps, the next one ends with Ray's traceback. Chosen by
+verl starts its workers once. If one dies in the middle of a step, its work never ends, and the trainer waits
+for it indefinitely; if it dies between two steps, the next one ends with Ray's traceback. Chosen by
 ``actor_rollout_ref.rollout.agent.agent_loop_manager_class``, this manager looks which of the run's named actors are
 gone whenever the trainer waits for rollouts (its replay buffer asks for it:
 :class:`~verl_mtgrpo.integration.trainer.buffer.TurnBuffer`):
@@ -44,9 +44,9 @@ from verl_mtgrpo.integration.rollout.ray_head import RayHead
 logger = logging.getLogger(__name__)
 
 TRIES = 2
-"""How many workers may die with the same question, or the same rollout to score, before it is given up."""
+"""How many workers may die with the same question, or the same rollout to score, before it is abandoned."""
 LOOK_EVERY_S = 1.0
-GO_ON = "Start again with the same command: verl goes on from its last checkpoint"
+GO_ON = "Start again with the same command: verl continues from its last checkpoint"
 _SCORERS_BACK_S = 120.0
 _COUNT_EVERY_S = 30.0
 _LOOKING = ThreadPoolExecutor(1, "mtgrpo-look")
@@ -98,7 +98,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         ]
 
     def generate_sequences(self, prompts: Any) -> None:
-        """As verl's; that a worker is dead is found out by :meth:`look`, which knows what it was given."""
+        """Do what verl does; :meth:`look`, which knows what each worker was given, detects dead ones."""
         validating = prompts["validate"] if "validate" in prompts else False  # noqa: SIM401  get() gives a wrapper
         partition = "val" if validating else "train"
         chunks = prompts.chunk(len(self.agent_loop_workers))
@@ -128,7 +128,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
                 self._replace_rollout_worker(number)
 
     def check_servers(self) -> set[str]:
-        """Names of the actors that died; empty while Ray's head does not answer.
+        """Return the names of dead actors; empty while Ray's head does not answer.
 
         Raises:
             WorkerDiedError: a rollout server is among them, or the last reward worker, which cannot be replaced.
@@ -151,11 +151,11 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         return dead
 
     def _named_actors(self) -> set[str] | None:
-        """Names of the actors that are alive; None if Ray's head does not answer."""
+        """Return the names of living actors; None if Ray's head does not answer."""
         return self.head.ask(lambda: set(ray.util.list_named_actors()))
 
     def take_asked_again(self) -> int:
-        """Number of training questions asked again since the last call."""
+        """Return the number of training questions sent again since the last call."""
         count, self.asked_again = self.asked_again, 0
         return count
 
@@ -166,7 +166,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         return self.agent_loop_workers[number].generate_sequences.remote(batch)
 
     def _raise_errors(self) -> None:
-        """Errors of a worker that took questions for a dead one, unless it died too."""
+        """Raise the errors of workers that took a dead one's questions, unless they died too."""
         for reference, worker in list(self.sent_again.items()):
             if ray.wait([reference], timeout=0)[0]:
                 del self.sent_again[reference]
@@ -179,9 +179,9 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         self.tries = Counter({uid: count for uid, count in self.tries.items() if uid in there})
 
     def _replace_reward_worker(self, old: str) -> None:
-        what = "no other one can take its place"
+        what = "nothing can replace it"
         if self._replaces_reward_workers():
-            # A name of its own: Ray remembers for a while which actor a name meant.
+            # A new name: Ray remembers for a while which actor a name meant.
             number = old.removeprefix(_REWARD_WORKER).partition("_")[0]
             name = f"{_REWARD_WORKER}{number}_{uuid4().hex[:8]}"
             made = ray.remote(RewardLoopWorker).options(name=name)
@@ -191,17 +191,17 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
             self.own_reward_workers.append(worker)
             self.reward_names.append(name)
             self.actors.add(name)
-            what = f"{name} takes its place"
+            what = f"{name} replaces it"
         self.reward_names.remove(old)
         self.actors.discard(old)
         logger.error(
-            "the reward worker %s died (killed, or out of memory: Ray's lines about it are in this log); %s. What it "
-            "was scoring is scored by another one: there are %d",
+            "the reward worker %s died (killed, or out of memory: Ray's lines about it are in this log); %s. The "
+            "rollouts that it was scoring are scored by another one; %d are left",
             *(old, what, len(self.reward_names)),
         )
 
     def _replaces_reward_workers(self) -> bool:
-        """Those that ask a reward model of verl's need the address of its router, which the trainer has."""
+        """Return False if workers need the address of a reward model's router, which only the trainer has."""
         return not self.config.reward.reward_model.enable
 
     def _replace_rollout_worker(self, number: int) -> None:
@@ -220,8 +220,8 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
             more, fewer = self._ask_again(number, one)
             again, given_up = again + more, given_up + fewer
         logger.error(
-            "the rollout worker %s died (killed, or out of memory: Ray's lines about it are in this log); %s takes its "
-            "place. Questions that it had not finished: %d are asked again, %d are given up (two workers died with "
+            "the rollout worker %s died (killed, or out of memory: Ray's lines about it are in this log); %s replaces "
+            "it. Of its unfinished questions %d are sent again and %d are abandoned (two workers died with "
             "them) and counted as failed",
             *(old, name, again, given_up),
         )
@@ -252,7 +252,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
 
 
 def _wait_until_sent(worker: Any, reference: Any) -> None:
-    """Returns when a worker has its questions, or is dead, which is found out elsewhere.
+    """Wait until the worker has accepted its questions; ``look`` detects a dead one.
 
     Raises:
         RayActorError: the worker could not be made; another one would fail in the same way.
@@ -287,7 +287,7 @@ class RewardWorkers:
         return self
 
     def remote(self, data: Any) -> Any:
-        """The score of a rollout, to be awaited."""
+        """Return the score of a rollout, to be awaited."""
         return self._score(data)
 
     async def _score(self, data: Any) -> dict[str, Any]:
@@ -315,16 +315,16 @@ class RewardWorkers:
                 deadline = time.monotonic() + _SCORERS_BACK_S  # begins when somebody knows
             elif time.monotonic() > deadline:
                 raise WorkerDiedError(
-                    f"none of the {self.wanted} reward workers is left and none came back within "
+                    f"none of the {self.wanted} reward workers is left, and none came back within "
                     f"{_SCORERS_BACK_S:.0f} s. {GO_ON}"
                 )
             await asyncio.sleep(1.0)
         return alive
 
     async def _alive(self) -> list[Any] | None:
-        """The workers that Ray knows by now, those among them that took a dead one's place; None without an answer.
+        """Return the workers that Ray knows, and which of them replaced a dead one; None without an answer.
 
-        Asked in a thread of its own: a busy head takes a minute, in which other rollouts go on.
+        Asked in a separate thread: a busy head takes a minute, in which other rollouts continue.
         """
         return await asyncio.get_running_loop().run_in_executor(_LOOKING, self.head.ask, _reward_workers_alive)
 
@@ -339,6 +339,6 @@ def _reward_workers_alive() -> list[Any]:
 
 
 def stall_timeout(config: Any) -> float:
-    """Seconds after which a run that waits gives up (``sampler_kwargs.stall_timeout_s``); infinite without."""
+    """Return the seconds after which a stalled run gives up (``sampler_kwargs.stall_timeout_s``), or infinity."""
     seconds = OmegaConf.select(config, "trainer.v1.sampler.sampler_kwargs.stall_timeout_s")
     return math.inf if seconds is None else float(seconds)

@@ -57,12 +57,12 @@ def rollout_metrics(infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 def _as_float(value: Any) -> float:
     try:
         return float(value)
-    except OverflowError:  # an int of four hundred digits is no measurement
+    except OverflowError:  # an int of four hundred digits is not a measurement
         return math.nan
 
 
 def share_failed(keys: Sequence[str], asked: int) -> dict[str, float]:
-    """Return ``outcome/failed``: the share of the rollouts asked for that are missing because they raised an error.
+    """Return ``outcome/failed``: the share of the requested rollouts that are missing because they raised an error.
 
     Args:
         keys: verl's names of the rows of the batch.
@@ -72,11 +72,11 @@ def share_failed(keys: Sequence[str], asked: int) -> dict[str, float]:
 
 
 def count_rollouts(keys: Sequence[str], rows: Sorted, asked: int, filtered: int, again: int) -> dict[str, float]:
-    """Count what became of every rollout of a step: ``rollouts_total/…``.
+    """Count the fate of every rollout of a step: ``rollouts_total/…``.
 
     ``asked`` is the sum of ``trained``, ``dropped`` (left out by the reward manager), ``alone`` (the only one left of
-    its group, with nobody to be compared with), ``failed`` (raised an error) and ``filtered`` (whole groups that verl
-    takes out). ``repeated`` were begun, lost with their worker and asked for again; they are among the asked once.
+    its group, with nothing to compare it with), ``failed`` (raised an error) and ``filtered`` (whole groups that verl
+    removed). ``repeated`` were begun, lost with their worker and requested again; ``asked`` counts them once.
     verl adds up names with ``total`` in them where a step has several batches.
 
     Args:
@@ -84,7 +84,7 @@ def count_rollouts(keys: Sequence[str], rows: Sorted, asked: int, filtered: int,
         rows: Which of them leave it.
         asked: Number of rollouts that the batch was to have.
         filtered: Number of rollouts of the groups that verl took out before.
-        again: Number of rollouts asked for a second time.
+        again: Number of rollouts requested again.
     """
     counts = {
         "asked": asked + filtered,
@@ -106,7 +106,7 @@ def warn_of_outages(measured: Mapping[str, float], global_steps: int) -> None:
         kinds = [f"{name} {value:.3g}" for name, value in measured.items() if name.startswith("tool/errors/") and value]
         message = (
             f"step {global_steps}: {lost:.0%} of the rollouts are lost: {failed:.0%} failed (errors above), the "
-            f"others had no search. Per rollout: {', '.join(kinds) or 'no tool errors'}"
+            f"the others had no search. Per rollout: {', '.join(kinds) or 'no tool errors'}"
         )
         logger.error(message)
 
@@ -125,7 +125,7 @@ def refuse_several_outputs(keys: Sequence[str], estimator: str) -> None:
     if several and estimator in ESTIMATORS:
         raise CreditInputError(
             f"{len(several)} of {len(rows)} rollouts came as several outputs (such as {several[0]}: "
-            f"{rows[several[0]]}), each of which {estimator} would take for a rollout of its own: its turns would be "
+            f"{rows[several[0]]}), each of which {estimator} would take for a separate rollout: its turns would be "
             "counted from 1 again and compared with the wrong ones",
             fix=(
                 "let the agent loop return one output with all turns, or use verl's own algorithm.adv_estimator=grpo, "
@@ -152,25 +152,25 @@ def refuse_empty_batch(infos: Sequence[Mapping[str, Any]], rows: Sorted, global_
     if rows.alone:
         lost = (
             f"of {len(infos)} rollouts of the batch {len(rows.dropped)} were dropped, and each of the others is the "
-            "only one left of its group, with nothing to be compared with"
+            "only one left of its group, so there is nothing to compare it with"
         )
     raise EmptyBatchError(
         f"step {global_steps}: {lost}. Nothing is left to train on: {listed or 'rollouts failed (errors above)'}",
-        fix="repair that, then start again: verl goes on from its last checkpoint",
+        fix="fix that, then start again: verl continues from its last checkpoint",
     )
 
 
 def refuse_failed_batch(error: RuntimeError, global_steps: int) -> None:
-    """Raise ``EmptyBatchError`` if what verl says of a batch is that none of its rollouts came to an end."""
+    """Raise ``EmptyBatchError`` if verl's error means that no rollout of a batch finished."""
     if "no materializable trajectories" in str(error):
         raise EmptyBatchError(
-            f"step {global_steps}: all rollouts of the batch failed, nothing is left to train on. What they failed of "
-            "is in this log (`Error in _run_prompt`)",
+            f"step {global_steps}: all rollouts of the batch failed, nothing is left to train on. Their errors "
+            "are in this log (`Error in _run_prompt`)",
             fix=(
-                "repair that, then start again: verl goes on from its last checkpoint. If it was bad luck with a small "
+                "fix that, then start again: verl continues from its last checkpoint. If it was bad luck with a small "
                 "batch (failures now and then, data.train_batch_size of a few questions), "
-                "trainer.v1.sampler.sync_refill_failed_groups=True has verl ask other questions in place of those "
-                "whose rollouts all failed; where every rollout fails it would only go on asking"
+                "trainer.v1.sampler.sync_refill_failed_groups=True makes verl replace the questions "
+                "whose rollouts all failed; if every rollout fails, it would never end"
             ),
         ) from error
 

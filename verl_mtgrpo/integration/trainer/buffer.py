@@ -1,7 +1,7 @@
 """verl's replay buffers with metrics of every training batch, a stall timeout and a poll interval that can be set.
 
-verl logs what the reward manager measured in validation only, waits for rollouts whatever became of those who make
-them, and looks for them every two seconds. The replay buffer samples every batch and does the waiting, so these
+verl logs what the reward manager measured in validation only, waits for rollouts even if the workers that make them
+are dead, and polls every two seconds. The replay buffer samples every batch and does the waiting, so these
 subclasses do the rest there. Our trainers build them (:mod:`.trainer`).
 """
 
@@ -36,26 +36,26 @@ if TYPE_CHECKING:
     from verl_mtgrpo.integration.rollout.workers import TurnAgentLoopManager
 
 LOOK_EVERY = 1e-4
-"""Seconds between looks at the queue for each key in it. A look costs TransferQueue's one controller process some 7
-microseconds a key, in which no rollout gets in or out: at this pace less than a tenth of its time."""
+"""Seconds between polls of the queue, per key in it. A poll costs TransferQueue's one controller process some 7
+microseconds per key, in which no rollout gets in or out: at this pace less than a tenth of its time."""
 
 _Verls = ReplayBuffer if TYPE_CHECKING else object
 
 
 class TurnBuffer(_Verls):
-    """What both of our replay buffers add to verl's; comes before verl's class among the bases.
+    """Mixin with what both of our replay buffers add to verl's; it comes before verl's class in the bases.
 
     Args:
         estimator: ``algorithm.adv_estimator``, which may need other rollouts of the prompt. verl, which builds a
             custom sampler, gives neither this nor the next one.
         rollouts_per_prompt: ``actor_rollout_ref.rollout.n``.
         stall_timeout_s: seconds without any rollout ending after which the run stops; None to wait indefinitely.
-        verls: arguments of verl's own buffer. ``poll_interval`` is the least that is waited between two looks.
+        verls: arguments of verl's own buffer. ``poll_interval`` is the least time between two polls.
 
     Attributes:
-        manager: the run's manager of rollout workers, which is asked to replace those that died; None: it cannot.
+        manager: the run's manager of rollout workers, which replaces dead ones; None if it cannot.
         left_out: the rows that left the batches of the current step.
-        validated: transcripts of the validation that is going on, by row; None: nobody wants them.
+        validated: transcripts of the running validation, by row; None if nothing reads them.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class TurnBuffer(_Verls):
                 f"trainer.v1.sampler.custom_sampler names {type(self).__name__}, a subclass of this package's replay "
                 "buffer: verl builds a custom sampler without the estimator and the group size that this buffer needs",
                 fix=(
-                    "leave custom_sampler out, then our trainers build their own buffer; or derive your class from "
+                    "remove custom_sampler, so that our trainers build their buffer; or derive your class from "
                     "verl's ReplayBuffer or ReplayBufferAsync, with which a training step logs the credit of turns and "
                     "no other metrics of this package"
                 ),
@@ -96,7 +96,7 @@ class TurnBuffer(_Verls):
             batch, metrics = self._sample(global_steps, partition_id, batch_size)
         except WorkerDiedError as error:
             lost = f"{asked} rollouts of step {global_steps}" if partition_id == "train" else "validation"
-            raise WorkerDiedError(f"the {lost} ended here and will be asked for again: {error}") from error
+            raise WorkerDiedError(f"the {lost} ended here and will be generated again: {error}") from error
         if partition_id == "val":
             if self.validated is not None:
                 self.validated |= dict(zip(batch.keys, fetch_transcripts(batch), strict=True))
@@ -109,7 +109,7 @@ class TurnBuffer(_Verls):
         """Take lost rollouts out of a training batch, and add what was measured of all rollouts to the metrics."""
         refuse_several_outputs(batch.keys, self.estimator)
         infos = _reward_infos(batch)
-        # With one rollout a prompt by intention there is no company to lose.
+        # With one rollout per prompt by intention there is no group to lose.
         rows = sort_rows(batch.keys, infos, need_company=self.rollouts_per_prompt > 1 and compares(self.estimator))
         refuse_empty_batch(infos, rows, global_steps)
         again = self.manager.take_asked_again() if self.manager is not None else 0

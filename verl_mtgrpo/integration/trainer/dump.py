@@ -1,4 +1,4 @@
-"""What our trainers add to verl's dump of training rollouts (``trainer.rollout_data_dir``).
+"""Add turns and credit to verl's dump of training rollouts (``trainer.rollout_data_dir``).
 
 verl writes text and score. A row gets, as in validation dumps, the transcript, what each turn was paid and what was
 measured, and beyond that what the turns were trained with: ``turn_advantages``, ``turn_credited`` (the rewards that the
@@ -33,7 +33,7 @@ NO_COMPANY = "every other rollout of its group was lost, so there was nothing to
 
 
 def pick_groups(batch: KVBatchMeta, groups: int, *, seed: int) -> KVBatchMeta:
-    """The rollouts of some prompts: all of each, as a baseline is over all of them.
+    """Choose some prompts and return all rollouts of each, because a baseline is over all of them.
 
     Args:
         batch: rows named ``{prompt}_{rollout}_{output}``.
@@ -50,7 +50,7 @@ def pick_groups(batch: KVBatchMeta, groups: int, *, seed: int) -> KVBatchMeta:
 def credit_rows(
     batch: KVBatchMeta, config: Any, *, documents: bool, left_out: LeftOut | None = None
 ) -> dict[str, dict[str, Any]]:
-    """For each row of a batch, by verl's name of it, what the dump is to say beyond verl's own.
+    """Return, for each row of a batch by verl's name, the columns that the dump has beyond verl's.
 
     Args:
         batch: rows of a training step, with those that left its batches before advantages were computed.
@@ -69,12 +69,12 @@ def credit_rows(
 
 
 def keys_of(batches: Sequence[KVBatchMeta]) -> set[str]:
-    """The names of all rows of some batches."""
+    """Return the names of all rows of some batches."""
     return {key for batch in batches for key in batch.keys}
 
 
 def join(batch: KVBatchMeta, others: Sequence[KVBatchMeta]) -> KVBatchMeta:
-    """The rows of a batch and of others of the same partition."""
+    """Return the rows of a batch and of others of the same partition."""
     return KVBatchMeta(
         partition_id=batch.partition_id,
         keys=[*batch.keys, *(key for other in others for key in other.keys)],
@@ -83,7 +83,7 @@ def join(batch: KVBatchMeta, others: Sequence[KVBatchMeta]) -> KVBatchMeta:
 
 
 def _trained_rows(batch: KVBatchMeta, config: Any, *, documents: bool) -> dict[str, dict[str, Any]]:
-    """Rows whose advantages verl has computed."""
+    """Describe rows whose advantages verl has computed."""
     rewards = rewards_column(config)
     names = [rewards, "advantages", "values", "response_mask"]
     tokens, data = token_columns(batch, names, ["extra_fields"])
@@ -99,7 +99,7 @@ def _trained_rows(batch: KVBatchMeta, config: Any, *, documents: bool) -> dict[s
 
 
 def _untrained_rows(batch: KVBatchMeta, *, alone: Collection[str], documents: bool) -> dict[str, dict[str, Any]]:
-    """Rows that left the batch before advantages were computed: what was paid and measured, and no credit."""
+    """Describe rows that left the batch before advantages were computed: rewards and measurements, no credit."""
     _, data = token_columns(batch, (), ["extra_fields"])
     rows: dict[str, dict[str, Any]] = {}
     for key, fields, transcript in zip(batch.keys, rollout_fields(data), fetch_transcripts(batch), strict=True):
@@ -114,7 +114,7 @@ def _untrained_rows(batch: KVBatchMeta, *, alone: Collection[str], documents: bo
 
 
 def _info(fields: Any, transcript: str | None, *, documents: bool) -> dict[str, Any]:
-    """What the reward manager said of a rollout, and its transcript."""
+    """Return the reward manager's extra info of a rollout, and its transcript."""
     info = dict((fields.get("reward_extra_info") if isinstance(fields, Mapping) else None) or {})
     info.pop("uid", None)  # verl writes the row's name there
     if transcript is not None:
@@ -153,7 +153,7 @@ def turn_columns(
 
 
 def with_credit(infos: Mapping[str, list[Any]], rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """verl's columns of a dump and ours, row by row.
+    """Join verl's columns of a dump and ours, row by row.
 
     Args:
         infos: verl's ``reward_extra_infos_dict``; its ``uid`` names the rows.

@@ -4,9 +4,9 @@ A dropped rollout (its search was down, no reward could be found) is nobody's fa
 baseline. Masking its tokens is not enough: verl's own ``grpo`` and ``rloo`` average over the *rows* of a group and
 would count it as a reward of 0. Three rollouts that all earned 1 would be praised for a fourth that was lost. Hence
 the row itself leaves, in the replay buffer, before any estimator, metric or loss. If the batch then cannot be divided
-into mini-batches, verl fills it with masked rows of a group of their own (``verl.trainer.ppo.padding_utils``).
+into mini-batches, verl fills it with masked rows in a separate group (``verl.trainer.ppo.padding_utils``).
 
-A rollout whose whole group was lost has nobody to be compared with, and an estimator that compares rollouts would give
+A rollout whose whole group was lost has nothing to compare with, and an estimator that compares rollouts would give
 it its raw reward as advantage. It leaves as well.
 """
 
@@ -22,7 +22,7 @@ from verl_mtgrpo.rewards import DROPPED
 
 @dataclass(frozen=True)
 class Sorted:
-    """Rows of a batch by what becomes of them; each row is in exactly one list.
+    """Rows of a batch by their fate; each row is in exactly one list.
 
     Attributes:
         kept: Rows that are trained on.

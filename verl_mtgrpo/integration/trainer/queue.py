@@ -19,7 +19,7 @@ PAID = "rm_scores"
 def token_columns(
     batch: KVBatchMeta, tokens: Sequence[str], others: Sequence[str] = ()
 ) -> tuple[dict[str, Tensor], Any]:
-    """Columns of a batch, rows in the order of ``batch.keys``.
+    """Return columns of a batch, rows in the order of ``batch.keys``.
 
     Args:
         batch: the batch.
@@ -34,27 +34,27 @@ def token_columns(
 
 
 def padded(column: Tensor) -> Tensor:
-    """A column of the queue as one ``(B, T)`` tensor, right padded with 0."""
+    """Return a column of the queue as one ``(B, T)`` tensor, right padded with 0."""
     return column.to_padded_tensor(0.0) if column.is_nested else column
 
 
 def rollout_fields(data: Any) -> list[Any]:
-    """The agent loop's ``extra_fields`` of each row of columns that hold them, out of verl's wrappers."""
+    """Return the agent loop's ``extra_fields`` of each row, without verl's wrappers."""
     return [getattr(item, "data", item) for item in data["extra_fields"]]
 
 
 def rewards_column(config: Any) -> str:
-    """verl's name of the rewards that the estimator sees: with the KL penalty taken off, if that is in the reward."""
+    """Return verl's name of the estimator's rewards: after the KL penalty, if `use_kl_in_reward` is set."""
     return "token_level_rewards" if config.algorithm.use_kl_in_reward else PAID
 
 
 def without_padding(batch: KVBatchMeta) -> KVBatchMeta:
-    """The batch without the copies of rollouts that verl adds to make it divisible."""
+    """Return the batch without the copies of rollouts that verl adds to make it divisible."""
     return select(batch, [row for row, tag in enumerate(batch.tags) if not tag.get("is_padding", False)])
 
 
 def select(batch: KVBatchMeta, rows: Sequence[int]) -> KVBatchMeta:
-    """These rows of a batch."""
+    """Return these rows of a batch."""
     return KVBatchMeta(
         partition_id=batch.partition_id, keys=[batch.keys[row] for row in rows], tags=[batch.tags[row] for row in rows]
     )

@@ -10,7 +10,7 @@ Each class is verl's trainer of one mode (``sync``, ``colocate_async``, ``separa
 - The rollouts that verl writes to ``trainer.rollout_data_dir`` come with their transcripts and advantages, and what
   cannot be written stops the run with a message (:mod:`.storage`).
 - Validation averages the many numbers that rollouts report instead of drawing bootstrap samples (:mod:`.validation`).
-- ``self.trainer_mode`` says verl's name of the mode, so that everything in verl that depends on it goes on as ever.
+- ``self.trainer_mode`` returns verl's name of the mode, so that everything in verl that depends on it works as before.
 
 The batch itself is verl's.
 
@@ -88,7 +88,7 @@ _Verls = PPOTrainer if TYPE_CHECKING else object
 
 
 class _TurnTrainer(SafeStorage, _Verls):
-    """What our trainers do differently from verl's; comes before verl's class among the bases."""
+    """Mixin with what our trainers do differently from verl's; it comes before verl's class in the bases."""
 
     stock_mode: ClassVar[str]
 
@@ -108,7 +108,7 @@ class _TurnTrainer(SafeStorage, _Verls):
 
     @trainer_mode.setter
     def trainer_mode(self, _name: str) -> None:
-        """verl's constructor stores ``trainer.v1.trainer_mode`` here, which is our name of it."""
+        """Ignore the name: verl's constructor stores ``trainer.v1.trainer_mode`` here, our name of the mode."""
 
     def _build_replay_buffer(self) -> ReplayBuffer:
         """Build our replay buffer with what verl works out for its own; leave a custom sampler as it is."""
@@ -123,7 +123,7 @@ class _TurnTrainer(SafeStorage, _Verls):
         super().fit(agent_loop_manager)
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        """As verl's, with the estimator's further fields at hand; then the credit is measured and guarded."""
+        """Do what verl does, with more fields for the estimator; then measure the credit and run the guards."""
         estimator = str(self.config.algorithm.adv_estimator)
         names = ESTIMATORS[estimator].fields if estimator in ESTIMATORS else ()
         with provide(fetch(batch, names)) as provided:
@@ -148,7 +148,7 @@ class _TurnTrainer(SafeStorage, _Verls):
             self._dumped = {}
 
     def _validate(self) -> dict[str, float]:
-        """As verl's; if it is written down, our buffer keeps the transcripts, which verl does not fetch."""
+        """Do what verl does; if it is dumped, our buffer keeps the transcripts, which verl does not fetch."""
         ours = self.replay_buffer
         if not isinstance(ours, buffer.TurnBuffer) or not self.config.trainer.get("validation_data_dir"):
             return super()._validate()
@@ -166,7 +166,7 @@ class _TurnTrainer(SafeStorage, _Verls):
         sample_turns: list[Any],
         **others: Any,
     ) -> dict[str, float]:
-        """As verl's for its core metric; what else rollouts report is averaged (:mod:`.validation`)."""
+        """Do what verl does for its core metric; average the other metrics of rollouts (:mod:`.validation`)."""
         verls, ours = split(reward_extra_infos_dict)
         named = super()._val_metrics_update(data_sources, sample_uids, verls, sample_turns, **others)
         return {**averages(data_sources, sample_uids, ours), **named}
@@ -180,7 +180,7 @@ class _TurnTrainer(SafeStorage, _Verls):
         reward_extra_infos_dict: dict[str, list[Any]],
         dump_path: str,
     ) -> None:
-        """As verl's, with what :meth:`_log_rollout_data` or our buffer found of the rollouts."""
+        """Do what verl does, and add what :meth:`_log_rollout_data` or our buffer found."""
         validated = getattr(getattr(self, "replay_buffer", None), "validated", None) or {}
         rows = self._dumped or {key: {TRANSCRIPT: one} if one else {} for key, one in validated.items()}
         infos = with_credit(reward_extra_infos_dict, rows)
@@ -209,7 +209,7 @@ class TurnTrainerSeparateAsync(_TurnTrainer, PPOTrainerSeparateAsync):
 
 
 def fetch(batch: KVBatchMeta, names: tuple[str, ...]) -> dict[str, Tensor | np.ndarray]:
-    """The named fields of a batch, rows and columns as in the rewards that verl gives to the estimator.
+    """Return the named fields of a batch, with the rows and columns of the rewards that the estimator gets.
 
     Returns:
         For each name of :data:`~verl_mtgrpo.integration.advantage.fields.TOKEN_FIELDS` a ``(B, T)`` tensor, right
@@ -225,7 +225,7 @@ def fetch(batch: KVBatchMeta, names: tuple[str, ...]) -> dict[str, Tensor | np.n
     missing = [name for name in names if name != TRANSCRIPT and TOKEN_FIELDS.get(name, "extra_fields") not in data]
     if missing:
         raise CreditInputError(
-            f"the estimator asks for {missing[0]}, which this batch does not have",
+            f"the estimator needs {missing[0]}, which this batch does not have",
             fix=source_of(missing[0]),
         )
     return {
@@ -235,7 +235,7 @@ def fetch(batch: KVBatchMeta, names: tuple[str, ...]) -> dict[str, Tensor | np.n
 
 
 def measure(batch: KVBatchMeta, rewards: str, provided: Provided | None = None) -> dict[str, float]:
-    """Where the credit of a batch went, by turn: metrics of this step (:mod:`verl_mtgrpo.watch.diagnostics`).
+    """Measure where the credit of a batch went, by turn: metrics of this step (:mod:`verl_mtgrpo.watch.diagnostics`).
 
     Args:
         batch: a training batch whose advantages verl has computed.
@@ -279,5 +279,5 @@ def _of_rows(data: Any, batch: KVBatchMeta, name: str) -> np.ndarray:
         if isinstance(fields, dict) and not tag.get("is_padding", False):
             found[row] = fields[name] if name in fields else (fields.get("reward_extra_info") or {}).get(name)
     if all(value is None for value in found):
-        raise CreditInputError(f"the estimator asks for {name}, which no rollout has", fix=source_of(name))
+        raise CreditInputError(f"the estimator needs {name}, which no rollout has", fix=source_of(name))
     return found

@@ -2,7 +2,7 @@
 
 verl estimates best, worst and majority of n samples by 1000 bootstrap draws per question, *per name* that a rollout
 reports, as soon as a question has two samples (``val_kwargs.n``). A stock reward manager reports one name; this package
-reports some twenty and one a turn, which made validation twenty times as long while all GPUs wait. So verl gets its own
+reports about 20 and one per turn, which made validation twenty times as long while all GPUs wait. So verl gets its own
 names, and the others are averaged here: over the samples of a question, then over the questions of a data source, under
 the names that verl would give them. For exact match, best-of-n and worst-of-n come from a formula instead of draws.
 """
@@ -63,7 +63,7 @@ def averages(
 
 
 def expected_best(samples: np.ndarray, k: int) -> float:
-    """The expected largest of k draws with replacement from these samples.
+    """Return the expected largest of k draws with replacement from these samples.
 
     With x_1 ≤ … ≤ x_N: Σ_i x_i ((i/N)^k - ((i-1)/N)^k), what verl's bootstrap estimates by drawing.
     """
@@ -81,7 +81,7 @@ def _best_and_worst(samples: Sequence[np.ndarray], n: int) -> dict[str, float]:
 
 
 def _numbers(values: Sequence[Any]) -> np.ndarray | None:
-    """The values as floats, NaN where there is none; None if they are text or nothing at all."""
+    """Return the values as floats, NaN for missing ones; None if they are text or all missing."""
     known = [value for value in values if value is not None]
     if not known or not all(isinstance(value, int | float | np.number | np.bool_) for value in known):
         return None

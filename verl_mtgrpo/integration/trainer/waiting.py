@@ -1,4 +1,4 @@
-"""An end to waiting for rollouts: verl waits for ever, whatever became of those who make them."""
+"""Stall timeout: verl waits for rollouts indefinitely, even if the workers that make them are dead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StallGuard:
     """Says from time to time that no rollout ended, and raises when that has gone on for too long.
 
     Args:
-        timeout_s: seconds without any rollout ending after which to raise; None to wait for ever.
+        timeout_s: seconds without any rollout ending after which to raise; None to wait indefinitely.
         clock: tells the time in seconds.
     """
 
@@ -25,7 +25,7 @@ class StallGuard:
         if timeout_s is not None and not float(timeout_s) > 0:
             raise ConfigError(
                 f"trainer.v1.sampler.sampler_kwargs.stall_timeout_s={timeout_s}",
-                expected="a number of seconds above 0, or null to wait for ever",
+                expected="a number of seconds above 0, or null to wait indefinitely",
             )
         self.timeout_s = None if timeout_s is None else float(timeout_s)
         self.clock = clock
@@ -37,11 +37,11 @@ class StallGuard:
         self.since = self.said = self.clock()
 
     def look(self, ended: int, open_groups: Collection[str]) -> None:
-        """Called while waiting.
+        """Check for progress; called while waiting.
 
         Args:
-            ended: rollouts that are there.
-            open_groups: questions some of whose rollouts are not.
+            ended: number of finished rollouts.
+            open_groups: questions with unfinished rollouts.
 
         Raises:
             StalledError: no rollout ended and no question was finished for ``timeout_s``.
@@ -52,17 +52,16 @@ class StallGuard:
             return
         still = now - self.since
         what = (
-            f"step {self.step}: no rollout ended for {still:.0f} s; {len(open_groups)} questions are not finished, "
-            f"{ended} rollouts are there"
+            f"step {self.step}: no rollout finished for {still:.0f} s; {len(open_groups)} questions are not finished, "
+            f"{ended} rollouts are done"
         )
         if self.timeout_s is not None and still >= self.timeout_s:
             raise StalledError(
-                f"{what}. Something that makes rollouts hangs: the rollout server, a tool or a reward that never "
-                "answers",
+                f"{what}. Something hangs: the rollout server, a tool or a reward function that never answers",
                 fix=(
-                    "look above for the last thing they said, give tools and rewards a timeout, or raise "
+                    "look above for their last output, give tools and rewards a timeout, or raise "
                     "trainer.v1.sampler.sampler_kwargs.stall_timeout_s if one rollout may take that long; then start "
-                    "again with the same command: verl goes on from its last checkpoint"
+                    "again with the same command: verl continues from its last checkpoint"
                 ),
             )
         if now - self.said >= SAY_EVERY_S:

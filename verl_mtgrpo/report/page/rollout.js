@@ -26,7 +26,7 @@ function rolloutView(group, text, at, turn) {
       el('span', { class: 'pager' },
         at > 0 && el('a', { href: to(-1) }, '← previous'), ' ',
         at + 1 < group.rollouts.length && el('a', { href: to(1) }, 'next →'))),
-    said.dropped != null && el('p', { class: 'warning' }, `Taken out of the update: ${visible(said.dropped)}`),
+    said.dropped != null && el('p', { class: 'warning' }, `Left out of the update: ${visible(said.dropped)}`),
     ...said.turns.map((one, k) => turnCard(one, k, text, k + 1 === turn)),
     !said.turns.length && el('p', { class: 'quiet' }, 'The model wrote nothing that was kept.'),
     components(said.components));
