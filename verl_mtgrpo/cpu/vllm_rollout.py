@@ -9,7 +9,7 @@ from typing import Any
 
 from verl_mtgrpo.cpu.vllm_check import check_config, check_installation
 
-# Before the import below, which fails without the name `vllm`, but with another message.
+# Before the import below (verl's package hands it on), which fails without the name `vllm`, but with another message.
 check_installation()
 
 from verl.workers.rollout.vllm_rollout import ServerAdapter  # noqa: E402  # pyright: ignore[reportPrivateImportUsage]

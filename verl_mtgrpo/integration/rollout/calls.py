@@ -63,6 +63,7 @@ async def written_calls(
     rest = list(found)
     written: list[FunctionCall | ToolCall] = []
     for piece in pieces:
+        # The reader's "token ids" are the text itself (_Text).
         _, inside = await reader.extract_tool_calls(piece.group(), list(tools))  # pyright: ignore[reportArgumentType]
         # Where verl found fewer than the pieces hold, another piece made its parser give up on the whole turn.
         written += [rest.pop(0) if rest else not_carried_out(call) for call in inside]
