@@ -76,6 +76,7 @@ def test_learning_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert {row["method"] for row in rows} == {"grpo_or", "mt_grpo:scale=none"}
     assert float(rows[0]["tool"]) == pytest.approx(0.2)
     text = (tmp_path / "learn.md").read_text()
+    assert "Made by `mtgrpo lab learn --set heart=0.4 read=0.05 --estimators grpo_or mt_grpo:scale=none` (" in text
     assert "normalised gradient, length 0.1" in text
     assert "**collapses**: it has not" in text
     assert (tmp_path / "learn.png").stat().st_size > 10_000
