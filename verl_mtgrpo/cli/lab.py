@@ -90,8 +90,8 @@ def _add_learn(subparsers: Subparsers) -> None:
     add("--map", action="store_true", help="every method at every point of the task's map (search, chain)")
     add("--credit-bench", action="store_true", help="score all estimators on AgentCreditBench's tasks")
     add("--example", action="store_true", help="print a task file to start from")
-    add("--estimators", nargs="+", action="extend", default=[], metavar="NAME[:KNOB=VALUE,...]", help="methods to compare, such as "
-        "mt_grpo:scale=none; all: every one (default: grpo_or grpo_mr mt_grpo turn_rloo)")  # fmt: skip
+    add("--estimators", nargs="+", action="extend", default=[], metavar="NAME[:KNOB=VALUE,...]", help="methods to "
+        "compare, such as mt_grpo:scale=none; all: every one (default: grpo_or grpo_mr mt_grpo turn_rloo)")  # fmt: skip
     add("--seeds", type=int, metavar="N", help="policies per method (default: 5)")
     add("--steps", type=int, help="training steps (default: 300)")
     add("--groups", type=int, default=16, help="questions per step (default: %(default)s)")
