@@ -1,8 +1,8 @@
 """List the tasks of ``mtgrpo lab learn``: search, chains of searches, a price per search, AgentCreditBench's three.
 
 Rewards of ``search`` and ``chain`` are those of the paper's first study (:mod:`verl_mtgrpo.rewards.paper_v1`) without
-its form terms: 0.2 for a call that was carried out, 0.5 for a hit. A right answer pays 1 unless set otherwise; the study pays
-1.5 for one that is exact, as it also contains the answer.
+its form terms: 0.2 for a call that was carried out, 0.5 for a hit. A right answer pays 1 unless set otherwise; the
+study pays 1.5 for one that is exact, as it also contains the answer.
 """
 
 from __future__ import annotations
