@@ -53,7 +53,11 @@ def test_a_task_of_ones_own(task: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["--sizes", "1"], "expected 2 or more"),
         (["--process", "nowhere.py:X"], "does not name an existing file, expected FILE.py:NAME"),
         (["--process", "{task}:NUMBER"], "NUMBER is 3, expected a verl_mtgrpo.lab.Process"),
-        (["--process", "{task}:COIN", "--estimator", "mt_gpro"], "'mt_gpro' is unknown; choose from 'mt_grpo'"),
+        pytest.param(
+            ["--process", "{task}:COIN", "--estimator", "mt_gpro"],
+            "'mt_gpro' is unknown; choose from 'mt_grpo'",
+            marks=pytest.mark.imports_verl,
+        ),
     ],
 )
 def test_bad_input(options, message, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -65,6 +69,7 @@ def test_bad_input(options, message, task: Path, tmp_path: Path, capsys: pytest.
 LEARN = ["lab", "learn", "--seeds", "2", "--steps", "15"]
 
 
+@pytest.mark.process
 def test_learning_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     chosen = ["--set", "heart=0.4", "read=0.05", "--estimators", "grpo_or", "mt_grpo:scale=none"]
     assert main([*LEARN, *chosen, "--out", str(tmp_path)]) == 0
@@ -76,6 +81,7 @@ def test_learning_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert {row["method"] for row in rows} == {"grpo_or", "mt_grpo:scale=none"}
     assert float(rows[0]["tool"]) == pytest.approx(0.2)
     text = (tmp_path / "learn.md").read_text()
+    assert "Made by `mtgrpo lab learn --set heart=0.4 read=0.05 --estimators grpo_or mt_grpo:scale=none` (" in text
     assert "normalised gradient, length 0.1" in text
     assert "**collapses**: it has not" in text
     assert (tmp_path / "learn.png").stat().st_size > 10_000
@@ -84,6 +90,7 @@ def test_learning_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert (tmp_path / "learn.csv").read_text() == first  # a seed fixes the curve
 
 
+@pytest.mark.process
 def test_a_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     chosen = ["--map", "--quick", "--estimators", "grpo_or", "mt_grpo"]
     assert main([*LEARN, *chosen, "--out", str(tmp_path)]) == 0
@@ -96,6 +103,7 @@ def test_a_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert (tmp_path / "map-search.png").stat().st_size > 10_000
 
 
+@pytest.mark.process
 def test_a_task_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["lab", "learn", "--example"]) == 0
     path = tmp_path / "task.yaml"

@@ -43,6 +43,7 @@ def at_start(task: Task, what: str | None) -> float:
     [
         # 0.2 search; of these 0.8 sound, 0.3 good, 0.1 read; the others know 0.3. Turns earn 0.2 · (0.16 + 0.12).
         ("search", {}, {"tool": 0.2, "hit": 0.2 * 0.24, "exact": 0.2 * 0.024 + 0.8 * 0.3, None: 0.056 + 0.2448}, 1.0),
+        ("search", {"right": 1.5}, {"exact": 0.2448, None: 0.056 + 1.5 * 0.2448}, 1.0),
         ("search", {"known_by": "rollout"}, {"exact": 0.2 * 0.024 + 0.8 * 0.3}, 1.0),
         # Three hops at 0.3: 0.9 hits at 0.5 each, and the answer in 0.027.
         ("chain", {"hops": 3}, {"hit": 0.9, "exact": 0.027, None: 0.477}, 1.0),

@@ -79,12 +79,19 @@ def _add_learn(subparsers: Subparsers) -> None:
     add = parser.add_argument
     add("--task", default="search", metavar="NAME|FILE.yaml", help="search, chain, price, delayed_effect, recovery, "
         "variable_horizon, or a file of your own (default: %(default)s)")  # fmt: skip
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the task, such as heart=0.4")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings of the task, such as heart=0.4",
+    )
     add("--map", action="store_true", help="every method at every point of the task's map (search, chain)")
     add("--credit-bench", action="store_true", help="score all estimators on AgentCreditBench's tasks")
     add("--example", action="store_true", help="print a task file to start from")
-    add("--estimators", nargs="+", default=[], metavar="NAME[:KNOB=VALUE,...]", help="methods to compare, such as "
-        "mt_grpo:scale=none; all: every one (default: grpo_or grpo_mr mt_grpo turn_rloo)")  # fmt: skip
+    add("--estimators", nargs="+", action="extend", default=[], metavar="NAME[:KNOB=VALUE,...]", help="methods to "
+        "compare, such as mt_grpo:scale=none; all: every one (default: grpo_or grpo_mr mt_grpo turn_rloo)")  # fmt: skip
     add("--seeds", type=int, metavar="N", help="policies per method (default: 5)")
     add("--steps", type=int, help="training steps (default: 300)")
     add("--groups", type=int, default=16, help="questions per step (default: %(default)s)")
@@ -229,7 +236,7 @@ def _learn_one(args: argparse.Namespace, task: Task, chosen: Sequence[Method], b
             learned.append(learn(task, method, budget, seeds=range(args.seeds), on_step=bar.update))
     table = curves_table(task, learned)
     best = f"Best that any policy reaches: {task.reachable:.3f}. Means over the seeds (lowest to highest)."
-    head = f"# Learning curves: {task.name}\n\n{_made_by('mtgrpo lab learn', _budget(args, budget))}\n\n{task.about}"
+    head = f"# Learning curves: {task.name}\n\n{_made_by(_command(args), _budget(args, budget))}\n\n{task.about}"
     (args.out / "learn.md").write_text(f"{head}\n\n{best}\n\n{table}\n\n{DEFINITIONS}\n")
     (args.out / "learn.csv").write_text(curves_csv(learned))
     save_figure(curves_figure(task, learned), args.out / "learn.png")
@@ -257,7 +264,7 @@ def _draw_map(args: argparse.Namespace, chosen: Sequence[Method], budget: Budget
         cells = draw_up(plan, chosen, budget, seeds=range(args.seeds), settings=settings, on_cell=on_cell)
     table = map_table(plan, cells)
     fixed = ", ".join(f"{key} {value}" for key, value in {**plan.settings, **settings}.items())
-    head = f"# Map: {args.task}\n\n{_made_by('mtgrpo lab learn --map', _budget(args, budget))} Task: {fixed}."
+    head = f"# Map: {args.task}\n\n{_made_by(_command(args), _budget(args, budget))} Task: {fixed}."
     name = f"map-{args.task}"
     (args.out / f"{name}.md").write_text(f"{head}\n\n{table}\n\n{DEFINITIONS}\n")
     (args.out / f"{name}.csv").write_text(map_csv(cells))
@@ -275,9 +282,7 @@ def _credit_bench(args: argparse.Namespace) -> int:
         scores = run_all(args.estimators or ["all"], quick=args.quick, on_batches=bar.update)
     text = as_markdown(scores)
     about = "1/20 of the batches" if args.quick else "numbers of batches as published"
-    (args.out / "credit-bench.md").write_text(
-        f"# AgentCreditBench\n\n{_made_by('mtgrpo lab learn --credit-bench', about)}\n\n{text}\n"
-    )
+    (args.out / "credit-bench.md").write_text(f"# AgentCreditBench\n\n{_made_by(_command(args), about)}\n\n{text}\n")
     (args.out / "credit-bench.csv").write_text(as_csv(scores))
     print(f"{text}\n\n{args.out}/credit-bench.md, credit-bench.csv")
     return 0
@@ -298,6 +303,14 @@ def _task_settings(pairs: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {pair!r}: {error}", expected="KEY=VALUE, such as heart=0.4") from error
         settings[key] = tuple(read) if isinstance(read, list) else read
     return settings
+
+
+def _command(args: argparse.Namespace) -> str:
+    """Return the command without what :func:`_budget` says."""
+    task = ["--task", args.task] if args.task != "search" else []
+    flags = [flag for flag in ("map", "credit_bench", "quick") if getattr(args, flag)]
+    lists = [word for name in ("set", "estimators") if (given := getattr(args, name)) for word in (f"--{name}", *given)]
+    return " ".join(["mtgrpo lab learn", *task, *(f"--{flag.replace('_', '-')}" for flag in flags), *lists])
 
 
 def _budget(args: argparse.Namespace, budget: Budget) -> str:

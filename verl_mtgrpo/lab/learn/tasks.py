@@ -1,7 +1,8 @@
 """List the tasks of ``mtgrpo lab learn``: search, chains of searches, a price per search, AgentCreditBench's three.
 
 Rewards of ``search`` and ``chain`` are those of the paper's first study (:mod:`verl_mtgrpo.rewards.paper_v1`) without
-its form terms: 0.2 for a call that was carried out, 0.5 for a hit; the outcome pays 1.
+its form terms: 0.2 for a call that was carried out, 0.5 for a hit. A right answer pays 1 unless set otherwise; the
+study pays 1.5 for one that is exact, as it also contains the answer.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def search(
     read: float = 0.1,
     use: float = 0.2,
     known_by: str = "question",
+    right: float = EXACT,
 ) -> Task:
     """Return the search task: answer by heart, or search once and read what was found.
 
@@ -38,12 +40,13 @@ def search(
         use: How often the policy searches before training.
         known_by: ``question``: a question is known to all rollouts of its group or to none; ``rollout``: each rollout
             knows the answer with probability P, whatever the question.
+        right: Reward of a right answer.
     """
     if known_by not in ("rollout", "question"):
         raise ConfigError(f"known_by is {known_by!r}", expected="'question' or 'rollout'")
     by_heart = {"rollout": {"ask": heart}, "question": {"ask known": 1.0, "ask unknown": 0.0}}[known_by]
     starts = {"rollout": {"ask": 1.0}, "question": {"ask known": heart, "ask unknown": 1 - heart}}[known_by]
-    asks = {name: Node(1, (Way("call"),), _answer(known), decides="search") for name, known in by_heart.items()}
+    asks = {name: Node(1, (Way("call"),), _answer(known, right), decides="search") for name, known in by_heart.items()}
     return Task(
         "search",
         f"Answer by heart (right for {heart:g} of the questions, known by {known_by}) or search once and read. At the "
@@ -61,7 +64,7 @@ def search(
                 decides="good",
             ),
             "nothing found": Node(2, (Way(),)),
-            "found": Node(2, _answer(1.0), (Way(),), decides="read"),
+            "found": Node(2, _answer(1.0, right), (Way(),), decides="read"),
         },
         goal="exact",
         watch="tool",
@@ -226,7 +229,7 @@ def make(name: str, **settings: Any) -> Task:
     return TASKS[name](**settings)
 
 
-def _answer(right: float) -> tuple[Way, ...]:
-    """Return an answer that is right with this probability."""
-    ways = (Way(probability=right, reward=EXACT, marks=("exact",)), Way(probability=1 - right))
+def _answer(likely: float, reward: float = EXACT) -> tuple[Way, ...]:
+    """Return an answer that is right with this probability, and then earns ``reward``."""
+    ways = (Way(probability=likely, reward=reward, marks=("exact",)), Way(probability=1 - likely))
     return tuple(way for way in ways if way.probability > 0)

@@ -25,7 +25,7 @@ DEFINITIONS = (
     f"**learns**: at the end (mean of the last {LAST} steps) the goal has made at least {SHARE:.0%} of the way from "
     f"its value before training to the best that any policy reaches. **collapses**: it has not, and the watched "
     f"behaviour (tool use) is at most {RARE:g} and at most {UNLEARNED:.0%} of what it was before training. "
-    "**stalls**: neither. A cell has the verdict of most seeds."
+    "**stalls**: neither. A cell has the verdict that most seeds have."
 )
 
 
