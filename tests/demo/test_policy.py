@@ -238,8 +238,9 @@ def test_renaming_is_consistent_and_keeps_everything_but_names(
 
 
 def test_habits_are_as_frequent_as_wanted(demonstrator: Demonstrator):
+    habits = Habits(search=0.35, broken_call=0.1, vague_query=0.25, wrong_query=0.25)
     said = [
-        [m["content"] for m in demonstrator.habit(Habits()).messages if m["role"] == "assistant"] for _ in range(3000)
+        [m["content"] for m in demonstrator.habit(habits).messages if m["role"] == "assistant"] for _ in range(3000)
     ]
     calls = [turns for turns in said if "<tool_call>" in turns[0]]
     assert len(calls) / len(said) == pytest.approx(0.35, abs=0.04)

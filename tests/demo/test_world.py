@@ -86,7 +86,7 @@ def test_shares_of_famous_and_two_hop_questions(world: World):
     for split, count in (("train", 100), ("val", 40)):
         questions = world.split(split)
         assert len(questions) == count
-        assert sum(question.famous for question in questions) == pytest.approx(0.28 * count, abs=1)
+        assert sum(question.famous for question in questions) == pytest.approx(0.35 * count, abs=1)
         assert sum(len(question.facts) == 2 for question in questions) == pytest.approx(0.15 * count, abs=1)
 
 
@@ -97,7 +97,7 @@ def test_ordinary_facts_of_validation_are_not_asked_in_training(world: World):
 
 
 def test_a_world_too_small_for_its_questions_is_refused():
-    with pytest.raises(ConfigError, match=r"the world has 96 famous questions, expected at least 280"):
+    with pytest.raises(ConfigError, match=r"the world has 96 famous questions, expected at least 350"):
         build_world(0, WorldSize(entities_per_kind=12, famous_per_kind=2, train_questions=1000, val_questions=0))
     with pytest.raises(ConfigError, match=r"famous_per_kind is 9, expected 0 to entities_per_kind=5"):
         build_world(0, WorldSize(entities_per_kind=5, famous_per_kind=9))

@@ -64,7 +64,7 @@ def test_alone_it_looks_at_the_environment(capsys, monkeypatch):
     versions, plugin, index, config, fix, _, last = capsys.readouterr().out.splitlines()
     assert versions.startswith("ok    versions  Python ") and plugin.startswith("ok    plugin")
     assert index == "skip  index     neither --index nor MTGRPO_INDEX names an index"
-    assert config == "skip  config    no command line was given" and fix.strip().startswith("fix: give one")
+    assert config == "skip  config    no command line was given" and fix.strip().startswith("fix: to check one")
     assert last == "nothing failed; 2 skipped"
 
 

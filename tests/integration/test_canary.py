@@ -157,7 +157,7 @@ def test_every_config_key_that_is_used_is_named():
     missing = [
         f"{key} is used at {at} and no table names it"
         for key, at in used_keys(read(), OURS).items()
-        if not is_named(key, keys) and key != "data.demo.DemoAssets"
+        if not is_named(key, keys)
     ]
     assert not missing, "\n".join(missing)
 

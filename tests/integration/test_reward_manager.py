@@ -174,7 +174,7 @@ def test_a_model_without_chat_template_stops_the_run_before_the_first_rollout():
 
 def test_a_reward_model_that_would_bypass_the_manager_is_refused():
     enabled = "reward.reward_model.enable=True"
-    with pytest.raises(ConfigError, match=r"never asked; for a judge set reward.custom_reward_function.path=pkg://"):
+    with pytest.raises(ConfigError, match=r"never called; for a judge set reward.custom_reward_function.path=pkg://"):
         manager(enabled)
     with pytest.raises(ConfigError, match=r"never called without a judge; set reward.turn.preset=judge"):
         manager(enabled, *JUDGED)

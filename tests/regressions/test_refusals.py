@@ -105,7 +105,7 @@ TOLD = [
         instructed(SYSTEM_PROMPTS["search_r1"]),
         r"format search_r1, but the run reads h",
     ),
-    ("6", "another format", "search_r1", in_one_message(SYSTEM_PROMPTS["mtgrpo_xml"]), r"format mtgrpo_xml, and the r"),
+    ("6", "another format", "search_r1", in_one_message(SYSTEM_PROMPTS["mtgrpo_xml"]), r"format mtgrpo_xml, but the r"),
     ("6", "another tool", "mtgrpo_xml", instructed(OTHER_TOOL), r"prompts call wiki, but the run has search"),
     # and those that do
     ("F36", "Search-R1's layout", "search_r1", in_one_message(SYSTEM_PROMPTS["search_r1"]), None),
@@ -237,7 +237,7 @@ CPUS = "ray_kwargs.ray_init.num_cpus"
     ("overrides", "env", "expected", "says"),
     [
         # 1 controller + 8 units (verl's default) + 3 of one slot = 12; field.md, R5
-        ((f"{CPUS}=4", f"{UNITS}=8"), {}, "fail", r"Ray has 4 CPUs .* and 12 are held .*num_cpus=12"),
+        ((f"{CPUS}=4", f"{UNITS}=8"), {}, "fail", r"Ray has 4 CPUs .* but 12 are held .*num_cpus=12"),
         ((f"{CPUS}=11", f"{UNITS}=8"), {}, "fail", rf"11 CPUs .* 12 are held .*set {UNITS}=2, or set"),
         ((f"{CPUS}=12", f"{UNITS}=8"), {}, "ok", "12 of them held"),
         ((f"{CPUS}=5", f"{UNITS}=1"), {}, "ok", "5 of them held"),

@@ -228,7 +228,7 @@ def test_review_27_other_errors_pass_as_they_are(error: Callable[[], Exception],
     ],
 )
 def test_review_27_a_full_disk_is_told_to_make_room(error: Callable[[], Exception], tmp_path: Path):
-    with pytest.raises(StorageError, match=r"step 10 could not be written .*make room"), _explained(tmp_path, 10):
+    with pytest.raises(StorageError, match=r"step 10 could not be written .*free space"), _explained(tmp_path, 10):
         raise error()
 
 

@@ -190,12 +190,12 @@ def judging(kind, reward):
 @pytest.mark.parametrize(
     ("reward", "said"),
     [
-        ([0.5], r"gave \[0.5\] \(list\)"),
-        ({"score": 1}, r"gave {'score': 1} \(dict\)"),
-        (float("nan"), r"gave nan \(float\)"),
-        (float("inf"), r"gave inf \(float\)"),
-        (True, r"gave True \(bool\)"),
-        ("0.5", r"gave '0.5' \(str\)"),
+        ([0.5], r"returned \[0.5\] \(list\)"),
+        ({"score": 1}, r"returned {'score': 1} \(dict\)"),
+        (float("nan"), r"returned nan \(float\)"),
+        (float("inf"), r"returned inf \(float\)"),
+        (True, r"returned True \(bool\)"),
+        ("0.5", r"returned '0.5' \(str\)"),
     ],
 )
 def test_a7_a_reward_that_is_no_number(config, tokenizer, kind, reward, said):

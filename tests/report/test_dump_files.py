@@ -34,7 +34,7 @@ def test_the_folder_of_a_run(run: Path) -> None:
     ("target", "steps", "message"),
     [
         ("nothing", None, "does not exist"),
-        ("rollouts", range(3, 4), r"there are 1 to 10 \(3 steps\)"),
+        ("rollouts", range(3, 4), r"choose from 1 to 10 \(3 steps\)"),
     ],
 )
 def test_what_is_not_there(run: Path, target: str, steps: range | None, message: str) -> None:

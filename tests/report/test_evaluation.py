@@ -268,7 +268,7 @@ def test_the_papers_numbers_add_up_to_its_averages():
     [
         ("", "5.jsonl is empty"),
         ('{"uid": "q_0_0"\n', "5.jsonl, line 1: not JSON"),
-        ("[1]\n", "line 1: a JSON list, expected an object"),
+        ("[1]\n", "line 1: is a JSON list, expected an object"),
         ('\n{"uid": "q_0_0", "input": "x"}\n', "line 2: is a rollout without a transcript, .*trainer.rollout_data_dir"),
         ('{"transcript": "{}", "turn_rewards": "[]"}\n', "line 1: no usable transcript"),
     ],
