@@ -83,7 +83,7 @@ $(INSTALLED_VLLM): pyproject.toml verl_mtgrpo/cpu/vllm_name/pyproject.toml
 demo: $(DEMO_VENV)/.installed ## train a tiny search agent with MT-GRPO on the CPU (SEED=, DEMO_STEPS=, ROLLOUT=vllm)
 	@exec $(DEMO_VENV)/bin/mtgrpo demo --out $(OUT) --seed $(SEED) --rollout $(ROLLOUT)
 
-demo-compare: $(INSTALLED) ## MT-GRPO against GRPO-OR and GRPO-MR, 3 seeds; can be stopped and resumed
+demo-compare: $(INSTALLED) ## MT-GRPO against GRPO-OR and GRPO-MR, 5 seeds; can be stopped and resumed
 	@exec $(BIN)/mtgrpo compare --runs $(OUT) --out examples/quickstart
 
 test: test-unit test-verl ## all tests: unit tests, then verl's real trainer
