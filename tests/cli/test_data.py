@@ -45,6 +45,15 @@ def test_writes_parquet_and_prints_the_manifest(questions: Path, tmp_path: Path,
     assert pq.read_metadata(out / "val.parquet").num_rows == 10
 
 
+def test_says_that_there_are_no_validation_questions(
+    questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    mtgrpo(questions, "--out", tmp_path / "none", "--val-fraction", 0)
+    assert "there are no validation questions, but verl needs a file of them" in capsys.readouterr().out
+    mtgrpo(questions, "--out", tmp_path / "some")
+    assert "no validation questions" not in capsys.readouterr().out
+
+
 def test_system_prompt_from_text_and_file(questions: Path, tmp_path: Path):
     def first_prompt(value: str) -> list[dict[str, str]]:
         mtgrpo(questions, "--out", tmp_path / "out", "--system-prompt", value)

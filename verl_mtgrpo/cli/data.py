@@ -172,6 +172,11 @@ def _summary(args: argparse.Namespace, manifest: dict[str, Any]) -> list[str]:
                 )
     for name, info in manifest["splits"].items():
         lines.append(f"{args.out / info['file']}: {info['rows']} {name} questions")
+    if "val" not in manifest["splits"]:
+        lines.append(
+            "there are no validation questions, but verl needs a file of them (data.val_files): "
+            "raise --val-fraction, or name a set with --test"
+        )
     return lines
 
 

@@ -24,9 +24,9 @@ tool execution, hit rate, searches per question. Where questions have several ro
 the outcome agree within them. Writes OUT/eval.md, OUT/eval.csv and OUT/eval.json.
 
 From validation dumps (trainer.validation_data_dir) of runs with this package: a file, or a folder, in which the
-last step counts. Several are listed one after the other, with the differences of the later ones from the first.
-Dumps of training rollouts (trainer.rollout_data_dir, with a trainer mode of this package) are measured too,
-and labelled as such.
+last step counts. Several are listed one after the other; eval.md also has the differences of the later ones from the
+first. Dumps of training rollouts (trainer.rollout_data_dir, with a trainer mode of this package) are measured
+too, and labelled as such.
 
   mtgrpo eval runs/mine/validation
   mtgrpo eval grpo/validation/500.jsonl mt_grpo/validation/500.jsonl --out runs/eval/grpo-mt_grpo

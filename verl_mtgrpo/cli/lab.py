@@ -24,9 +24,9 @@ Sample groups of rollouts from small multi-turn tasks, compute advantages with e
 (and verl's grpo, rloo and gae if verl is installed), and compare the resulting gradients with the exact
 policy gradient: bias with its 99 % interval, direction, and variance, for several group sizes.
 
-Your own task is a verl_mtgrpo.lab.Process in a Python file, about 20 lines:
-
-  mtgrpo lab --process my_task.py:MY_TASK
+  mtgrpo lab                                  # every estimator, a minute
+  mtgrpo lab --groups 400                     # seconds, wide intervals: to see what comes out
+  mtgrpo lab --process my_task.py:MY_TASK     # your own: a verl_mtgrpo.lab.Process of about 20 lines
 
 mtgrpo lab learn trains tiny policies instead and shows what they have learned: see mtgrpo lab learn --help.
 """

@@ -39,7 +39,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="the page (default: report.html)")
     parser.add_argument("--rich", action="store_true", help="print to the terminal; with --out, write the page too")
     parser.add_argument(
-        "--rollouts", type=int, default=4, metavar="N", help="rollouts shown by --rich (default: %(default)s)"
+        "--rollouts",
+        type=int,
+        default=4,
+        metavar="N",
+        help="rollouts shown by --rich, those whose advantages differ most within a group "
+        "(default: %(default)s); the page has all, with filters",
     )
     parser.add_argument("--steps", metavar="A:B", help="only these steps, both included: 20, 10:20, 10:, :20")
     parser.add_argument("--metrics", nargs="+", type=Path, default=[], metavar="FILE", help="what verl's file logger "
