@@ -1,6 +1,6 @@
 """Why did this turn get this advantage? The arithmetic of MT-GRPO on a validation dump, written out.
 
-    python examples/extend/read_dump.py runs/demo/mt_grpo-seed0/validation/30.jsonl
+    python examples/extend/read_dump.py runs/demo/mt_grpo-seed0/validation/50.jsonl
 
 Shows the question whose rollouts were paid most differently. Only json and statistics are used: a row of the dump
 (``trainer.validation_data_dir``) has ``uid`` (<prompt>_<rollout>_<output>), ``turn_rewards`` and ``transcript``, both
@@ -64,4 +64,6 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("give one dump: read_dump.py runs/demo/mt_grpo-seed0/validation/50.jsonl")
     main(sys.argv[1])

@@ -34,6 +34,8 @@ def p99(values: list[float]) -> float:
 
 
 @pytest.mark.clock
+@pytest.mark.process
+@pytest.mark.network
 def test_256_calls_at_once(tmp_path: Path, record_property: Callable[[str, object], None]):
     with serving("serve", build_index(tmp_path / "index", CALLS * ROUNDS)) as service:
         client = HTTPRetriever(service.url)

@@ -64,7 +64,7 @@ def _read(setup: Setup, key: str, file: str) -> tuple[int, list[dict[str, Any]]]
     if "://" in file:
         return Finding(CHECK, "skip", f"{file} is not on this machine's disk and was not read")
     if not path.is_file():
-        return setup.absent(CHECK, f"{key}={file} does not exist", f"set the path of a file;  {WRITE}")
+        return setup.absent(CHECK, f"{key}={file} does not exist", f"set the path of a file; {WRITE}")
     try:
         count, rows = _parquet(path) if path.suffix == ".parquet" else _json(path)
     except Exception as error:  # whatever pyarrow or json make of a broken file
