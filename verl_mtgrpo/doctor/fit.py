@@ -51,7 +51,7 @@ def parts(setup: Setup) -> Iterator[Finding]:
     """Yield whether agent loop, reward manager and tool fit together."""
     if not uses_turns(setup.config):
         fix = "add 'hydra.searchpath=[pkg://verl_mtgrpo.config]' +mtgrpo=mt_grpo (doctor and train: --preset mt_grpo)"
-        message = "nothing of verl-mtgrpo is in this command line, so it trains as verl does, with one reward per rollout"
+        message = "nothing of verl-mtgrpo is in this command line: it trains as verl does, with one reward per rollout"
         yield Finding("parts", "warn", message, fix)
         return
     check_parts(setup.config)
