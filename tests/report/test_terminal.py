@@ -36,6 +36,7 @@ def test_shows_what_was_said_and_what_it_was_worth(tmp_path: Path) -> None:
     lines = [line.rstrip() for line in shown(write_rows(tmp_path / "0.jsonl", group()), 1).splitlines()]
     assert lines == [
         "",
+        "rollout 0 of the question",
         "question: Which river runs by Orrin?",
         "accepted: Vel | the Vel",
         "  turn 1   reward +0.50   advantage +1.41",
@@ -55,6 +56,13 @@ def test_both_ends_of_the_group_that_differs_come_first(tmp_path: Path) -> None:
     text = shown(write_rows(tmp_path / "0.jsonl", group()), 3)
     ends = [line.split()[-1] for line in text.splitlines() if "advantage" in line]
     assert ends == ["+1.41", "+0.71", "−1.41", "0.00"]
+
+
+def test_two_rollouts_of_a_question_can_be_told_apart(tmp_path: Path) -> None:
+    """With the numbers that the page shows, too: verl counts the rollouts of a question from 0."""
+    training = [training_row("q", n, transcript("x"), [1.0 * n], [1.0 * n], step=7) for n in range(2)]
+    text = shown(write_rows(tmp_path / "7.jsonl", training), 2)
+    assert "step 7, rollout 0 of the question" in text and "step 7, rollout 1 of the question" in text
 
 
 def test_advantages_are_coloured(tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def print_rollouts(catalog: Catalog, count: int, console: Console) -> None:
 def rollout_text(credited: CreditedRollout, why: Sequence[Why]) -> Lines:
     """Format one rollout: question, then each turn with its reward, its advantage and why, and tool results."""
     rollout = credited.rollout
+    at = "" if rollout.step is None else f"step {rollout.step}, "
     lines = [
+        _line(0, Text(f"{at}rollout {rollout.number} of the question", style="dim")),
         _line(0, Text("question: " + (one_line(question_of(rollout.transcript)) or "(no user message)"), style="bold")),
         _line(0, Text("accepted: " + one_line(" | ".join(rollout.answers)))),
     ]
