@@ -208,3 +208,20 @@ def test_three_overrides_turn_the_recipe_into_mt_grpo(tmp_path: Path):
     from verl_mtgrpo.integration.preflight import check_run
 
     check_run(after)
+
+
+# ---- where a run stands on the laboratory's map
+
+
+def test_the_point_of_a_dump(tmp_path: Path):
+    """Four of ten rollouts answer by heart, one rightly; of six that call, one call is broken and one asks yes or no."""
+    heart = [{"tool/calls": 0, "tool/used": 0, "tool/hit": 0, "outcome/em": em} for em in (1, 0, 0, 0)]
+    called = [
+        {"tool/calls": 1, "tool/used": used, "tool/hit": hit, "outcome/em": em}
+        for used, hit, em in ((0, 0, 0), (1, None, 1), (1, 0, 1), (1, 1, 1), (1, 1, 0), (1, 1, 0))
+    ]
+    script = SimpleNamespace(**runpy.run_path(str(EXAMPLES.parent / "learn" / "from_dump.py")))
+    got = script.point([*heart, *called, {"outcome/dropped": 1}])
+    assert got == pytest.approx({"heart": 1 / 4, "broken": 1 / 6, "good": 3 / 4, "read": 1 / 3, "use": 6 / 10})
+    with pytest.raises(SystemExit, match="no rollout of the dump called the tool"):
+        script.point(heart)

@@ -43,6 +43,7 @@ def test_bilevel_gae_by_hand():
     assert returns == pytest.approx([0.866, 1.265, 0, 0, 0.68, 1.0, 0])
 
 
+@pytest.mark.imports_verl
 def test_verls_token_gae_on_the_same_example_by_hand():
     # What `mt_ppo` computes. γ = λ = 1: return-to-go less the token's value; observation tokens are stepped over.
     # 1.5 - .8 = .7, 1.5 - .9 = .6 | 1 - .6 = .4, 1 - .7 = .3. Whitened: mean .5, std √((.04 + .01 + .01 + .04) / 3).

@@ -62,6 +62,7 @@ def test_bad_input():
         turn_gspo_loss(zeros, zeros, zeros, MASK, clip_low=-0.1, clip_high=0.2)
 
 
+@pytest.mark.imports_verl
 class TestAgainstVerl:
     """The registered function against verl's: loss, gradient and metrics."""
 

@@ -80,9 +80,12 @@ def test_a_script_takes_these_arguments(command):
 
 @pytest.mark.imports_verl
 @pytest.mark.parametrize("command", of("python"), ids=str)
-def test_python_finds_the_module(command):
-    assert command.words[1] == "-m"
-    assert importlib.util.find_spec(command.words[2])
+def test_python_finds_the_module_or_the_script(command):
+    if command.words[1].endswith(".py"):
+        assert (ROOT / command.words[1]).is_file()
+    else:
+        assert command.words[1] == "-m"
+        assert importlib.util.find_spec(command.words[2])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

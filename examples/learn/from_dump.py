@@ -1,0 +1,59 @@
+"""Read off a validation dump where a run stands on the map of ``mtgrpo lab learn``, and print the command.
+
+    python examples/learn/from_dump.py runs/mine/validation/0.jsonl
+
+The dump is one from before training. What P, b, q and r are, and how far to trust them: docs/when.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def point(rows: list[Row]) -> dict[str, float]:
+    """Return the settings of the search task that fit the rollouts of a dump.
+
+    Raises:
+        SystemExit: No rollout called the tool, or all did, so that a number has nothing to come from.
+    """
+    kept = [row for row in rows if not row.get("outcome/dropped")]
+    called = [row for row in kept if row["tool/calls"]]
+    by_heart = [row for row in kept if not row["tool/calls"]]
+    sound = [row for row in called if row["tool/used"]]
+    asked = [row for row in sound if row.get("tool/hit") is not None]  # undefined for yes/no questions
+    hits = [row for row in asked if row["tool/hit"]]
+    found = {
+        "heart": _share(by_heart, lambda row: row["outcome/em"], "answered without a call"),
+        "broken": _share(called, lambda row: not row["tool/used"], "called the tool"),
+        "good": _share(asked, lambda row: row["tool/hit"], "had a call carried out"),
+        "read": _share(hits, lambda row: row["outcome/em"], "had an answer in its results"),
+        "use": _share(kept, lambda row: row["tool/calls"], "was scored"),
+    }
+    return found
+
+
+def _share(rows: list[Row], what: Callable[[Row], Any], of: str) -> float:
+    """Return a share that the laboratory takes: more than 0 and less than 1."""
+    if not rows:
+        sys.exit(
+            f"no rollout of the dump {of}, so there is nothing to measure; validate with more samples (val_kwargs.n)"
+        )
+    return min(max(sum(bool(what(row)) for row in rows) / len(rows), 0.01), 0.99)
+
+
+def main(path: str) -> None:
+    """Print the command for a dump."""
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    print("mtgrpo lab learn --set " + " ".join(f"{name}={share:.2f}" for name, share in point(rows).items()))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("give one dump: from_dump.py runs/mine/validation/0.jsonl")
+    main(sys.argv[1])
