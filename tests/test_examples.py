@@ -214,7 +214,7 @@ def test_three_overrides_turn_the_recipe_into_mt_grpo(tmp_path: Path):
 
 
 def test_the_point_of_a_dump(tmp_path: Path):
-    """Four of ten rollouts answer by heart, one rightly; of six that call, one call is broken and one asks yes or no."""
+    """Four of ten rollouts answer by heart, one rightly; of six that call, one is broken and one asks yes or no."""
     heart = [{"tool/calls": 0, "tool/used": 0, "tool/hit": 0, "outcome/em": em} for em in (1, 0, 0, 0)]
     called = [
         {"tool/calls": 1, "tool/used": used, "tool/hit": hit, "outcome/em": em}
