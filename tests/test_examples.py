@@ -64,6 +64,7 @@ def calculator():
     function_tool._LOADED_FUNCTION_TOOL_PATHS.clear()
 
 
+@pytest.mark.imports_verl
 @pytest.mark.parametrize(
     ("expression", "text", "worth", "ok"),
     [
@@ -82,6 +83,7 @@ def test_the_tool(calculator, expression: str, text: str, worth: float, ok: bool
     assert (response.text, reward, info["ok"]) == (text, worth, ok)
 
 
+@pytest.mark.imports_verl
 @pytest.mark.parametrize("expression", ["3 +", "(" * 5000, None, "1\0"])
 def test_the_tool_answers_whatever_a_model_writes(calculator, expression: Any):
     response, _, info = asyncio.run(calculator.call({"expression": expression}))

@@ -127,6 +127,7 @@ def test_without_values_and_discount_turn_gae_is_the_return_to_go(seed):
             assert returns[row, turn[0]].item() == pytest.approx(to_go, abs=1e-5)
 
 
+@pytest.mark.imports_verl
 class TestAgainstVerl:
     """verl's own ``gae``, its whitening included."""
 

@@ -101,6 +101,7 @@ def test_rows_that_end_in_an_observation():
     assert result[:, 0].tolist() == pytest.approx([0.7071068, -0.7071068], abs=1e-5)
 
 
+@pytest.mark.imports_verl
 class TestAgainstVerl:
     @pytest.fixture(autouse=True)
     def verl_grpo(self):

@@ -152,6 +152,7 @@ def test_a_rendered_call_is_what_the_policy_writes(tokenizer: Any, world: World)
     assert tokenizer.apply_chat_template(as_text, tokenize=False, tools=TOOLS) == text
 
 
+@pytest.mark.imports_verl
 def test_verls_builder_continues_a_chat_as_the_template_renders_it(tokenizer: Any, world: World):
     module = pytest.importorskip("verl.utils.tokenizer.continuous_token_wiring")
     builder = module.create_continuous_token_builder(tokenizer, hf_model_type="qwen2")

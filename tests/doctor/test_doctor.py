@@ -57,6 +57,7 @@ def test_other_options_are_refused(words, says, capsys):
     assert says in found["message"] and found["fix"]
 
 
+@pytest.mark.imports_verl
 def test_alone_it_looks_at_the_environment(capsys, monkeypatch):
     pytest.importorskip("verl")
     monkeypatch.delenv("MTGRPO_INDEX", raising=False)
@@ -68,6 +69,7 @@ def test_alone_it_looks_at_the_environment(capsys, monkeypatch):
     assert last == "nothing failed; 2 skipped"
 
 
+@pytest.mark.imports_verl
 def test_an_index_alone_is_opened(capsys, tmp_path):
     pytest.importorskip("verl")
     assert main(["doctor", "--quick", "--index", str(tmp_path)]) == 1

@@ -91,6 +91,7 @@ def test_a_difference_and_a_second_wait_fail():
     assert "3 times" in report.failed[1] and "1 x a, 2 x b" in report.failed[1]
 
 
+@pytest.mark.imports_verl
 def test_the_table_adds_up(capsys, tmp_path):
     report = estimators.Report({"device": "CPU"})
     estimators.check_times(report, "cpu", (SMALL,), repeats=1)
@@ -114,6 +115,7 @@ def test_a_failure_is_the_exit_code_and_what_was_not_run_is_said(capsys):
     assert "FAILED: turns are upside down" in printed and "not run: vLLM, because it is not here" in printed
 
 
+@pytest.mark.imports_verl
 def test_a_size_that_does_not_fit_is_said(monkeypatch):
     monkeypatch.setattr(estimators, "_free_on_host", lambda: 10**6)
     report = estimators.Report({})
@@ -143,6 +145,7 @@ def test_what_torch_reports_is_counted_and_silence_is_not_taken_for_none(monkeyp
         measure.count_synchronisations(waits_twice)
 
 
+@pytest.mark.imports_verl
 def test_the_copied_formula_is_verls_own():
     core_algos = pytest.importorskip("verl.trainer.ppo.core_algos")
     rollouts = make_rollouts(32, 64, turns=4, seed=1)

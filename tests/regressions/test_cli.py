@@ -185,6 +185,7 @@ def test_e33_a_typo_in_the_external_modules(named: str, says: str, tmp_path: Pat
     assert says in shown and "VERL_USE_EXTERNAL_MODULES" in shown and "PYTHONPATH" in shown
 
 
+@pytest.mark.imports_verl
 def test_e33_a_module_of_the_working_folder_is_found_as_the_trainer_finds_it(tmp_path, monkeypatch, capsys):
     (tmp_path / "e33_own_module.py").write_text("")
     monkeypatch.chdir(tmp_path)
@@ -252,6 +253,7 @@ def test_e30_a_checkpoint_without_a_model_says_what_to_name(files: tuple[str, ..
     assert says in shown and "actor_rollout_ref.model.path=" in shown
 
 
+@pytest.mark.imports_verl
 @pytest.mark.parametrize("estimator", ["mt_grpo", "turn_rloo", "grpo"])
 def test_e30_a_validation_does_not_compare_rollouts(estimator: str):
     """verl 0.9.1, trainer_base.py: val_only is read in the validation before training, so both keys are needed."""

@@ -58,6 +58,7 @@ SETTINGS: list[tuple[str, dict[str, object]]] = [
 ]
 
 
+@pytest.mark.imports_verl
 @pytest.mark.parametrize(("name", "settings"), SETTINGS)
 def test_the_terms_sum_to_what_the_estimator_gives(name: str, settings: dict[str, object]) -> None:
     """Groups of 1 to 8 rollouts with 1 to 4 turns; rewards of few values, so that there are ties; some dropped."""
