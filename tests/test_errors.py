@@ -60,6 +60,7 @@ def test_what_was_added_to_an_error_survives_too():
     assert (twin.faults, twin.status, twin.fix, twin.kind) == (("busy", "timeout"), 429, "wait", "busy")
 
 
+@pytest.mark.network
 def test_the_fields_can_be_read_where_ray_raises_it_again():
     exceptions = pytest.importorskip("ray.exceptions")
     cause = ConfigError("got 1", expected="2", fix="give 2")
