@@ -27,14 +27,13 @@ def point(rows: list[Row]) -> dict[str, float]:
     sound = [row for row in called if row["tool/used"]]
     asked = [row for row in sound if row.get("tool/hit") is not None]  # undefined for yes/no questions
     hits = [row for row in asked if row["tool/hit"]]
-    found = {
+    return {
         "heart": _share(by_heart, lambda row: row["outcome/em"], "answered without a call"),
         "broken": _share(called, lambda row: not row["tool/used"], "called the tool"),
         "good": _share(asked, lambda row: row["tool/hit"], "had a call carried out"),
         "read": _share(hits, lambda row: row["outcome/em"], "had an answer in its results"),
         "use": _share(kept, lambda row: row["tool/calls"], "was scored"),
     }
-    return found
 
 
 def _share(rows: list[Row], what: Callable[[Row], Any], of: str) -> float:

@@ -11,13 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from verl_mtgrpo.lab import Measurement
-from verl_mtgrpo.report.curves import COLORS
+from verl_mtgrpo.report.curves import line_style
 from verl_mtgrpo.report.tables import markdown_table
 
 Results = Mapping[str, Mapping[int, Mapping[str, Measurement]]]
 """Process -> group size -> estimator -> what was measured."""
-
-_DASHES = ("-", "--", ":")
 
 
 def summary_tables(results: Results, *, size: int) -> str:
@@ -69,11 +67,7 @@ def lab_figure(results: Results) -> Figure:
     for column, (process, by_size) in enumerate(results.items()):
         sizes = list(by_size)
         for n, name in enumerate(by_size[sizes[0]]):
-            style = {
-                "color": COLORS[n % len(COLORS)],
-                "linestyle": _DASHES[n // len(COLORS) % len(_DASHES)],
-                "marker": "o",
-            }
+            style = {**line_style(n), "marker": "o"}
             for row, key in enumerate(("direction_bias", "noise")):
                 values = [getattr(by_size[size][name], key) for size in sizes]
                 panels[row][column].plot(sizes, values, label=name, markersize=3, linewidth=1.2, **style)

@@ -15,11 +15,18 @@ from verl_mtgrpo.report.tables import HEADLINES
 
 # Distinguishable with red-green colour blindness (Okabe and Ito's palette).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DASHES = ("-", "--", ":")
 _PANELS: Sequence[tuple[str, Sequence[str]]] = (
     ("search", ("tool/used", "tool/hit")),
     ("answer", ("outcome/em", "outcome/format")),
 )
 _WIDTH, _HEIGHT = 4.2, 3.4
+
+
+def line_style(number: int) -> dict[str, str]:
+    """Return colour and dashes of the line with this number, from 0: different for the first eighteen."""
+    dashes = _DASHES[number // len(COLORS) % len(_DASHES)]
+    return {"color": COLORS[number % len(COLORS)], "linestyle": dashes}
 
 
 def training_figure(metrics: RunMetrics, *, title: str) -> Figure:

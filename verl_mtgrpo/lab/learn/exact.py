@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 
 import torch
@@ -173,7 +173,5 @@ def _advantages(task: Task, method: Method, logits: Tensor, walks: Walks, size: 
 
 
 def _taken(walks: Walks, rows: Tensor, size: int) -> Walks:
-    return Walks(
-        walks.node_BD[rows], walks.yes_BD[rows], walks.reward_BD[rows], torch.arange(len(rows)) // size,
-        walks.turn_BD[rows],
-    )  # fmt: skip
+    """Return these rows as groups of ``size``."""
+    return replace(walks.at(rows), group_B=torch.arange(len(rows)) // size)

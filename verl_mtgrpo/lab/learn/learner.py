@@ -83,17 +83,17 @@ def learn(
     questions and the same luck as long as their policies agree. ``on_step`` is called with 1 after each step.
     """
     draws = [torch.Generator().manual_seed(seed) for seed in seeds]
-    logits = task.start_logits.repeat(len(seeds), 1)
-    history = [logits]
-    step = _Stepper(budget, logits)
+    policies = _Policies(budget, task.start_logits.repeat(len(seeds), 1))
+    logits = policies.logits  # changed in place by each step
+    history = [logits.clone()]
     together: bool | None = None  # decided with the first rollouts
     for _ in range(budget.steps):
         walks = sample(task, logits, draws, groups=budget.groups, size=budget.size)
         if together is None:
             together = may_see_all(task, method, logits, walks)
         advantages = advantages_of(task, method, logits, walks, together=together)
-        logits = logits + step(gradient(task, logits, walks, advantages))
-        history.append(logits)
+        policies.step(gradient(task, logits, walks, advantages))
+        history.append(logits.clone())
         on_step(1)
     return _curves(task, method, seeds, torch.stack(history, dim=1))
 
@@ -115,23 +115,20 @@ def gradient(task: Task, logits_LP: Tensor, walks: Walks, advantages_BD: Tensor)
     return out.index_add_(0, cell, advantages_BD[decided_BD].double() * score / rows).view(learners, logits)
 
 
-class _Stepper:
-    """Turn gradients into steps uphill."""
+class _Policies:
+    """The logits of all policies, and how a gradient becomes a step uphill."""
 
     def __init__(self, budget: Budget, logits: Tensor) -> None:
-        self.budget, self.count = budget, 0
-        self.first, self.second = torch.zeros_like(logits), torch.zeros_like(logits)
+        self.logits = logits
+        self._normalises = budget.optimizer == "normalised"
+        kind = torch.optim.Adam if budget.optimizer == "adam" else torch.optim.SGD
+        self._optimizer = kind([self.logits], lr=budget.length, maximize=True)
 
-    def __call__(self, gradient_LP: Tensor) -> Tensor:
-        if self.budget.optimizer == "adam":
-            self.count += 1
-            self.first = 0.9 * self.first + 0.1 * gradient_LP
-            self.second = 0.999 * self.second + 0.001 * gradient_LP.square()
-            mean, square = self.first / (1 - 0.9**self.count), self.second / (1 - 0.999**self.count)
-            return self.budget.length * mean / (square.sqrt() + 1e-8)
-        if self.budget.optimizer == "normalised":
+    def step(self, gradient_LP: Tensor) -> None:
+        if self._normalises:
             gradient_LP = gradient_LP / gradient_LP.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        return self.budget.length * gradient_LP
+        self.logits.grad = gradient_LP
+        self._optimizer.step()
 
 
 def advantages_of(task: Task, method: Method, logits: Tensor, walks: Walks, *, together: bool) -> Tensor:
@@ -142,7 +139,7 @@ def advantages_of(task: Task, method: Method, logits: Tensor, walks: Walks, *, t
     parts = []
     for n, own in enumerate(logits):
         at = slice(n * rows, (n + 1) * rows)
-        part = Walks(walks.node_BD[at], walks.yes_BD[at], walks.reward_BD[at], walks.group_B[at], walks.turn_BD[at])
+        part = walks.at(at)
         parts.append(method.advantages(task, own[None], part, part.mask, part.group_B))
     return torch.cat(parts)
 

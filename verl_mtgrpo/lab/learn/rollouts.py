@@ -32,6 +32,10 @@ class Walks:
     group_B: Tensor
     turn_BD: Tensor
 
+    def at(self, rows: Tensor | slice) -> Walks:
+        """Return these rows."""
+        return Walks(**{name: tensor[rows] for name, tensor in vars(self).items()})
+
     @property
     def position_BD(self) -> Tensor:
         """Return the place of each token in the response: one observation token stands between turns."""

@@ -18,7 +18,7 @@ from verl_mtgrpo.lab.learn.maps import Cell, Map
 from verl_mtgrpo.lab.learn.methods import method
 from verl_mtgrpo.lab.learn.task import Task
 from verl_mtgrpo.lab.learn.verdicts import COLLAPSES, LAST, LEARNS, STALLS, first_step, most, verdicts
-from verl_mtgrpo.report.curves import COLORS
+from verl_mtgrpo.report.curves import line_style
 from verl_mtgrpo.report.tables import markdown_table, mean_and_spread
 
 _COLOR = {LEARNS: "#7FC8A9", STALLS: "#F5DC8C", COLLAPSES: "#E39A7B"}
@@ -83,7 +83,7 @@ def curves_figure(task: Task, learned: Sequence[Curves]) -> Figure:
     drawn = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (name, values) in zip(drawn, panels.items(), strict=True):
         for n, (curves, series) in enumerate(zip(learned, values, strict=True)):
-            style = {"color": COLORS[n % len(COLORS)], "linestyle": ("-", "--", ":")[n // len(COLORS) % 3]}
+            style = line_style(n)
             steps = range(series.shape[1])
             axes.plot(steps, series.mean(dim=0), label=curves.method.title, **style)
             axes.fill_between(steps, series.amin(dim=0), series.amax(dim=0), color=style["color"], alpha=0.18)
