@@ -92,9 +92,11 @@ t: $(INSTALLED) ## the tests to run while you write: no process, no config of ve
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -x --ff -n $(WORKERS) --dist loadfile -m fast
 
 # Several processes at once, one thread each: torch's threads of several processes on few cores slow each other down a
-# hundredfold. Tests that measure time have the machine for themselves.
+# hundredfold. Fast tests run first, in processes that have not imported verl: only there does a test that imports it
+# without the mark for it fail. Tests that measure time have the machine for themselves.
 test-unit: $(INSTALLED) ## tests that take seconds (WORKERS=, one more than the machine has cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(UNIT) and not clock"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m fast
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(UNIT) and not fast and not clock"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(UNIT) and clock"
 
 test-verl: $(INSTALLED) ## end-to-end tests with verl's real trainer (minutes)
