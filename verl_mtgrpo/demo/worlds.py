@@ -38,4 +38,12 @@ WORLDS = {
         ),
         steps=30,
     ),
+    "clumsy": DemoWorld(
+        "it knows half and hardly ever searches well, so that rewards merged into the outcome may not be enough either",
+        AssetSettings(
+            # Fewer questions, so that the famous facts suffice for so large a share of them.
+            size=WorldSize(train_questions=512, famous_share=0.6),
+            habits=Habits(broken_call=0.6, vague_query=0.45, wrong_query=0.45, careless=0.9),
+        ),
+    ),
 }
