@@ -73,7 +73,7 @@ def plan_run(
 ) -> RunPlan:
     """Return a run in its usual place below ``out``, where the demo and the comparison share it.
 
-    Another learning rate than the demo's is part of the folder's name, so that such a run does not replace the usual one.
+    A learning rate other than the demo's is part of the folder's name, so that such a run replaces no usual one.
     """
     rate = "" if settings.lr == DemoSettings.lr else f"-lr{settings.lr:g}"
     folder = out / f"{preset}{suffix(rollout, world)}{rate}-seed{seed}"
