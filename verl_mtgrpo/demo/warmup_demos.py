@@ -60,7 +60,7 @@ class Habits:
     vague_query: float = 0.3
     wrong_query: float = 0.35
     second_search: float = 0.5
-    careless: float = 0.7
+    careless: float = 0.85
     bare_answer: float = 0.06
 
 
