@@ -47,6 +47,5 @@ WORLDS = {
             size=WorldSize(train_questions=512, famous_share=0.6),
             habits=Habits(broken_call=0.6, vague_query=0.45, wrong_query=0.45, careless=0.9),
         ),
-        steps=60,
     ),
 }
