@@ -33,13 +33,17 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
-def test_writes_parquet_and_prints_the_manifest(questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_writes_parquet_and_prints_a_summary(questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
-    assert mtgrpo(questions, "--out", out, "--val-fraction", 0.2, "--max-train", 30, "--seed", 3) == 0
-    printed = capsys.readouterr().out
-    manifest, end = json.JSONDecoder().raw_decode(printed)
-    assert manifest == json.loads((out / "manifest.json").read_text())
-    assert f"{out}/train.parquet: 30 train questions" in printed[end:]
+    options = ["--out", out, "--val-fraction", 0.2, "--max-train", 30, "--seed", 3]
+    assert mtgrpo(questions, *options) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{out}/train.parquet: 30 train questions",
+        f"{out}/val.parquet: 10 val questions",
+        f"{out}/manifest.json: sources, options, counts and checksums",
+    ]
+    assert mtgrpo(questions, *options, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((out / "manifest.json").read_text())
     train = pq.read_table(out / "train.parquet").to_pylist()
     assert {row["data_source"] for row in train} == {"nq-open"}
     assert pq.read_metadata(out / "val.parquet").num_rows == 10
@@ -89,8 +93,7 @@ def test_a_known_set_from_local_files_with_an_index(tmp_path: Path, capsys: pyte
     BM25Index.build(passages, tmp_path / "index", source="houses")
     options = ["--local", tmp_path / "qa", "--index", tmp_path / "index", "--check-top", 1, "--only-answerable"]
     assert mtgrpo("nq", "popqa", *options, "--out", tmp_path / "out") == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[printed.index("}") + 1 :] == [
+    assert capsys.readouterr().out.splitlines() == [
         "popqa has no training split: it is used for validation only",
         "nq: 1 training questions are left out because validation also asks them",
         "nq, val: 1 of 2 questions (50.0%) have a gold answer in the first 1 passages; 0 yes/no not counted",
@@ -98,6 +101,7 @@ def test_a_known_set_from_local_files_with_an_index(tmp_path: Path, capsys: pyte
         "nq, train: 2 of 3 questions (66.7%) have a gold answer in the first 1 passages; 0 yes/no not counted",
         f"{tmp_path}/out/train.parquet: 2 train questions",
         f"{tmp_path}/out/val.parquet: 4 val questions",
+        f"{tmp_path}/out/manifest.json: sources, options, counts and checksums",
     ]
 
 
