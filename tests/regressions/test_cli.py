@@ -39,7 +39,7 @@ def shell_words(text: str) -> list[str]:
 @pytest.mark.parametrize("command", ["train", "eval"])
 def test_d24_an_address_stays_an_address(command: str, index: str, capsys: pytest.CaptureFixture[str]):
     model = ["--model", "some/model"] if command == "eval" else []
-    assert main([command, *model, "--dry-run", "--index", index, "--", "trainer.nnodes=1"]) == 0
+    assert main([command, *model, "--dry-run", "--index", index, "--", "data.val_files=t.parquet"]) == 0
     assert f"MTGRPO_INDEX={index}" in shell_words(capsys.readouterr().out)
 
 
@@ -239,7 +239,8 @@ def test_e30_parts_are_merged_by_verl_where_there_is_no_model(tmp_path: Path, ca
 @pytest.mark.parametrize("files", [(), HF, (*HF, "huggingface/model.safetensors"), (*HF, "lora_train_meta.json")])
 def test_e30_a_model_that_is_named_is_taken(files: tuple[str, ...], tmp_path: Path, capsys):
     named = "actor_rollout_ref.model.path=Qwen/Qwen2.5-3B"
-    assert main(["eval", "--dry-run", "--checkpoint", str(checkpoint(tmp_path, *files)), "--", named]) == 0
+    own = [named, "data.val_files=t.parquet"]
+    assert main(["eval", "--dry-run", "--checkpoint", str(checkpoint(tmp_path, *files)), "--", *own]) == 0
     words = shell_words(capsys.readouterr().out)
     assert [word for word in words if "model.path=" in word] == [named] and "verl.model_merger" not in words
 
@@ -278,7 +279,7 @@ def test_e30_a_validation_does_not_compare_rollouts(estimator: str):
 def test_e30_a_validation_that_fails_is_not_called_a_training(tmp_path: Path, capsys):
     pytest.importorskip("verl")
     options = ["--model", str(tmp_path), "--cpu", "--quiet", "--out", str(tmp_path / "out")]
-    assert main(["eval", *options, "--", "trainer.no_such_key=1"]) == 1
+    assert main(["eval", *options, "--", "data.val_files=t.parquet", "trainer.no_such_key=1"]) == 1
     shown = capsys.readouterr().err
     assert "validation failed with exit code 1" in shown and "training failed" not in shown
 
