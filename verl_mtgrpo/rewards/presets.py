@@ -68,6 +68,11 @@ def load_preset(name: str) -> RewardFunction:
 
 
 def _load_module(where: str, name: str) -> ModuleType:
+    if where.endswith(".py") and not Path(where).is_file():
+        raise ConfigError(
+            f"reward.turn.preset is {name!r}, but there is no file {where}",
+            fix="name an existing file as FILE.py:FUNCTION, preferably by its absolute path",
+        )
     try:
         if not where.endswith(".py"):
             return importlib.import_module(where)
@@ -78,9 +83,12 @@ def _load_module(where: str, name: str) -> ModuleType:
         spec.loader.exec_module(module)
         return module
     except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
+        missing = isinstance(error, ModuleNotFoundError) and f"{where}.".startswith(f"{error.name}.")
         raise ConfigError(
             f"reward.turn.preset is {name!r}, but {where} cannot be loaded: {described(error, where)}",
-            fix="correct it",
+            fix="correct the name, or install the package where the run can import it"
+            if missing
+            else f"correct this error in {where}, or in what it imports",
         ) from error
 
 
