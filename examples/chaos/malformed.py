@@ -13,6 +13,7 @@ import random
 from typing import Any
 
 from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
+from verl_mtgrpo.integration.rollout.proxy import Proxy
 
 CALL = '<tool_call>\n{"name": "search", "arguments": %s}\n</tool_call>'
 TEXTS = {
@@ -47,18 +48,16 @@ class MalformedAgentLoop(TurnToolAgentLoop):
         return output
 
 
-class MalformedServer:
-    """verl's LLM client, of whose completions a share is replaced."""
+class MalformedServer(Proxy):
+    """verl's LLM client with a share of its completions replaced."""
 
     def __init__(self, server: Any, tokenizer: Any, rng: random.Random, share: float, names: dict[str, Any]) -> None:
-        self._server, self._tokenizer, self._rng, self._share, self._names = server, tokenizer, rng, share, names
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._server, name)
+        super().__init__(server)
+        self._tokenizer, self._rng, self._share, self._names = tokenizer, rng, share, names
 
     async def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Return the server's answer, or rubbish of the same type."""
-        output = await self._server.generate(*args, **kwargs)
+        output = await self._original.generate(*args, **kwargs)
         kind = self._rng.choice(KINDS) if self._rng.random() < self._share else None
         write("generated", {**self._names, "malformed": kind})
         if kind is None:
