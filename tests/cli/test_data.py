@@ -49,6 +49,31 @@ def test_writes_parquet_and_prints_a_summary(questions: Path, tmp_path: Path, ca
     assert pq.read_metadata(out / "val.parquet").num_rows == 10
 
 
+def test_says_that_numbers_become_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def row(n: int, truth: object) -> dict[str, object]:
+        return {"prompt": [{"role": "user", "content": f"q {n}"}], "reward_model": {"ground_truth": truth}}
+
+    file, out = tmp_path / "maths.jsonl", tmp_path / "out"
+    file.write_text("".join(json.dumps(row(n, truth)) + "\n" for n, truth in enumerate((7, 0.5, "8", True))))
+    mtgrpo(file, "--out", out, "--val-fraction", 0)
+    said = "maths.jsonl: 2 rows have a number as reward_model.ground_truth; here it is text, because the packaged"
+    assert capsys.readouterr().out.startswith(said)
+    rows = pq.read_table(out / "train.parquet").to_pylist()
+    targets = [row["reward_model"]["ground_truth"]["target"] for row in rows]
+    assert targets == [["7"], ["0.5"], ["8"], ["yes", "true"]]
+
+    file.write_text("".join(json.dumps(row(n, "8")) + "\n" for n in range(3)))
+    mtgrpo(file, "--out", out, "--val-fraction", 0)
+    assert "number" not in capsys.readouterr().out
+
+
+def test_a_ground_truth_that_is_no_number_is_refused(tmp_path: Path):
+    file = tmp_path / "maths.jsonl"
+    file.write_text('{"prompt": [{"role": "user", "content": "q"}], "reward_model": {"ground_truth": NaN}}\n')
+    with pytest.raises(DataError, match=r"line 1: reward_model.ground_truth is nan, expected"):
+        mtgrpo(file, "--out", tmp_path / "out")
+
+
 def test_says_that_there_are_no_validation_questions(
     questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -158,6 +158,13 @@ def _summary(args: argparse.Namespace, manifest: dict[str, Any]) -> list[str]:
     for name in dict.fromkeys(name for name in args.sets if name in KNOWN):
         if KNOWN[name][args.edition].train is None:
             lines.append(f"{name} has no training split: it is used for validation only")
+    for source in manifest["sources"]:
+        if count := source.get("numbers_written_as_text"):
+            name = next(str(source[key]) for key in ("set", "file", "folder", "dataset") if key in source)
+            lines.append(
+                f"{name}: {count} rows have a number as reward_model.ground_truth; here it is text, because the "
+                "packaged rewards compare text and a run refuses numbers"
+            )
     for name, count in manifest["left_out_as_asked_in_validation"].items():
         lines.append(f"{name}: {count} training questions are left out because validation also asks them")
     checked = manifest.get("answerability", {"splits": {}})
