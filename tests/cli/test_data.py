@@ -64,7 +64,7 @@ def test_says_that_numbers_become_text(tmp_path: Path, capsys: pytest.CaptureFix
 
     file.write_text("".join(json.dumps(row(n, "8")) + "\n" for n in range(3)))
     mtgrpo(file, "--out", out, "--val-fraction", 0)
-    assert "number" not in capsys.readouterr().out
+    assert "ground_truth" not in capsys.readouterr().out
 
 
 def test_a_ground_truth_that_is_no_number_is_refused(tmp_path: Path):
