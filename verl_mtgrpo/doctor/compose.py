@@ -26,9 +26,9 @@ class CommandLine:
 
     Attributes:
         overrides: Hydra overrides.
-        path: ``--config-path``; None for verl's own.
-        name: ``--config-name``; None for verl's own.
-        env: Environment variables that precede the program.
+        path: ``--config-path``; None for verl's default.
+        name: ``--config-name``; None for verl's default.
+        env: Environment variables that are set before the program.
     """
 
     overrides: tuple[str, ...]
@@ -38,15 +38,15 @@ class CommandLine:
 
     @property
     def names_group(self) -> bool:
-        """Return whether it names our config group already."""
+        """Return True if the command line already names our config group."""
         return self.name == "mtgrpo_trainer" or any(re.match(r"\+{0,2}mtgrpo=", one) for one in self.overrides)
 
 
 def parse(words: Sequence[str]) -> CommandLine:
-    """Read overrides alone, or a whole pasted command, without its program.
+    """Read a list of overrides, or a whole pasted command.
 
     Raises:
-        ConfigError: there is an option that Hydra would take for something else than a run.
+        ConfigError: There is an option with which Hydra would do something else than start a run.
     """
     before, rest = _split_at_program([word for word in words if word.strip(" \\\n")])
     overrides, options = [], dict[str, str]()
@@ -77,10 +77,10 @@ def _split_at_program(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def compose_config(line: CommandLine) -> Any:
-    """Return the config, not resolved, as the trainer's main function gets it.
+    """Return the unresolved config, as the trainer's main function gets it.
 
     Raises:
-        ConfigError: Hydra cannot compose it; the message says why and, where it can be guessed, what was meant.
+        ConfigError: Hydra cannot compose it; the message says why and, if possible, suggests what was meant.
     """
     from hydra import compose
     from hydra.errors import HydraException
@@ -91,21 +91,21 @@ def compose_config(line: CommandLine) -> Any:
     try:
         with _initialised(line.path):
             config = compose(name, list(line.overrides))
-        OmegaConf.to_container(config, resolve=True)  # as the trainer does, so that what cannot be resolved is found
+        OmegaConf.to_container(config, resolve=True)  # the trainer does this too; errors should show here
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error) from error
     return config
 
 
 def _initialised(path: str | None) -> Any:
-    """Start Hydra so that it looks for configs where the trainer would."""
+    """Initialise Hydra so that it looks for configs in the same places as the trainer."""
     from hydra import initialize_config_dir, initialize_config_module
 
     if path is None:
         return initialize_config_module("verl.trainer.config", version_base=None)
     if path.startswith("pkg://"):
         return initialize_config_module(path.removeprefix("pkg://").replace("/", "."), version_base=None)
-    if not os.path.isabs(path):  # relative to the file of the program, as in verl's --config-path=config
+    if not os.path.isabs(path):  # relative to the program's file, as in verl's --config-path=config
         import verl.trainer
 
         path = str(Path(verl.trainer.__path__[0]) / path)
@@ -113,7 +113,7 @@ def _initialised(path: str | None) -> Any:
 
 
 def _explained(error: Exception) -> ConfigError:
-    """Return Hydra's message in one line, with what to do."""
+    """Return Hydra's message in one line, with a fix."""
     from verl_mtgrpo.integration.parts import GROUPS
 
     message = str(error)
@@ -137,7 +137,7 @@ def _explained(error: Exception) -> ConfigError:
 
 
 def _known_keys() -> list[str]:
-    """Return every key of verl's config with our groups."""
+    """Return every key of verl's config combined with our groups."""
     from hydra import compose
     from omegaconf import OmegaConf
 

@@ -141,7 +141,7 @@ def _rows_problems(setup: Setup, key: str, file: str, rows: Sequence[Any]) -> It
 
 
 def _read_by_rewards(setup: Setup) -> list[str]:
-    """Return the columns that the rewards need; verl cannot score a row without data_source, which is "unknown" to it."""
+    """Return the columns that rewards need; verl calls a row without data_source "unknown" and cannot score it."""
     manager = setup.get("reward.reward_manager.name")
     if setup.get("reward.reward_manager.source") not in (None, "register"):
         return []  # a class of the user's, even if it has one of verl's names

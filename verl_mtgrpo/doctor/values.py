@@ -1,4 +1,4 @@
-"""Find values of a kind that verl cannot work with."""
+"""Find values of the wrong type, which verl cannot use."""
 
 from __future__ import annotations
 
