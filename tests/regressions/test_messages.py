@@ -12,10 +12,15 @@ import pytest
 
 pytest.importorskip("verl")
 
+from omegaconf import OmegaConf, open_dict
+
 from tests.doctor.setups import TURNS, doctor
 from verl_mtgrpo.cli.main import main
 from verl_mtgrpo.data.questions import read_questions
+from verl_mtgrpo.doctor.checks import examine
 from verl_mtgrpo.doctor.compose import compose_config, parse
+from verl_mtgrpo.doctor.setup import Setup
+from verl_mtgrpo.doctor.start_check import StartCheck
 from verl_mtgrpo.errors import ConfigError, DataError
 
 pytestmark = [pytest.mark.usefixtures("surroundings"), pytest.mark.compose]
@@ -53,6 +58,44 @@ def test_one_mistake_is_said_once(status, check, says, change, healthy, capsys):
     assert len(same) == len(told) == 1, told
     assert (told[0]["status"], told[0]["check"] in (check, "estimator")) == (status, True), told
     assert re.search(says, f"{told[0]['message']}; {told[0]['fix']}")
+
+
+MAPPING = r"expected a mapping of settings; .*set single keys instead"
+GROUPS = ("algorithm.turn", "reward.turn", "trainer.turn", "trainer.turn.guards", "trainer.turn.dump")
+
+
+@pytest.mark.parametrize("key", GROUPS)
+def test_a_group_of_settings_replaced_by_null_is_refused_once(key, healthy, configs, capsys):
+    code, findings = doctor(capsys, healthy, f"{key}=null")
+    (told,) = [one for one in findings if one["status"] in ("fail", "warn")]
+    assert code == 1 and told["message"].startswith(key)
+    assert re.search(f"is null, {MAPPING}", f"{told['message']}; {told['fix']}")
+    with pytest.raises(SystemExit) as ended:
+        StartCheck().on_job_start(config=configs[-1])
+    assert re.fullmatch(rf"verl_mtgrpo.errors.ConfigError: {key}.* is null, {MAPPING}.*", str(ended.value.code))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [*((key, [1]) for key in (*GROUPS, "reward.turn.judge")), ("reward.turn", "x"), ("trainer.turn.dump", 3)],
+)
+def test_a_group_of_settings_replaced_by_something_else_is_refused_once(key, value, healthy, configs, capsys):
+    """Hydra merges no list into a mapping, but the user's own config may hold one."""
+    doctor(capsys, healthy)
+    config = configs[-1]
+    with open_dict(config):
+        OmegaConf.update(config, key, value, merge=False)
+    (told,) = [one for one in examine(Setup(config)) if one.status in ("fail", "warn")]
+    assert told.message.startswith(key) and re.search(rf"is .*{value}.*, {MAPPING}", str(told))
+
+
+def test_a_setting_out_of_range_is_said_once(healthy, configs, capsys):
+    _, findings = doctor(capsys, healthy, "trainer.turn.guards.steps=0")
+    (told,) = [one["message"] for one in findings if one["status"] in ("fail", "warn")]
+    assert told == "trainer.turn.guards.steps is 0, expected at least 1"
+    with pytest.raises(SystemExit) as ended:
+        StartCheck().on_job_start(config=configs[-1])
+    assert str(ended.value.code).count("guards.steps") == 1
 
 
 def test_a_function_that_is_no_tool_yet(healthy, capsys):
