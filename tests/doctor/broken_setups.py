@@ -1,4 +1,4 @@
-"""The table of :mod:`.test_broken_setups`: what is broken, how, and what has to be said of it."""
+"""List the broken set-ups of :mod:`.test_broken_setups`: what is broken, how, and which message it has to cause."""
 
 from __future__ import annotations
 
