@@ -111,6 +111,29 @@ def test_a_group_without_its_plus():
         compose_config(parse(["mtgrpo=mt_grpo"]))
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("trainer.turn.guards=[1]", r"=\[1\] cannot be set \(Cannot merge.*\); .*\(trainer.turn.guards.NAME=VALUE\)"),
+        ("data=[1]", r"Hydra cannot apply the overrides: TypeError: .*set single keys"),
+    ],
+)
+def test_a_group_of_settings_that_hydra_cannot_replace(override, says):
+    with pytest.raises(ConfigError, match=says):
+        compose_config(parse(["hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo", override]))
+
+
+def test_a_group_of_settings_to_which_others_refer():
+    groups = ["hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo", "+mtgrpo_recipe=default"]
+    with pytest.raises(ConfigError, match=r"trainer.turn was replaced as a whole, .*\(trainer.turn.NAME=VALUE\)"):
+        compose_config(parse([*groups, "trainer.turn=null"]))
+
+
+def test_a_key_that_only_other_groups_have_is_not_suggested_to_itself():
+    with pytest.raises(ConfigError, match=r"verl has no setting algorithm.turn; correct the name \(to add"):
+        compose_config(parse(["hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_ppo", "algorithm.turn=null"]))
+
+
 def test_a_question_without_a_value(tmp_path):
     file = tmp_path / "q.jsonl"
     file.write_text('{"question": "a?", "answers": null}\n')

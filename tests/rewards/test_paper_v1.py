@@ -198,8 +198,8 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
     ("name", "message"),
     [
         ("nowhere.py:flat", "there is no file nowhere.py; name an existing file as FILE.py:FUNCTION"),
-        ("no_such_package:flat", "no_such_package cannot be loaded: ModuleNotFoundError: .*; correct the name, or inst"),
-        ("no_such.package:flat", "no_such.package cannot be loaded: ModuleNotFoundError: .*; correct the name, or inst"),
+        ("no_such_package:flat", "no_such_package cannot be loaded: ModuleNotFoundError: .*; correct the name, or"),
+        ("no_such.package:flat", "no_such.package cannot be loaded: ModuleNotFoundError: .*; correct the name, or"),
         ("json:flat", "json has no function 'flat'"),
     ],
 )

@@ -18,6 +18,8 @@ PRIMARY = "ppo_trainer"
 _VALUE_OPTIONS = {"--config-path": "path", "-cp": "path", "--config-name": "name", "-cn": "name"}
 _ASSIGNMENT = re.compile(r"[A-Z_][A-Z0-9_]*=")
 _UNKNOWN_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
+_REPLACED = re.compile(r"Error merging override (?P<override>.*)|node `(?P<key>[\w.]+)` is not a container")
+"""Hydra's messages about a group of settings that was replaced by a list, or by a value or null."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def compose_config(line: CommandLine) -> Any:
         with _initialised(line.path):
             config = compose(name, list(line.overrides))
         OmegaConf.to_container(config, resolve=True)  # the trainer does this too; errors should show here
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
         raise _explained(error) from error
     return config
 
@@ -123,7 +125,8 @@ def _explained(error: Exception) -> ConfigError:
         if key in GROUPS:
             fix = f"add it with a plus: +{key}=NAME"
             return ConfigError(f"{key} is a config group that is not part of verl's config yet", fix=fix)
-        close = difflib.get_close_matches(key, _known_keys(), n=3, cutoff=0.8)
+        others = [one for one in _known_keys() if one != key and not one.startswith(f"{key}.")]
+        close = difflib.get_close_matches(key, others, n=3, cutoff=0.8)
         meant = f"did you mean {' or '.join(close)}?" if close else "correct the name"
         fix = f"{meant} (to add a new key, write +{key}=...)"
         return ConfigError(f"verl has no setting {key}", fix=fix)
@@ -131,6 +134,16 @@ def _explained(error: Exception) -> ConfigError:
         _, _, listed = options[2].partition(":")
         names = [name for name in listed.split("Config search path")[0].split() if not name.startswith("_")]
         return ConfigError(one_line(options[0]), fix=f"choose one of {', '.join(names)}")
+    if replaced := _REPLACED.search(message):
+        what = replaced["override"] or replaced["key"]
+        reason = one_line(str(error.__cause__).partition("full_key")[0])
+        message = f"{what} cannot be set ({reason})"
+        if replaced["key"]:
+            message = f"{what} was replaced as a whole, but other settings refer to its keys"
+        return ConfigError(message, fix=f"set single keys instead ({what.partition('=')[0].lstrip('+')}.NAME=VALUE)")
+    if isinstance(error, TypeError | ValueError):  # Hydra fails on a value where it expects a mapping or a list
+        message = f"Hydra cannot apply the overrides: {type(error).__name__}: {one_line(message)}"
+        return ConfigError(message, fix="look for one that replaces a whole group of settings, and set single keys")
     if "mtgrpo_asset" in message or "mtgrpo_skip_tokenizer" in message:
         return ConfigError(one_line(message), fix="the plugin is not loaded here: see the check plugin")
     return ConfigError(one_line(message), fix="fix it on the command line")

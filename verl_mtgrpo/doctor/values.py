@@ -59,7 +59,7 @@ def values(setup: Setup) -> Iterator[Finding]:
 
 
 def _our_groups(config: Any) -> Iterator[Finding]:
-    """Yield a finding for each of our groups of settings that was replaced as a whole, by null or a list for instance."""
+    """Yield a finding for each of our groups of settings that was replaced as a whole, such as by null."""
     replaced: list[str] = []
     for key in OUR_GROUPS:
         if any(key.startswith(f"{outer}.") for outer in replaced):

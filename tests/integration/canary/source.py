@@ -43,7 +43,7 @@ class Parameters:
 
     @property
     def written(self) -> list[str]:
-        """Return the notation of the tables: ``name``, ``name=`` (only by name), ``*`` (``*args``), ``**`` (``**kwargs``)."""
+        """Return the tables' notation: ``name``, ``name=`` (by name only), ``*`` (``*args``), ``**`` (``**kwargs``)."""
         by_name = [f"{one}=" for one in self.keyword]
         return [*self.positional, *["*"] * self.rest, *by_name, *["**"] * self.others]
 
@@ -99,7 +99,7 @@ class Sources:
         return self._lineage(*found) if found and isinstance(found[0], ast.ClassDef) else []
 
     def members(self, node: ast.ClassDef, module: Module) -> dict[str, ast.AST]:
-        """Return methods, attributes and fields of a class and its bases, also those assigned to ``self`` in methods."""
+        """Return methods, attributes and fields of a class and its bases, also those that methods assign."""
         if node not in self._members:
             found = self._members[node] = {}
             for one, _ in self._lineage(node, module):
