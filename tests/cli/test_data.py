@@ -14,7 +14,7 @@ from verl_mtgrpo.cli import data
 from verl_mtgrpo.errors import ConfigError, DataError
 from verl_mtgrpo.retrieval import BM25Index, Passage
 
-# Question sets of one's own to try everything on, for example MTGRPO_QUESTION_FILES=squad.json:hotpotqa.json
+# Your question sets to try everything on, for example MTGRPO_QUESTION_FILES=squad.json:hotpotqa.json
 QUESTION_FILES = list(filter(None, os.environ.get("MTGRPO_QUESTION_FILES", "").split(os.pathsep)))
 
 

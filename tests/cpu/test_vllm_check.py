@@ -1,4 +1,4 @@
-"""What is said where real vLLM cannot serve a run on the CPU; vLLM itself is not needed here (see test_vllm.py)."""
+"""Check the messages if real vLLM cannot serve a run on the CPU; this does not need vLLM (see test_vllm.py)."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ SIZES = {"train": 5, "dev": 2, "validation": 2, "test": 2}
 
 CONTEXT = {"title": ["T"], "sentences": [["A sentence."]]}
 ORIGINAL: dict[str, tuple[str, str, dict[str, Any]]] = {
-    # repository, where its files are, the columns beside the question; $ becomes the answer
+    # repository, place of its files, columns besides the question; $ becomes the answer
     "nq": ("google-research-datasets/nq_open", "nq_open/{}-00000-of-00001.parquet", {"answer": ["$", "also $"]}),
     "triviaqa": (
         "mandarjoshi/trivia_qa",

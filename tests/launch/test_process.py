@@ -18,7 +18,7 @@ from verl_mtgrpo.launch.process import run_child
 
 pytestmark = pytest.mark.process
 
-# Starts a daemon the way Ray does (a session of its own, its parent gone) and an ordinary worker, says so,
+# Starts a daemon as Ray does (in a new session, without a parent) and an ordinary worker, says so,
 # then does as the argument says.
 _FAMILY = """
 import os, signal, subprocess, sys, time
@@ -41,7 +41,7 @@ if then == "ignore":
 sys.exit(3)
 """
 
-# The launcher of such a family, as a process of its own, so that it can be sent signals.
+# The launcher of such a family, in a separate process, so that we can send signals to it.
 _LAUNCHER = """
 import os, sys
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Faults of issue 21 in the command line and in question files, each with its number: input and right behaviour.
+"""Faults of issue 21 in the command line and in question files, by number, with the right behaviour.
 
-Expected values are worked out by hand from what the user has typed; where they are somebody else's (a layout of a
-public question set, a limit of the system), the case says whose.
+Expected values are worked out by hand from the user's input. If they come from elsewhere (a public question set's
+layout, a limit of the system), the case names the source.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def shell_words(text: str) -> list[str]:
     return shlex.split(text.replace("\\\n", " "))
 
 
-# ---- D24: the address of a search service where an index is asked for
+# ---- D24: the address of a search service in place of an index
 
 
 @pytest.mark.parametrize("index", ["http://localhost:8000", "https://search.example.com/retrieve", "http://[::1]:80/"])
@@ -87,12 +87,12 @@ def test_d24_a_corpus_given_as_index_is_told_how_to_build_one(tmp_path):
     assert str(error.value).endswith(f"mtgrpo index {corpus} --out {tmp_path}/data-index")
 
 
-# ---- E33: tracebacks where a user's surroundings are at fault
+# ---- E33: tracebacks caused by the user's environment
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB, where the system lets us make one."""
+    """Mount a disk of 1 MB, if the system lets us."""
     folder = tmp_path / "small"
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
@@ -112,7 +112,7 @@ def some_words(n: int) -> str:
     return " ".join(f"word{rng.randrange(3000)}" for _ in range(100))
 
 
-# tantivy says "No space left on device", or "An index writer was killed", by where it was when the disk was full.
+# tantivy says "No space left on device" or "An index writer was killed", depending on where it was.
 @pytest.mark.process
 @pytest.mark.parametrize("passages", [2000, 5000])
 def test_e33_a_full_disk_under_the_index(passages: int, small_disk: Path, tmp_path: Path, capsys):
@@ -165,19 +165,19 @@ def test_e33_a_full_disk_under_data_report_and_eval(small_disk: Path, tmp_path: 
     ],
 )
 def test_e33_a_typo_in_the_external_modules(named: str, says: str, tmp_path: Path, monkeypatch, capsys):
-    pytest.importorskip("verl")  # before the variable is set, which would end it
+    pytest.importorskip("verl")  # before the variable is set, with which the import would fail
     (tmp_path / "broken_module.py").write_text("def (\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", named)
     assert main(["doctor", "--quick"]) == 1
     shown = capsys.readouterr().out
     assert says in shown and "PYTHONPATH" in shown and "Traceback" not in shown
-    # Row 6 of new-user.md, where verl was imported before the variable was set: names of estimators are looked up then.
+    # Row 6 of new-user.md: verl was imported before the variable was set; estimator names are looked up now.
     from omegaconf import OmegaConf
 
     from verl_mtgrpo.doctor.registries import ESTIMATOR, unknown_name
 
-    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m` in this folder has it
+    monkeypatch.syspath_prepend(str(tmp_path))  # as with `python -m` in this folder
     with pytest.raises(ConfigError, match=says):
         unknown_name(OmegaConf.create({"algorithm": {"adv_estimator": "zclip"}}), ESTIMATOR)
     assert main(["train", "--cpu", "--quiet", "--log", str(tmp_path / "log")]) == 1
@@ -202,7 +202,7 @@ def test_e33_a_module_of_the_working_folder_is_found_as_the_trainer_finds_it(tmp
 
 
 def checkpoint(folder: Path, *files: str) -> Path:
-    """``global_step_4`` with what verl 0.9.1's FSDPCheckpointManager writes (empty here), and ``files``."""
+    """Make ``global_step_4`` with the (empty) files of verl 0.9.1's FSDPCheckpointManager, and ``files``."""
     actor = folder / "global_step_4" / "actor"
     for name in ("model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt", "fsdp_config.json", *files):
         (actor / name).parent.mkdir(parents=True, exist_ok=True)

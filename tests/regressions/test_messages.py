@@ -1,7 +1,7 @@
-"""What a stranger typed and was told, where the advice was wrong, said twice or missing.
+"""Mistakes for which a new user got wrong, repeated or no advice.
 
-Each row: what was typed, the only check that should complain, and what it has to say. Found by a new user of
-2026-11-26 who had the README alone.
+Each row has the input, the only check that should complain, and its message. A new user with nothing but the README
+found them on 2026-11-26.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def test_a_group_of_settings_replaced_by_null_is_refused_once(key, healthy, conf
     [*((key, [1]) for key in (*GROUPS, "reward.turn.judge")), ("reward.turn", "x"), ("trainer.turn.dump", 3)],
 )
 def test_a_group_of_settings_replaced_by_something_else_is_refused_once(key, value, healthy, configs, capsys):
-    """Hydra merges no list into a mapping, but the user's own config may hold one."""
+    """Hydra refuses a list in an override, but the user's own config may contain one."""
     doctor(capsys, healthy)
     config = configs[-1]
     with open_dict(config):

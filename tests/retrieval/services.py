@@ -29,7 +29,7 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def passages(count: int = 300) -> list[Passage]:
-    """Each has a word of its own, ``uid7``, and shares all others."""
+    """Make passages that each have one unique word, ``uid7``, and share all others."""
     return [
         Passage(f"p{number}", f'The "{number}th" house', f"House uid{number} stands\nin the old town of Velm.")
         for number in range(count)
