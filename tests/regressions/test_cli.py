@@ -155,6 +155,7 @@ def test_e33_a_full_disk_under_data_report_and_eval(small_disk: Path, tmp_path: 
 
 
 @pytest.mark.process
+@pytest.mark.network  # importing Ray opens a socket
 @pytest.mark.parametrize(
     ("named", "says"),
     [
