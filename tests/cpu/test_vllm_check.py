@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.process, pytest.mark.compose]
 
 
 class Installed:
-    """A folder in front of everything on sys.path: its distributions are found first."""
+    """Make a folder that is first on sys.path, so that its distributions are found first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -19,7 +19,7 @@ from verl_mtgrpo.rewards.judge_client import JudgeSettings
 pytestmark = pytest.mark.compose
 
 OPEN = "data.apply_chat_template_kwargs."
-"""Takes whatever the chat template knows."""
+"""A node that accepts any argument of the chat template."""
 COLUMNS = ("reward_model.ground_truth",)
 """Columns of verl's question files, which are not config keys."""
 GROUPS = ("+mtgrpo=mt_grpo", "+mtgrpo=turn_gae", "+mtgrpo=bilevel_gae", "+mtgrpo=mt_ppo", "+mtgrpo_cpu=vllm")

@@ -1,4 +1,4 @@
-"""Runs real children: what they leave behind is looked for in the process table."""
+"""Run real children, and look in the process table for what they leave behind."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_an_interrupt_is_heard_also_in_the_background(family: Path, tmp_path: Pa
 
 
 def test_leaves_other_processes_alone(family: Path, tmp_path: Path) -> None:
-    """The same program, started by somebody else, at the same time."""
+    """Start the same program independently at the same time."""
     other_pids = tmp_path / "other"
     other = subprocess.Popen([sys.executable, str(family), str(other_pids), "stay"], start_new_session=True)
     try:
