@@ -37,7 +37,11 @@ class Row:
         return self.measured.noise * self.measured.tokens / BUDGET
 
 
-ON_CHAINS: Mapping[str, Mapping[str, Any]] = {"mt_grpo": {"scale": "none"}, "turn_rloo": {}, "turn_gae": {"whiten": False}}
+ON_CHAINS: Mapping[str, Mapping[str, Any]] = {
+    "mt_grpo": {"scale": "none"},
+    "turn_rloo": {},
+    "turn_gae": {"whiten": False},
+}
 ON_TREES: Sequence[tuple[str, Mapping[str, Any]]] = (
     ("mt_grpo_tree", {"baseline": "siblings", "scale": "none"}),
     ("mt_grpo_tree", {"baseline": "siblings", "scale": "none", "weight": "rows"}),
