@@ -325,7 +325,7 @@ def test_a_row_that_ends_inside_the_tree_is_refused():
 @pytest.mark.parametrize(
     ("rewards", "mask", "message"),
     [
-        ([[0.5, 0, 0, 1.0], [0.4, 0, 0, 1.0]], [[1, 0, 0, 1]] * 2, r"share turn 1, but its reward is 0.5 .* and 0.4 in"),
+        ([[0.5, 0, 0, 1.0], [0.4, 0, 0, 1.0]], [[1, 0, 0, 1]] * 2, r"turn 1, but its reward is 0.5 .* and 0.4 in"),
         ([[0.0] * 4] * 2, [[1, 1, 0, 1], [1, 0, 0, 1]], r"but its number of tokens is 2 in the first and 1"),
         ([[0.0] * 4] * 2, [[1, 0, 0, 1], [0, 1, 0, 1]], r"but its first token is 0 in the first and 1"),
     ],

@@ -125,9 +125,10 @@ def _add_trees(subparsers: Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--groups", type=int, default=20_000, help="sampled groups or trees (default: %(default)s)")
-    add("--sizes", type=int, nargs="+", default=[2, 4], metavar="G", help="rollouts per group, and children per state "
-        "(default: 2 4)")  # fmt: skip
+    add("--groups", type=int, default=20_000, help="sampled groups; as many leaves of "
+        "trees (default: %(default)s)")  # fmt: skip
+    add("--sizes", type=int, nargs="+", default=[2, 4, 8], metavar="G", help="rollouts per group, and children per state "
+        "(default: 2 4 8)")  # fmt: skip
     add("--branching-turns", type=int, default=3, metavar="N", help="turns that are sampled G times in each state "
         "(default: %(default)s)")  # fmt: skip
     add("--process", metavar="FILE.py:NAME", help="your own task (default: the built-in one with variable stopping)")
@@ -150,7 +151,7 @@ def run_trees(args: argparse.Namespace) -> int:
             expected="2 or more, 2 or more, and 1 or more",
         )
     process = load_process(args.process) if args.process else STOPPING
-    with tqdm(total=2 * args.groups * len(args.sizes), unit=" groups", unit_scale=True) as bar:
+    with tqdm(unit=" groups", unit_scale=True) as bar:
         rows = measure_trees(
             process,
             sizes=args.sizes,

@@ -63,14 +63,18 @@ def measure_trees(
     seed: int = 0,
     on_groups: Callable[[int], object] = lambda _: None,
 ) -> list[Row]:
-    """Measure chains in groups of each size, and trees with as many children at each of the first turns."""
+    """Measure chains in groups of each size, and trees with as many children at each of the first turns.
+
+    Of trees with G^n leaves, ``groups`` / G^(n-1) are sampled, so that all sizes have as many leaves as rollouts.
+    """
     chains = {_label(name, knobs): credit_of(name, knobs) for name, knobs in ON_CHAINS.items()}
     trees = {_label(name, knobs): credit_of(name, knobs) for name, knobs in ON_TREES}
     rows: list[Row] = []
     for kind, estimators, branching in (("chains", chains, 0), ("trees", trees, branching_turns)):
         for size in sizes:
+            count = max(groups // size ** max(branching - 1, 0), 2)
             found = measure(
-                process, estimators, size=size, groups=groups, branching_turns=branching, seed=seed, on_groups=on_groups
+                process, estimators, size=size, groups=count, branching_turns=branching, seed=seed, on_groups=on_groups
             )
             rows += [Row(kind, name, size, measured) for name, measured in found.items()]
     return rows
