@@ -127,8 +127,8 @@ def _add_trees(subparsers: Subparsers) -> None:
     add = parser.add_argument
     add("--groups", type=int, default=20_000, help="sampled groups; as many leaves of "
         "trees (default: %(default)s)")  # fmt: skip
-    add("--sizes", type=int, nargs="+", default=[2, 4, 8], metavar="G", help="rollouts per group, and children per state "
-        "(default: 2 4 8)")  # fmt: skip
+    add("--sizes", type=int, nargs="+", default=[2, 4, 8], metavar="G", help="rollouts per group, and children "
+        "per state (default: 2 4 8)")  # fmt: skip
     add("--branching-turns", type=int, default=3, metavar="N", help="turns that are sampled G times in each state "
         "(default: %(default)s)")  # fmt: skip
     add("--process", metavar="FILE.py:NAME", help="your own task (default: the built-in one with variable stopping)")

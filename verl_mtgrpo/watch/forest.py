@@ -17,9 +17,9 @@ def forest_metrics(
     ``forest/nodes``: the number of distinct turns. ``forest/shared_fraction``: of the generated tokens of all rows,
     the share in turns that more than one row has. ``forest/with_siblings``: of the distinct turns after the first, the
     share that was sampled in the same state as another one; the others have no baseline of their own.
-    ``forest/sibling_std``: the mean, over the states in which several turns were sampled, of the standard deviation (N-1) of what was paid from
-    these turns on, each averaged over the branches that follow it. At 0 there is nothing to learn from siblings.
-    A share or mean of nothing is left out.
+    ``forest/sibling_std``: the mean, over the states in which several turns were sampled, of the standard deviation
+    (N-1) of what was paid from these turns on, each averaged over the branches that follow it. At 0 there is nothing to
+    learn from siblings. A share or mean of nothing is left out.
 
     Args:
         token_level_rewards: ``(B, T)``, as given to the estimator.
