@@ -79,7 +79,6 @@ def arpo(
     title="Tree-GRPO",
     words="Tree-GRPO: all that the rollout was paid, normalised over the rollouts of the prompt, plus the same "
     "normalised over the rollouts of its tree, which are those with the same first turn.",
-    divides_by_group_std=True,
 )
 def tree_grpo(
     token_level_rewards: Tensor,

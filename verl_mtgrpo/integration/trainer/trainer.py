@@ -282,6 +282,6 @@ def _of_rows(data: Any, batch: KVBatchMeta, name: str) -> np.ndarray:
         # Rows that verl adds to fill a batch carry a copy of another rollout's fields.
         if isinstance(fields, dict) and not tag.get("is_padding", False):
             found[row] = fields[name] if name in fields else (fields.get("reward_extra_info") or {}).get(name)
-    if all(value is None for value in found):
+    if name != NODE_PATH and all(value is None for value in found):  # without paths every rollout is a chain
         raise CreditInputError(f"the estimator needs {name}, which no rollout has", fix=source_of(name))
     return found
