@@ -45,7 +45,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import CreditInputError
-from verl_mtgrpo.integration.advantage.fields import MODES, TOKEN_FIELDS, Provided, provide, source_of
+from verl_mtgrpo.integration.advantage.fields import MODES, NODE_PATH, TOKEN_FIELDS, Provided, provide, source_of
 from verl_mtgrpo.integration.compat import check_compatible
 from verl_mtgrpo.integration.preflight import check_estimator, check_filtering
 
@@ -68,6 +68,7 @@ from verl_mtgrpo.integration.trainer.storage import SafeStorage
 from verl_mtgrpo.integration.trainer.validation import averages, split
 from verl_mtgrpo.rewards import TRANSCRIPT
 from verl_mtgrpo.watch.diagnostics import measure_credit
+from verl_mtgrpo.watch.forest import forest_metrics
 from verl_mtgrpo.watch.guards import Guards
 
 logger = logging.getLogger(__name__)
@@ -254,7 +255,10 @@ def measure(batch: KVBatchMeta, rewards: str, provided: Provided | None = None) 
             tokens |= token_columns(batch, ["returns"])[0]
         seen, paid, index = tokens[rewards], tokens[PAID], [getattr(uid, "data", uid) for uid in data["uid"]]
     critic = {"values": tokens["values"], "returns": tokens["returns"]} if tokens.get("values") is not None else {}
-    return measure_credit(seen, tokens["advantages"], tokens["response_mask"], index, paid=paid, **critic)
+    named = measure_credit(seen, tokens["advantages"], tokens["response_mask"], index, paid=paid, **critic)
+    if provided is not None and provided.taken and (paths := provided.fields.get(NODE_PATH)) is not None:
+        named |= forest_metrics(seen, tokens["response_mask"], index, paths)
+    return named
 
 
 def guards_of(config: Any) -> Guards:
@@ -278,6 +282,6 @@ def _of_rows(data: Any, batch: KVBatchMeta, name: str) -> np.ndarray:
         # Rows that verl adds to fill a batch carry a copy of another rollout's fields.
         if isinstance(fields, dict) and not tag.get("is_padding", False):
             found[row] = fields[name] if name in fields else (fields.get("reward_extra_info") or {}).get(name)
-    if all(value is None for value in found):
+    if name != NODE_PATH and all(value is None for value in found):  # without paths every rollout is a chain
         raise CreditInputError(f"the estimator needs {name}, which no rollout has", fix=source_of(name))
     return found
