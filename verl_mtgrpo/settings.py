@@ -103,8 +103,8 @@ def _wrong_value(defaults: Settings, problem: Any, where: str, of: str) -> MTGRP
         choices = tuple(re.findall("'(.*?)'", more["expected"]))
         expected = f"one of {choices}{did_you_mean(given, choices)}"
     *place, name = [part for part in problem["loc"] if isinstance(part, str)] or [""]
-    group = reduce(getattr, place, defaults)
-    default = getattr(group, name, None)
+    group: Any = reduce(getattr, place, defaults)
+    default: Any = getattr(group, name, None)
     if default and kind in ("int_type", "float_type", "string_type"):
         expected += f" like {default!r}"
     if name and type(None) in get_args(type(group).model_fields[name].annotation):

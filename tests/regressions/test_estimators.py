@@ -33,7 +33,7 @@ from verl.trainer.ppo.v1 import replay_buffer
 from verl.utils.skip import rollout_skip
 
 from tests.composed import composed
-from tests.credit.batches import estimate, fields_of, multi_turn_batch
+from tests.credit.batches import estimate, fields_of, multi_turn_batch, on_tensors
 from tests.integration.reward_managers import TRANSCRIPT, manager, score
 from verl_mtgrpo.credit import ESTIMATORS, bilevel_gae, turn_gae
 from verl_mtgrpo.doctor.checks import CHECKS, checks_at_start
@@ -270,7 +270,6 @@ def test_the_critic_of_turn_gae_learns_with_long_turns_and_many_mini_batches(tok
         explained_variance(rule, tokens=tokens, mini_batches=mini_batches)
         for rule in (turn_gae, bilevel_gae, first_tokens_only)
     )
-    print(f"{tokens} tokens, {mini_batches} mini-batches: {now:.2f}, bilevel_gae {bilevel:.2f}, before {old:.2f}")
     assert now > at_least
     assert now > bilevel - 0.02
     assert old < before
@@ -291,10 +290,6 @@ def test_turn_gae_stays_unbiased_whatever_its_critic_says(process):
 
 
 # ---- 25: valid inputs of an estimator
-
-
-def on_tensors(fields, change):
-    return {field: change(one) if isinstance(one, torch.Tensor) else one for field, one in fields.items()}
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

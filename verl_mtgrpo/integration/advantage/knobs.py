@@ -29,8 +29,8 @@ def is_ours(name: str) -> bool:
 def try_knobs(name: str, settings: Mapping[str, Any]) -> None:
     """Raise ``ConfigError`` if the estimator refuses its settings, or returns advantages that are NaN or infinite.
 
-    An estimator that asks for fields of rollouts is not called, because we cannot make up what these fields hold, except
-    for ``node_path``, without which every rollout is a chain.
+    An estimator that asks for fields of rollouts is not called, because we cannot make up what these fields hold,
+    except for ``node_path``, without which every rollout is a chain.
 
     Args:
         name: One of :data:`verl_mtgrpo.credit.ESTIMATORS`.
