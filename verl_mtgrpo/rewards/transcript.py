@@ -24,6 +24,12 @@ MALFORMED_CALL = "malformed_call"
 """``end_reason`` of a rollout whose last turn calls tools in a way that verl's parser could not read."""
 NO_TOKENS = "no_tokens"
 """``end_reason`` of a rollout for whose last turn the rollout server gave no token (an aborted request)."""
+FAILED = "failed"
+"""``end_reason`` of a branch of a tree of rollouts that raised an error; the other branches go on."""
+FAILURE = "failure"
+"""Where ``extra_fields`` of a failed branch say what error it raised."""
+NODE_PATH = "node_path"
+"""Where a rollout of a tree says where it lies: the ids of its turns joined by ``/``. Equal id, equal node."""
 DROPPED_REASON = "dropped_reason"
 """Where ``reward_extra_info`` says why a rollout was dropped; empty if it was not."""
 TURN_REWARDS = "turn_rewards"
@@ -104,8 +110,8 @@ class Transcript:
     Attributes:
         turns: Assistant turns that left at least one token in the response, in order.
         end_reason: ``answered`` (a turn without tool call), ``malformed_call`` (a turn that calls tools, but verl's
-            parser could read none of its calls and ended the rollout), ``max_turns``, ``response_length``, ``outage``
-            or ``no_tokens``.
+            parser could read none of its calls and ended the rollout), ``max_turns``, ``response_length``,
+            ``outage``, ``no_tokens`` or ``failed`` (a branch of a tree that raised an error).
         prompt: The question side: the chat messages of the prompt.
         max_turns: The rollout's limit of assistant turns, 0 if there is none.
         format: Name of the text format the model speaks (verl's ``multi_turn.format``).

@@ -66,6 +66,7 @@ from verl_mtgrpo.integration.trainer.queue import (
 )
 from verl_mtgrpo.integration.trainer.storage import SafeStorage
 from verl_mtgrpo.integration.trainer.validation import averages, split
+from verl_mtgrpo.integration.trees import OF_ROWS
 from verl_mtgrpo.rewards import TRANSCRIPT
 from verl_mtgrpo.watch.diagnostics import measure_credit
 from verl_mtgrpo.watch.guards import Guards
@@ -278,6 +279,6 @@ def _of_rows(data: Any, batch: KVBatchMeta, name: str) -> np.ndarray:
         # Rows that verl adds to fill a batch carry a copy of another rollout's fields.
         if isinstance(fields, dict) and not tag.get("is_padding", False):
             found[row] = fields[name] if name in fields else (fields.get("reward_extra_info") or {}).get(name)
-    if all(value is None for value in found):
+    if name not in OF_ROWS and all(value is None for value in found):  # a row without a path is a chain
         raise CreditInputError(f"the estimator needs {name}, which no rollout has", fix=source_of(name))
     return found
