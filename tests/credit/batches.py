@@ -19,8 +19,13 @@ class Batch:
 
 
 def estimate(name: str, token_level_rewards: Tensor, response_mask: Tensor, index, **settings) -> tuple[Tensor, Tensor]:
-    """Any estimator on the same three inputs: those with a critic get one that says 0 (others: test_critic.py)."""
-    fields = {field: torch.zeros_like(token_level_rewards, dtype=torch.float32) for field in ESTIMATORS[name].fields}
+    """Any estimator on the same three inputs: a critic says 0 (others: test_critic.py), no two rows share a turn."""
+    fields = {
+        field: [None] * len(response_mask)
+        if field == "node_path"
+        else torch.zeros_like(token_level_rewards, dtype=torch.float32)
+        for field in ESTIMATORS[name].fields
+    }
     return ESTIMATORS[name](token_level_rewards, response_mask, index, **fields, **settings)
 
 

@@ -18,17 +18,23 @@ prompt share it. ``mt_grpo`` turns that into advantages in five steps, and each 
    are taken per group and per column of the table, over the cells that are marked as valid.
 4. **What was each turn paid?** (``batch.py``) ``read_batch`` checks the input, does steps 1 to 3 and returns a
    ``TurnBatch``: turns, groups and the reward R_{i,k} of every turn. The reward of the last turn is the outcome.
-5. **What is the advantage?** (``mt_grpo.py``, ``return_to_go.py``, ``critic.py``) The equation itself: a few lines on
+5. **What is the advantage?** (``mt_grpo.py``, ``return_to_go.py``, ``critic.py``; ``tree.py``, ``leaves.py``) The equation itself: a few lines on
    ``(B, K)`` tables, below a docstring with the formula, its special cases and its source. ``batch.advantages`` hands
    the result to the tokens.
+
+Rollouts that branch share turns. ``forest.py`` finds these from ``node_path``: every shared turn is one node, with siblings
+and children, and the estimators of ``tree.py`` and ``leaves.py`` are equations over nodes. Without paths they are those
+over rollouts.
 
 Beside this path: ``checks.py`` refuses settings that are out of range, ``registry.py`` holds one record per estimator
 (:class:`~.registry.Estimator`), and ``policy_loss.py`` is a loss that clips whole turns instead of tokens.
 
-Names end in the axes of the tensor: ``_B`` rollouts, ``_K`` turns, ``_T`` tokens, ``_G`` groups, ``_R`` runs.
+Names end in the axes of the tensor: ``_B`` rollouts, ``_K`` turns, ``_T`` tokens, ``_G`` groups, ``_R`` runs, ``_N``
+nodes of a forest.
 """
 
 from verl_mtgrpo.credit.batch import TurnBatch, read_batch
+from verl_mtgrpo.credit.forest import Forest, read_forest
 from verl_mtgrpo.credit.groups import Groups, group_rows, normalize_within_group
 from verl_mtgrpo.credit.mt_grpo import mt_grpo, mt_grpo_v1
 from verl_mtgrpo.credit.registry import ESTIMATORS, Estimator, register_estimator
@@ -36,25 +42,39 @@ from verl_mtgrpo.credit.return_to_go import gtpo, turn_reinforce_pp, turn_rloo
 from verl_mtgrpo.credit.turns import Turns, segment_turns
 
 # isort: split
-# Estimators are listed in the order of their imports; those with a critic come last.
+# Estimators are listed in the order of their imports; those with a critic come last, and then those on trees.
 from verl_mtgrpo.credit.critic import bilevel_gae, turn_gae
+
+# isort: split
+from verl_mtgrpo.credit.tree import mt_grpo_tree, turn_gae_tree, turn_rloo_tree
+
+# isort: split
+from verl_mtgrpo.credit.leaves import arpo, at2po, tree_grpo
 
 __all__ = [
     "ESTIMATORS",
     "Estimator",
+    "Forest",
     "Groups",
     "TurnBatch",
     "Turns",
+    "arpo",
+    "at2po",
     "bilevel_gae",
     "group_rows",
     "gtpo",
     "mt_grpo",
+    "mt_grpo_tree",
     "mt_grpo_v1",
     "normalize_within_group",
     "read_batch",
+    "read_forest",
     "register_estimator",
     "segment_turns",
+    "tree_grpo",
     "turn_gae",
+    "turn_gae_tree",
     "turn_reinforce_pp",
     "turn_rloo",
+    "turn_rloo_tree",
 ]

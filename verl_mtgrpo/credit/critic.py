@@ -95,7 +95,7 @@ def turn_gae(
     advantage_BK = _gae(batch.reward_BK, value_BK, discount, lam)
     returns = batch.turns.spread(advantage_BK + value_BK)
     if whiten:
-        advantage_BK = _whiten(advantage_BK, batch.turns.alive_BK)
+        advantage_BK = whitened(advantage_BK, batch.turns.alive_BK)
     return batch.turns.spread(advantage_BK), returns
 
 
@@ -170,12 +170,17 @@ def bilevel_gae(
     delta_BT = (rewards + token_discount * _next(values) - values).where(goes_on_BT, turns.spread(advantage_BK))
     advantages = _decayed_sum(delta_BT, token_discount * lam, goes_on_BT)
     returns = advantages + values
-    return (_whiten(advantages, mask_BT, turns.sum_over_turns) if whiten else advantages), returns
+    return (whitened(advantages, mask_BT, turns.sum_over_turns) if whiten else advantages), returns
 
 
 def _gae(reward_BK: Tensor, value_BK: Tensor, discount: float, lam: float) -> Tensor:
     """Return Σ_{l≥k} (γλ)^{l-k} (R_l + γ V_{l+1} - V_l), ``(B, K)``; both tables are 0 where there is no turn."""
-    return discounted_sum(reward_BK + discount * _next(value_BK) - value_BK, discount * lam)
+    return discounted_sum(td_errors(reward_BK, value_BK, discount), discount * lam)
+
+
+def td_errors(reward_BK: Tensor, value_BK: Tensor, discount: float) -> Tensor:
+    """Return R_k + γ V_{k+1} - V_k, ``(B, K)``; both tables are 0 where there is no turn."""
+    return reward_BK + discount * _next(value_BK) - value_BK
 
 
 def _next(values: Tensor) -> Tensor:
@@ -191,7 +196,7 @@ def _decayed_sum(delta_BT: Tensor, decay: float, goes_on_BT: Tensor) -> Tensor:
     return sum_TB.T.contiguous()
 
 
-def _whiten(values: Tensor, valid: Tensor, partial_sums: Callable[[Tensor], Tensor] = torch.clone) -> Tensor:
+def whitened(values: Tensor, valid: Tensor, partial_sums: Callable[[Tensor], Tensor] = torch.clone) -> Tensor:
     """Compute (A - mean) / √(var_{N-1} + 1e-8) over the valid entries, as verl's ``gae`` does; 0 elsewhere.
 
     Equal values give exactly 0, and so does a batch with one entry, where verl raises. ``partial_sums`` (of turns) are

@@ -87,8 +87,12 @@ def group_rows(index: Sequence[Hashable] | np.ndarray | Tensor, rows: int, devic
             f"index holds {len(index)} group labels for {rows} rollouts",
             expected="one label per rollout",
         )
-    ids = _number(index)
-    lengths = np.bincount(ids) if rows else ids
+    return group_numbered(_number(index), device)
+
+
+def group_numbered(ids: np.ndarray, device: torch.device) -> Groups:
+    """Return the groups of labels that are the integers from 0 already, ``(B,)``; each of them occurs."""
+    lengths = np.bincount(ids) if len(ids) else ids
     order = np.argsort(ids, kind="stable")
     # non_blocking: a plain copy to a GPU waits for all its earlier work.
     id_B, order_B, length_G = (

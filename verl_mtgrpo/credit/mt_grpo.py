@@ -43,7 +43,8 @@ def mt_grpo(
 
     **K > 2 is this package's extension to chains.** The paper's K-turn form (Eq. 10-12) has the same sum, but its
     Â^I_k compares G actions sampled from the *same state*: a tree of G^{K-1} rollouts, all with K turns. Here the
-    k-th turns of different chains are compared, which is the same only for k = 1.
+    k-th turns of different chains are compared, which is the same only for k = 1. :func:`~.tree.mt_grpo_tree` is the
+    paper's form.
 
     A rollout whose last turn is k has no R^I_{i,k}. ``missing_turn="zero"``: it takes part with 0 and
     also receives the centred value, so that not calling the tool costs what calling it earns. ``"exclude"``:

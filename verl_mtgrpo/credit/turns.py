@@ -56,6 +56,11 @@ class Turns:
         return self._table(run_lengths(self.run_start_R, self._size))
 
     @property
+    def first_BK(self) -> Tensor:
+        """Return ``(B, K)`` int64, the position of each turn's first token in its row, 0 where there is no turn."""
+        return self._table(self.run_start_R % max(self.response_length, 1))
+
+    @property
     def token_turn_BT(self) -> Tensor:
         """Return ``(B, T)`` int64, the turn of each generated token, from 0; K at tokens that were not generated."""
         return self._to_tokens(self.run_turn_R)

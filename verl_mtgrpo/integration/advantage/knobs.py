@@ -12,7 +12,7 @@ import torch
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError, MTGRPOError
-from verl_mtgrpo.integration.advantage.fields import TOKEN_FIELDS
+from verl_mtgrpo.integration.advantage.fields import NODE_PATH, TOKEN_FIELDS
 
 # Two groups of two rollouts, with two turns each except the last; no two rewards are equal.
 _MASK = torch.tensor([[1, 1, 0, 1, 1], [1, 1, 0, 1, 0], [1, 0, 0, 1, 1], [1, 1, 0, 0, 0]])
@@ -28,16 +28,17 @@ def is_ours(name: str) -> bool:
 def try_knobs(name: str, settings: Mapping[str, Any]) -> None:
     """Raise ``ConfigError`` if the estimator refuses its settings, or returns advantages that are NaN or infinite.
 
-    An estimator that asks for fields of rollouts is not called: we do not know what these fields hold.
+    An estimator that asks for fields of rollouts is not called, because we do not know what these fields hold, except
+    for ``node_path``, without which every rollout is a chain.
 
     Args:
         name: One of :data:`verl_mtgrpo.credit.ESTIMATORS`.
         settings: All of its knobs.
     """
     fields = ESTIMATORS[name].fields
-    if not all(field in TOKEN_FIELDS for field in fields):
+    if not all(field in (*TOKEN_FIELDS, NODE_PATH) for field in fields):
         return
-    given = {field: torch.zeros_like(_REWARDS) for field in fields}
+    given = {field: [None] * len(_INDEX) if field == NODE_PATH else torch.zeros_like(_REWARDS) for field in fields}
     try:
         advantages, _ = ESTIMATORS[name](_REWARDS.clone(), _MASK.clone(), list(_INDEX), **given, **settings)
     except MTGRPOError as error:
