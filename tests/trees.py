@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from verl_mtgrpo.integration.rollout.branches import Leaf, State, Tree
 from verl_mtgrpo.integration.rollout.growth import STRATEGIES, Node
@@ -15,13 +16,16 @@ Turn = Callable[[Node], tuple[Sequence[float], bool]]
 """The log-probs of a node's turn, and True if the rollout ends with it."""
 
 
-def grown(turn: Turn, *, n: int, of: str = "1 7", hurry: int | None = None, **settings) -> Tree:
+def grown(
+    turn: Turn, *, n: int, of: str = "1 7", max_turns: int = 0, hurry: int | None = None, **settings: Any
+) -> Tree:
     """Grow the tree of one prompt.
 
     Args:
         turn: What is generated at a node; may raise.
         n: Number of leaves asked for.
         of: Step and question.
+        max_turns: The limit of turns, 0 for none.
         hurry: Seed of the order in which turns finish; None: all at once.
         settings: ``trainer.turn.branch``.
     """
@@ -39,7 +43,7 @@ def grown(turn: Turn, *, n: int, of: str = "1 7", hurry: int | None = None, **se
             await leaf.wait_for_others(State({}, RolloutRecord()))
 
     async def go() -> Tree:
-        tree = Tree(STRATEGIES[made.grow](made, n, of=of))
+        tree = Tree(STRATEGIES[made.grow](made, n, of, max_turns))
         await tree.grow(run)
         return tree
 

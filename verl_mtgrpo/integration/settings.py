@@ -63,14 +63,17 @@ class BranchSettings(Settings):
     """``trainer.turn.branch``: how ``mtgrpo_tree_agent`` grows a tree of rollouts for each training prompt."""
 
     grow: Literal["none", "full", "arpo", "at2po", "random"] = "none"
-    """Where a tree branches. ``none``: nowhere, as ``mtgrpo_tool_agent``; ``full``: ``width`` children at each of the
-    first ``turns`` turns (the paper's K-turn MT-GRPO); ``arpo``: after tool results that surprise the policy;
+    """Where a tree branches. ``none``: nowhere, as ``mtgrpo_tool_agent``; ``full``: at each of the first turns (the
+    paper's K-turn MT-GRPO); ``arpo``: after tool results that surprise the policy;
     ``at2po``: in rounds, the turns that it was least certain of are written again; ``random``: in rounds, from any turn
     (Tree-GRPO). A tree has ``actor_rollout_ref.rollout.n`` leaves, each of them a rollout."""
-    width: int = Field(default=2, ge=2)
-    """``full`` and ``arpo``: children of a state that branches, the one that would be there anyway included."""
-    turns: int = Field(default=1, ge=1)
-    """``full``: how many turns branch; ``width`` to the power of it has to be ``actor_rollout_ref.rollout.n``."""
+    width: int | None = Field(default=None, ge=2)
+    """``full`` and ``arpo``: children of a state that branches, the one that would be there anyway included. null: 2
+    with ``arpo``; with ``full`` what ``actor_rollout_ref.rollout.n`` allows: its factors, spread over the turns."""
+    turns: int | None = Field(default=None, ge=1)
+    """``full``: how many turns branch, from the first; null: all but the last that
+    ``actor_rollout_ref.rollout.multi_turn.max_assistant_turns`` allows. ``width`` to the power of ``turns`` has to be
+    ``actor_rollout_ref.rollout.n``."""
     initial: int | None = Field(default=None, ge=1)
     """``arpo``, ``at2po`` and ``random``: rollouts that begin at the prompt, before any branch; null: half of
     ``actor_rollout_ref.rollout.n``. What branches leave of the budget is filled with further ones."""

@@ -108,7 +108,8 @@ def check_trees(config: Any) -> None:
             f"{loop} grows trees for rows that the manager of the rollout workers marks, but {_MANAGER} is not set",
             fix=f"set it to {_OURS}, as the groups +mtgrpo=... do, or to a subclass of it",
         )
-    check_growth(settings, select(config, f"{_ROLLOUT}.n"))
+    limit = select(config, f"{_ROLLOUT}.multi_turn.max_assistant_turns") or 0
+    check_growth(settings, select(config, f"{_ROLLOUT}.n"), limit)
     if settings.grow in NEED_LOG_PROBS and not select(config, f"{_ROLLOUT}.calculate_log_probs"):
         raise ConfigError(
             f"trainer.turn.branch.grow={settings.grow} measures the log-probs of generated tokens, but "

@@ -9,7 +9,7 @@ import pytest
 
 from tests.trees import grown, paths
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.rollout.growth import branch_probability, check_growth, surprisal
+from verl_mtgrpo.integration.rollout.growth import branch_probability, check_growth, surprisal, widths_of
 from verl_mtgrpo.integration.settings import BranchSettings
 
 
@@ -38,16 +38,33 @@ def test_a_full_tree_whose_rollouts_end_early_is_short_and_says_so():
 
 
 @pytest.mark.parametrize(
+    ("n", "max_turns", "widths"),
+    [
+        *((8, 2, [8]), (16, 3, [4, 4]), (8, 3, [4, 2]), (8, 4, [2, 2, 2]), (12, 3, [4, 3]), (7, 3, [7, 1])),
+        *((9, 0, [3, 3]), (1, 3, [1, 1])),
+    ],
+)
+def test_a_full_tree_divides_its_budget_over_all_turns_but_the_last(n, max_turns, widths):
+    assert widths_of(BranchSettings(grow="full"), n, max_turns) == widths
+    check_growth(BranchSettings(grow="full"), n, max_turns)
+    tree = grown(turns(max_turns or 3), n=n, grow="full", max_turns=max_turns)
+    assert (len(tree.leaves), tree.room) == (n, 0)
+    found = Counter(path.split("/")[0] for path in paths(tree))
+    assert sorted(found.values()) == [n // widths[0]] * widths[0]
+
+
+@pytest.mark.parametrize(
     ("settings", "n", "said"),
     [
-        ({"grow": "full", "width": 8, "turns": 4}, 16, r"8\^4 = 4096 leaves per prompt, but .*rollout.n=16.*n=4096"),
+        ({"grow": "full", "turns": 4}, 16, "turns=4, but a rollout has at most 3 turns"),
+        ({"grow": "full", "width": 16, "turns": 3}, 16, r"16\^3 = 4096 leaves per prompt, but .*rollout.n=16.*n=4096"),
         ({"grow": "full", "width": 2, "turns": 2}, 8, r"2\^2 = 4 leaves"),
         ({"grow": "arpo", "initial": 9}, 8, r"branch.initial=9 is more than .*n=8"),
     ],
 )
 def test_what_no_tree_can_be_is_refused_in_words(settings, n, said):
     with pytest.raises(ConfigError, match=said):
-        check_growth(BranchSettings(**settings), n)
+        check_growth(BranchSettings(**settings), n, 3)
     check_growth(BranchSettings(grow="full", width=4, turns=2), 16)
     check_growth(BranchSettings(grow="arpo"), 1)
 

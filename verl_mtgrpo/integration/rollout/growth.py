@@ -87,6 +87,7 @@ class Growth:
         settings: ``trainer.turn.branch``.
         leaves: Number of leaves that the tree is to have.
         of: What its draws depend on beside the seed: step and question.
+        max_turns: The limit of turns of a rollout; 0 if there is none.
         signals: What was measured at each state that might have branched, for the metrics.
         decided: Number of states that might have branched.
         fired: Number of those that were to.
@@ -95,6 +96,7 @@ class Growth:
     settings: BranchSettings
     leaves: int
     of: str = ""
+    max_turns: int = 0
     signals: list[float] = field(default_factory=list)
     decided: int = 0
     fired: int = 0
@@ -135,20 +137,23 @@ class Chains(Growth):
 
 
 class Full(Growth):
-    """The paper's tree (arXiv 2505.11821, Appendix D, Figure 7): ``width`` children at each of the first turns.
+    """The paper's tree (arXiv 2505.11821, Appendix D, Figure 7): every state has several children at the first turns.
 
     A rollout that ends early leaves the tree with fewer leaves, and nothing takes their place: a rollout that began
     somewhere else would not be a sibling.
     """
 
+    def __post_init__(self) -> None:
+        self.widths = widths_of(self.settings, self.leaves, self.max_turns)
+
     def start(self) -> int:
         """Return the children of the prompt."""
-        return min(self.leaves, self.settings.width)
+        return self.widths[0]
 
     def after_turn(self, done: Sequence[Node], room: int) -> list[Node]:
-        """Give every state ``width`` children: the rollout that is there, and others."""
-        states = [node for node in done if node.state is not None and node.depth < self.settings.turns]
-        return [node for node in states for _ in range(self.settings.width - 1)][:room]
+        """Give every state its children: the rollout that is there, and others."""
+        states = [node for node in done if node.state is not None and node.depth < len(self.widths)]
+        return [node for node in states for _ in range(self.widths[node.depth] - 1)]
 
     def when_over(self, nodes: Sequence[Node], room: int) -> list[Node]:
         """End the tree."""
@@ -174,7 +179,7 @@ class Surprise(Growth):
             if rank is not None and node.parent is not None:
                 chosen.append((rank, node.parent))
         chosen.sort(key=lambda one: one[0])
-        return [parent for _, parent in chosen for _ in range(self.settings.width - 1)][:room]
+        return [parent for _, parent in chosen for _ in range((self.settings.width or 2) - 1)]
 
     def _decide(self, node: Node, first: Node) -> float | None:
         """Return a number that says how early a branch is served, None for no branch."""
@@ -258,22 +263,52 @@ def initial_of(settings: BranchSettings, leaves: int) -> int:
     return max(1, leaves // 2) if settings.initial is None else settings.initial
 
 
-def check_growth(settings: BranchSettings, leaves: int) -> None:
+def widths_of(settings: BranchSettings, leaves: int, max_turns: int) -> list[int]:
+    """Return how many children the states of a full tree have, for each turn that branches.
+
+    Args:
+        settings: ``trainer.turn.branch``.
+        leaves: Number of leaves, the product of the widths that are not set.
+        max_turns: The limit of turns of a rollout; 0 if there is none.
+    """
+    turns = settings.turns or max(1, (max_turns or 3) - 1)
+    if settings.width is not None:
+        return [settings.width] * turns
+    widths, rest, factor = [1] * turns, leaves, 2
+    factors: list[int] = []
+    while rest > 1:
+        while rest % factor:
+            factor += 1
+        factors.append(factor)
+        rest //= factor
+    for factor in reversed(factors):
+        widths[widths.index(min(widths))] *= factor
+    return sorted(widths, reverse=True)
+
+
+def check_growth(settings: BranchSettings, leaves: int, max_turns: int = 0) -> None:
     """Raise ``ConfigError`` if a tree cannot have that many leaves.
 
     Args:
         settings: ``trainer.turn.branch``.
         leaves: ``actor_rollout_ref.rollout.n``.
+        max_turns: ``actor_rollout_ref.rollout.multi_turn.max_assistant_turns``; 0 if there is no limit.
     """
     if settings.grow == "full":
-        most = settings.width**settings.turns
-        if most != leaves:
+        widths = widths_of(settings, leaves, max_turns)
+        if max_turns and len(widths) > max_turns:
             raise ConfigError(
-                f"{_BRANCH}.grow=full with width={settings.width} and turns={settings.turns} grows "
-                f"{settings.width}^{settings.turns} = {most} leaves per prompt, but {_N}={leaves}",
+                f"{_BRANCH}.turns={settings.turns}, but a rollout has at most {max_turns} turns "
+                "(actor_rollout_ref.rollout.multi_turn.max_assistant_turns)",
+                fix=f"set {_BRANCH}.turns to {max_turns - 1}, so that all but the last branch, or to null",
+            )
+        if (most := math.prod(widths)) != leaves:
+            raise ConfigError(
+                f"{_BRANCH}.grow=full with width={settings.width} at {len(widths)} turns grows "
+                f"{settings.width}^{len(widths)} = {most} leaves per prompt, but {_N}={leaves}",
                 fix=(
-                    f"set {_N}={most}, or choose another width or fewer turns: the number of rollouts is a power of "
-                    f"the number of turns ({_BRANCH}.grow=arpo stays within a budget)"
+                    f"set {_N}={most}, or a smaller width or fewer turns: leaves multiply with every turn that "
+                    f"branches ({_BRANCH}.grow=arpo stays within any budget)"
                 ),
             )
     elif settings.grow != "none" and initial_of(settings, leaves) > leaves:

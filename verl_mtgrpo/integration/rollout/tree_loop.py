@@ -51,8 +51,8 @@ class Branching(_Loop):
         if not leaves:
             return await super().run(sampling_params, priority=priority, **kwargs)
         settings = branch_settings(self.config)
-        growth = STRATEGIES[settings.grow](settings, leaves, of=f"{kwargs.get('global_steps')} {kwargs.get('index')}")
-        tree = Tree(growth)
+        question = f"{kwargs.get('global_steps')} {kwargs.get('index')}"
+        tree = Tree(STRATEGIES[settings.grow](settings, leaves, question, self.max_assistant_turns or 0))
         request_id, chain = self._request_id_of_tree(priority, kwargs), super().run
 
         async def run_leaf(leaf: Leaf) -> TurnAgentLoopOutput:
