@@ -188,7 +188,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
             previous_messages, updated_messages, ids, mask, log_probs, tools=tools
         )
 
-    async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
+    async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> TurnAgentLoopOutput:
         """Run one rollout as verl's loop does, then attach its transcript."""
         record = new_record()
         output = await super().run(  # pyright: ignore[reportAbstractUsage]

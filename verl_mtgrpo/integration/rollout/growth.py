@@ -101,6 +101,9 @@ class Growth:
     decided: int = 0
     fired: int = 0
 
+    def __post_init__(self) -> None:
+        """Prepare what the strategy needs for a tree."""
+
     def start(self) -> int:
         """Return how many rollouts begin at the prompt."""
         return min(self.leaves, initial_of(self.settings, self.leaves))
@@ -144,6 +147,7 @@ class Full(Growth):
     """
 
     def __post_init__(self) -> None:
+        """Read the settings."""
         self.widths = widths_of(self.settings, self.leaves, self.max_turns)
 
     def start(self) -> int:
@@ -198,6 +202,7 @@ class _Rounds(Growth):
     """Branches in rounds over finished rollouts; what they leave is filled with rollouts from the prompt."""
 
     def __post_init__(self) -> None:
+        """Read the settings."""
         self.rounds = self.settings.rounds
 
     def when_over(self, nodes: Sequence[Node], room: int) -> list[Node]:

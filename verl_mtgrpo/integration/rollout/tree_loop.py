@@ -53,34 +53,32 @@ class Branching(_Loop):
         settings = branch_settings(self.config)
         question = f"{kwargs.get('global_steps')} {kwargs.get('index')}"
         tree = Tree(STRATEGIES[settings.grow](settings, leaves, question, self.max_assistant_turns or 0))
-        request_id, chain = self._request_id_of_tree(priority, kwargs), super().run
+        tree_id, chain = self._id_of_tree(priority, kwargs), super().run
 
         async def run_leaf(leaf: Leaf) -> TurnAgentLoopOutput:
-            leaf.request_id = request_id(leaf)
+            leaf.request_id = f"{tree_id}-{leaf.number}" if self.rollout_config.full_determinism else tree_id
             return await chain(sampling_params, priority=priority, **kwargs)
 
         await tree.grow(run_leaf)
         return await self._outputs(tree, tree.measures(), run_leaf)
 
-    def _request_id_of_tree(self, priority: int, row: dict[str, Any]) -> Any:
-        """Return which id the requests of a leaf have: one for the whole tree, so that one server has its prefixes.
+    def _id_of_tree(self, priority: int, row: dict[str, Any]) -> str:
+        """Return the id of a tree's requests. With one id for all branches one server has all their prefixes.
 
-        With ``full_determinism`` verl gives its id to the engine, which wants different ones of requests that run at
-        the same time, and the same in every run.
+        With ``full_determinism`` verl gives the id to the engine, which wants the same in every run, and different
+        ones of requests that run at the same time: each leaf has one of its own then.
         """
         if self.rollout_config.full_determinism:
-            own = self._make_request_id(priority, True)
-            return lambda leaf: f"{own}-{row.get('index')}-{leaf.number}"
-        shared = uuid4().hex
-        return lambda leaf: shared
+            return f"{self._make_request_id(priority, True)}-{row.get('index')}"  # pyright: ignore[reportAttributeAccessIssue]
+        return uuid4().hex
 
     async def _handle_pending_state(self, agent_data: AgentData, sampling_params: dict[str, Any]) -> AgentState:
         leaf = running_leaf.get()
         if leaf is None:
-            return await super()._handle_pending_state(agent_data, sampling_params)
+            return await super()._handle_pending_state(agent_data, sampling_params)  # pyright: ignore[reportAttributeAccessIssue]
         agent_data.request_id = leaf.request_id
         if leaf.start.state is None:
-            return await super()._handle_pending_state(agent_data, sampling_params)
+            return await super()._handle_pending_state(agent_data, sampling_params)  # pyright: ignore[reportAttributeAccessIssue]
         leaf.start.state.restore(agent_data, record_of(agent_data))
         return AgentState.GENERATING
 
