@@ -1,7 +1,7 @@
 """Estimators on trees once more, as slow loops over explicit lists of nodes, to test the fast ones against.
 
-A node is a tuple: the prompt, and the ids of its turn and of all turns before it. Everything is found again and again by
-comparing tuples; nothing here uses the package.
+A node is a tuple: the prompt, and the ids of its turn and of all turns before it. Everything is found again and again
+by comparing tuples; nothing here uses the package.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def mt_grpo_siblings(
     scale: str = "std",
     epsilon: float = 1e-6,
 ) -> list[list[float]]:
-    """Everything that follows a turn against the same of the other turns of its state, turn rewards and outcome apart."""
+    """Everything that follows a turn against the same of its siblings, turn rewards and outcome apart."""
     terms = []
     for outcome in (False, True):
         own = {n: tree.paid[n] if tree.is_leaf(n) == outcome else 0.0 for n in tree.nodes()}

@@ -84,7 +84,8 @@ def main() -> None:
         calls = {"verl grpo": lambda: verl_grpo(rewards, mask, uid)}  # noqa: B023 used within the iteration
         calls["verl gae"] = lambda: verl_gae(rewards, values, mask, 1.0, 1.0)  # noqa: B023
         for name, function in ESTIMATORS.items():
-            fields = dict.fromkeys(ESTIMATORS[name].fields, values)
+            chains = [None] * rows  # no two rows share a turn; trees: forest.py
+            fields = {field: chains if field == "node_path" else values for field in ESTIMATORS[name].fields}
             calls[name] = lambda function=function, fields=fields: function(rewards, mask, uid, **fields)  # noqa: B023
         seconds = time_alternating(calls, args.repeats, args.device)
         print(f"\n(B, T) = ({rows}, {length}), up to {TURNS} turns a row, groups of {GROUP}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +20,20 @@ class Batch:
     index: list[str]
 
 
+ON_ROWS = [name for name, record in ESTIMATORS.items() if "node_path" not in record.fields]
+"""Estimators for which every row is a rollout of its own; the others are on trees (test_forest.py)."""
+
+
+def fields_of(name: str, rewards: Tensor, made: Callable[[Tensor], Tensor] = torch.zeros_like) -> dict[str, Any]:
+    """What an estimator asks for: numbers of tokens as ``made`` makes them, and paths that share no turn."""
+    return {
+        field: [None] * len(rewards) if field == "node_path" else made(rewards) for field in ESTIMATORS[name].fields
+    }
+
+
 def estimate(name: str, token_level_rewards: Tensor, response_mask: Tensor, index, **settings) -> tuple[Tensor, Tensor]:
     """Any estimator on the same three inputs: a critic says 0 (others: test_critic.py), no two rows share a turn."""
-    fields = {
-        field: [None] * len(response_mask)
-        if field == "node_path"
-        else torch.zeros_like(token_level_rewards, dtype=torch.float32)
-        for field in ESTIMATORS[name].fields
-    }
+    fields = fields_of(name, token_level_rewards.float())
     return ESTIMATORS[name](token_level_rewards, response_mask, index, **fields, **settings)
 
 

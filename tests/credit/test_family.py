@@ -52,7 +52,9 @@ def test_observation_tokens_and_padding_change_nothing(name, seed):
     free = [t for t in range(1, batch.mask.shape[1]) if not (batch.mask[:, t - 1] & batch.mask[:, t]).any()]
     at = [*free, batch.mask.shape[1], batch.mask.shape[1]]
     wide = Batch(insert_columns(batch.rewards, at, fill=7.0), insert_columns(batch.mask, at), batch.index)
-    assert torch.equal(advantages(name, wide)[wide.mask == 1], advantages(name, batch)[batch.mask == 1])
+    result, wanted = advantages(name, wide)[wide.mask == 1], advantages(name, batch)[batch.mask == 1]
+    # arpo adds up a row as verl's grpo does, and torch's sum of a longer row has another order.
+    assert torch.allclose(result, wanted, atol=1e-5) if name == "arpo" else torch.equal(result, wanted)
 
 
 @every

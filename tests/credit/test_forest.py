@@ -97,7 +97,8 @@ def test_by_hand():
 
 
 def test_a_node_that_surprises_weighs_more_by_hand():
-    # -log π: a 2, b 1 (their second turns). Weights e²/(e² + e) = .7311, .2689: .7311 · .5774 - .2689 · 1.7321 = -.0436.
+    # -log π: a 2, b 1 (their second turns). Weights e²/(e² + e) = .7311, .2689:
+    # .7311 · .5774 - .2689 · 1.7321 = -.0436.
     log_probs = torch.tensor([[0, 0, -2.0], [0, 0, -1.0], [0, 0, 0], [0, 0, 0]])
     assert at2po(*HAND, log_probs)[0][0, 0].item() == pytest.approx(-0.0436, abs=1e-3)
 
@@ -266,7 +267,7 @@ def test_hard_and_soft_have_the_same_gradient_if_every_token_weighs_the_same(see
     assert not torch.allclose(soft, hard, atol=0.1)
     assert torch.allclose(gradients(soft, batch, "token-mean"), gradients(hard, batch, "token-mean"), atol=1e-6)
     mean = "seq-mean-token-mean"
-    assert not torch.allclose(gradients(soft, batch, mean), gradients(hard, batch, mean), atol=1e-3)
+    assert not torch.allclose(gradients(soft, batch, mean), gradients(hard, batch, mean), atol=1e-4)
 
 
 # ---- values of nodes
@@ -324,9 +325,9 @@ def test_a_row_that_ends_inside_the_tree_is_refused():
 @pytest.mark.parametrize(
     ("rewards", "mask", "message"),
     [
-        ([[0.5, 0, 0, 1.0], [0.4, 0, 0, 1.0]], [[1, 0, 0, 1]] * 2, r"share turn 1, which was paid 0.5 in the first and 0.4"),
-        ([[0.0] * 4] * 2, [[1, 1, 0, 1], [1, 0, 0, 1]], r"share turn 1, which has as many tokens as 2 in the first and 1"),
-        ([[0.0] * 4] * 2, [[1, 0, 0, 1], [0, 1, 0, 1]], r"share turn 1, which starts at token 0 in the first and 1"),
+        ([[0.5, 0, 0, 1.0], [0.4, 0, 0, 1.0]], [[1, 0, 0, 1]] * 2, r"turn 1, but its reward is 0.5 .* and 0.4 in"),
+        ([[0.0] * 4] * 2, [[1, 1, 0, 1], [1, 0, 0, 1]], r"but its number of tokens is 2 in the first and 1"),
+        ([[0.0] * 4] * 2, [[1, 0, 0, 1], [0, 1, 0, 1]], r"but its first token is 0 in the first and 1"),
     ],
 )  # fmt: skip
 def test_rows_that_disagree_about_a_shared_turn_are_refused(rewards, mask, message):

@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from tests.credit.batches import estimate, random_batch
-from verl_mtgrpo.credit import ESTIMATORS, runs
+from tests.credit.batches import ON_ROWS, estimate, random_batch
+from verl_mtgrpo.credit import runs
 
 
 def mask_of(seed: int, rows: int = 7, length: int = 11) -> torch.Tensor:
@@ -58,7 +58,7 @@ def test_sums_and_repeats_are_the_same_on_a_device(seed, monkeypatch):
     assert torch.equal(runs.repeat_runs(sums, start_R, (7, 11)), spread)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", ON_ROWS)
 @pytest.mark.parametrize("seed", range(3))
 def test_on_a_device_every_estimator_gives_the_same_with_one_trip_to_the_host(name, seed, monkeypatch):
     batch = random_batch(seed)

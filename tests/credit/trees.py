@@ -54,7 +54,8 @@ def random_forest(seed: int, *, prompts: int = 4, chains: bool = False, turns: i
         row.ids.append(name)
         row.values += [value, *(rng.gauss(0, 1) for _ in range(length - 1))]
         row.log_probs += [-rng.uniform(0.1, 2.0) for _ in range(length)]
-        row.rewards += [0.0] * (length - 1) + [rng.choice([0.0, 1.0, rng.uniform(-1, 2)])]
+        # Multiples of 1/64: their sums are exact, so that equal totals stay equal whatever is added first.
+        row.rewards += [0.0] * (length - 1) + [rng.choice([0.0, 1.0, rng.randint(-64, 128) / 64])]
         if len(row.ids) == turns or rng.random() < stop:
             rows.append((prompt, row))
             return

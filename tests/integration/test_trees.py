@@ -111,14 +111,14 @@ def test_the_presets_of_trees_fit_together(preset):
         ("arpo", ["actor_rollout_ref.rollout.calculate_log_probs=False"], "measures the log-probs"),
         ("arpo", ["trainer.turn.branch.initial=9"], "initial=9 is more than"),
         ("mt_grpo_tree", ["trainer.turn.branch.width=5", "trainer.turn.branch.turns=2"], r"5\^2 = 25 leaves"),
-        ("arpo", ["trainer.turn.branch.widht=3"], r"unknown keys \['widht'\].*did you mean width"),
+        ("arpo", ["trainer.turn.branch.widt=3"], r"unknown keys \['widt'\].*did you mean width"),
         ("arpo", ["trainer.turn.branch.grow=entropy"], "grow is 'entropy', expected one of"),
         ("arpo", ["distillation.enabled=True"], "teacher"),
         ("arpo", ["trainer.v1.trainer_mode=sync"], "adv_estimator=arpo needs .*node_path"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(preset, overrides, said):
-    overrides = [f"+{one}" if "widht" in one else one for one in overrides]
+    overrides = [f"+{one}" if "widt" in one else one for one in overrides]
     with pytest.raises(ConfigError, match=said):
         check_run(config(*overrides, preset=preset))
 

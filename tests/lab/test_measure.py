@@ -38,7 +38,7 @@ def test_group_gradients_by_a_loop():
                 advantage = advantages[i, rollouts.start_BK[i, k]].double() / 3
                 expected[i // 3, state] -= advantage * policy[state]
                 expected[i // 3, state, rollouts.action_BK[i, k]] += advantage
-    assert torch.allclose(group_gradients(STOPPING, rollouts, advantages, 3), expected.flatten(1))
+    assert torch.allclose(group_gradients(STOPPING, rollouts, advantages), expected.flatten(1))
 
 
 def test_an_estimator_that_is_right_passes_and_one_that_is_wrong_does_not():
@@ -111,7 +111,7 @@ def test_the_bias_of_mt_grpo_under_variable_stopping_is_a_price_on_every_turn():
     generator = torch.Generator().manual_seed(0)
     rollouts = STOPPING.sample(500, 256, generator)
     advantages = credit(mt_grpo, scale="none")(rollouts)
-    mean = group_gradients(STOPPING, rollouts, advantages, 256).mean(dim=0)
+    mean = group_gradients(STOPPING, rollouts, advantages).mean(dim=0)
     true, claimed = STOPPING.exact_gradient().flatten(), priced.exact_gradient().flatten()
     off_true, off_claimed = (mean - true).norm() / true.norm(), (mean - claimed).norm() / true.norm()
     assert off_claimed < 0.03

@@ -33,7 +33,7 @@ from verl.trainer.ppo.v1 import replay_buffer
 from verl.utils.skip import rollout_skip
 
 from tests.composed import composed
-from tests.credit.batches import estimate, multi_turn_batch
+from tests.credit.batches import estimate, fields_of, multi_turn_batch
 from tests.integration.reward_managers import TRANSCRIPT, manager, score
 from verl_mtgrpo.credit import ESTIMATORS, bilevel_gae, turn_gae
 from verl_mtgrpo.doctor.checks import CHECKS, checks_at_start
@@ -293,19 +293,25 @@ def test_turn_gae_stays_unbiased_whatever_its_critic_says(process):
 # ---- 25: what an estimator takes
 
 
+def on_tensors(fields, change):
+    return {field: change(one) if isinstance(one, torch.Tensor) else one for field, one in fields.items()}
+
+
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("seed", range(3))
 def test_rewards_and_values_with_a_gradient(name, seed):
     batch = multi_turn_batch(seed)
-    fields = {field: torch.randn_like(batch.rewards) for field in ESTIMATORS[name].fields}
+    fields = fields_of(name, batch.rewards, torch.randn_like)
     expected = ESTIMATORS[name](batch.rewards, batch.mask, batch.index, **fields)
-    learned = {field: values.clone().requires_grad_() for field, values in fields.items()}
+    learned = on_tensors(fields, lambda values: values.clone().requires_grad_())
     rewards = batch.rewards.clone().requires_grad_()
     found = ESTIMATORS[name](rewards, batch.mask, batch.index, **learned)
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
         assert not one.requires_grad
-    computed = ESTIMATORS[name](rewards * 1.0, batch.mask, batch.index, **{k: v * 1.0 for k, v in learned.items()})
+    computed = ESTIMATORS[name](
+        rewards * 1.0, batch.mask, batch.index, **on_tensors(learned, lambda values: values * 1.0)
+    )
     assert torch.equal(computed[0], expected[0])
 
 
@@ -315,9 +321,9 @@ def test_what_lies_outside_every_turn_is_ignored(name, bad):
     """Rewards, as every docstring says, and a critic's values, which are read at generated tokens only."""
     batch = multi_turn_batch(1)
     generated = batch.mask == 1
-    fields = {field: torch.randn_like(batch.rewards) for field in ESTIMATORS[name].fields}
+    fields = fields_of(name, batch.rewards, torch.randn_like)
     expected = ESTIMATORS[name](batch.rewards * batch.mask, batch.mask, batch.index, **fields)
-    spoilt = {field: values.masked_fill(~generated, bad) for field, values in fields.items()}
+    spoilt = on_tensors(fields, lambda values: values.masked_fill(~generated, bad))
     found = ESTIMATORS[name](batch.rewards.masked_fill(~generated, bad), batch.mask, batch.index, **spoilt)
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)

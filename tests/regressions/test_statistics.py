@@ -26,6 +26,7 @@ from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from tests.composed import composed
+from tests.credit.batches import fields_of
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.doctor import fit
 from verl_mtgrpo.doctor.setup import Setup
@@ -256,6 +257,14 @@ DIVIDES: dict[tuple[str, str], tuple[dict[str, Any], bool]] = {
     ("turn_reinforce_pp", ""): ({}, False),
     ("turn_gae", ""): ({"whiten": False}, False),
     ("bilevel_gae", ""): ({"whiten": False}, False),
+    ("mt_grpo_tree", ""): ({"scale": "std"}, True),
+    ("mt_grpo_tree", "scale=none"): ({"scale": "none"}, False),
+    ("turn_rloo_tree", ""): ({"scale": "none"}, False),
+    ("turn_rloo_tree", "scale=std"): ({"scale": "std"}, True),
+    ("turn_gae_tree", ""): ({"whiten": False}, False),
+    ("arpo", ""): ({}, True),
+    ("tree_grpo", ""): ({"scale": "std"}, True),
+    ("at2po", ""): ({}, True),
 }
 """Estimator and knobs -> whether a difference in a group, however small, becomes an advantage of size 1."""
 
@@ -273,15 +282,16 @@ def test_which_estimators_divide_by_a_groups_deviation(case: tuple[str, str]):
     """Judged by what they do: how far a KL of 1e-3 a token moves advantages where nobody earned anything."""
     name, (settings, divides) = case[0], DIVIDES[case]
     assert ESTIMATORS[name].divides(settings) is divides
-    values = [torch.full((16, 5), 0.4)] if "values" in ESTIMATORS[name].fields else []
-    with_kl, without = (ESTIMATORS[name](*hopeless_and_mixed(kl), *values, **settings)[0][:8] for kl in (1e-3, 0.0))
+    fields = fields_of(name, torch.zeros(16, 5), lambda rewards: torch.full_like(rewards, 0.4))
+    with_kl, without = (ESTIMATORS[name](*hopeless_and_mixed(kl), **fields, **settings)[0][:8] for kl in (1e-3, 0.0))
     moved = float((with_kl - without).abs().max())
     assert moved > 0.5 if divides else moved < 0.02
 
 
 def test_each_estimator_of_ours_is_in_the_table():
     assert {name for name, _ in DIVIDES} == {
-        *("mt_grpo", "mt_grpo_v1", "turn_rloo", "gtpo", "turn_reinforce_pp", "turn_gae", "bilevel_gae")
+        *("mt_grpo", "mt_grpo_v1", "turn_rloo", "gtpo", "turn_reinforce_pp", "turn_gae", "bilevel_gae"),
+        *("mt_grpo_tree", "turn_rloo_tree", "turn_gae_tree", "arpo", "tree_grpo", "at2po"),
     }
 
 

@@ -1,4 +1,4 @@
-"""Try estimators where everything is known exactly: ``mtgrpo lab``, and ``mtgrpo lab learn`` for learning curves."""
+"""Try estimators where everything is known exactly: ``mtgrpo lab``, ``lab trees``, and ``lab learn`` for curves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import importlib.util
 import runpy
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,17 @@ policy gradient: bias with its 99 % interval, direction, and variance, for sever
   mtgrpo lab --groups 400                     # seconds, wide intervals: to see what comes out
   mtgrpo lab --process my_task.py:MY_TASK     # your own: a verl_mtgrpo.lab.Process of about 20 lines
 
+mtgrpo lab trees measures those that compare branches, on trees beside chains: see mtgrpo lab trees --help.
 mtgrpo lab learn trains tiny policies instead and shows what they have learned: see mtgrpo lab learn --help.
+"""
+
+_TREES = """\
+Sample trees of rollouts: at each of the first turns, every state gets G children. Measure the estimators on trees,
+and those on chains beside them, at equal numbers of generated tokens; a turn that rollouts share counts once.
+
+  mtgrpo lab trees                            # the task with variable stopping, a minute
+  mtgrpo lab trees --branching-turns 2        # chains from the third turn on
+  mtgrpo lab trees --process my_task.py:MY_TASK
 """
 
 _LEARN = """\
@@ -66,7 +75,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/lab"), metavar="DIR",
                         help="folder for lab.md, lab.csv and lab.png (default: %(default)s)")  # fmt: skip
     parser.set_defaults(run=run)
-    _add_learn(parser.add_subparsers(title="commands", metavar="COMMAND"))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_learn(commands)
+    _add_trees(commands)
 
 
 def _add_learn(subparsers: Subparsers) -> None:
@@ -104,6 +115,57 @@ def _add_learn(subparsers: Subparsers) -> None:
         help="folder for tables, CSV and figures (default: %(default)s)")  # fmt: skip
     add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
     parser.set_defaults(run=run_learn)
+
+
+def _add_trees(subparsers: Subparsers) -> None:
+    parser = subparsers.add_parser(
+        "trees",
+        help="bias and variance on trees of rollouts, beside chains",
+        description=_TREES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--groups", type=int, default=20_000, help="sampled groups; as many leaves of "
+        "trees (default: %(default)s)")  # fmt: skip
+    add("--sizes", type=int, nargs="+", default=[2, 4, 8], metavar="G", help="rollouts per group, and children "
+        "per state (default: 2 4 8)")  # fmt: skip
+    add("--branching-turns", type=int, default=3, metavar="N", help="turns that are sampled G times in each state "
+        "(default: %(default)s)")  # fmt: skip
+    add("--process", metavar="FILE.py:NAME", help="your own task (default: the built-in one with variable stopping)")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, default=Path("runs/lab"), metavar="DIR", help="folder for trees.md (default: %(default)s)")
+    add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+    parser.set_defaults(run=run_trees)
+
+
+def run_trees(args: argparse.Namespace) -> int:
+    """Measure on trees and chains, print the table and write it."""
+    from tqdm import tqdm
+
+    from verl_mtgrpo.lab.processes import STOPPING
+    from verl_mtgrpo.lab.trees import measure_trees, trees_table
+
+    if min(args.sizes) < 2 or args.groups < 2 or args.branching_turns < 1:
+        raise ConfigError(
+            f"--sizes is {args.sizes}, --groups {args.groups} and --branching-turns {args.branching_turns}",
+            expected="2 or more, 2 or more, and 1 or more",
+        )
+    process = load_process(args.process) if args.process else STOPPING
+    with tqdm(unit=" groups", unit_scale=True) as bar:
+        rows = measure_trees(
+            process,
+            sizes=args.sizes,
+            groups=args.groups,
+            branching_turns=args.branching_turns,
+            seed=args.seed,
+            on_groups=bar.update,
+        )
+    about = f"{args.groups:,} groups, {args.branching_turns} branching turns, seed {args.seed}"
+    head = f"# Trees\n\n{_made_by('mtgrpo lab trees', about)}\n\n**{process.name}**: {process.about}"
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "trees.md").write_text(f"{head}\n\n{trees_table(rows)}\n")
+    print(f"{trees_table(rows)}\n\n{args.out}/trees.md")
+    return 0
 
 
 def run(args: argparse.Namespace) -> int:
@@ -151,23 +213,18 @@ def _write(args: argparse.Namespace, processes: Sequence[Process], results: dict
 def chosen_estimators(names: Sequence[str] | None) -> dict[str, Credit]:
     """Return the estimators with these names, or all: ours, some with several settings, and verl's if installed."""
     from verl_mtgrpo.credit import ESTIMATORS
-    from verl_mtgrpo.lab import Rollouts
-
-    def credit(rollouts: Rollouts, *, name: str, **settings: Any) -> Any:
-        # The exact values, which a critic would have to estimate, are known here.
-        fields = {field: getattr(rollouts, field) for field in ESTIMATORS[name].fields}
-        return ESTIMATORS[name](rollouts.rewards, rollouts.mask, rollouts.index, **fields, **settings)[0]
+    from verl_mtgrpo.lab.trees import credit_of
 
     variants: dict[str, tuple[dict[str, Any], ...]] = {
         "mt_grpo": ({"scale": "none"}, {"scale": "none", "missing_turn": "exclude"}),
         "turn_rloo": ({"scale": "std"},),
     }
     estimators: dict[str, Credit] = {}
-    for name in ESTIMATORS:
+    for name in (name for name, record in ESTIMATORS.items() if "node_path" not in record.fields):
         for settings in ({}, *variants.get(name, ())):
             critic = ["exact values"] if "values" in ESTIMATORS[name].fields else []
             label = ", ".join([name, *critic, *(f"{value}" for value in settings.values())])
-            estimators[label] = partial(credit, name=name, **settings)
+            estimators[label] = credit_of(name, settings)
     if importlib.util.find_spec("verl") and (not names or set(names) - set(estimators)):
         from verl_mtgrpo.lab.verl_estimators import verl_estimators
 

@@ -18,13 +18,13 @@ prompt share it. ``mt_grpo`` turns that into advantages in five steps, and each 
    are taken per group and per column of the table, over the cells that are marked as valid.
 4. **What was each turn paid?** (``batch.py``) ``read_batch`` checks the input, does steps 1 to 3 and returns a
    ``TurnBatch``: turns, groups and the reward R_{i,k} of every turn. The reward of the last turn is the outcome.
-5. **What is the advantage?** (``mt_grpo.py``, ``return_to_go.py``, ``critic.py``; ``tree.py``, ``leaves.py``) The equation itself: a few lines on
+5. **What is the advantage?** (``mt_grpo.py``, ``return_to_go.py``, ``critic.py``) The equation itself: a few lines on
    ``(B, K)`` tables, below a docstring with the formula, its special cases and its source. ``batch.advantages`` hands
    the result to the tokens.
 
-Rollouts that branch share turns. ``forest.py`` finds these from ``node_path``: every shared turn is one node, with siblings
-and children, and the estimators of ``tree.py`` and ``leaves.py`` are equations over nodes. Without paths they are those
-over rollouts.
+Rollouts that branch share turns. ``forest.py`` finds these from ``node_path``: every shared turn is one node, with
+siblings and children, and the estimators of ``tree.py`` and ``leaves.py`` are equations over nodes. Without paths they
+are those over rollouts.
 
 Beside this path: ``checks.py`` refuses settings that are out of range, ``registry.py`` holds one record per estimator
 (:class:`~.registry.Estimator`), and ``policy_loss.py`` is a loss that clips whole turns instead of tokens.

@@ -174,7 +174,7 @@ class Forest:
         return groups.sum(weight_N1 * value_N1) / groups.sum(weight_N1)
 
     def norm(self, values_N1: Tensor, valid_N1: Tensor, *, scale: str, epsilon: float) -> Tensor:
-        """Return norm(x) over the siblings of each node, ``(N, 1)``: :func:`~.groups.normalize_within_group`.
+        """Normalise over the siblings of each node, ``(N, 1)``: :func:`~.groups.normalize_within_group`.
 
         A node that is the only valid one in its state is compared with the nodes of the same turn of its prompt, as
         ``mt_grpo`` compares rollouts: those are other states, but the best there is.
@@ -308,14 +308,14 @@ def _check_shape(
 def _check_turns(forest: Forest, batch: TurnBatch, node_path: NodePath) -> None:
     """Refuse rows that differ in the place, the length or the reward of a turn that they share."""
     named = {
-        "starts at token": batch.turns.first_BK,
-        "has as many tokens as": batch.turns.tokens_BK,
-        "was paid": batch.reward_BK,
+        "first token": batch.turns.first_BK,
+        "number of tokens": batch.turns.tokens_BK,
+        "reward": batch.reward_BK,
     }
     differs: dict[str, Tensor] = {}
     for what, values_BK in named.items():
         first_BK = forest.to_rows(forest.of_nodes(values_BK))
-        allowed_BK = TOLERANCE * first_BK.abs().clamp(min=1) if what == "was paid" else 0
+        allowed_BK = TOLERANCE * first_BK.abs().clamp(min=1) if what == "reward" else 0
         differs[what] = (values_BK - first_BK).abs() > allowed_BK
     if not torch.stack([one.any() for one in differs.values()]).any():  # one trip to the host
         return
@@ -326,7 +326,7 @@ def _check_turns(forest: Forest, batch: TurnBatch, node_path: NodePath) -> None:
     raise _refusal(
         node_path,
         (first, row),
-        f"share turn {turn + 1}, which {what} {one} in the first and {other} in the second",
+        f"share turn {turn + 1}, but its {what} is {one} in the first and {other} in the second",
         "the same tokens and the same reward wherever a turn is shared",
     )
 

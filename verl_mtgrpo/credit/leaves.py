@@ -1,7 +1,7 @@
 """Credit from outcomes on trees: ARPO, Tree-GRPO and AT2PO, which compare leaves and look at nothing else.
 
-A leaf's score is all that its row was paid. Turn rewards count towards it, but none of the three compares them; for that
-there is :func:`~.tree.mt_grpo_tree`.
+A leaf's score is all that its row was paid. Turn rewards count towards it, but none of the three compares them; for
+that there is :func:`~.tree.mt_grpo_tree`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,6 @@ def arpo(
     title="Tree-GRPO",
     words="Tree-GRPO: all that the rollout was paid, normalised over the rollouts of the prompt, plus the same "
     "normalised over the rollouts of its tree, which are those with the same first turn.",
-    divides_by_group_std=True,
 )
 def tree_grpo(
     token_level_rewards: Tensor,
@@ -119,7 +118,7 @@ def tree_grpo(
     check_choice("scale", scale, SCALES)
     check_number("epsilon", epsilon)
     batch, forest = _read(token_level_rewards, response_mask, index, node_path)
-    score_B1 = _score(token_level_rewards, response_mask)
+    score_B1 = batch.reward_BK.sum(dim=1, keepdim=True)
     trees = _trees(forest)
     of_prompt_B1, of_tree_B1 = (
         normalize_within_group(score_B1, batch.nonempty_B1, groups, scale=scale, epsilon=epsilon)
@@ -158,9 +157,9 @@ def at2po(
         node_value        A_n = V_n                  diff_global       A_n = V_n - V_root
         diff_parent       A_n = V_n - V_parent(n)    diff_localglobal  A_n = (V_n - V_parent(n)) + (V_n - V_root)
 
-    The root is the prompt, the parent of all first turns; its value is computed as that of a node. Without shared turns,
-    ``node_value`` is verl's ``grpo`` with the other standard deviation (N in place of N-1). Turns before a row's last
-    one have one child then, and so its value.
+    The root is the prompt, the parent of all first turns; its value is computed as that of a node. Without shared
+    turns, ``node_value`` is verl's ``grpo`` with the other standard deviation (N in place of N-1): turns before a row's
+    last one have one child then, and so its value.
 
     Source: arXiv 2601.04767; code zzfoutofspace/ATPO @98e60f6, vllm_rollout_with_tools_tree_offline.py 558-606 and
     1720-1814. There the average over the children of the root is taken in the same way, and leaves that are missing are
@@ -186,7 +185,7 @@ def at2po(
     check_choice("mode", mode, MODES)
     check_number("epsilon", epsilon)
     batch, forest = _read(token_level_rewards, response_mask, index, node_path)
-    z_B1 = _norm_population(_score(token_level_rewards, response_mask), batch.nonempty_B1, batch.groups, epsilon)
+    z_B1 = _norm_population(batch.reward_BK.sum(dim=1, keepdim=True), batch.nonempty_B1, batch.groups, epsilon)
     value_N1, parent_N1 = _node_values(forest, batch, z_B1, node_value, old_log_probs)
     first_BK = forest.node_BK[:, :1].expand(forest.node_BK.shape)  # its parent is the root
     root_N1 = parent_N1[forest.of_nodes(first_BK)[:, 0]]

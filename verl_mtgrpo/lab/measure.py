@@ -36,6 +36,7 @@ class Measurement:
         variance: E|g - m|² / |g*|².
         noise: E|g - m|² / (scale² |g*|²), the variance at equal step length along g*.
         groups: The number of sampled groups.
+        tokens: The mean number of tokens that are generated for a group; a turn that rollouts share counts once.
     """
 
     scale: float
@@ -48,6 +49,7 @@ class Measurement:
     variance: float
     noise: float
     groups: int
+    tokens: float
 
 
 def measure(
@@ -56,41 +58,50 @@ def measure(
     *,
     size: int,
     groups: int,
+    branching_turns: int = 0,
     seed: int = 0,
     on_groups: Callable[[int], object] = lambda _: None,
 ) -> dict[str, Measurement]:
-    """Measure estimators on the same ``groups`` groups of ``size`` rollouts.
+    """Measure estimators on the same ``groups`` groups of ``size`` rollouts, or on as many trees.
 
     The gradient of a group is 1/G Σ_i Σ_k A_{i,k} ∇ log π(turn k of i), that of a policy-gradient step that
     sums over tokens. Estimators that use statistics of the batch see up to 65,536 rollouts at once.
+
+    ``branching_turns``: 0 for chains; else each state of the first so many turns gets ``size`` children, and G is the
+    number of leaves.
     """
     generator = torch.Generator().manual_seed(seed)
     exact = process.exact_gradient().flatten()
     sums = dict.fromkeys(estimators, (torch.zeros_like(exact), torch.zeros_like(exact)))
-    done = 0
+    done, tokens = 0, 0.0
     while done < groups:
-        count = min(groups - done, max(1, _CHUNK // size))
-        rollouts = process.sample(count, size, generator)
+        count = min(groups - done, max(1, _CHUNK // size ** max(branching_turns, 1)))
+        if branching_turns:
+            rollouts = process.sample_trees(count, size, generator, branching_turns=branching_turns)
+        else:
+            rollouts = process.sample(count, size, generator)
+        tokens += rollouts.generated
         for name, credit in estimators.items():
-            gradients = group_gradients(process, rollouts, credit(rollouts), size)
+            gradients = group_gradients(process, rollouts, credit(rollouts))
             first, second = sums[name]
             sums[name] = (first + gradients.sum(dim=0), second + gradients.square().sum(dim=0))
         done += count
         on_groups(count)
-    return {name: _compare(*sums[name], exact, done) for name in estimators}
+    return {name: _compare(*sums[name], exact, done, tokens / done) for name in estimators}
 
 
-def group_gradients(process: Process, rollouts: Rollouts, advantages: Tensor, size: int) -> Tensor:
+def group_gradients(process: Process, rollouts: Rollouts, advantages: Tensor) -> Tensor:
     """Return the gradient from each group, ``(groups, states · actions)`` float64.
 
     ∇ log π(a | s) with respect to the logits of s is onehot(a) - π(· | s).
     """
     policy = process.policy
     states, actions = policy.shape
-    groups = len(rollouts.index) // size
+    size_G = torch.bincount(rollouts.index)
+    groups = len(size_G)
     alive = rollouts.state_BK >= 0
     first = rollouts.start_BK.clamp(max=advantages.shape[1] - 1)
-    advantage = advantages.double().gather(1, first)[alive] / size
+    advantage = (advantages.double().gather(1, first) / size_G[rollouts.index][:, None])[alive]
     cell = (rollouts.index[:, None] * states + rollouts.state_BK)[alive]
     chosen = torch.zeros(groups * states * actions, dtype=torch.float64)
     chosen.index_add_(0, cell * actions + rollouts.action_BK[alive], advantage)
@@ -99,7 +110,7 @@ def group_gradients(process: Process, rollouts: Rollouts, advantages: Tensor, si
     return (chosen.view(groups, states, actions) - expected).flatten(1)
 
 
-def _compare(total: Tensor, total_of_squares: Tensor, exact: Tensor, groups: int) -> Measurement:
+def _compare(total: Tensor, total_of_squares: Tensor, exact: Tensor, groups: int, tokens: float) -> Measurement:
     mean = total / groups
     variance = (total_of_squares / groups - mean.square()).clamp(min=0) * groups / max(groups - 1, 1)
     error = (variance / groups).sqrt()
@@ -122,4 +133,5 @@ def _compare(total: Tensor, total_of_squares: Tensor, exact: Tensor, groups: int
         variance=float(variance.sum() / length.square()),
         noise=float(variance.sum() / (scale * length).square()),
         groups=groups,
+        tokens=tokens,
     )

@@ -43,6 +43,9 @@ class Rollouts:
         state_BK: ``(B, K)`` int64, -1 where the rollout has no turn.
         action_BK: ``(B, K)`` int64, -1 where the rollout has no turn.
         start_BK: ``(B, K)`` int64, position of each turn's first token.
+        node_path: The ids of each row's turns; None: no two rows share a turn.
+        old_log_probs: ``(B, T)``, log π(action | state) at a turn's first token, 0 elsewhere.
+        generated: The number of tokens that were generated; those of a turn that rows share count once.
     """
 
     rewards: Tensor
@@ -52,6 +55,9 @@ class Rollouts:
     state_BK: Tensor
     action_BK: Tensor
     start_BK: Tensor
+    node_path: Sequence[str | None]
+    old_log_probs: Tensor
+    generated: int
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ class Process:
         """Sample ``groups`` groups of ``size`` rollouts."""
         rows, turns = groups * size, self.max_turns
         cdf = self.policy.cumsum(dim=1)
-        follows, tokens, paid = self._follows(), self._table_of("tokens", 0).long(), self._table_of("reward", 0.0)
+        follows = self._follows()
         state_BK, action_BK = torch.full((2, rows, turns), -1)
         state = torch.zeros(rows, dtype=torch.int64)
         for k in range(turns):
@@ -128,20 +134,44 @@ class Process:
             action = (cdf[state] < draw).sum(dim=1).clamp(max=cdf.shape[1] - 1)
             state_BK[:, k], action_BK[:, k] = state, action.where(alive, -1)
             state = follows[state, action].where(alive, -1)
-        alive_BK = state_BK >= 0
-        length_BK = tokens[state_BK, action_BK] * alive_BK
-        reward_BK = paid[state_BK, action_BK] * alive_BK
-        start_BK = (length_BK + alive_BK.long()).cumsum(dim=1) - length_BK - alive_BK.long()
-        return self._as_tokens(state_BK, action_BK, start_BK, length_BK, reward_BK, size)
+        return self._as_tokens(state_BK, action_BK, torch.arange(rows) // size, [None] * rows, state_BK >= 0)
+
+    def sample_trees(self, groups: int, size: int, generator: torch.Generator, *, branching_turns: int) -> Rollouts:
+        """Sample a tree of rollouts for each of ``groups`` groups; every leaf is a row.
+
+        At the first ``branching_turns`` turns, every state gets ``size`` children, each of which is sampled from the
+        policy; later turns get one. 1: groups of chains.
+        """
+        cdf, follows = self.policy.cumsum(dim=1), self._follows()
+        state, group, parent = torch.zeros(groups, dtype=torch.int64), torch.arange(groups), torch.arange(groups)
+        levels: list[tuple[Tensor, Tensor, Tensor]] = []  # state, action and parent of each node of a turn
+        leaves: list[tuple[Tensor, Tensor]] = []  # node and group
+        for k in range(self.max_turns):
+            children = size if k < branching_turns else 1
+            state, group, parent = (values.repeat_interleave(children) for values in (state, group, parent))
+            draw = torch.rand(len(state), 1, generator=generator, dtype=cdf.dtype)
+            action = (cdf[state] < draw).sum(dim=1).clamp(max=cdf.shape[1] - 1)
+            levels.append((state, action, parent))
+            later = follows[state, action]
+            node, goes_on = torch.arange(len(state)), later >= 0
+            leaves.append((node[~goes_on], group[~goes_on]))
+            state, group, parent = later[goes_on], group[goes_on], node[goes_on]
+        state_BK, action_BK, node_BK, index = _rows(levels, leaves)
+        paths = ["/".join(f"{k}.{n}" for k, n in enumerate(row) if n >= 0) for row in node_BK.tolist()]
+        return self._as_tokens(state_BK, action_BK, index, paths, _first_rows(node_BK))
 
     def _as_tokens(
-        self, state_BK: Tensor, action_BK: Tensor, start_BK: Tensor, length_BK: Tensor, reward_BK: Tensor, size: int
+        self, state_BK: Tensor, action_BK: Tensor, index: Tensor, node_path: Sequence[str | None], once_BK: Tensor
     ) -> Rollouts:
+        alive_BK = state_BK >= 0
+        length_BK = self._table_of("tokens", 0).long()[state_BK, action_BK] * alive_BK
+        reward_BK = self._table_of("reward", 0.0)[state_BK, action_BK] * alive_BK
+        start_BK = (length_BK + alive_BK.long()).cumsum(dim=1) - length_BK - alive_BK.long()
         rows = len(state_BK)
         value_S, value_SA = (x.detach() for x in self.values(self.logits))
         last = int((start_BK + length_BK).max())
         token = torch.arange(last)
-        rewards, values = torch.zeros(2, rows, last)
+        rewards, values, log_probs = torch.zeros(3, rows, last)
         mask = torch.zeros(rows, last, dtype=torch.int64)
         for k in range(state_BK.shape[1]):
             start, end = start_BK[:, k, None], (start_BK + length_BK)[:, k, None]
@@ -151,8 +181,20 @@ class Process:
             first = token == start
             known = value_S[state_BK[:, k], None].where(first, value_SA[state_BK[:, k], action_BK[:, k]][:, None])
             values = known.float().where(inside, values)
-        index = torch.arange(rows) // size
-        return Rollouts(rewards, mask, index, values, state_BK, action_BK, start_BK)
+            chosen = self.policy.log()[state_BK[:, k], action_BK[:, k], None].float()
+            log_probs = chosen.where(inside & first, log_probs)
+        return Rollouts(
+            rewards,
+            mask,
+            index,
+            values,
+            state_BK,
+            action_BK,
+            start_BK,
+            node_path=node_path,
+            old_log_probs=log_probs,
+            generated=int((length_BK * once_BK).sum()),
+        )
 
     def _follows(self) -> Tensor:
         """Return the number of the state after each action, -1 where the rollout ends, ``(states, actions)``."""
@@ -185,3 +227,33 @@ class Process:
             if action.next is not None:
                 self._visit(action.next, done, (*on_path, state))
         done.append(state)
+
+
+def _rows(
+    levels: Sequence[tuple[Tensor, Tensor, Tensor]], leaves: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Go back from each leaf: states, actions and nodes of its turns, ``(B, K)`` each, -1 behind it, and its group."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    for turn, (leaf, group) in enumerate(leaves):
+        row = torch.full((3, len(leaf), len(levels)), -1)
+        node = leaf
+        for k in range(turn, -1, -1):
+            state, action, parent = levels[k]
+            row[:, :, k] = torch.stack([state[node], action[node], node])
+            node = parent[node]
+        parts.append((row, group))
+    rows, index = torch.cat([row for row, _ in parts], dim=1), torch.cat([group for _, group in parts])
+    order = index.argsort(stable=True)
+    state_BK, action_BK, node_BK = rows[:, order]
+    return state_BK, action_BK, node_BK, index[order]
+
+
+def _first_rows(node_BK: Tensor) -> Tensor:
+    """Return ``(B, K)`` bool, True at one row of each node of a turn."""
+    once_BK = torch.zeros_like(node_BK, dtype=torch.bool)
+    for k, node_B in enumerate(node_BK.unbind(1)):
+        row_B = torch.arange(len(node_B))[node_B >= 0]
+        one_N = torch.full((int(node_B.max()) + 1,), -1) if len(row_B) else row_B
+        one_N[node_B[row_B]] = row_B
+        once_BK[one_N[one_N >= 0], k] = True
+    return once_BK

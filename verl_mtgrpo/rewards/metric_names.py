@@ -61,6 +61,10 @@ STEP_METRICS = {
     "branch/fired": "Share of the states that might have branched that were to.",
     "branch/signal_mean": "What was measured at these states: `arpo`: surprisal after a tool result minus that of the "
     "first turn, `at2po`: surprisal of a turn, both in nats.",
+    "forest/nodes": "Distinct turns of the step; one that rollouts share counts once. With estimators on trees.",
+    "forest/shared_fraction": "Share of the generated tokens of all rollouts in turns that more than one of them has.",
+    "forest/with_siblings": "Share of the distinct turns after the first that have a sibling.",
+    "forest/sibling_std": "Mean over states with several turns of the standard deviation of what these led to.",
     "guard/turn_rewarded": "Share of the rollouts that earned something before their last turn.",
     "guard/zero_variance_groups": "Share of the groups whose rollouts all earned the same at every turn.",
     "guard/bad_advantage_tokens": "Generated tokens whose advantage is NaN or infinite.",

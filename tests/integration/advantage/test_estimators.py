@@ -15,6 +15,7 @@ from verl import DataProto
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 from verl.trainer.ppo.ray_trainer import compute_advantage
 
+from tests.credit.batches import fields_of
 from verl_mtgrpo.credit import ESTIMATORS, mt_grpo
 from verl_mtgrpo.errors import ConfigError, CreditInputError
 from verl_mtgrpo.integration.advantage import estimators
@@ -40,7 +41,7 @@ def through_verl(rewards=REWARDS, mask=MASK, uid=UID, name="mt_grpo", **algorith
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_verls_dispatch_reaches_every_estimator(name):
-    fields = dict.fromkeys(ESTIMATORS[name].fields, torch.tensor([[0.5, 9.0, 0.2], [0.4, 9.0, 0.1]]))
+    fields = fields_of(name, REWARDS, lambda _: torch.tensor([[0.5, 9.0, 0.2], [0.4, 9.0, 0.1]]))
     with provide(fields):  # what our trainers do
         batch = through_verl(name=name)
     advantages, returns = ESTIMATORS[name](REWARDS, MASK, UID, **fields)

@@ -67,8 +67,9 @@ from verl_mtgrpo.integration.trainer.queue import (
 from verl_mtgrpo.integration.trainer.storage import SafeStorage
 from verl_mtgrpo.integration.trainer.validation import averages, split
 from verl_mtgrpo.integration.trees import OF_ROWS
-from verl_mtgrpo.rewards import TRANSCRIPT
+from verl_mtgrpo.rewards import NODE_PATH, TRANSCRIPT
 from verl_mtgrpo.watch.diagnostics import measure_credit
+from verl_mtgrpo.watch.forest import forest_metrics
 from verl_mtgrpo.watch.guards import Guards
 
 logger = logging.getLogger(__name__)
@@ -255,7 +256,10 @@ def measure(batch: KVBatchMeta, rewards: str, provided: Provided | None = None) 
             tokens |= token_columns(batch, ["returns"])[0]
         seen, paid, index = tokens[rewards], tokens[PAID], [getattr(uid, "data", uid) for uid in data["uid"]]
     critic = {"values": tokens["values"], "returns": tokens["returns"]} if tokens.get("values") is not None else {}
-    return measure_credit(seen, tokens["advantages"], tokens["response_mask"], index, paid=paid, **critic)
+    named = measure_credit(seen, tokens["advantages"], tokens["response_mask"], index, paid=paid, **critic)
+    if provided is not None and provided.taken and (paths := provided.fields.get(NODE_PATH)) is not None:
+        named |= forest_metrics(seen, tokens["response_mask"], index, paths)
+    return named
 
 
 def guards_of(config: Any) -> Guards:

@@ -84,6 +84,12 @@ def method(spec: str) -> Method:
     estimator, pay = BASELINES.get(name, (name, "turns"))
     if estimator not in ESTIMATORS:
         raise ConfigError(f"--estimators {name!r} is unknown", expected=f"all, or some of {', '.join(names())}")
+    if "node_path" in ESTIMATORS[estimator].fields:
+        raise ConfigError(
+            f"--estimators {name!r} compares branches of trees, and the policies that learn here sample chains",
+            expected=f"all, or some of {', '.join(names())}",
+            fix="mtgrpo lab trees measures it on trees",
+        )
     settings: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         knob, equals, value = part.partition("=")
@@ -108,8 +114,8 @@ def methods(specs: Sequence[str]) -> list[Method]:
 
 
 def names() -> list[str]:
-    """Return the names of all methods."""
-    return [*BASELINES, *ESTIMATORS]
+    """Return the names of all methods: the baselines, and the estimators that compare chains."""
+    return [*BASELINES, *(name for name, record in ESTIMATORS.items() if "node_path" not in record.fields)]
 
 
 def _one_token() -> tuple[Tensor, Tensor, Tensor]:
