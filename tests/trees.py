@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from verl_mtgrpo.integration.growth import STRATEGIES, Node
 from verl_mtgrpo.integration.rollout.branches import Leaf, State, Tree
-from verl_mtgrpo.integration.rollout.growth import STRATEGIES, Node
 from verl_mtgrpo.integration.rollout.record import RolloutRecord
 from verl_mtgrpo.integration.settings import BranchSettings
 

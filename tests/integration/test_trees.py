@@ -21,7 +21,7 @@ from tests.integration.reward_managers import CALL, TRANSCRIPT, manager
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError, CreditInputError, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run
-from verl_mtgrpo.integration.rollout.several import mean_over_nodes, own_entry
+from verl_mtgrpo.integration.several import mean_over_nodes, own_entry
 from verl_mtgrpo.integration.trainer.accounting import refuse_several_outputs, tree_metrics
 from verl_mtgrpo.integration.trees import ask_for_trees, takes_leaves
 from verl_mtgrpo.rewards import Turn

@@ -25,8 +25,8 @@ from verl.utils.reward_score import default_compute_score
 
 from verl_mtgrpo.errors import ConfigError, DropRollout, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run, check_tokenizer
-from verl_mtgrpo.integration.rollout.several import mean_over_nodes, with_entries
 from verl_mtgrpo.integration.settings import TurnRewardSettings, turn_reward_settings
+from verl_mtgrpo.integration.several import mean_over_nodes, with_entries
 from verl_mtgrpo.integration.verl_score import (
     ask,
     model_text,

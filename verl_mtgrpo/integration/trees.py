@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.rollout.growth import NEED_LOG_PROBS, check_growth
+from verl_mtgrpo.integration.growth import NEED_LOG_PROBS, check_growth
 from verl_mtgrpo.integration.settings import BranchSettings, trainer_turn_settings
 from verl_mtgrpo.rewards import NODE_PATH
 

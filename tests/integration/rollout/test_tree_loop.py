@@ -18,9 +18,9 @@ from verl.workers.rollout.replica import TokenOutput
 
 from tests.agent_loops import BOOM, GOOD, SeededServer, final_answer, run, transcript_of
 from verl_mtgrpo.integration.rollout.agent_loop import RawContinuationAgentLoop, TurnToolAgentLoop
-from verl_mtgrpo.integration.rollout.several import with_entries
 from verl_mtgrpo.integration.rollout.tree_loop import RawTreeAgentLoop, TreeAgentLoop
 from verl_mtgrpo.integration.rollout.turn_spans import turn_spans
+from verl_mtgrpo.integration.several import with_entries
 
 pytestmark = pytest.mark.compose
 

@@ -60,10 +60,10 @@ from verl_mtgrpo.integration.rollout.calls import call_marks, make_readable, not
 from verl_mtgrpo.integration.rollout.cutting import CuttingServer, cut_text, raw_agent_needs_tags
 from verl_mtgrpo.integration.rollout.loop_setup import loop_setup
 from verl_mtgrpo.integration.rollout.record import new_record, record_of
-from verl_mtgrpo.integration.rollout.several import own_entry
 from verl_mtgrpo.integration.rollout.tool_outcome import ToolOutcome, checked_reward, watch, watched
 from verl_mtgrpo.integration.rollout.transcripts import COLUMN, Destination, pack, text_of_messages, to_json
 from verl_mtgrpo.integration.rollout.turn_spans import place_rewards, turn_spans
+from verl_mtgrpo.integration.several import own_entry
 from verl_mtgrpo.rewards import (
     DROPPED,
     NO_TOKENS,

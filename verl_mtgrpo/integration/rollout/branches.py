@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.rollout.growth import Growth, Node
+from verl_mtgrpo.integration.growth import Growth, Node
 from verl_mtgrpo.integration.rollout.record import RolloutRecord
 
 _OWN = ("metrics", "request_id")

@@ -6,7 +6,7 @@ Each leaf of the tree is one run of :class:`~.agent_loop.TurnToolAgentLoop`, whi
     PROCESSING_TOOLS    [after it: wait until every leaf has completed its turn; the strategy then says what branches]
 
 So a branch has the tokens, masks, log-probs and calls of its parent to the last bit, and everything else, from the cut
-of a turn to the end of the response, is the loop's. Which states branch is decided by :mod:`.growth`, and the tree is
+of a turn to the end of the response, is the loop's. Which states branch is decided by :mod:`~verl_mtgrpo.integration.growth`, and the tree is
 in :mod:`.branches`. The loop returns one output per leaf, each with ``extra_fields["node_path"]``: the ids of its
 turns, joined by ``/``.
 
@@ -26,13 +26,13 @@ from uuid import uuid4
 from verl.experimental.agent_loop.agent_loop import register
 from verl.experimental.agent_loop.tool_agent_loop import AgentData, AgentState
 
+from verl_mtgrpo.integration.growth import STRATEGIES
 from verl_mtgrpo.integration.rollout.agent_loop import (
     RawContinuationAgentLoop,
     TurnAgentLoopOutput,
     TurnToolAgentLoop,
 )
 from verl_mtgrpo.integration.rollout.branches import Leaf, State, Tree, running_leaf
-from verl_mtgrpo.integration.rollout.growth import STRATEGIES
 from verl_mtgrpo.integration.rollout.record import record_of
 from verl_mtgrpo.integration.trees import BRANCH, LEAVES, branch_settings
 from verl_mtgrpo.rewards import FAILED, FAILURE, NODE_PATH, TRANSCRIPT

@@ -9,7 +9,7 @@ import pytest
 
 from tests.trees import grown, paths
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.rollout.growth import branch_probability, check_growth, surprisal, widths_of
+from verl_mtgrpo.integration.growth import branch_probability, check_growth, surprisal, widths_of
 from verl_mtgrpo.integration.settings import BranchSettings
 
 
