@@ -1,8 +1,8 @@
 """Strategies of growing a tree of rollouts: which states get another child, and when. Knows nothing of verl.
 
 A node is one turn: what the policy generated in one state, and the tool results after it. The loop
-(:mod:`.rollout.tree_loop`) advances all live leaves by one turn, then asks the strategy which states branch, and begins one new
-leaf at each. When no leaf is live it asks for more, until the tree has its leaves or the strategy wants no more.
+(:mod:`.rollout.tree_loop`) advances all live leaves by one turn, then asks the strategy which states branch, and begins
+one new leaf at each. When no leaf is live it asks for more, until the tree has its leaves or wants no more.
 All draws come from :meth:`Growth.draw`, so a tree depends on its seed and on what was generated, never on what happened
 to finish first.
 """

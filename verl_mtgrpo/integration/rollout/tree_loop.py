@@ -6,9 +6,9 @@ Each leaf of the tree is one run of :class:`~.agent_loop.TurnToolAgentLoop`, whi
     PROCESSING_TOOLS    [after it: wait until every leaf has completed its turn; the strategy then says what branches]
 
 So a branch has the tokens, masks, log-probs and calls of its parent to the last bit, and everything else, from the cut
-of a turn to the end of the response, is the loop's. Which states branch is decided by :mod:`~verl_mtgrpo.integration.growth`, and the tree is
-in :mod:`.branches`. The loop returns one output per leaf, each with ``extra_fields["node_path"]``: the ids of its
-turns, joined by ``/``.
+of a turn to the end of the response, is the loop's. :mod:`~verl_mtgrpo.integration.growth` decides which states branch,
+and the tree is in :mod:`.branches`. The loop returns one output per leaf, each with ``extra_fields["node_path"]``: the
+ids of its turns, joined by ``/``.
 
 An error of a leaf (a tool that raises, a request that fails) ends that leaf only: its row is dropped like any rollout
 that could not be scored. If no leaf is left, the error is raised, and the prompt has failed.
