@@ -1,6 +1,6 @@
 """Measure the time of finding shared turns and of the estimators on trees, beside loops over explicit nodes.
 
-    python examples/benchmarks/forest.py                      # 256 and 8192 rows of 16 turns, a minute
+    python examples/benchmarks/forest.py                      # 64 and 8192 rows of 16 turns, a minute
     python examples/benchmarks/forest.py --rows 8192 --naive 0
 
 The loops are those that the tests compare with (``tests/oracles_tree.py``). They look every node up in a list of all
@@ -57,7 +57,7 @@ def main() -> None:
     """Print one table per size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=8192)
-    parser.add_argument("--naive", type=int, default=256, help="rows that the loops are given; 0: none")
+    parser.add_argument("--naive", type=int, default=64, help="rows that the loops are given; 0: none")
     parser.add_argument("--turns", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=16, help="tokens per turn (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5)

@@ -35,6 +35,12 @@ def test_other_step_counts_are_refused(steps: str, monkeypatch: pytest.MonkeyPat
         settings_from(None)
 
 
+@pytest.mark.parametrize("lr", [0.0, -1e-4, float("nan"), float("inf")])
+def test_other_learning_rates_are_refused(lr: float) -> None:
+    with pytest.raises(ConfigError, match=r"the learning rate is .*; set --lr to a positive number"):
+        settings_from(3, lr=lr)
+
+
 @pytest.mark.compose
 @pytest.mark.parametrize("preset", group_names())
 def test_settings_compose_with_verls_config(preset: str, tmp_path: Path) -> None:

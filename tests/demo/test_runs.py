@@ -159,3 +159,14 @@ def test_another_rollout_engine_is_another_run_in_another_folder(tmp_path: Path)
     assert vllm.identity() == {**usual.identity(), "rollout": "vllm"}
     words = vllm.command(metrics=tmp_path / "m.jsonl", validate_first=True).argv()
     assert "+mtgrpo_cpu=vllm" in words and "+mtgrpo_cpu=default" not in words
+
+
+def test_another_learning_rate_is_another_run_in_another_folder(tmp_path: Path) -> None:
+    """Otherwise the run at half the rate would replace the finished one."""
+    half = dataclasses.replace(_SETTINGS, lr=_SETTINGS.lr / 2)
+    plans = [
+        plan_run(tmp_path, assets_below(tmp_path), preset="mt_grpo", seed=0, settings=settings)
+        for settings in (_SETTINGS, half)
+    ]
+    assert [plan.folder.name for plan in plans] == ["mt_grpo-seed0", "mt_grpo-lr0.00015-seed0"]
+    assert plans[0].identity() != plans[1].identity()

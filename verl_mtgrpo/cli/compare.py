@@ -49,12 +49,13 @@ def add_parser(subparsers: Subparsers) -> None:
     add_world(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="default: 0 1 2 3 4")
     parser.add_argument("--steps", type=int, help="training steps (default: DEMO_STEPS or the demo's)")
+    parser.add_argument("--lr", type=float, help="learning rate of the policy (default: the demo's)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train what is missing, then write the table and the plot."""
-    settings = settings_from(args.steps, args.world)
+    settings = settings_from(args.steps, args.world, args.lr)
     results: dict[str, dict[int, RunResult]] = {preset: {} for preset in args.methods}
     total = len(results) * len(args.seeds)
     for seed in args.seeds:

@@ -125,8 +125,8 @@ def _add_trees(subparsers: Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--groups", type=int, default=20_000, help="sampled groups; as many leaves of "
-        "trees (default: %(default)s)")  # fmt: skip
+    add("--groups", type=int, default=20_000, help="sampled groups and trees; of trees "
+        "with more than 64 leaves as many fewer (default: %(default)s)")  # fmt: skip
     add("--sizes", type=int, nargs="+", default=[2, 4, 8], metavar="G", help="rollouts per group, and children "
         "per state (default: 2 4 8)")  # fmt: skip
     add("--branching-turns", type=int, default=3, metavar="N", help="turns that are sampled G times in each state "

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from verl_mtgrpo.credit.batch import TurnBatch
-from verl_mtgrpo.credit.checks import refusal
+from verl_mtgrpo.credit.checks import check_choice, refusal
 from verl_mtgrpo.credit.groups import (
     Groups,
     divided,
@@ -36,6 +36,7 @@ NodePath = Sequence[str | None] | np.ndarray
 
 WEIGHTS = ("policy", "rows", "once")
 SHARES = ("soft", "hard", "once")
+REDUCTIONS = ("mean", "max", "min", "softmax")
 TOLERANCE = 1e-3
 """By this much, relative to their size or to 1, rows may differ in the reward of a turn that they share: a KL penalty
 in the reward comes from log-probabilities, which a GPU computes a little differently in every row."""
@@ -112,6 +113,7 @@ class Forest:
             how: ``"soft"``: each row keeps its own. ``"hard"``: every row gets the mean over the rows through the node.
                 ``"once"``: that mean divided by the number of these rows, so that the node counts as one turn.
         """
+        check_choice("how", how, SHARES)
         if how == "soft":
             return advantage_BK
         mean_N1 = self.mean_of_rows(advantage_BK)
@@ -130,6 +132,7 @@ class Forest:
         rollouts that stop early and so branch less: of two first turns, one that ends the rollout is one row and one
         that branches three times is three, although the policy takes each as often.
         """
+        check_choice("how", how, WEIGHTS)
         if how == "rows":
             return self.to_rows(torch.ones_like(self.rows_N1, dtype=torch.float32))
         rows_N1 = self.rows_N1.double()
@@ -162,13 +165,16 @@ class Forest:
 
     def over_siblings(self, value_N1: Tensor, how: str = "mean", scores_N1: Tensor | None = None) -> Tensor:
         """Reduce the values of siblings to one number per state, ``(states, 1)``; arguments as in :meth:`value`."""
+        check_choice("how", how, REDUCTIONS)
         groups = self.siblings
         if how == "max":
             return -groups.minimum(-value_N1)
         if how == "min":
             return groups.minimum(value_N1)
-        if how == "mean" or scores_N1 is None:
+        if how == "mean":
             return groups.sum(value_N1) / groups.length_G[:, None]
+        if scores_N1 is None:
+            raise refusal("scores_N1", "softmax got no scores", expected="one score per node")
         highest_N1 = groups.to_rows(-groups.minimum(-scores_N1))
         weight_N1 = (scores_N1 - highest_N1).exp()
         return groups.sum(weight_N1 * value_N1) / groups.sum(weight_N1)

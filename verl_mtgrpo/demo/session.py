@@ -22,11 +22,16 @@ def add_world(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--world", choices=WORLDS, default=PAPER, help=f"{about} (default: %(default)s)")
 
 
-def settings_from(steps: int | None, world: str = PAPER) -> DemoSettings:
+def settings_from(steps: int | None, world: str = PAPER, lr: float | None = None) -> DemoSettings:
     """Return the demo's settings; ``--steps`` goes before DEMO_STEPS goes before the world's own number.
 
+    Args:
+        steps: Training steps, if the user asked for a number.
+        world: The world to train in.
+        lr: Learning rate of the policy, if the user asked for one.
+
     Raises:
-        ConfigError: The number of steps is not positive.
+        ConfigError: The number of steps or the learning rate is not positive.
     """
     asked = steps if steps is not None else os.environ.get("DEMO_STEPS") or WORLDS[world].steps
     try:
@@ -35,7 +40,9 @@ def settings_from(steps: int | None, world: str = PAPER) -> DemoSettings:
         count = 0
     if count < 1:
         raise ConfigError(f"the number of training steps is {asked!r}", fix="set --steps or DEMO_STEPS to 1 or more")
-    return dataclasses.replace(DemoSettings(), steps=count)
+    if lr is not None and not 0 < lr < float("inf"):
+        raise ConfigError(f"the learning rate is {lr}", fix="set --lr to a positive number")
+    return dataclasses.replace(DemoSettings(), steps=count, **({} if lr is None else {"lr": lr}))
 
 
 def prepare_assets(out: Path, *, seed: int, world: str = PAPER) -> Assets:
@@ -64,8 +71,12 @@ def plan_run(
     rollout: str = ROLLOUT_NAME,
     world: str = PAPER,
 ) -> RunPlan:
-    """Return a run in its usual place below ``out``, where the demo and the comparison share it."""
-    folder = out / f"{preset}{suffix(rollout, world)}-seed{seed}"
+    """Return a run in its usual place below ``out``, where the demo and the comparison share it.
+
+    A learning rate other than the demo's is part of the folder's name, so that such a run replaces no usual one.
+    """
+    rate = "" if settings.lr == DemoSettings.lr else f"-lr{settings.lr:g}"
+    folder = out / f"{preset}{suffix(rollout, world)}{rate}-seed{seed}"
     return RunPlan(folder=folder, preset=preset, seed=seed, assets=assets, settings=settings, rollout=rollout)
 
 

@@ -15,7 +15,7 @@ class DemoSettings:
     """How one demo policy is trained. The README's curve was made with the defaults."""
 
     # Training steps: tool execution is near 1 well before that, reading takes longer.
-    steps: int = 50
+    steps: int = 60
     # Questions per step, and rollouts per question: the group within which advantages are computed.
     prompts: int = 16
     rollouts: int = 8

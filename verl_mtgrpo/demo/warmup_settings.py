@@ -12,7 +12,7 @@ class WarmupSettings:
     Small batches: how soon the policy learns to read depends on the number of steps, not samples.
     """
 
-    drill_steps: int = 480
+    drill_steps: int = 800
     habit_steps: int = 150
     batch_size: int = 16
     learning_rate: float = 2e-3

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from verl_mtgrpo.demo.assets import AssetSettings
 from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.demo.warmup_demos import Habits
+from verl_mtgrpo.demo.warmup_settings import WarmupSettings
 from verl_mtgrpo.demo.world import WorldSize
 
 
@@ -35,7 +36,16 @@ WORLDS = {
         AssetSettings(
             size=WorldSize(famous_per_kind=7, famous_share=0.28),
             habits=Habits(broken_call=0.1, vague_query=0.25, wrong_query=0.25, careless=0.4),
+            warmup=WarmupSettings(drill_steps=480),
         ),
         steps=30,
+    ),
+    "clumsy": DemoWorld(
+        "it knows half and hardly ever searches well, so that rewards merged into the outcome may not be enough either",
+        AssetSettings(
+            # Fewer questions, so that the famous facts suffice for so large a share of them.
+            size=WorldSize(train_questions=512, famous_share=0.6),
+            habits=Habits(broken_call=0.6, vague_query=0.45, wrong_query=0.45, careless=0.9),
+        ),
     ),
 }

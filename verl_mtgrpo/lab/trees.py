@@ -15,6 +15,10 @@ BUDGET = 100
 """Generated tokens for which noise is given: that of a gradient averaged over as many groups as they pay for."""
 
 
+LEAVES = 64
+"""Trees with more leaves are sampled less often, so that no size takes much longer than the others."""
+
+
 @dataclass(frozen=True)
 class Row:
     """What was measured of one estimator.
@@ -65,14 +69,14 @@ def measure_trees(
 ) -> list[Row]:
     """Measure chains in groups of each size, and trees with as many children at each of the first turns.
 
-    Of trees with G^n leaves, ``groups`` / G^(n-1) are sampled, so that all sizes have as many leaves as rollouts.
+    Of trees that may have more than :data:`LEAVES` leaves, as many fewer are sampled.
     """
     chains = {_label(name, knobs): credit_of(name, knobs) for name, knobs in ON_CHAINS.items()}
     trees = {_label(name, knobs): credit_of(name, knobs) for name, knobs in ON_TREES}
     rows: list[Row] = []
     for kind, estimators, branching in (("chains", chains, 0), ("trees", trees, branching_turns)):
         for size in sizes:
-            count = max(groups // size ** max(branching - 1, 0), 2)
+            count = max(min(groups, groups * LEAVES // size**branching), 2)
             found = measure(
                 process, estimators, size=size, groups=count, branching_turns=branching, seed=seed, on_groups=on_groups
             )
