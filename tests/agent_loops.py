@@ -40,7 +40,7 @@ TEXTS += [final_answer("Oslo"), final_answer("Oslo") + " and more", "no tags at 
 
 
 class SeededServer:
-    """Stands where verl's LLM client stands: says one of TEXTS, chosen by (seed, what was said so far)."""
+    """Takes the place of verl's LLM client: generates one of TEXTS, chosen by the seed and the turns so far."""
 
     def __init__(self, seed: int, tokenizer, script: list[str] | None = None):
         self.seed, self.tokenizer, self.script = seed, tokenizer, script
@@ -126,7 +126,7 @@ def transcript_of(output):
 
 
 def scored(output, rewards):
-    """What verl's worker does after the reward manager answered."""
+    """Do what verl's worker does once the reward manager has answered."""
     output.reward_score = sum(rewards)
     output.extra_fields["reward_extra_info"] = {"turn_rewards": json.dumps(rewards)}
     return output

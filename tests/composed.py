@@ -1,7 +1,7 @@
-"""verl's configs as Hydra composes them: each of them once in a process, however many tests want it.
+"""Compose verl's configs with Hydra, each only once per process, however many tests ask for it.
 
-What composing takes is half the parsing of the same thirty YAML files, so tests that need a config of their own are
-helped as well (:func:`parsing_once`, which conftest.py turns on).
+Half of the time for composing goes into parsing the same thirty YAML files, so :func:`parsing_once`, which conftest.py
+turns on, also helps tests that need another config.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ SEARCHPATH = "hydra.searchpath=[pkg://verl_mtgrpo.config]"
 def composed(
     *overrides: str, preset: str | None = None, primary: str = "ppo_trainer", module: str = "verl.trainer.config"
 ) -> DictConfig:
-    """Return a config of its own for each caller, unresolved, as verl's main function gets it.
+    """Return an unresolved config, as verl's main function gets it; each caller gets its own copy.
 
     Args:
-        overrides: as on the command line.
-        preset: the method to add (``+mtgrpo=…``), with the search path it is found on.
+        overrides: Overrides as on the command line.
+        preset: The method to add (``+mtgrpo=…``), together with its search path.
         primary: ``--config-name``.
         module: ``--config-path``, a package.
     """
-    sys.audit("tests.compose")  # tests/costs.py: also where another test has paid for it
+    sys.audit("tests.compose")  # counts for tests/costs.py even if another test has already paid for it
     group = (SEARCHPATH, f"+mtgrpo={preset}") if preset else ()
     return pickle.loads(_pickled(module, primary, (*group, *overrides)))
 
 
 @cache
 def _pickled(module: str, primary: str, overrides: tuple[str, ...]) -> bytes:
-    """Compose takes a quarter of a second, a copy of the result three milliseconds."""
+    """Compose and pickle, because composing takes a quarter of a second, and a copy three milliseconds."""
     with initialize_config_module(module, version_base=None):
         return pickle.dumps(compose(primary, list(overrides)))
 
 
 @contextmanager
 def parsing_once() -> Iterator[None]:
-    """Remember what OmegaConf has parsed of a text, and give each caller a copy."""
+    """Remember the result of OmegaConf's parsing by text, and return a copy to each caller."""
     original, parsed = OmegaConf.load, dict[str, bytes]()
 
     def load(file: Any) -> Any:

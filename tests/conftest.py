@@ -1,4 +1,4 @@
-"""What tests of several folders share: the check of what they cost, and fixtures that take time to make."""
+"""Share between folders the check of a test's cost, and fixtures that take time to make."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """``make t`` does not even import a module that is marked as a whole: many of them import verl."""
+    """Skip modules that are marked as a whole in ``make t``: importing them would already import verl."""
     return True if config.option.markexpr == "fast" and marked_module(collection_path) else None
 
 
 @pytest.fixture(scope="session", autouse=True)
 def the_verl_in_front_counts_as_tested() -> Any:
-    """``make test-verl-main``: that this verl was never tested is no failure of a test about something else."""
+    """Treat the verl of ``make test-verl-main`` as tested, so that tests of other things do not fail because of it."""
     from verl_mtgrpo.doctor import versions
 
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -50,7 +50,7 @@ def yaml_is_parsed_once() -> Any:
 
 @pytest.fixture(scope="module")
 def config() -> Any:
-    """What an agent loop reads of verl's config."""
+    """Return the part of verl's config that an agent loop reads."""
     from tests.agent_loops import loop_config
 
     return loop_config()

@@ -1,4 +1,4 @@
-"""What a test costs: marks that say it, and a check that none is forgotten.
+"""Mark tests by their cost, and check that no mark is forgotten.
 
 A test without any of these marks is ``fast``, which is what ``make t`` runs: it starts no process, composes no config
 of verl, does not import verl and opens no socket. One that does is failed and told which mark it needs.
@@ -42,7 +42,7 @@ _MODULE_MARKS = re.compile(r"^pytestmark = .*?(?=^\S)", re.MULTILINE | re.DOTALL
 
 
 def marked_module(path: Path) -> bool:
-    """Whether a test module is marked as a whole (``pytestmark``) with something that costs."""
+    """Return True if a test module is marked as a whole (``pytestmark``) as costly."""
     if not (path.name.startswith("test_") and path.suffix == ".py"):
         return False
     found = _MODULE_MARKS.search(path.read_text() + "\nend")
@@ -50,7 +50,7 @@ def marked_module(path: Path) -> bool:
 
 
 class Costs:
-    """A plugin of pytest that marks what is fast and watches what tests do."""
+    """A pytest plugin that marks fast tests and watches what tests do."""
 
     def __init__(self) -> None:
         self.spent: set[str] = set()

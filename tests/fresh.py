@@ -1,4 +1,4 @@
-"""Fresh Pythons, for tests of what happens while verl or this package is imported.
+"""Start fresh Pythons, for tests of the import of verl or of this package.
 
 A new interpreter spends six seconds on torch, transformers and Ray before verl begins. So one interpreter (``python -m
 tests.fresh``) loads them once and forks: a child has third-party libraries, but nothing of verl, of this package, or of
@@ -32,8 +32,8 @@ def python(code: str, env: Mapping[str, str] | None = None) -> subprocess.Comple
     """Run code in a fresh process.
 
     Args:
-        code: of the main module.
-        env: all of its environment; folders of PYTHONPATH come first, and a sitecustomize.py there is imported.
+        code: Code of the main module.
+        env: Its whole environment; folders of PYTHONPATH come first, and a sitecustomize.py there is imported.
     """
     sys.audit("tests.process")  # tests/costs.py: also where another test has paid for it
     process = _zygote()
@@ -50,7 +50,7 @@ def python(code: str, env: Mapping[str, str] | None = None) -> subprocess.Comple
 
 @cache
 def _zygote() -> subprocess.Popen[str]:
-    """Return the process that forks; it ends with the end of its input, which is that of the tests."""
+    """Return the process that forks; it ends when its input closes, at the end of the tests."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("VERL_")}
     root = str(Path(__file__).parents[1])
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -74,7 +74,7 @@ def _serve() -> None:
 
 
 def _become(order: dict[str, Any]) -> NoReturn:
-    """Be the process that was asked for."""
+    """Turn this child into the requested process."""
     code = 1
     try:
         for name, number in (("out", 1), ("err", 2)):

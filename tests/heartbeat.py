@@ -1,4 +1,4 @@
-"""Whether an event loop is free."""
+"""Check that an event loop is not blocked."""
 
 from __future__ import annotations
 

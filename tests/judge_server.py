@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass
 class Says:
-    """An answer with a status, a body and headers of its own."""
+    """An answer with a given status, body and headers."""
 
     status: int
     body: str

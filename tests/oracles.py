@@ -118,7 +118,7 @@ def mt_grpo_v1(
 def turn_rloo(
     rewards: list[list[float]], masks: list[list[int]], groups: list, *, gamma: float = 1.0
 ) -> list[list[float]]:
-    """Return-to-go less the mean of the others alive at the turn; else the others' last rewards; else nothing."""
+    """Return-to-go minus the mean of the others alive at the turn, else of their last rewards, else nothing."""
     turns, paid = _read(rewards, masks)
     advantages = [[0.0] * len(mask) for mask in masks]
     for members in _groups(groups, turns):

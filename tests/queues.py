@@ -16,7 +16,7 @@ from tests.composed import composed
 
 @contextmanager
 def own_queue() -> Iterator[None]:
-    """Start a Ray and a TransferQueue of one's own, and end both."""
+    """Start a private Ray and TransferQueue, and stop both afterwards."""
     before = os.environ.pop("RAY_ADDRESS", None)
     with tempfile.TemporaryDirectory(prefix="mtg", dir="/tmp", ignore_cleanup_errors=True) as folder:
         ray.init(num_cpus=16, include_dashboard=False, _temp_dir=folder, log_to_driver=False)

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.verl, pytest.mark.slow]  # make test-slow
 
 
 def run(name: str, *arguments: object) -> str:
-    """What a benchmark printed."""
+    """Return the output of a benchmark."""
     argv = [sys.executable, str(ROOT / "examples" / "benchmarks" / name), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=400)

@@ -1,4 +1,4 @@
-"""Where things stand and what may import what: one table, no circle, no arrow that runs back up."""
+"""Check the layout: what may import what, without circles and without imports back up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BASE = {
     *("atomic", "bars", "cache", "checkpoints", "errors", "installed", "passages", "retry_after", "settings", "text"),
     *("threads", "version"),
 }
-# Room -> the rooms it may import, besides itself and BASE.
+# Folder -> the folders it may import, besides itself and BASE.
 MAY_IMPORT = {
     "credit": set(),
     "rewards": set(),
@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "plugin": {"integration", "cpu", "doctor"},
     "cli": {"credit", "lab", "data", "retrieval", "report", "integration", "cpu", "launch", "demo", "doctor", "config"},
 }
-# verl's seams: what a part of integration/ may import of the others; "" is what stands beside them.
+# verl's seams: what each part of integration/ may import of the others; "" means files outside of them.
 SEAMS = {
     "hydra": set(),
     "advantage": {""},
@@ -161,7 +161,7 @@ def test_recipes_and_examples_import_no_command(folder):
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
 def test_no_test_module_imports_another(path):
-    """What several of them need stands in conftest.py (fixtures) or in a plain module."""
+    """Things that several of them need are in conftest.py (fixtures) or in a plain module."""
     assert not [name for name in imported(path) if re.match(r"tests\.(\w+\.)*test_", name)]
 
 

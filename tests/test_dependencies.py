@@ -1,4 +1,4 @@
-"""What is imported is declared, what is declared is imported, and other files say the same of Python as pyproject."""
+"""Check that imports are declared, declarations are used, and all files name the same Python as pyproject."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def imported(folder: str) -> dict[str, str]:
 
 
 def required_by(name: str) -> set[str]:
-    """What an installed distribution requires, without its extras, on any Python."""
+    """Return the requirements of an installed distribution, without extras, on any Python."""
     return names(one for one in requires(name) or [] if "extra ==" not in one)
 
 
 def brought_by_verl() -> set[str]:
-    """What verl requires; torch, which comes in the build that fits the machine; and what these bring."""
+    """Return verl's requirements, torch (in the build for this machine), and their requirements."""
     return {"verl", "verl-mtgrpo", "torch"} | required_by("verl") | set(FROM_REQUIREMENTS)
 
 

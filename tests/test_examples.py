@@ -176,7 +176,7 @@ def test_the_dump_reader_needs_no_package(tmp_path: Path):
 
 
 def recipe(tmp_path: Path, *more: str) -> Any:
-    """What verl would run with, composed from the arguments that the script gives it."""
+    """Return the config that verl would get, composed from the script's arguments."""
     pytest.importorskip("verl")
     import verl_mtgrpo.plugin  # noqa: F401  (verl loads it in a run)
     from tests.composed import composed

@@ -56,7 +56,7 @@ def of_a_rollout() -> dict[str, Any]:
 
 
 def of_a_step() -> Iterator[str]:
-    """What the sampler, the trainer and the guards log beside the averages over rollouts."""
+    """Return what the sampler, the trainer and the guards log besides averages over rollouts."""
     yield from set(rollout_metrics([of_a_rollout()])) - set(of_a_rollout())
     batch = Batch(["a_0_0", "a_1_0"], 2)
     yield from share_failed(batch)

@@ -1,4 +1,4 @@
-"""What verl finds after ``import verl``, each in a fresh process."""
+"""Check what verl finds after ``import verl``, in fresh processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def ours() -> dict[str, list[str]]:
-    """What one process has after ``import verl``: its modules, then what stands for our names."""
+    """Return the modules of a process after ``import verl``, and the entries for our names."""
     code = """
         import json, sys
         import verl

@@ -1,4 +1,4 @@
-"""What the package never does with data it did not make: run it, unpickle it, give it to a shell. And its audit."""
+"""Check that the package never runs or unpickles foreign data or passes it to a shell; test the audit, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The built wheel in an environment of its own, beside verl: what somebody gets who installs the package."""
+"""Install the built wheel next to verl in a fresh environment, as a user would."""
 
 from __future__ import annotations
 

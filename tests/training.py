@@ -1,4 +1,4 @@
-"""Starts verl's real trainer in a process of its own and reports what it logged.
+"""Start verl's real trainer in a separate process, and return what it logged.
 
 For end-to-end tests: every run has its own Ray session folder, a hard time limit, and leaves no
 process behind, whatever happens.
@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a run left: exit status, all of its output, and the metrics of each logged step."""
+    """The result of a run: exit status, its whole output, and the metrics of each logged step."""
 
     returncode: int
     log: str

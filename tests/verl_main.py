@@ -20,7 +20,7 @@ _SHOW = "import verl; print(verl.__file__)"
 
 
 class NotACheckout(ValueError):
-    """What was given is no checkout of verl, or is not what Python imports."""
+    """The given path is not a checkout of verl, or not the one that Python imports."""
 
 
 def checkout(given: str) -> Path:
@@ -66,7 +66,7 @@ def environment(folder: Path, env: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_imported(folder: Path, env: Mapping[str, str]) -> None:
-    """Import verl in a process of its own.
+    """Import verl in a separate process.
 
     Raises:
         NotACheckout: it cannot be imported, or comes from somewhere else.

@@ -1,4 +1,4 @@
-"""Whether a function of verl that ours rely on is still what it was when ours were written."""
+"""Check that functions of verl that ours rely on have not changed since ours were written."""
 
 from __future__ import annotations
 

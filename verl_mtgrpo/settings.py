@@ -103,13 +103,21 @@ def _wrong_value(defaults: Settings, problem: Any, where: str, of: str) -> MTGRP
         choices = tuple(re.findall("'(.*?)'", more["expected"]))
         expected = f"one of {choices}{did_you_mean(given, choices)}"
     *place, name = [part for part in problem["loc"] if isinstance(part, str)] or [""]
-    group = reduce(getattr, place, defaults)
-    default = getattr(group, name, None)
+    group: Any = reduce(getattr, place, defaults)
+    default: Any = getattr(group, name, None)
     if default and kind in ("int_type", "float_type", "string_type"):
         expected += f" like {default!r}"
     if name and type(None) in get_args(type(group).model_fields[name].annotation):
         expected += ", or null"
-    return ConfigError(f"{_key(where, problem['loc'], of)} is {given!r}", expected=expected)
+    fix = _single_keys(default if name else group, _key(where, problem["loc"], "")) if kind == "model_type" else ""
+    shown = "null" if given is None else repr(given)
+    return ConfigError(f"{_key(where, problem['loc'], of)} is {shown}", expected=expected, fix=fix)
+
+
+def _single_keys(group: Settings, key: str) -> str:
+    """Return the fix for a value in the place of a whole group of settings."""
+    examples = [f"{key}.{name}={value}".lstrip(".") for name, value in group if value not in ("", None)]
+    return "set single keys instead" + (f", such as {examples[0]}" if examples else "")
 
 
 def _key(where: str, loc: Iterable[str | int], of: str) -> str:

@@ -5,8 +5,8 @@ Estimators with a critic are listed next to verl's gae.
     python examples/benchmarks/credit.py                 # three sizes, CPU; needs about 3 GB
     python examples/benchmarks/credit.py --device cuda   # also prints the achieved bandwidth
 
-Every ratio comes from one run in which both sides alternate, so a busy machine slows both. Memory is what an
-estimator holds beyond its inputs at its peak, in units of one float32 tensor of the batch's shape, its result included.
+Every ratio comes from one run in which both sides alternate, so a busy machine slows both. Memory is the peak that an
+estimator allocates beyond its inputs, its result included, in units of one float32 tensor of the batch's shape.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from verl_mtgrpo.credit import ESTIMATORS
 
 SIZES = ((512, 4096), (1024, 8192), (4096, 8192))
 TURNS, GROUP = 32, 8
-MUST_MOVE = 8 + 4 + 4  # bytes a token: read the mask (int64, as verl's) and the reward, write the advantage
+MUST_MOVE = 8 + 4 + 4  # bytes per token: read the mask (int64, as in verl) and the reward, write the advantage
 
 
 def batch(rows: int, length: int, device: str) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Make rewards, mask and uid as verl has them: up to 32 turns per row, observations between, padding at the end."""
+    """Make verl's rewards, mask and uid: up to 32 turns per row, tool results between them, padding at the end."""
     generator = torch.Generator().manual_seed(0)
     turns = torch.randint(1, TURNS + 1, (rows, 1), generator=generator)
     edges = torch.randint(1, length, (rows, 2 * TURNS), generator=generator).sort(dim=1).values
@@ -46,7 +46,7 @@ def batch(rows: int, length: int, device: str) -> tuple[Tensor, Tensor, np.ndarr
 
 
 def time_alternating(calls: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each call."""
+    """Return the median seconds of each call."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):  # the first round is the warm-up
         for name, call in calls.items():
@@ -59,7 +59,7 @@ def time_alternating(calls: dict[str, Callable[[], object]], repeats: int, devic
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Most memory that arrays made inside ``call`` take up: torch's peak plus numpy's."""
+    """Return the peak memory of arrays created inside ``call``: torch's peak plus numpy's."""
     tracemalloc.start()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
         kept = call()

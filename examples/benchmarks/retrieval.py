@@ -44,9 +44,9 @@ SOURCES = {
 CORPORA = (*SOURCES.values(), "hippo_hotpotqa_train_corpus.json", "hippo_musique_train_corpus.json", "xquad.en.json")
 K = 3
 VOCABULARY = 500_000
-# Share of the passages whose words are as frequent as in real ones.
+# Share of the passages whose words are as frequent as in real passages.
 FREQUENCIES = {"real": 1.0, "mixed": 0.13, "shuffled": 0.0}
-WORDS = 100  # of a made-up passage, on average: as long as Search-R1's
+WORDS = 100  # average length of a made-up passage, like those of Search-R1
 
 
 # ---- questions and corpus
@@ -140,7 +140,7 @@ class Ours:
 
 
 class Plain(Ours):
-    """The same engine asked for all words of a query at once."""
+    """The same engine, requiring all words of a query."""
 
     def open(self, folder: Path) -> None:
         super().open(folder)
@@ -317,7 +317,7 @@ def measure(engine: str, corpus: Path, folder: Path, questions: list[Question], 
     order = np.random.default_rng(args.seed).permutation(len(questions))
     queries = [questions[at].text for at in order[: args.queries]]
     if engine == "fts5":
-        queries = queries[:100]  # up to a second each
+        queries = queries[:100]  # they take up to a second each
     numbers |= in_process(latency, engine, folder, queries)
     for processes in (1, 2, 4):
         numbers |= throughput(engine, folder, queries, processes, args.seconds)
@@ -327,7 +327,7 @@ def measure(engine: str, corpus: Path, folder: Path, questions: list[Question], 
 
 
 def machine() -> str:
-    """Describe what the numbers were measured on."""
+    """Describe the machine and the packages."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return f"commit {commit}, {mp.cpu_count()} x {cpu[1] if cpu else platform.processor()}, {platform.python_version()}"

@@ -40,12 +40,12 @@ from retrieval import FREQUENCIES, K, Ours, in_process, machine, read_questions,
 
 SIDES = ("index", "service", "ray")
 BEAT_S = 0.002
-LIMIT_S = 600  # until the slowest process has to be ready
+LIMIT_S = 600  # for the slowest process to become ready
 
 
 @dataclass
 class Load:
-    """What one process found: seconds of each search, and its ids; when it began and ended; late beats."""
+    """The measurements of one process: seconds and found ids of each search, begin and end, late beats."""
 
     seconds: list[float]
     found: list[tuple[str, ...]]
@@ -59,7 +59,7 @@ class Load:
 
 
 def work(number: int, spec: str, sizes: argparse.Namespace, queries: Sequence[str], step: Any, results: Any) -> None:
-    """Open the tool and put both loads on it; ``step`` keeps all workers and the parent in step."""
+    """Open the tool and put both loads on it; ``step`` synchronises all workers and the parent."""
     warm_up, one_by_one = sizes.concurrent, sizes.concurrent + sizes.light
     try:
         from verl_mtgrpo.integration.rollout.search_tool import SearchTool
@@ -87,7 +87,7 @@ def stand_still(step: Any) -> None:
 
 
 async def put_load(tool: Any, queries: Sequence[str], concurrent: int) -> Load:
-    """Ask all queries, ``concurrent`` at a time, as that many rollouts do that only search."""
+    """Ask all queries, ``concurrent`` at a time, like that many rollouts that only search."""
     load = Load([0.0] * len(queries), [()] * len(queries), 0, time.perf_counter(), 0.0, [])
     waiting = iter(range(len(queries)))
 
@@ -107,7 +107,7 @@ async def put_load(tool: Any, queries: Sequence[str], concurrent: int) -> Load:
 
 
 async def heartbeat(late_s: list[float]) -> None:
-    """Note by how much each short sleep was too long: for so long the event loop did something else."""
+    """Record by how much each short sleep was too long, because the event loop was doing something else."""
     while True:
         start = time.perf_counter()
         await asyncio.sleep(BEAT_S)
@@ -118,7 +118,7 @@ async def heartbeat(late_s: list[float]) -> None:
 
 
 def measure(side: str, index: Path, shares: Sequence[Sequence[str]], sizes: argparse.Namespace) -> dict[str, Any]:
-    """Return all numbers of one side, and what it found."""
+    """Return all numbers of one side, and the passages that it found."""
     context = mp.get_context("spawn")
     with service(side, index, sizes) as (spec, ready_s, server):
         step, results = context.Barrier(sizes.processes + 1), context.Queue()
@@ -146,7 +146,7 @@ def measure(side: str, index: Path, shares: Sequence[Sequence[str]], sizes: argp
 
 
 def watch(step: Any, workers: Sequence[Any], server: psutil.Process | None) -> Iterator[Any]:
-    """Memory of the workers and processor time of all, whenever the workers stand still; at last the service's memory.
+    """Yield memory of the workers and processor time of all when workers pause, and finally the service's memory.
 
     They do when all have imported the same, when the index has been used, and after the load.
     """
@@ -161,7 +161,7 @@ def watch(step: Any, workers: Sequence[Any], server: psutil.Process | None) -> I
 
 
 def spread(loads: Sequence[Load], name: str) -> dict[str, float]:
-    """Rate, latency and lateness of the event loop, over all processes."""
+    """Return rate, latency and lateness of the event loop over all processes."""
     seconds = np.concatenate([load.seconds for load in loads])
     late = np.concatenate([load.late_s for load in loads])
     rate = len(seconds) / (max(load.ended for load in loads) - min(load.begun for load in loads))
@@ -196,11 +196,11 @@ def service(side: str, index: Path, sizes: argparse.Namespace) -> Iterator[tuple
             yield line.removeprefix("ready at ").split(": ")[0], time.perf_counter() - begun, psutil.Process(server.pid)
         finally:
             server.terminate()
-            server.communicate()  # Ray has something to say until the end
+            server.communicate()  # Ray prints until the end
 
 
 def processor_s(process: psutil.Process) -> float:
-    """Processor time that it has taken so far."""
+    """Return the processor time that a process and its children have used so far."""
     with contextlib.suppress(psutil.NoSuchProcess):  # Ray ends idle ones
         return sum(process.cpu_times()[:2])
     return 0.0

@@ -1,9 +1,9 @@
-"""Rollouts scored per second and core by the verifiable reward presets.
+"""Measure how many rollouts per second and core the verifiable reward presets score.
 
     python examples/benchmarks/rewards.py
 
 Each rollout has four turns and about 4,000 tokens (16,000 characters): three searches with three passages each, then
-the answer. Printed beside it, as a yardstick from the same run: lower-casing the same text once.
+the answer. As a yardstick from the same run, it also prints the time for lower-casing the same text once.
 """
 
 from __future__ import annotations

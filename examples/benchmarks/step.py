@@ -5,9 +5,9 @@
     python examples/benchmarks/step.py --before CHECKOUT                  # an earlier version of the package beside it
 
 Rollouts with made-up text go through the real pieces: agent loop, reward manager, post-processing, Ray and
-TransferQueue, sampler, estimator, metrics and guards, dump, validation. Each side (verl's own: ``tool_agent``,
-``naive``, ``ReplayBuffer``, ``PPOTrainerSync`` with ``grpo``) has a process, a Ray and a queue of its own, one after
-the other. Only the models are missing. Numbers of the driver are the best of three.
+TransferQueue, sampler, estimator, metrics and guards, dump, validation. The two sides (verl's is ``tool_agent``,
+``naive``, ``ReplayBuffer``, ``PPOTrainerSync`` with ``grpo``) run one after the other, each with a separate process,
+Ray and queue. Only the models are missing. Numbers of the driver are the best of three.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def queue(config: Any) -> Iterator[None]:
 
 
 def one_side(args: argparse.Namespace) -> None:
-    """Measure one side in this process and write what was found."""
+    """Measure one side in this process and write the numbers."""
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as name:
         side = Side(args, Path(name))
@@ -94,7 +94,7 @@ def one_side(args: argparse.Namespace) -> None:
 
 
 def lateness(args: argparse.Namespace, side: Side) -> dict[str, float]:
-    """256 rollouts of 12,000 tokens in one worker: verl's loop in the format it knows, ours in ``search_r1``."""
+    """Run 256 rollouts of 12,000 tokens in one worker: verl's loop in its format, ours in ``search_r1``."""
     from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
 
     from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop

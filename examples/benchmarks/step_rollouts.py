@@ -1,4 +1,4 @@
-"""Rollouts of chosen size for step.py: a scripted server and a scripted search behind verl's agent loop and ours."""
+"""Make rollouts of a given size for step.py: a scripted server and search behind verl's agent loop and ours."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.workers.rollout.replica import TokenOutput
 
 QWEN3 = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers" / "qwen3"
-"""The real tokenizer, where it is there."""
+"""The real tokenizer, if it is available."""
 PROMPT = [{"role": "user", "content": "Where is the tower that the second queen of the northern isles built?"}]
 SCHEMA = {
     "type": "function",
@@ -39,7 +39,7 @@ CALLS = {
 
 @dataclass(frozen=True)
 class Script:
-    """What the model says in one rollout, turn by turn, and how many bytes of text the rollout is."""
+    """The model's text in one rollout, turn by turn, and the size of the rollout in bytes of text."""
 
     said: list[list[int]]
     text_bytes: int
@@ -54,7 +54,7 @@ class Search(BaseTool):
         self.found: dict[str, list[dict[str, Any]]] = {}
 
     def text(self, query: str) -> str:
-        """Return what the model reads."""
+        """Return the text for the model."""
         return "\n".join(f"Doc {n} (Title: {one['title']}) {one['text']}" for n, one in enumerate(self.found[query], 1))
 
     async def execute(self, instance_id: str, parameters: dict[str, Any], **_: Any) -> tuple[ToolResponse, float, dict]:
@@ -65,7 +65,7 @@ class Search(BaseTool):
 
 
 class Writer:
-    """Makes up rollouts: six tenths of the tokens are passages, the others the model's."""
+    """Makes up rollouts: six tenths of the tokens are passages, the rest is the model's text."""
 
     def __init__(self, tokenizer: Any, search: Search, seed: int = 0) -> None:
         self.tokenizer, self.search, self.rng = tokenizer, search, random.Random(seed)
@@ -105,7 +105,7 @@ class Writer:
 
 
 class Server:
-    """Stands where verl's LLM client stands and says what the script says."""
+    """Takes the place of verl's LLM client and generates the script's turns."""
 
     def __init__(self, script: Script, longest_wait: float = 0.0, seed: int = 0) -> None:
         self.left, self.wait, self.rng = list(script.said), longest_wait, random.Random(seed)
@@ -185,7 +185,7 @@ def event_loop_lateness(
         task.cancel()
         return outputs
 
-    gc.collect()  # Python looks through everything that is loaded now and then: half a second, whoever's turn it is
+    gc.collect()  # otherwise a collection may hit either side, and it takes half a second
     start, used = time.perf_counter(), time.process_time()
     outputs = asyncio.run(everything())
     seconds, used = time.perf_counter() - start, time.process_time() - used
@@ -202,5 +202,5 @@ def event_loop_lateness(
 
 
 def as_json(value: Any) -> str:
-    """JSON that a person can read too."""
+    """Return JSON that a person can read."""
     return json.dumps(value, indent=1)

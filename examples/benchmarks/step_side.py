@@ -1,4 +1,4 @@
-"""One side of step.py, verl's own pieces or ours: what the workers do, then what the driver does."""
+"""Measure one side of step.py, verl's own parts or ours: the work of the workers, then that of the driver."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ import step_rollouts as rollouts
 import torch
 
 GROUP, POOL, AT_ONCE, REWARDED = 8, 32, 64, 256
-"""Rollouts of a question, different rollouts, rollouts that a worker puts at once, rollouts that are scored."""
+"""Rollouts per question, different rollouts, rollouts that a worker puts at a time, rollouts to score."""
 DUMPED = 16
-"""Groups that are dumped by default."""
+"""How many groups are dumped by default."""
 PATIENCE = 60.0
 """Validation that would take longer (seconds) is measured on fewer questions and scaled up."""
 
 
 class Side:
-    """verl's pieces or ours, on the same rollouts."""
+    """verl's parts or ours, on the same rollouts."""
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.ours, self.folder = args, args.side == "ours", folder
@@ -49,13 +49,13 @@ class Side:
         return {"ours": self.ours, "turns": self.args.turns, "tokens": self.args.tokens}
 
     def note(self, **numbers: float) -> None:
-        """Keep numbers and show them."""
+        """Store numbers and print them."""
         self.found |= numbers
         shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         print(f"[{time.strftime('%X')}] {self.args.side}: {shown}", file=sys.stderr, flush=True)
 
     async def work(self) -> None:
-        """Do what the agent loop workers and reward workers do."""
+        """Do the work of the agent loop workers and the reward workers."""
         from verl.experimental.agent_loop.tool_agent_loop import ToolAgentLoop
 
         from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
@@ -105,13 +105,13 @@ class Side:
         self.worker.reward_loop_worker_handles = [Scored(self.scored, self.picked)]
 
     def _copy(self, number: int) -> Any:
-        """Return the rollout as the loop gives it, once more."""
+        """Return a copy of the rollout as the loop returns it."""
         output = self.pool[number].model_copy()
         output.extra_fields = dict(output.extra_fields)
         return output
 
     def _row(self, number: int) -> dict[str, Any]:
-        """Return the columns of the data set and what verl adds."""
+        """Return the columns of the data set and those that verl adds."""
         return {
             "uid": f"q{number // GROUP}",
             "session_id": number % GROUP,
@@ -124,7 +124,7 @@ class Side:
         }
 
     def _count_bytes(self) -> None:
-        """Measure the bytes of a rollout's fields, tensors and the others, as they go through the queue."""
+        """Measure the bytes of a rollout's fields in the queue, for tensors and for other data."""
         tensors, others, silent = [], [], []
         for number in range(POOL):
             output = self._copy(number)
@@ -143,7 +143,7 @@ class Side:
         self.found |= {"text_kb": text / 1e3, "response_tokens": statistics.mean(map(_tokens, self.pool))}
 
     def drive(self) -> None:
-        """Do what the driver does in a step and in a validation."""
+        """Do the driver's work in a step and in a validation."""
         import transfer_queue as tq
 
         groups = self.args.rollouts // GROUP
@@ -169,7 +169,7 @@ class Side:
         self._validate(batch)
 
     def _old_log_probs(self) -> None:
-        """Put what the actor's workers put before advantages are computed."""
+        """Put the fields that the actor's workers put before advantages are computed."""
         import transfer_queue as tq
         from tensordict import TensorDict
 
@@ -253,7 +253,7 @@ class Side:
         rng = random.Random(2)
         numbers = [rng.randrange(POOL) for _ in range(questions * samples)]
         infos: dict[str, list] = {"reward": [self.scored[n]["score"] for n in numbers]}
-        if self.ours:  # as verl collects them: None where a rollout has no such name
+        if self.ours:  # as verl collects them: None if a rollout lacks a name
             reported = [self.scored[n]["reward_extra_info"] for n in numbers]
             names = dict.fromkeys(name for one in reported for name in one)
             infos |= {name: [one.get(name) for one in reported] for name in names}
@@ -264,7 +264,7 @@ class Side:
 
 
 class RewardWorker:
-    """Stands where Ray's handle of a reward worker stands: what it is asked is pickled, then scored, and timed."""
+    """Takes the place of Ray's handle of a reward worker: pickles each request, scores it, and measures the time."""
 
     def __init__(self, manager: Any) -> None:
         self.manager, self.spent, self.bytes, self.compute_score = manager, list[float](), 0.0, self
@@ -280,7 +280,7 @@ class RewardWorker:
 
 
 class Scored:
-    """Stands there too, and knows the scores already."""
+    """Takes its place too, and returns scores that are already known."""
 
     def __init__(self, scored: list[dict[str, Any]], picked: list[int]) -> None:
         self.scored, self.picked, self.compute_score = scored, picked, self
@@ -300,7 +300,7 @@ def _tokens(output: Any) -> int:
 
 
 def repeat(function: Callable[[], Any], times: int = 3) -> float:
-    """Fewest seconds that one of some calls takes: others work on the machine too."""
+    """Return the seconds of the fastest of several calls, because the machine may be busy."""
     spent = []
     for _ in range(times):
         start = time.perf_counter()

@@ -15,7 +15,7 @@ COUNTS = ("asked", *FATES, "repeated")
 
 @dataclass
 class Start:
-    """One start of the training: the metrics of the steps it logged, and the rollouts by step in its journal."""
+    """One start of the training: the metrics of its logged steps, and the rollouts by step in its journal."""
 
     rows: dict[int, Mapping[str, Any]]
     begun: dict[int, Counter[str]] = field(default_factory=dict)
@@ -28,12 +28,12 @@ class Start:
         return sorted(set(self.begun) - set(self.rows))
 
     def counts(self, step: int) -> dict[str, int]:
-        """Return what the metrics of a step say about its rollouts."""
+        """Return the numbers of rollouts in the metrics of a step."""
         return {name: round(self.rows[step][f"rollouts_total/{name}"]) for name in COUNTS}
 
 
 def read_start(metrics: Path, journal: Path) -> Start:
-    """Read what one start left."""
+    """Read the metrics and the journal of one start."""
     start = Start(rows={row["step"]: row["data"] for row in _lines(metrics) if "rollouts_total/asked" in row["data"]})
     for line in _lines(journal):
         rollout = f"{line['uid']}_{line['session']}"
@@ -47,15 +47,15 @@ def read_start(metrics: Path, journal: Path) -> Start:
 
 
 def check(starts: Sequence[Start], steps: int) -> dict[str, int]:
-    """Compare the two books, and sum up.
+    """Compare metrics and journal, and add up.
 
     Returns:
-        Sums over the steps that the final policy was trained with (by :data:`COUNTS`), ``undone`` (rollouts of logged
-        steps that were trained again from a checkpoint), ``cut off`` (of steps that a stop ended), ``begun`` (all that
-        the journal knows).
+        Sums over the steps that the final policy was trained with (by :data:`COUNTS`); ``undone``: rollouts of logged
+        steps that were trained again from a checkpoint; ``cut off``: rollouts of steps that a stop interrupted;
+        ``begun``: all rollouts in the journal.
 
     Raises:
-        AssertionError: a rollout is missing in one of the books.
+        AssertionError: A rollout is missing in one of them.
     """
     final: dict[int, dict[str, int]] = {}
     undone = 0
@@ -79,6 +79,6 @@ def check(starts: Sequence[Start], steps: int) -> dict[str, int]:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """Whole lines: what is behind the last newline was cut off by a kill."""
+    """Return the complete lines; a kill may have cut off the last one."""
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     return [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]

@@ -1,4 +1,4 @@
-"""The faults of the chaos run, and when they happen: processes killed, a search service gone, a full disk."""
+"""Schedule and cause the faults of the chaos run: killed processes, a search service that is down, a full disk."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ import psutil
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is done once, as soon as the journal says that an event of that step took place."""
+    """A fault that happens once, as soon as the journal has an event of this kind from that step or a later one."""
 
     name: str
     step: int
     event: str
     act: Callable[[int], None]
-    """Given the process id of the rollout worker that wrote the line."""
+    """Called with the process id of the rollout worker that wrote the line."""
 
 
 class SearchService:
@@ -49,7 +49,7 @@ class SearchService:
             raise RuntimeError(f"the search service said {line!r}, expected 'ready at ...'")
 
     def kill(self, _pid: int = 0) -> None:
-        """SIGKILL, in whatever it is doing."""
+        """Send SIGKILL, whatever the service is doing."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -57,7 +57,7 @@ class SearchService:
 
 @dataclass
 class Faults:
-    """The schedule of a run; a fault that was done is not done again when steps are repeated."""
+    """The schedule of a run; a fault does not happen again when steps are repeated."""
 
     seed: int
     service: SearchService
@@ -66,7 +66,7 @@ class Faults:
 
     def __post_init__(self) -> None:
         rng = random.Random(self.seed)
-        # One fault a window, so that what is seen can be told apart.
+        # The windows do not overlap, so that the effects of the faults can be told apart.
         down = [rng.randint(*window) for window in ((4, 9), (22, 26), (48, 53))]
         self.disk_full = rng.randint(37, 41)
         self.steps = {
@@ -88,7 +88,7 @@ class Faults:
         self._full.symlink_to("/dev/full")
 
     def make_room(self) -> None:
-        """Do what a user does before the next start."""
+        """Free the disk, as a user would before the next start."""
         self._full.unlink(missing_ok=True)
 
     @property
@@ -97,7 +97,7 @@ class Faults:
 
     @contextmanager
     def watching(self, journal: Path) -> Iterator[None]:
-        """Do what is due while a training writes its journal."""
+        """Cause the faults that are due while a training writes its journal."""
         self._journal, stop = journal, threading.Event()
         thread = threading.Thread(target=self._watch, args=(journal, stop))
         thread.start()
@@ -122,7 +122,7 @@ class Faults:
     def _do_what_is_due(self, line: dict) -> None:
         for fault in self._faults:
             due = fault.name not in self.done and line["event"] == fault.event and line["step"] >= fault.step
-            if due and f"{line['step']}" not in self.done.values():  # one fault a step
+            if due and f"{line['step']}" not in self.done.values():  # one fault per step
                 self.done[fault.name] = f"{line['step']}"
                 fault.act(line["pid"])
 
@@ -138,5 +138,5 @@ class Faults:
 
 
 def kill(pid: int) -> None:
-    """SIGKILL."""
+    """Send SIGKILL."""
     os.kill(pid, signal.SIGKILL)

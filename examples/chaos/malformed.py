@@ -1,8 +1,8 @@
-"""An agent loop whose rollout server now and then answers with rubbish, and that keeps a journal of its rollouts.
+"""Run an agent loop whose rollout server sometimes answers with rubbish, and keep a journal of its rollouts.
 
-``run.py`` names it in verl's ``agent_loop_config_path`` under the name of the loop whose place it takes. The journal
-(a line when a rollout begins, one for each generation, one when it has ended) is written by the rollout workers
-themselves, apart from all metrics: what the metrics count is compared with it.
+``run.py`` names it in verl's ``agent_loop_config_path`` under the name of our agent loop, which it replaces. The
+rollout workers write the journal themselves (a line when a rollout begins, one for each generation, one when it has
+ended), independently of all metrics, so that the metrics can be compared with it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import random
 from typing import Any
 
 from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
+from verl_mtgrpo.integration.rollout.proxy import Proxy
 
 CALL = '<tool_call>\n{"name": "search", "arguments": %s}\n</tool_call>'
 TEXTS = {
@@ -28,15 +29,15 @@ TEXTS = {
     "many calls": CALL % '{"query": "tower"}' * 8,
     "chat tokens": "<|im_end|><|im_start|>tool\nOslo<|im_end|><|im_start|>assistant\n<answer>Oslo</answer>",
 }
-"""What is put in the place of a completion, by name; "bytes" (random tokens, mostly no UTF-8) and "nothing" besides."""
+"""Texts that replace a completion, by name. Two more kinds: "bytes" (random tokens, mostly not UTF-8) and "nothing"."""
 KINDS = (*TEXTS, "bytes", "nothing")
 
 
 class MalformedAgentLoop(TurnToolAgentLoop):
-    """``mtgrpo_tool_agent`` on a server that :class:`MalformedServer` stands before."""
+    """``mtgrpo_tool_agent`` with its server wrapped in :class:`MalformedServer`."""
 
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> Any:
-        """Do what the base class does, with an entry in the journal at the beginning and at the end."""
+        """Run the rollout, with an entry in the journal at the beginning and one at the end."""
         names = {"uid": kwargs["uid"], "step": int(kwargs["global_steps"]), "session": int(kwargs["session_id"])}
         seed = f"{os.environ['CHAOS_SEED']}/{names['step']}/{kwargs['index']}/{names['session']}"
         share = float(os.environ["CHAOS_MALFORMED"])
@@ -47,24 +48,22 @@ class MalformedAgentLoop(TurnToolAgentLoop):
         return output
 
 
-class MalformedServer:
-    """verl's LLM client, of whose completions a share is replaced."""
+class MalformedServer(Proxy):
+    """verl's LLM client with a share of its completions replaced."""
 
     def __init__(self, server: Any, tokenizer: Any, rng: random.Random, share: float, names: dict[str, Any]) -> None:
-        self._server, self._tokenizer, self._rng, self._share, self._names = server, tokenizer, rng, share, names
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._server, name)
+        super().__init__(server)
+        self._tokenizer, self._rng, self._share, self._names = tokenizer, rng, share, names
 
     async def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Return the server's answer, or rubbish of the same type."""
-        output = await self._server.generate(*args, **kwargs)
+        output = await self._original.generate(*args, **kwargs)
         kind = self._rng.choice(KINDS) if self._rng.random() < self._share else None
         write("generated", {**self._names, "malformed": kind})
         if kind is None:
             return output
         ids = self._tokens(kind)
-        # Nobody knows how probable the policy finds this: the trainer works that out itself before it updates.
+        # The log-probabilities are made up; the trainer computes its own before it updates.
         return output.model_copy(update={"token_ids": ids, "log_probs": [-5.0] * len(ids)})
 
     def _tokens(self, kind: str) -> list[int]:
@@ -77,7 +76,7 @@ class MalformedServer:
 
 
 def write(event: str, fields: dict[str, Any]) -> None:
-    """Add a line to the journal; whole lines, whichever process writes."""
+    """Append a line to the journal; lines of several processes do not mix."""
     line = json.dumps({"event": event, "pid": os.getpid(), **fields}) + "\n"
     journal = os.open(os.environ["CHAOS_JOURNAL"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:

@@ -1,11 +1,11 @@
-"""Sixty steps of training during which everything around the policy fails, and what became of every rollout.
+"""Train for sixty steps while everything around the policy fails, and account for every rollout.
 
     python examples/chaos/run.py                                # minutes on two cores; writes README.md beside this
     python examples/chaos/run.py --table table.md --seed 1      # another schedule, elsewhere
 
-A real run on the CPU: verl's trainer with two rollout workers and two reward workers, the toy policy and a real
-``mtgrpo serve``. Faults come from outside, as signals and files (``faults.py``), except the malformed completions
-(``malformed.py``). Where a fault stops the training, it is started again with the same command, as a user would do.
+This is a real run on the CPU: verl's trainer with two rollout workers and two reward workers, the toy policy and a real
+``mtgrpo serve``. Faults come from outside, as signals and files (``faults.py``), except for malformed completions
+(``malformed.py``). If a fault stops the training, it is started again with the same command, as a user would do.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STARTS = 4
 
 
 def main() -> int:
-    """Train, break, count, write the table."""
+    """Train, cause the faults, count the rollouts and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of the run, new (default: runs/chaos/<time>)")
     parser.add_argument("--table", type=Path, default=HERE / "README.md", help="where the table goes")
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def train_to_end(out: Path, assets: Path, faults: Faults) -> list[str]:
-    """Start the training until it ends well; what each stop before said."""
+    """Start the training again and again until it ends well; return the message of each stop before."""
     stops: list[str] = []
     while True:
         number = len(stops) + 1
@@ -94,7 +94,7 @@ def command_of(out: Path, assets: Path, faults: Faults, *, journal: Path, metric
     values = {
         "actor_rollout_ref.model.path": assets / "policy",
         "actor_rollout_ref.actor.ppo_mini_batch_size": QUESTIONS,
-        # Small: both habits of the toy policy, to search and to guess, are to be there in the last step too.
+        # Small, so that the toy policy still has both habits in the last step: searching and guessing.
         "actor_rollout_ref.actor.optim.lr": 1e-6,
         "data.train_files": assets / "train.parquet",
         "data.val_files": assets / "val.parquet",
@@ -183,7 +183,7 @@ def seen(name: str, step: int, starts: Sequence[Start], said: Sequence[str]) -> 
 
 
 def calls(starts: Sequence[Start]) -> str:
-    """Tool calls that failed for what the model wrote, by kind, in all steps together."""
+    """Return the number of tool calls in all steps that failed because of the model's text, by kind."""
     kinds: Counter[str] = Counter()
     for start in starts:
         for step, row in start.rows.items():

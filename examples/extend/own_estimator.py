@@ -1,12 +1,13 @@
-"""An estimator of your own on this package's core: the return-to-go, normalised at each turn and bounded.
+"""Write your own estimator with this package's core: the return-to-go, normalised at each turn and bounded.
 
-One rollout that got lucky can then not outweigh its whole group. It is registered when verl loads the module:
+The bound keeps one lucky rollout from outweighing its whole group. verl registers the estimator when it loads the
+module:
 
     export PYTHONPATH=$PWD/examples/extend VERL_USE_EXTERNAL_MODULES=own_estimator
     mtgrpo train -- algorithm.adv_estimator=bounded_returns '~algorithm.turn' +algorithm.turn.bound=1.5 ...
 
-(``~algorithm.turn`` takes the preset's knobs away, which are another estimator's.) All arguments of the decorator are
-optional: they are for `mtgrpo report` and for the checks before a run.
+(``~algorithm.turn`` removes the preset's knobs, which belong to another estimator.) All arguments of the decorator are
+optional; `mtgrpo report` and the checks before a run use them.
 """
 
 from torch import Tensor

@@ -1,13 +1,13 @@
-"""A tool of your own, and what each call of it is worth: a calculator.
+"""Write your own tool that says how much each call is worth: a calculator.
 
-Nothing of this package is in it: it is a function tool of verl. Its second value is the call's reward; a reward
-function that takes it (``call.reward``, as own_turn_reward.py does) pays it to the turn that made the call.
+It uses nothing of this package; it is one of verl's function tools. Its second return value is the call's reward. If
+the reward function uses it (``call.reward``, as own_turn_reward.py does), the turn that made the call is paid for it.
 
     TOOL=actor_rollout_ref.rollout.multi_turn
     mtgrpo train -- $TOOL.function_tool_path=$PWD/examples/extend/own_tool.py $TOOL.tool_config_path=null \
         reward.turn.preset=$PWD/examples/extend/own_turn_reward.py:evidence ...
 
-(``tool_config_path=null`` takes the search tool away; without it the policy has both.)
+(``tool_config_path=null`` removes the search tool; otherwise the policy has both.)
 """
 
 import ast
@@ -32,7 +32,7 @@ def calculate(expression: str) -> tuple[ToolResponse, float, dict]:
     except (SyntaxError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         # ok: False makes it a failed call, in metrics and rewards.
         return ToolResponse(text=f"Error: {error}"), 0.0, {"ok": False, "error_kind": "bad_arguments"}
-    worth = 0.2 if isinstance(tree, ast.BinOp) else 0.0  # a number alone is no calculation
+    worth = 0.2 if isinstance(tree, ast.BinOp) else 0.0  # a single number is not a calculation
     return ToolResponse(text=text), worth, {"ok": True}
 
 

@@ -1,4 +1,4 @@
-"""A turn reward of your own: evidence earns, a failed call costs, and what a tool reports about its call counts.
+"""Write your own turn reward: evidence earns, a failed call costs, and a tool's own reward for its call counts.
 
 mtgrpo train -- reward.turn.preset=$PWD/examples/extend/own_turn_reward.py:evidence ...
 """
@@ -10,9 +10,9 @@ from verl_mtgrpo.rewards.answers import accepted_answers, contains, exact_match,
 
 
 def evidence(transcript: Transcript, ground_truth: Any) -> TurnRewards:
-    """0.5 for the first turn whose results hold an answer, -0.1 for a failed call, the outcome is exact match."""
+    """Pay 0.5 to the first turn whose results hold an answer, -0.1 per failed call, and exact match as outcome."""
     accepted = accepted_answers(ground_truth)
-    searchable = searchable_answers(accepted)  # without yes and no, which stand in most results
+    searchable = searchable_answers(accepted)  # without yes and no, which are in most results
     paid: list[float] = []
     found = False
     for turn in transcript.turns:

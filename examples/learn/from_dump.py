@@ -1,8 +1,8 @@
-"""Read off a validation dump where a run stands on the map of ``mtgrpo lab learn``, and print the command.
+"""Locate a run on the map of ``mtgrpo lab learn`` by its validation dump, and print the command for that point.
 
     python examples/learn/from_dump.py runs/mine/validation/0.jsonl
 
-The dump is one from before training. What P, b, q and r are, and how far to trust them: docs/when.md.
+The dump should be from before training. docs/when.md explains P, b, q and r, and how far to trust them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def point(rows: list[Row]) -> dict[str, float]:
     """Return the settings of the search task that fit the rollouts of a dump.
 
     Raises:
-        SystemExit: No rollout called the tool, or all did, so that a number has nothing to come from.
+        SystemExit: No rollout called the tool, or all did, so that one of the numbers cannot be estimated.
     """
     kept = [row for row in rows if not row.get("outcome/dropped")]
     called = [row for row in kept if row["tool/calls"]]
@@ -37,7 +37,7 @@ def point(rows: list[Row]) -> dict[str, float]:
 
 
 def _share(rows: list[Row], what: Callable[[Row], Any], of: str) -> float:
-    """Return a share that the laboratory takes: more than 0 and less than 1."""
+    """Return a share between 0 and 1, both excluded, as the laboratory requires."""
     if not rows:
         sys.exit(
             f"no rollout of the dump {of}, so there is nothing to measure; validate with more samples (val_kwargs.n)"

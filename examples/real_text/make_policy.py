@@ -1,7 +1,7 @@
 """Make a tiny policy for real questions, so that the trainer can be tried on real text without a GPU.
 
-It is a model of about a million parameters with a tokenizer learned from the questions and passages. Drills teach it
-to repeat a text it was given and to search with the question as the query; then habits that reinforcement learning has
+It is a model of about a million parameters with a tokenizer learned from the questions and passages. Drills teach it to
+repeat a given text and to search with the question as the query. Then it learns bad habits for reinforcement learning
 to correct: it searches in one of four rollouts, and most of those searches are for the question's first word only.
 
     python make_policy.py --questions data/train.parquet --index index --out policy
@@ -26,8 +26,8 @@ from verl_mtgrpo.rewards.answers import accepted_answers, mentions
 
 TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}]
 NO_NAMES = World((), (), (), ())
-REPEAT = 0.7  # share of drills that repeat words without sense: nothing to memorise, copying is the only way
-REHEARSE = 0.3  # share of drills among the habits, or copying is lost again
+REPEAT = 0.7  # share of drills that repeat random words, which can only be copied and not memorised
+REHEARSE = 0.3  # share of drills among the habits, without which copying is lost again
 
 
 class RealDemonstrator:
@@ -46,7 +46,7 @@ class RealDemonstrator:
         return self._searched(question, question)
 
     def habit(self, habits: Habits) -> Demonstration:
-        """Mostly give up; if it searches, mostly for the question's first word only."""
+        """Give up in most cases, and otherwise search mostly for the question's first word only."""
         if self.rng.random() < REHEARSE:
             return self.drill()
         question = self.rng.choice(self.questions)
@@ -62,7 +62,7 @@ class RealDemonstrator:
         return Demonstration((*turns, assistant(f"<answer>{answer}</answer>")), RENAME_NONE)
 
     def search(self, question: str) -> str:
-        """Return what the tool answers with this folder's ``search_tool.yaml``."""
+        """Return the answer of the tool with this folder's ``search_tool.yaml``."""
         passages = self.index.search([query_for(question)], 1)[0]
         return render_passages(passages, template="{title}: {text}", max_chars=400)
 

@@ -2,10 +2,10 @@
 
     python examples/resume/kill_and_resume.py --out runs/resume          # three seeds, about half an hour on two cores
 
-For each seed the demo's MT-GRPO run is trained twice: without a break, and in a process that is killed, with everything
-it started, at three random moments and given the same command again each time. Writes OUT/README.md: the final
-validation of both, the steps that each logged, and whether each step asked the same questions. Can be stopped and given
-again.
+For each seed the demo's MT-GRPO run is trained twice: once without a break, and once in a process that is killed, with
+everything it started, at three random moments and started again with the same command each time. It writes
+OUT/README.md with the final validation of both, the steps that each logged, and whether each step asked the same
+questions. You can stop this program and start it again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KILLS = 3
 
 
 def main() -> None:
-    """Train what is missing, then write the table."""
+    """Train the runs that are missing, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/resume"))
     parser.add_argument("--assets", type=Path, default=Path("runs/demo"), help="where mtgrpo demo keeps its worlds")
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def train_and_kill(plan: RunPlan, *, seed: int) -> list[tuple[int, int]]:
-    """Finish a run that is killed ``KILLS`` times; in which step, and the checkpoint that it went on from (0: none)."""
+    """Finish a run with ``KILLS`` kills; return the step of each, and the checkpoint to continue from (0: none)."""
     record = plan.folder.with_suffix(".kills.json")
     killed_at = json.loads(record.read_text()) if record.exists() else []
     chance = random.Random(seed)
@@ -79,17 +79,17 @@ def train_and_kill(plan: RunPlan, *, seed: int) -> list[tuple[int, int]]:
 
 
 def metrics_files(plan: RunPlan) -> list[Path]:
-    """Return one per start, oldest first."""
+    """Return the metrics files, one per start, oldest first."""
     return sorted(plan.folder.glob("metrics-*.jsonl"))
 
 
 def logged_steps(metrics: Path) -> list[int]:
-    """Training steps in the order in which they were logged."""
+    """Return the training steps in the order in which they were logged."""
     return [step for step, data in MetricsTail(metrics).read_new() if "timing_s/step" in data]
 
 
 def kill_family(child: multiprocessing.process.BaseProcess) -> None:
-    """SIGKILL to a process and all below it, verl, Ray and their workers; nobody gets to clean up."""
+    """Send SIGKILL to a process and all its descendants (verl, Ray, workers), so that none of them can clean up."""
     family = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -14,7 +14,7 @@ from verl_mtgrpo.cli import data
 from verl_mtgrpo.errors import ConfigError, DataError
 from verl_mtgrpo.retrieval import BM25Index, Passage
 
-# Question sets of one's own to try everything on, for example MTGRPO_QUESTION_FILES=squad.json:hotpotqa.json
+# Your question sets to try everything on, for example MTGRPO_QUESTION_FILES=squad.json:hotpotqa.json
 QUESTION_FILES = list(filter(None, os.environ.get("MTGRPO_QUESTION_FILES", "").split(os.pathsep)))
 
 
@@ -33,16 +33,45 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
-def test_writes_parquet_and_prints_the_manifest(questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_writes_parquet_and_prints_a_summary(questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
-    assert mtgrpo(questions, "--out", out, "--val-fraction", 0.2, "--max-train", 30, "--seed", 3) == 0
-    printed = capsys.readouterr().out
-    manifest, end = json.JSONDecoder().raw_decode(printed)
-    assert manifest == json.loads((out / "manifest.json").read_text())
-    assert f"{out}/train.parquet: 30 train questions" in printed[end:]
+    options = ["--out", out, "--val-fraction", 0.2, "--max-train", 30, "--seed", 3]
+    assert mtgrpo(questions, *options) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{out}/train.parquet: 30 train questions",
+        f"{out}/val.parquet: 10 val questions",
+        f"{out}/manifest.json: sources, options, counts and checksums",
+    ]
+    assert mtgrpo(questions, *options, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((out / "manifest.json").read_text())
     train = pq.read_table(out / "train.parquet").to_pylist()
     assert {row["data_source"] for row in train} == {"nq-open"}
     assert pq.read_metadata(out / "val.parquet").num_rows == 10
+
+
+def test_says_that_numbers_become_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def row(n: int, truth: object) -> dict[str, object]:
+        return {"prompt": [{"role": "user", "content": f"q {n}"}], "reward_model": {"ground_truth": truth}}
+
+    file, out = tmp_path / "maths.jsonl", tmp_path / "out"
+    file.write_text("".join(json.dumps(row(n, truth)) + "\n" for n, truth in enumerate((7, 0.5, "8", True))))
+    mtgrpo(file, "--out", out, "--val-fraction", 0)
+    said = "maths.jsonl: 2 rows have a number as reward_model.ground_truth; here it is text, because the packaged"
+    assert capsys.readouterr().out.startswith(said)
+    rows = pq.read_table(out / "train.parquet").to_pylist()
+    targets = [row["reward_model"]["ground_truth"]["target"] for row in rows]
+    assert targets == [["7"], ["0.5"], ["8"], ["yes", "true"]]
+
+    file.write_text("".join(json.dumps(row(n, "8")) + "\n" for n in range(3)))
+    mtgrpo(file, "--out", out, "--val-fraction", 0)
+    assert "ground_truth" not in capsys.readouterr().out
+
+
+def test_a_ground_truth_that_is_no_number_is_refused(tmp_path: Path):
+    file = tmp_path / "maths.jsonl"
+    file.write_text('{"prompt": [{"role": "user", "content": "q"}], "reward_model": {"ground_truth": NaN}}\n')
+    with pytest.raises(DataError, match=r"line 1: reward_model.ground_truth is nan, expected"):
+        mtgrpo(file, "--out", tmp_path / "out")
 
 
 def test_says_that_there_are_no_validation_questions(
@@ -89,8 +118,7 @@ def test_a_known_set_from_local_files_with_an_index(tmp_path: Path, capsys: pyte
     BM25Index.build(passages, tmp_path / "index", source="houses")
     options = ["--local", tmp_path / "qa", "--index", tmp_path / "index", "--check-top", 1, "--only-answerable"]
     assert mtgrpo("nq", "popqa", *options, "--out", tmp_path / "out") == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[printed.index("}") + 1 :] == [
+    assert capsys.readouterr().out.splitlines() == [
         "popqa has no training split: it is used for validation only",
         "nq: 1 training questions are left out because validation also asks them",
         "nq, val: 1 of 2 questions (50.0%) have a gold answer in the first 1 passages; 0 yes/no not counted",
@@ -98,6 +126,7 @@ def test_a_known_set_from_local_files_with_an_index(tmp_path: Path, capsys: pyte
         "nq, train: 2 of 3 questions (66.7%) have a gold answer in the first 1 passages; 0 yes/no not counted",
         f"{tmp_path}/out/train.parquet: 2 train questions",
         f"{tmp_path}/out/val.parquet: 4 val questions",
+        f"{tmp_path}/out/manifest.json: sources, options, counts and checksums",
     ]
 
 

@@ -140,12 +140,14 @@ def test_training_rollouts_are_said_to_be_such(tmp_path: Path, capsys: pytest.Ca
         (["{tmp}/run", "--resamples", "1"], "resamples is 1"),
         (["--checkpoint", "{tmp}/run"], "expected a folder global_step_N"),
         (["--checkpoint", "{tmp}/global_step_x"], "expected a folder global_step_N"),
+        (["--model", "m", "--dry-run"], "data.val_files is not set; add their file after the options: -- data.val"),
+        (["--model", "m", "--dry-run", "--", "data.train_files=q"], "data.val_files is not set"),
     ],
 )
 def test_bad_input(options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     dump(tmp_path / "run" / "7.jsonl", 1)
     options = [option.format(tmp=tmp_path) for option in options]
-    assert main(["eval", *options, "--out", str(tmp_path / "out")]) == 1
+    assert main(["eval", "--out", str(tmp_path / "out"), *options]) == 1
     assert message in capsys.readouterr().err
 
 
@@ -165,6 +167,12 @@ def test_the_command_for_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixt
     assert words.index("data.train_files=${data.val_files}") < words.index("data.val_files=test.parquet")
     assert words.index("trainer.logger=[console]") > words.index("trainer.logger=[console,wandb]")
     assert words[-2:] == ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={tmp_path}/global_step_20"]
+
+
+@pytest.mark.parametrize("own", ["+data.val_files=q", "hydra.searchpath=[file:///mine]", "--config-name=mine"])
+def test_questions_may_be_named_in_other_ways(own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["eval", "--model", "m", "--dry-run", "--out", str(tmp_path), "--", own]) == 0
+    assert own in shlex.split(capsys.readouterr().out.replace("\\\n", " "))
 
 
 def test_the_command_for_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

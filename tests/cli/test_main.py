@@ -46,6 +46,23 @@ def test_debug_goes_before_or_after_the_command(argv: list[str]) -> None:
     assert build_parser().parse_args(["demo"]).debug is False
 
 
+@pytest.mark.parametrize(
+    ("argv", "usage", "message"),
+    [
+        (["lab", "--quick"], "usage: mtgrpo lab [-h]", "mtgrpo lab: error: unrecognized arguments: --quick"),
+        (["lab", "learn", "--no"], "usage: mtgrpo lab learn [-h]", "mtgrpo lab learn: error: unrecognized arguments:"),
+        (["data", "q", "--out", "o", "--no"], "usage: mtgrpo data [-h]", "mtgrpo data: error: unrecognized arguments:"),
+        (["--no"], "usage: mtgrpo [-h]", "mtgrpo: error: unrecognized arguments: --no"),
+    ],
+)
+def test_a_wrong_option_shows_the_usage_of_its_command(argv, usage, message, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    shown = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert shown.startswith(usage) and f"\n{message}" in shown
+
+
 def test_an_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--steps", "0", "--out", str(tmp_path)]) == 1
     shown = capsys.readouterr()

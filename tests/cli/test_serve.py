@@ -33,9 +33,9 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     "options, message",
     [
         (["--port", 70000], "--port is 70000, expected 0 to 65535"),
-        (["--topk", 0], "default_k of mtgrpo serve is 0, expected at least 1"),
-        (["--timeout", -1], "timeout_s of mtgrpo serve is -1.0, expected more than 0"),
-        (["--queue", -1], "queue of mtgrpo serve is -1, expected at least 0"),
+        (["--topk", 0], "error: --topk is 0, expected at least 1"),
+        (["--timeout", -1], "error: --timeout is -1.0, expected more than 0"),
+        (["--queue", -1], "error: --queue is -1, expected at least 0"),
         (["--replicas", 2], "replicas need Ray; add --ray, or remove"),
         (["--max-replicas", 2], "replicas need Ray; add --ray, or remove"),
         (["--ray", "--replicas", 2, "--max-replicas", 3], "use either --replicas or --min-replicas and --max-replicas"),

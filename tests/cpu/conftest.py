@@ -3,7 +3,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def one_torch_thread():
-    """Tiny models gain nothing from threads, and lose a lot where cores are shared."""
+    """Use one thread: tiny models gain nothing from more, and lose a lot if cores are shared."""
     torch = pytest.importorskip("torch")
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ WEIGHTS = {
 
 
 async def update(sender, others, receivers, weights) -> list[dict[str, torch.Tensor]]:
-    """What verl's CheckpointEngineManager does with the engines of all workers."""
+    """Do what verl's CheckpointEngineManager does with the engines of all workers."""
     actors = [sender, *others]
     metadata = [engine.prepare() for engine in [*actors, *receivers]]
     to_actors, to_receivers = TcpCheckpointEngine.build_topology(len(actors), len(receivers), metadata)

@@ -1,4 +1,4 @@
-"""What is registered with verl, and when: VERL_PLATFORM=cpu and never otherwise."""
+"""Check what is registered with verl: only with VERL_PLATFORM=cpu, and never otherwise."""
 
 import json
 import os

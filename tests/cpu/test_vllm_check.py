@@ -1,4 +1,4 @@
-"""What is said where real vLLM cannot serve a run on the CPU; vLLM itself is not needed here (see test_vllm.py)."""
+"""Check the messages if real vLLM cannot serve a run on the CPU; this does not need vLLM (see test_vllm.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.process, pytest.mark.compose]
 
 
 class Installed:
-    """A folder in front of everything on sys.path: its distributions are found first."""
+    """Make a folder that is first on sys.path, so that its distributions are found first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -83,3 +83,8 @@ def insert_columns(values: Tensor, at: list[int], fill: float = 0) -> Tensor:
         pieces += [values[:, start:position], torch.full((len(values), 1), fill, dtype=values.dtype)]
         start = position
     return torch.cat([*pieces, values[:, start:]], dim=1)
+
+
+def on_tensors(fields, change):
+    """Return the fields, with ``change`` applied to those that are tensors."""
+    return {field: change(one) if isinstance(one, torch.Tensor) else one for field, one in fields.items()}

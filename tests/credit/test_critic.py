@@ -1,4 +1,4 @@
-"""GAE over turns, and over turns and tokens: by hand, against the naive loops, and against verl's ``gae``."""
+"""Compare GAE over turns, and over turns and tokens, with numbers by hand, naive loops, and verl's ``gae``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_bilevel_gae_by_hand():
 
 @pytest.mark.imports_verl
 def test_verls_token_gae_on_the_same_example_by_hand():
-    # What `mt_ppo` computes. γ = λ = 1: return-to-go less the token's value; observation tokens are stepped over.
+    # What `mt_ppo` computes. γ = λ = 1: return-to-go minus the token's value; observation tokens are skipped.
     # 1.5 - .8 = .7, 1.5 - .9 = .6 | 1 - .6 = .4, 1 - .7 = .3. Whitened: mean .5, std √((.04 + .01 + .01 + .04) / 3).
     core_algos = pytest.importorskip("verl.trainer.ppo.core_algos")
     advantages, returns = core_algos.compute_gae_advantage_return(

@@ -1,4 +1,4 @@
-"""Corpora as they come: huge lines, broken text, odd characters. Read whole, or refused by name."""
+"""Read corpora with huge lines, broken text and odd characters: completely, or with an error that names the place."""
 
 from __future__ import annotations
 

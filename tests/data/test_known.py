@@ -1,4 +1,4 @@
-"""Sets known by name, made small here in the layouts that their repositories' cards describe."""
+"""Read sets by name, from small copies in the layouts that their repositories' cards describe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZES = {"train": 5, "dev": 2, "validation": 2, "test": 2}
 
 CONTEXT = {"title": ["T"], "sentences": [["A sentence."]]}
 ORIGINAL: dict[str, tuple[str, str, dict[str, Any]]] = {
-    # repository, where its files are, the columns beside the question; $ becomes the answer
+    # repository, place of its files, columns besides the question; $ becomes the answer
     "nq": ("google-research-datasets/nq_open", "nq_open/{}-00000-of-00001.parquet", {"answer": ["$", "also $"]}),
     "triviaqa": (
         "mandarjoshi/trivia_qa",
@@ -118,7 +118,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which the hub's names are folders: ``datasets`` takes these first, so the real loading code runs."""
+    """Make a folder with the hub's names as folders, which ``datasets`` prefers, so the real loading code runs."""
     monkeypatch.chdir(tmp_path)
     make_flashrag(tmp_path / "RUC-NLPIR" / "FlashRAG_datasets")
     for name, (repo, _, _) in ORIGINAL.items():

@@ -1,4 +1,4 @@
-"""Which questions end up where: test sets, questions asked twice, limits, and whether an index can answer."""
+"""Check where questions end up: test sets, repeated questions, limits, and whether an index can answer them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_files_given_as_tests_go_to_validation_whole(tmp_path: Path):
     assert asked(tmp_path / "out" / "train.parquet") == [f"Who is number {n}?" for n in range(20)]
     assert asked(tmp_path / "out" / "val.parquet") == [f"Who is number {n}?" for n in range(20, 30)]
     assert manifest["val_fraction"] == 0.0
-    # A fraction that is asked for counts, beside the test set.
+    # If a fraction is given, it counts in addition to the test set.
     write_dataset([train], tmp_path / "out", tests=[test], val_fraction=0.5)
     assert [len(asked(tmp_path / "out" / f"{name}.parquet")) for name in ("train", "val")] == [10, 20]
 
@@ -76,7 +76,7 @@ def test_the_same_words_about_another_article_are_another_question(tmp_path: Pat
     path = squad(tmp_path / "a.json", [f"Article {n}" for n in range(10)], "When was it built?")
     manifest = write_dataset([path], tmp_path / "out", val_fraction=0.5)
     assert {name: part["rows"] for name, part in manifest["splits"].items()} == {"train": 5, "val": 5}
-    # But not in a set that is given as a test: nobody knows what it is about.
+    # But not in a set that is given as a test, because we do not know what it is about.
     other = numbered(tmp_path / "c.jsonl", range(2))
     test = squad(tmp_path / "b.json", ["Elsewhere"], "When was it built?")
     manifest = write_dataset([path, other], tmp_path / "out", tests=[test])

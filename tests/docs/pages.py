@@ -1,4 +1,4 @@
-"""What the pages of the documentation hold: code blocks, commands, code in their text, links."""
+"""Read the pages of the documentation: code blocks, commands, code in the text, links."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 """The documentation."""
 OTHERS_PAGE = ROOT / "docs" / "coming-from.md"
-"""Where commands, keys and files of other projects stand, in the left column of its tables."""
+"""The page with commands, keys and files of other projects, in the left column of its tables."""
 FOLDERS = ("recipes", "examples", "tests/gpu")
 ALL_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md", *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
 """The documentation and what it links to."""
@@ -66,7 +66,7 @@ def code_spans(page: Path) -> list[str]:
 
 
 def links(page: Path) -> list[str]:
-    """What the page links to."""
+    """Return the links of the page."""
     return _LINK.findall(re.sub(r"`[^`\n]+`", "`", prose(page)))
 
 

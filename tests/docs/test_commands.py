@@ -1,4 +1,4 @@
-"""Every command of the documentation is one that can be given: it is run, parsed by the real parser, or composed."""
+"""Check every command of the documentation: run it, parse it with the real parser, or compose it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from verl_mtgrpo.cli.main import build_parser
 
 OF_MTGRPO = [command for page in ALL_PAGES for command in commands(page) if command.words[:1] == ("mtgrpo",)]
 SHOWN_ONLY = ("curl", "export", "git", "pip")
-"""Programs whose commands are read here and never run."""
+"""Programs whose commands are only parsed, never run."""
 
 
 def test_no_command_goes_unlooked_at():

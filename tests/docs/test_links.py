@@ -35,3 +35,11 @@ def test_every_page_is_in_the_menu():
 
 def test_the_front_page_is_short():
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_wandb_is_never_named_without_what_it_needs():
+    """wandb asks for a login on the terminal, in a training process too."""
+    texts = {name_of(page): page.read_text(encoding="utf-8") for page in ALL_PAGES if page.name != "reference.md"}
+    naming = [name for name, text in texts.items() if "wandb" in text]
+    assert "README.md" in naming
+    assert not [name for name in naming if not all(way in texts[name] for way in ("wandb login", "WANDB_MODE=offline"))]

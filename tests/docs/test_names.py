@@ -19,15 +19,15 @@ from verl_mtgrpo.rewards.judge_client import JudgeSettings
 pytestmark = pytest.mark.compose
 
 OPEN = "data.apply_chat_template_kwargs."
-"""Takes whatever the chat template knows."""
+"""A node that accepts any argument of the chat template."""
 COLUMNS = ("reward_model.ground_truth",)
-"""Of verl's question files, and no keys."""
+"""Columns of verl's question files, which are not config keys."""
 GROUPS = ("+mtgrpo=mt_grpo", "+mtgrpo=turn_gae", "+mtgrpo=bilevel_gae", "+mtgrpo=mt_ppo", "+mtgrpo_cpu=vllm")
 
 
 @cache
 def keys() -> frozenset[str]:
-    """Every key of verl's config with our groups, and those of settings that stand in no group."""
+    """Return every key of verl's config with our groups, and keys of settings that are in no group."""
     found = {f"reward.turn.judge.{name}" for name in signature(JudgeSettings).parameters}
     for group in GROUPS:
         found |= set(_paths(composed(group)))
@@ -42,7 +42,7 @@ def _paths(node, path=""):
 
 
 def spans(page):
-    """Code in the text; of the page on other projects, what stands in the right columns."""
+    """Return code in the text; on the page about other projects, only that in the right columns."""
     if page != OTHERS_PAGE:
         return code_spans(page)
     rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
@@ -70,7 +70,7 @@ def test_files_and_modules_exist(page):
 
 
 def exists(name: str) -> bool:
-    """Whether a dotted name is a module, or something defined or imported in one; nothing is imported for it."""
+    """Return True if a dotted name is a module, or is defined or imported in one; nothing is imported here."""
     place, parts = ROOT, name.split(".")
     while parts and (place / parts[0]).is_dir():
         place /= parts.pop(0)

@@ -1,4 +1,4 @@
-"""The Python of the documentation runs as it stands."""
+"""Run the Python of the documentation as it is printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands of the documentation that are cheap run as they stand, on small files of the names that they use."""
+"""Run the cheap commands of the documentation as they are printed, on small files with the names that they use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUESTIONS = [{"question": f"Which town does river {n} run by?", "answers": [f"to
 
 
 def runs_here(command: Command) -> bool:
-    """Commands that need no network, no model and no minutes."""
+    """Return True for commands that need no network, no model and no minutes."""
     program, name, *arguments = [*command.words, ""]
     if program != "mtgrpo" or name not in ("index", "data", "report", "eval"):
         return False
@@ -29,7 +29,7 @@ RUN = {page: found for page in PAGES if (found := [one for one in commands(page)
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """The files that the documentation speaks of, in the current folder."""
+    """Make the files that the documentation names, in the current folder."""
     monkeypatch.chdir(tmp_path)
     lines = "".join(json.dumps(one) + "\n" for one in PASSAGES)
     (tmp_path / "corpus.jsonl").write_text(lines)

@@ -1,4 +1,4 @@
-"""The table of :mod:`.test_broken_setups`: what is broken, how, and what has to be said of it."""
+"""List the broken set-ups of :mod:`.test_broken_setups`: what is broken, how, and which message it has to cause."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ SETUPS = [
     ),
     broken(
         "reward function of one's own does not exist",
-        r"preset is '/no/mine.py:score', but /no/mine.py cannot be loaded",
+        r"preset is '/no/mine.py:score', but there is no file /no/mine.py; name an existing file",
         "reward",
         "reward.turn.preset=/no/mine.py:score",
     ),

@@ -1,4 +1,4 @@
-"""A complete set-up on a CPU, and the parts that break it: made once in a second, nothing in it is trained."""
+"""Make a complete set-up on a CPU in a second, without any training, and the parts that break it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Healthy:
         )
 
     def questions(self, name: str, change: Callable[[dict[str, Any]], Any] | None = None, *, format: str = "") -> Path:
-        """Eight rows, each changed; the system prompt is that of ``format``."""
+        """Write eight rows, each changed by ``change``, with the system prompt of ``format``."""
         about = {"split": "train", "data_source": "toy", "system_prompt": SYSTEM_PROMPTS.get(format)}
         rows = [make_row(QUESTION, [RIGHT], index=n, id=str(n), **about) for n in range(8)]  # type: ignore[arg-type]
         for row in rows:
@@ -66,7 +66,7 @@ class Healthy:
         return self.folder / f"{name}.parquet"
 
     def tool(self, name: str, **settings: Any) -> str:
-        """The override for a copy of the packaged tool YAML; ``class_name`` and ``called`` change the tool itself."""
+        """Return the override for a changed copy of the packaged tool YAML; ``called`` is the name of the tool."""
         whole = OmegaConf.load(TOOL_YAML)
         tool = whole.tools[0]
         tool.class_name = settings.pop("class_name", tool.class_name)
@@ -76,7 +76,7 @@ class Healthy:
         return f"{TURNS}.tool_config_path={self.folder / f'{name}.yaml'}"
 
     def with_template(self, name: str, template: str | None) -> str:
-        """The override for a policy with another chat template."""
+        """Return the override for a policy with another chat template."""
         folder = shutil.copytree(self.policy, self.folder / name, dirs_exist_ok=True)
         (folder / "chat_template.jinja").unlink(missing_ok=True)
         if template:
@@ -84,26 +84,26 @@ class Healthy:
         return f"actor_rollout_ref.model.path={folder}"
 
     def other_index(self, name: str, **changes: Any) -> Path:
-        """A copy of the index with another manifest."""
+        """Copy the index with a changed manifest."""
         folder = shutil.copytree(self.index, self.folder / name, dirs_exist_ok=True)
         manifest = json.loads((folder / "manifest.json").read_text())
         (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
         return folder
 
     def long_index(self) -> Path:
-        """An index whose one passage is longer than a response may be."""
+        """Build an index with a single passage that is longer than a response may be."""
         text = "The tower is in Oslo. " * 120
         BM25Index.build([Passage("1", "Tower", text)], self.folder / "long", source="made by the test")
         return self.folder / "long"
 
     def file(self, name: str, text: str) -> Path:
-        """A file in the folder."""
+        """Write a file in the folder."""
         (self.folder / name).write_text(text)
         return self.folder / name
 
 
 def dead_url() -> str:
-    """An address at which nobody listens."""
+    """Return an address at which nothing listens."""
     return f"http://127.0.0.1:{free_port()}"
 
 
@@ -115,14 +115,14 @@ NO_TOOL_ROLE = CHAT_TEMPLATE.replace(
 DROPS_TOOL_MESSAGES = CHAT_TEMPLATE.replace(
     "{%- for message in messages %}<|im_start|>", "{%- for message in messages if message.role != 'tool' %}<|im_start|>"
 )
-# As templates do that show thoughts in the last turn only: a message behind the turn changes how it looks.
+# Like templates that show thoughts in the last turn only: a message after a turn changes how the turn is rendered.
 CHANGES_EARLIER_TURNS = CHAT_TEMPLATE.replace(
     "{% if message.content is string %}", "{% if loop.last %}(last) {% endif %}{% if message.content is string %}"
 )
 
 
 def fake_package(folder: Path, name: str, version: str) -> Path:
-    """A folder that, first on the path, makes ``name`` look installed in this version."""
+    """Make a folder that, if it is first on the path, makes ``name`` look installed in this version."""
     info = folder / f"fake-{name}-{version}" / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -135,18 +135,18 @@ DATA = "data.train_files="
 
 @dataclass(frozen=True)
 class Broken:
-    """One thing that is wrong.
+    """One mistake in a set-up.
 
     Attributes:
-        name: What is wrong.
-        says: What the message has to say (a regular expression).
-        change: Overrides behind the healthy ones.
-        make: Makes what is broken and gives more overrides.
+        name: The mistake.
+        says: A regular expression that message and fix have to match.
+        change: Overrides after those of the healthy set-up.
+        make: Makes the broken part and returns more overrides.
         preset: The config group.
-        env: Environment variables; None: not set.
+        env: Environment variables; None for one that is not set.
         package: Name and version of a package that looks installed.
         check: The check that fails.
-        starts: Whether the start of a run sees it too; what Hydra, verl or pip refuse is refused before.
+        starts: True if the start of a run finds it too, and not Hydra, verl or pip before that.
     """
 
     name: str
@@ -161,22 +161,22 @@ class Broken:
 
 
 def broken(name: str, says: str, check: str, *change: str, **more: Any) -> Broken:
-    """What overrides alone break, or what ``make`` makes."""
+    """Return a mistake made by overrides, or by ``make``."""
     return Broken(name, says, change, check=check, **more)
 
 
 def environment(name: str, says: str, check: str, **more: Any) -> Broken:
-    """What is wrong before there is a config."""
+    """Return a mistake that shows before there is a config."""
     return broken(name, says, check, starts=False, **more)
 
 
 def with_index(name: str, says: str, make: Callable[[Healthy], Any]) -> Broken:
-    """The search tool looks at what ``make`` gives."""
+    """Return a mistake in the index, which ``make`` makes."""
     return Broken(name, says, make=lambda run: run.tool("tool", index=str(make(run)), patience_s=1.0), check="index")
 
 
 def with_rows(name: str, says: str, change: Callable[[dict[str, Any]], Any], *, check: str = "data") -> Broken:
-    """Each training question is changed."""
+    """Return a mistake that ``change`` makes in each training question."""
     return broken(name, says, check, make=lambda run: f"{DATA}{run.questions('broken', change)}")
 
 

@@ -1,4 +1,4 @@
-"""Set-ups that are broken in one place: `mtgrpo doctor` and the start of a run say which, and nothing is trained.
+"""Break set-ups in one place: `mtgrpo doctor` and the start of a run report it, and nothing is trained.
 
 ``pytest tests/doctor/test_broken_setups.py -s`` prints the table.
 """
@@ -38,7 +38,7 @@ def table() -> Iterator[list[tuple[str, int, str]]]:
 
 
 def arrange(case: Broken, run: Healthy, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """Break it; the overrides of the broken run."""
+    """Break the set-up, and return the overrides of the broken run."""
     for name, value in case.env.items():
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     if case.package:
@@ -250,7 +250,7 @@ def test_the_whole_command_with_a_ray_worker(healthy):
 
 @pytest.mark.verl
 def test_a_plugin_that_cannot_be_loaded(tmp_path, monkeypatch):
-    """verl swallows the error; a fresh process shows what is missing then."""
+    """verl swallows the error, but a fresh process shows which module is missing."""
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['wrapt'] = None\n")
     path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
     command = [sys.executable, "-m", "verl_mtgrpo.cli.main", "doctor", "--no-ray"]

@@ -1,4 +1,4 @@
-"""Each check stands alone: alone, or in whatever order, it finds what it finds among all others."""
+"""Checks are independent: each finds the same alone, in any order, and among all others."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_each_check_can_be_made_alone(overrides, healthy):
         alone = examine(Setup(config), [check])
         assert {finding.check for finding in alone} <= {check.name}
         of_it = [finding for finding in together if finding.check == check.name]
-        # What several checks stumble over is said once among all: by the last of them.
+        # If several checks fail on the same thing, only the finding of the last one is kept.
         others = {finding.message for finding in together if finding.check != check.name}
         assert [finding for finding in alone if finding.message not in others] == of_it
 

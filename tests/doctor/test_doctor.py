@@ -1,4 +1,4 @@
-"""The command line of `mtgrpo doctor`: what may be pasted, what is printed. The checks have tests in integration."""
+"""Test the command line and the output of `mtgrpo doctor`; other modules test its checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A forgotten part is caught when the run starts, with what to do: through verl's own main and through its configs."""
+"""Forget a part of a run: its start stops with a fix, in verl's own main and with its configs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BY_HAND = (
     f"{ROLLOUT}.multi_turn.enable=True",
     f"{TOOL}=${{mtgrpo_asset:tools/search_tool.yaml}}",
     f"{ROLLOUT}.n=4",
-    "+trainer.turn.preflight=config",  # model and questions are verl's examples, which are not here
+    "+trainer.turn.preflight=config",  # model and questions are those of verl's examples, which are not on this machine
 )
 
 
@@ -130,7 +130,7 @@ def test_questions_that_name_another_agent_loop(tmp_path: Path, agent, fine):
 
 @pytest.mark.verl
 def test_where_the_plugin_is_missing_the_documented_commands_stop(tmp_path: Path):
-    """Nothing of ours runs there; a key without + that only our group has is refused by Hydra."""
+    """Without the group nothing of ours runs, and Hydra refuses a key without + that only our group has."""
     result = main_ppo(
         tmp_path,
         "+mtgrpo=mt_grpo",

@@ -1,4 +1,4 @@
-"""What has to be measured on a GPU: ``make test-gpu``, README.md here."""
+"""Measurements that need a GPU: ``make test-gpu``; see the README.md here."""
 
 import os
 

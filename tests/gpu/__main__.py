@@ -1,4 +1,4 @@
-"""The whole kit in one command, on a machine with one NVIDIA GPU.
+"""Run the whole kit in one command, on a machine with one NVIDIA GPU.
 
     make test-gpu                      # or: python -m tests.gpu
     make test-gpu DEVICE=cpu           # everything that needs no GPU
@@ -19,7 +19,7 @@ PARTS = ("estimators", "verl")
 
 
 def main() -> int:
-    """Run the parts asked for."""
+    """Run the requested parts."""
     parser = make_parser(__doc__)
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--steps", type=int, default=10, help="of each of verl's two runs")

@@ -1,4 +1,4 @@
-"""The options of the kit, which need no package: without torch it has to say so, not fail."""
+"""Declare the kit's options without any package, so that it can report a missing torch instead of failing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SIZES = "1024x8192,4096x8192"
 
 
 def make_parser(text: str | None) -> argparse.ArgumentParser:
-    """The options that both entry points have."""
+    """Add the options of both entry points."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--repeats", type=int, default=15, help="of each timed call")
@@ -21,5 +21,5 @@ def make_parser(text: str | None) -> argparse.ArgumentParser:
 
 
 def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
-    """`1024x8192,4096x8192` as pairs."""
+    """Parse `1024x8192,4096x8192` into pairs."""
     return tuple((int(rows), int(length)) for rows, length in (size.split("x") for size in text.split(",") if size))

@@ -1,4 +1,4 @@
-"""A tiny policy that searches, its index and its questions, with the made tokenizer or with a real one."""
+"""Make a tiny policy that searches, its index and its questions, with a made-up tokenizer or a real one."""
 
 from __future__ import annotations
 

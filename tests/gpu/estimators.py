@@ -1,4 +1,4 @@
-"""The kit's first part: every estimator on a GPU against the host, its synchronisations, time and memory.
+"""Run the kit's first part: each estimator on a GPU against the host, its synchronisations, time and memory.
 
     python -m tests.gpu.estimators --device cuda     # needs torch and numpy, nothing else; about a minute
     python -m tests.gpu.estimators --device cpu      # the form for devices on a simulated one, times of the host
@@ -37,12 +37,12 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "turn_gae": ({}, {"whiten": False, "lam": 0.9}),
     "bilevel_gae": ({}, {"whiten": False, "lam": 0.9, "token_discount": 0.99}),
 }
-"""Settings that take another path through the code; an estimator that is not here has its defaults."""
+"""Settings with which the code takes another path; other estimators run with their defaults."""
 
 
 @dataclass
 class Report:
-    """What was found: results to be written to a file, what failed, and what could not be run."""
+    """The report: results for a file, failures, and parts that could not be run."""
 
     machine: dict[str, str]
     agreement: list[dict[str, Any]] = field(default_factory=list)
@@ -57,13 +57,13 @@ class Report:
 
 
 def call(name: str, rollouts: Rollouts, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """An estimator on made rollouts."""
+    """Call an estimator on made-up rollouts."""
     fields = dict.fromkeys(ESTIMATORS[name].fields, rollouts.values)
     return ESTIMATORS[name](rollouts.rewards, rollouts.mask, rollouts.index, **fields, **settings)
 
 
 def measurable(report: Report) -> list[str]:
-    """Estimators that need nothing but what is made here."""
+    """Return the estimators for which made-up fields are enough."""
     names = []
     for name in ESTIMATORS:
         if unknown := set(ESTIMATORS[name].fields) - {"values"}:
@@ -74,7 +74,7 @@ def measurable(report: Report) -> list[str]:
 
 
 def check_agreement(report: Report, device: str, size: tuple[int, int] = AGREE_AT) -> None:
-    """Each estimator on the device against the host; on a CPU, on the simulated device."""
+    """Compare each estimator on the device with the host; on a CPU, use the simulated device."""
     rollouts = make_rollouts(*size, turns=TURNS)
     print(f"(B, T) = {size}, up to {TURNS} turns, groups of {GROUP}: largest difference from the host, and how often")
     print("the host waits for the device" + ("" if device == "cuda" else ", on a simulated device"))
@@ -164,7 +164,7 @@ def check_times(report: Report, device: str, sizes: tuple[tuple[int, int], ...],
 
 
 def _must_move(name: str, result: tuple[Tensor, Tensor]) -> int:
-    """Bytes a token that have to be read or written at least once: mask, rewards, fields, and what is returned."""
+    """Return the bytes per token that have to be read or written at least once: mask, rewards, fields, results."""
     fields = len(ESTIMATORS[name].fields) if name in ESTIMATORS else 0
     returned = 1 if result[0] is result[1] else 2
     return MASK + FLOAT * (1 + fields + returned)
@@ -181,7 +181,7 @@ def _free_on_host() -> int:
 
 
 def run(report: Report, device: str, *, repeats: int, sizes: tuple[tuple[int, int], ...]) -> None:
-    """Both halves of the first part."""
+    """Run both halves of the first part."""
     check_agreement(report, device)
     check_times(report, device, sizes, repeats)
 
@@ -191,7 +191,7 @@ def head(report: Report) -> str:
 
 
 def finish(report: Report, out: Path | None, name: str) -> int:
-    """Say what was not run and what failed; the exit code."""
+    """Print what was not run and what failed, and return the exit code."""
     if out:
         report.write(out, name)
         print(f"\nwritten to {out / name}")
@@ -205,13 +205,13 @@ def finish(report: Report, out: Path | None, name: str) -> int:
 
 
 def new_report(args: argparse.Namespace) -> Report:
-    """An empty report about this machine."""
+    """Return an empty report about this machine."""
     about = machine.describe(args.device)
     return Report({**about, **({"commit": args.commit} if args.commit else {})})
 
 
 def main() -> int:
-    """The first part alone; exit code 2 if there is no GPU."""
+    """Run the first part alone; return exit code 2 if there is no GPU."""
     args = make_parser(__doc__).parse_args()
     if machine.say_what_is_missing(args.device):
         return 2

@@ -1,4 +1,4 @@
-"""verl's rollout server ``hf_kit``: the built-in server of ``verl_mtgrpo.cpu`` on a GPU (or a CPU, to try the kit).
+"""Register verl's rollout server ``hf_kit``: the built-in server of ``verl_mtgrpo.cpu`` on a GPU (or on a CPU).
 
 For a machine with a GPU and without vLLM. A module for ``VERL_USE_EXTERNAL_MODULES``: every process of a run loads it
 with verl, and it registers when verl imports its registries. ``MTGRPO_KIT_DEVICE`` says where the model is.
@@ -50,7 +50,7 @@ def _replica_class() -> type:
             return super()._build_model().to(os.environ.get(DEVICE_VARIABLE, "cuda"))
 
     class Replica(CpuReplica):
-        """Starts the server where the replica's training process is; both see the same GPU."""
+        """Starts the server next to the replica's training process, so that both use the same GPU."""
 
         async def launch_servers(self) -> None:
             node = await self.workers[0].__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())

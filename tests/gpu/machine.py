@@ -1,4 +1,4 @@
-"""What this machine has, and what of the kit it therefore cannot run. Nothing here needs a package."""
+"""Find out which parts of the kit this machine can run, without needing any package."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ VERL_MODULES = (
         "pandas",
     ),
 )
-"""What the run with verl imports; tests/gpu/README.md has the wheels."""
+"""Packages that the run with verl imports; tests/gpu/README.md lists the wheels."""
 
 _WHEELS = {"transfer_queue": "TransferQueue", "hydra": "hydra-core", "zmq": "pyzmq"}
 
 
 def describe(device: str) -> dict[str, str]:
-    """What numbers depend on: device, processor, versions, commit."""
+    """Return everything that numbers depend on: device, processor, versions, commit."""
     import torch
 
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -50,7 +50,7 @@ def describe(device: str) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the checkout, with a mark if files differ from it; on a copy without git, "unknown"."""
+    """Return the commit of the checkout, marked if files differ from it; "unknown" for a copy without git."""
     found = _output("git", "-C", str(REPOSITORY), "rev-parse", "--short=12", "HEAD")
     if not found:
         return "unknown (no git checkout; give --commit)"
@@ -59,7 +59,7 @@ def commit() -> str:
 
 
 def missing_for_cuda() -> list[str]:
-    """What there would have to be for anything to run on a GPU, a line each; empty: it can."""
+    """Return what is missing to run anything on a GPU, one line each; empty if nothing is."""
     found = []
     if not (_output("nvidia-smi", "--list-gpus") or Path("/proc/driver/nvidia/version").exists()):
         found.append("an NVIDIA GPU with its driver: `nvidia-smi --list-gpus` shows none here")
@@ -81,14 +81,14 @@ def missing_for_cuda() -> list[str]:
 
 
 def missing_for_anything() -> list[str]:
-    """torch and numpy, without which nothing of the kit runs, not on a CPU either; what is there is left out."""
+    """Return which of torch and numpy is missing, without which nothing runs, not even on a CPU."""
     wanted = {"torch": "torch 2.11 or newer, with CUDA for a GPU", "numpy": "numpy"}
     absent = [text for name, text in wanted.items() if importlib.util.find_spec(name) is None]
     return [f"{text}: not installed for {sys.executable}" for text in absent]
 
 
 def say_what_is_missing(device: str) -> bool:
-    """Print what there would have to be; False, and nothing printed, if all that is needed is there."""
+    """Print what is missing, and return True if anything is."""
     missing = missing_for_cuda() if device == "cuda" else missing_for_anything()
     if not missing:
         return False
@@ -102,13 +102,13 @@ def say_what_is_missing(device: str) -> bool:
 
 
 def missing_for_verl() -> str:
-    """Which packages the run with verl lacks, "" for none."""
+    """Return the packages that the run with verl lacks, "" for none."""
     missing = [_WHEELS.get(name, name) for name in VERL_MODULES if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(missing)}" if missing else ""
 
 
 def has_vllm() -> bool:
-    """Whether verl's own vLLM server can run: vLLM for CUDA."""
+    """Return True if verl's own vLLM server can run: vLLM for CUDA."""
     return importlib.util.find_spec("vllm") is not None and "cpu" not in _version("vllm")
 
 
@@ -120,7 +120,7 @@ def _version(name: str) -> str:
 
 
 def _output(*command: str) -> str:
-    """What a command prints, "" if it is not there or fails."""
+    """Return the output of a command, "" if it does not exist or fails."""
     if shutil.which(command[0]) is None:
         return ""
     done = subprocess.run(command, capture_output=True, text=True, check=False)

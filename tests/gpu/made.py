@@ -1,4 +1,4 @@
-"""Rollouts made for the kit, and verl's grpo to measure beside: torch and numpy, nothing else."""
+"""Make rollouts for the kit, and verl's grpo for comparison, with torch and numpy only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GROUP = 8
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What an estimator is given, ``(B, T)`` each, and the uid of each rollout as verl has it.
+    """The arguments of an estimator, ``(B, T)`` each, and verl's uid of each rollout.
 
     Attributes:
         rewards: float32, one per turn, on its last token.
@@ -29,12 +29,12 @@ class Rollouts:
     index: np.ndarray
 
     def to(self, device: torch.device | str) -> Rollouts:
-        """The same on another device; ``index`` stays on the host, where verl has it."""
+        """Return the same on another device; ``index`` stays on the host, as in verl."""
         return replace(self, **{name: getattr(self, name).to(device) for name in ("rewards", "mask", "values")})
 
 
 def make_rollouts(rows: int, length: int, *, turns: int, seed: int = 0) -> Rollouts:
-    """Rollouts of 1 to ``turns`` turns, every second one of exactly ``turns``, the last one without any token.
+    """Make rollouts of 1 to ``turns`` turns; every second one has exactly ``turns``, and the last one no token.
 
     Turns and the observations between them are of uneven length; padding follows the last turn.
     """
@@ -54,7 +54,7 @@ def make_rollouts(rows: int, length: int, *, turns: int, seed: int = 0) -> Rollo
 
 
 def verl_grpo() -> tuple[str, Callable[[Tensor, Tensor, np.ndarray], object]]:
-    """verl's vectorised grpo, or the copy below where verl is not installed, and which of the two it is."""
+    """Return verl's vectorised grpo, or the copy below if verl is not installed, and which of them it is."""
     try:
         from verl.trainer.ppo.core_algos import compute_grpo_vectorized_outcome_advantage
     except ImportError:

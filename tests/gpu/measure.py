@@ -1,4 +1,4 @@
-"""Time, memory and synchronisations of a call, on a GPU or on the host."""
+"""Measure time, memory and synchronisations of a call, on a GPU or on the host."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _WARNING = "called a synchronizing CUDA operation"
 
 
 class CannotCount(Exception):
-    """This torch does not report synchronisations, so none seen means nothing."""
+    """Raised if this torch does not report synchronisations, so that seeing none means nothing."""
 
 
 def count_synchronisations(call: Callable[[], object]) -> int:
-    """How often the host waits for the GPU in ``call``, as torch itself counts it.
+    """Return how often the host waits for the GPU in ``call``, as counted by torch itself.
 
     Raises:
         CannotCount: a call that certainly waits is not reported.
@@ -44,7 +44,7 @@ def _reports(call: Callable[[], object]) -> int:
 
 
 def median_seconds(calls: Mapping[str, Callable[[], object]], device: str, repeats: int) -> dict[str, float]:
-    """Median seconds of each call, from its start until its result is there. The calls alternate.
+    """Return the median seconds of each call, from its start until its result is there. The calls alternate.
 
     The host's share counts too: a trainer waits for both.
     """
@@ -59,14 +59,14 @@ def median_seconds(calls: Mapping[str, Callable[[], object]], device: str, repea
 
 
 def copy_seconds(size: int, device: str, repeats: int) -> float:
-    """Median seconds in which ``size`` bytes are moved, read and written ones counted, by copying a tensor."""
+    """Return the median seconds for moving ``size`` bytes, reads and writes counted, by copying a tensor."""
     source = torch.randint(256, (size // 2,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return median_seconds({"copy": lambda: target.copy_(source)}, device, repeats)["copy"]
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int:
-    """Most memory that ``call`` takes beyond its inputs at one time, its result included."""
+    """Return the peak memory of ``call`` beyond its inputs, including its result."""
     if device == "cpu":
         return _peak_on_host(call)
     wait(device)
@@ -78,7 +78,7 @@ def peak_bytes(call: Callable[[], object], device: str) -> int:
 
 
 def _peak_on_host(call: Callable[[], object]) -> int:
-    """torch's peak plus numpy's, as examples/benchmarks/credit.py has it."""
+    """Return torch's peak plus numpy's, as in examples/benchmarks/credit.py."""
     tracemalloc.start()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as run:
         kept = call()
@@ -91,6 +91,6 @@ def _peak_on_host(call: Callable[[], object]) -> int:
 
 
 def wait(device: str) -> None:
-    """Wait until the device has done everything it was given."""
+    """Wait until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()

@@ -20,7 +20,7 @@ from tests.gpu.assets import REAL_TOKENIZER
 
 WHEELS = Path(__file__).with_name("wheels.txt")
 LIMIT = 64 * 2**20
-"""Bytes that may travel with one command, the working tree (4 MiB) included."""
+"""Largest size in bytes that may be sent with one command, including the working tree (4 MiB)."""
 
 # Java, a library of other algorithms, the dashboard's page, byte code, scripts of another Python.
 UNREAD = ("ray/jars", "ray/rllib", "ray/dashboard/client", "**/__pycache__", "bin")
@@ -28,7 +28,7 @@ _TAGS = ("manylinux1", "manylinux2014", *(f"manylinux_2_{n}" for n in (17, 24, 2
 
 
 def unpack(folder: Path) -> None:
-    """Install the wheels into ``folder`` without running anything of theirs."""
+    """Install the wheels into ``folder`` without running their code."""
     wheels = folder.with_name("wheels")
     pip = [sys.executable, "-m", "pip"]
     target = ["--no-deps", "--python-version", "3.12", "--implementation", "cp"]
@@ -46,14 +46,14 @@ def unpack(folder: Path) -> None:
 
 
 def strip(folder: Path) -> None:
-    """Remove what is not read."""
+    """Remove files that nothing reads."""
     for pattern in UNREAD:
         for path in list(folder.glob(pattern)):
             shutil.rmtree(path)
 
 
 def pack(folder: Path, out: Path) -> None:
-    """Write ``folder`` as one file, with the real tokenizer in ``tokenizer`` if it is there."""
+    """Write ``folder`` as one file, with the real tokenizer as ``tokenizer`` if there is one."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(out, "w:xz", preset=6) as archive:
         archive.add(folder, ".")

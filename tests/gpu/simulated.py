@@ -1,4 +1,4 @@
-"""A device that is not there: tensors that claim not to be on the host, computed on the host; every trip is counted.
+"""Simulate a device: tensors that claim not to be on the host are computed there, and every transfer is counted.
 
 Estimators have one form for the host and one for a device. ``device()`` runs the second without a GPU: a tensor on it
 is a wrapper of device type "meta" around an ordinary tensor, so ``is_cpu`` is False, ``.numpy()`` fails, and everything
@@ -26,7 +26,7 @@ _SIZE_IS_DATA = ("nonzero", "masked_select", "_unique2", "unique_dim", "unique_c
 
 
 class _Tensor(torch.Tensor):
-    """A tensor that says it is on ``DEVICE``; ``inner`` holds it."""
+    """A tensor that claims to be on ``DEVICE``; ``inner`` has its data."""
 
     inner: torch.Tensor
 
@@ -77,7 +77,7 @@ class _Device(TorchDispatchMode):
         return result if leaves else tree_map(_wrap, result)
 
     def _count(self, name: str, flat: list[Any], kwargs: dict[str, Any], *, leaves: bool, enters: bool) -> None:
-        """Write down what makes the host wait for the device."""
+        """Record an operation that makes the host wait for the device."""
         masks = [leaf for leaf in flat if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bool]
         if name == "_local_scalar_dense" or leaves:
             self.trips.append(f"{name}: from the device")
@@ -90,7 +90,7 @@ class _Device(TorchDispatchMode):
 
 
 class _FromData(TorchFunctionMode):
-    """Tensors made of Python numbers are made on the host and moved, as for CUDA; torch hides that from dispatch."""
+    """Create tensors of Python numbers on the host and move them, as for CUDA; torch hides that from dispatch."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -104,7 +104,7 @@ class _FromData(TorchFunctionMode):
 
 
 def _mixed(flat: list[Any]) -> bool:
-    """Whether tensors of both sides come together, numbers (0-dimensional) apart, which travel as arguments."""
+    """Return True if tensors of both sides meet, except 0-dimensional ones, which travel as arguments."""
     tensors = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
     return any(isinstance(t, _Tensor) for t in tensors) and any(not isinstance(t, _Tensor) for t in tensors)
 
@@ -119,7 +119,7 @@ def _wrap(value: Any) -> Any:
 
 @contextlib.contextmanager
 def device() -> Iterator[list[str]]:
-    """Give ``torch.device("meta")`` a memory of its own inside the block; yields the trips made, in order."""
+    """Give ``torch.device("meta")`` a separate memory inside the block; yield the transfers, in order."""
     mode = _Device()
     with torch.no_grad(), mode, _FromData():
         yield mode.trips

@@ -1,4 +1,4 @@
-"""The kit under pytest, on a machine with a GPU: `pytest -m gpu tests/gpu`. `make test-gpu` prints the tables too."""
+"""Run the kit under pytest on a machine with a GPU: `pytest -m gpu tests/gpu`. `make test-gpu` prints tables too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kit itself, on tiny sizes and without a GPU: what it counts, what it says, what it compares with."""
+"""Test the kit itself with tiny sizes and without a GPU: its counts, messages and comparisons."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_peak_of_a_call_is_what_it_makes():
 
 
 def test_what_torch_reports_is_counted_and_silence_is_not_taken_for_none(monkeypatch):
-    """There is no GPU to report here: torch's warning is given by hand, in its own words (pytorch/pytorch#120996)."""
+    """Without a GPU, raise torch's warning by hand, with its own text (pytorch/pytorch#120996)."""
     for name in ("synchronize", "get_sync_debug_mode", "set_sync_debug_mode"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
 

@@ -1,4 +1,4 @@
-"""The kit's second part: verl's real trainer with FSDP on the GPU, ours beside stock ``tool_agent`` and ``grpo``."""
+"""Run the kit's second part: verl's real trainer with FSDP on the GPU, ours and stock ``tool_agent`` with ``grpo``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.gpu.estimators import Report
 ROLLOUTS = 8
 CLOSE = 1e-2
 WARM = 2
-"""Steps at the start that no time is taken from: kernels are compiled and memory is allocated in them."""
+"""First steps that are not timed, because they compile kernels and allocate memory."""
 TIMES = ("timing_s/step", "timing_s/gen", "timing_s/old_log_prob", "timing_s/adv", "timing_s/update_actor")
 DIFFERENCES = ("training/rollout_probs_diff_mean", "training/rollout_probs_diff_max")
 _ROLLOUT, _TURNS = "actor_rollout_ref.rollout", "actor_rollout_ref.rollout.multi_turn"
@@ -23,7 +23,7 @@ _ROLLOUT, _TURNS = "actor_rollout_ref.rollout", "actor_rollout_ref.rollout.multi
 
 @dataclass(frozen=True)
 class Settings:
-    """How the two runs are made.
+    """The settings of the two runs.
 
     Attributes:
         device: "cuda" or "cpu".
@@ -43,7 +43,7 @@ class Settings:
 
 
 def choose_server(report: Report, device: str, wanted: str | None) -> str:
-    """verl's vLLM where it can be, else the built-in one; what is not run is written down."""
+    """Return verl's vLLM if it can run, otherwise the built-in server; record what is not run."""
     if wanted:
         return wanted
     if device == "cuda" and machine.has_vllm():
@@ -54,7 +54,7 @@ def choose_server(report: Report, device: str, wanted: str | None) -> str:
 
 
 def choose_tokenizer(report: Report, device: str, wanted: str | None) -> Path | None:
-    """The real one on a GPU if it is there, else the made one."""
+    """Return the real tokenizer on a GPU if there is one, otherwise the made-up one."""
     if wanted == "made":
         return None
     if wanted:
@@ -75,7 +75,7 @@ def choose_tokenizer(report: Report, device: str, wanted: str | None) -> Path | 
 
 
 def run(report: Report, settings: Settings) -> None:
-    """Both runs, one after the other, and the table."""
+    """Do both runs, one after the other, and print the table."""
     if missing := machine.missing_for_verl():
         report.not_run.append(f"the run with verl, because {missing} (tests/gpu/README.md lists the wheels)")
         return
@@ -92,7 +92,7 @@ def run(report: Report, settings: Settings) -> None:
 
 
 def _train(report: Report, kind: str, folder: Path, assets: Path, settings: Settings) -> list[dict[str, Any]]:
-    """The metrics of each step; none, and a failure written down, if the run did not get through."""
+    """Return the metrics of each step; if the run failed, return none and record the failure."""
     from tests.training import train
 
     groups = ("+mtgrpo_cpu=default", *(("+mtgrpo=mt_grpo",) if kind == "ours" else ()))
@@ -124,7 +124,7 @@ def _environment(assets: Path, settings: Settings) -> dict[str, str]:
 
 
 def _shared(assets: Path, settings: Settings) -> list[str]:
-    """What both runs have: the CPU group's small settings, on the device."""
+    """Return the overrides of both runs: the CPU group's small settings, on the device."""
     engine = {"hf": "hf_kit", "vllm": "vllm"}[settings.server]
     tokens = 1024 if settings.tokenizer else 64
     overrides = [
@@ -156,7 +156,7 @@ def _shared(assets: Path, settings: Settings) -> list[str]:
 
 
 def _stock() -> list[str]:
-    """verl's own loop, trainer, reward manager and grpo, with the tool and the task of our run."""
+    """Return the overrides for verl's own loop, trainer, reward manager and grpo, with our run's tool and task."""
     return [
         "algorithm.adv_estimator=grpo",
         f"{_ROLLOUT}.agent.default_agent_loop=tool_agent",
@@ -187,7 +187,7 @@ def _judge_ours(report: Report, steps: list[dict[str, Any]], settings: Settings)
 
 
 def _compare(report: Report, ours: list[dict[str, Any]], stock: list[dict[str, Any]]) -> None:
-    """The median of each part of a step."""
+    """Return the median of each part of a step."""
     warm = min(WARM, len(ours) - 1)
     print(f"  median of {len(ours) - warm} steps, the first {warm} left out   ours     stock   ours / stock")
     for name in TIMES:

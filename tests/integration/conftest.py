@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny policy that speaks hermes, with its index and questions; made once for all end-to-end tests."""
+    """Make a tiny policy that uses the format hermes, with index and questions, once for all end-to-end tests."""
     from tests.integration.runs import make_assets
     from verl_mtgrpo.demo.toy import HERMES
 

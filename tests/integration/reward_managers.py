@@ -1,4 +1,4 @@
-"""Our reward manager as verl's reward worker makes it, and a rollout for it."""
+"""Make our reward manager as verl's reward worker does, and a rollout for it."""
 
 from __future__ import annotations
 

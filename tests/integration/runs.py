@@ -1,4 +1,4 @@
-"""Short runs of verl's real trainer with the toy policy and its questions, and what holds in all of them."""
+"""Make short runs of verl's real trainer with the toy policy, and check what holds in all of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(
         f"data.val_files={assets / 'val.parquet'}",
         f"data.train_batch_size={QUESTIONS}",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={QUESTIONS}",
-        "actor_rollout_ref.actor.optim.lr=1e-5",  # small: both habits are to be there in the second step too
+        "actor_rollout_ref.actor.optim.lr=1e-5",  # small, so that both habits are still there in the second step
         "data.max_prompt_length=64",
         "data.max_response_length=160",
         f"{rollout}.n={ROLLOUTS}",
@@ -60,7 +60,7 @@ def run(
 
 
 def tool_yaml(folder: Path, **changes: Any) -> str:
-    """A copy of the packaged tool YAML with other settings."""
+    """Write a copy of the packaged tool YAML with other settings."""
     tools = yaml.safe_load(Path(asset("tools/search_tool.yaml")).read_text())
     tools["tools"][0]["config"].update(changes)
     (folder / "tool.yaml").write_text(yaml.safe_dump(tools))
@@ -68,7 +68,7 @@ def tool_yaml(folder: Path, **changes: Any) -> str:
 
 
 def run_format(speech: Speech, tmp_path: Path, *overrides: str, cpu: str = "default") -> TrainingRun:
-    """Two steps of turn_rloo; returns after checking what holds in every format."""
+    """Train two steps of turn_rloo, and check what holds in every format."""
     assets = make_assets(tmp_path / "assets", speech)
     rollout = "actor_rollout_ref.rollout"
     settings = [f"{rollout}.multi_turn.format={speech.format}", f"{rollout}.agent.default_agent_loop={speech.loop}"]
@@ -79,7 +79,7 @@ def run_format(speech: Speech, tmp_path: Path, *overrides: str, cpu: str = "defa
         assert 0 < step["turn/2/rollouts"] < QUESTIONS * ROLLOUTS, "both habits occur"
         assert step["tool/used"] > 0
         paid = step["turn/1/reward"] + step["turn/2/reward"] * step["turn/2/rollouts"] / step["turn/1/rollouts"]
-        # A rollout that was dropped is in no mean, verl's own included.
+        # A dropped rollout is in no mean, not even in verl's.
         assert step["critic/score/mean"] == pytest.approx(paid, abs=1e-4)
         assert step["critic/advantages/max"] > 0 > step["critic/advantages/min"]
         assert step["training/rollout_probs_diff_max"] < 1e-3
@@ -96,7 +96,7 @@ def run_format(speech: Speech, tmp_path: Path, *overrides: str, cpu: str = "defa
 
 
 class Steps:
-    """The steps that a run has logged so far."""
+    """Return the steps that a run has logged so far."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.stop = file, False

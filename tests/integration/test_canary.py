@@ -1,9 +1,9 @@
-"""A canary for verl: does the verl that Python imports have everything that this package relies on?
+"""Check that the verl that Python imports has everything that this package relies on: a canary for verl.
 
-``canary/tables`` names each of verl's attributes, signatures, words and config keys that the package uses, with what
-breaks without it. It is compared with verl's source, which is read and not imported, and with what the package really
-uses (``canary/used.py``, ``canary/used_keys.py``). ``make test-verl-main VERL=PATH`` runs this against another verl;
-``docs/verl-versions.md`` says what was found.
+``canary/tables`` lists each attribute, signature, word and config key of verl that the package uses, and what breaks
+without it. The tables are compared with verl's source, which is read and not imported, and with the names that the
+package really uses (``canary/used.py``, ``canary/used_keys.py``). ``make test-verl-main VERL=PATH`` runs this against
+another verl; ``docs/verl-versions.md`` has the results.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def test_verl_has_every_config_key():
 
 
 def covering(where: str, kind: str = "") -> list[Entry]:
-    """Entries about a name; about a member of a class, also those about the class of verl's that it inherits from."""
+    """Return the entries for a name; for a member of a class, also those for the class in verl that it comes from."""
     module, _, path = where.partition(":")
     owner, _, member = path.partition(".")
     owners = lineage(read(), f"{module}:{owner}") if member else []
@@ -174,7 +174,7 @@ def test_what_is_checked_at_every_start_is_named_too():
 
 @cache
 def our_words() -> frozenset[str]:
-    """All identifiers and texts of the package."""
+    """Return all identifiers and texts of the package."""
     found: set[str] = set()
     for module in Reader(read()).modules:
         found |= module.words | {node.id for node in walk(module.tree, ast.Name)}
@@ -187,14 +187,14 @@ def says(word: str) -> bool:
 
 
 BY_HAND = (
-    "__init__",  # of classes that are made elsewhere: workers, the doctor's agent loop
-    "initialize_global_process_group_ray",  # asked of the module by name
-    "prompt_ids",  # of what verl's run() returns
-    "tool_call_start_token",  # put together of two words
+    "__init__",  # attributes of objects that are created elsewhere: workers, the doctor's agent loop
+    "initialize_global_process_group_ray",  # looked up in the module by name
+    "prompt_ids",  # attributes of the result of verl's run()
+    "tool_call_start_token",  # composed of two words
     "tool_call_end_token",
-    "tool_schema",  # of the tools in a dict of verl's
+    "tool_schema",  # attributes of the tools in a dict of verl
 )
-"""Used in a way that :mod:`tests.integration.canary.used` does not see."""
+"""Names that are used in a way that :mod:`tests.integration.canary.used` does not see."""
 
 
 def is_used(line: Entry) -> bool:
@@ -239,12 +239,12 @@ def test_each_line_of_a_table_is_one_sentence_and_there_once():
         assert re.fullmatch(r"[A-Za-z_].*[^.]\.", breaks), breaks
 
 
-# ---- a canary that cannot die warns of nothing
+# ---- a canary that cannot die does not warn of anything
 
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of verl's source, in which things can be renamed."""
+    """Copy verl's source, so that things in it can be renamed."""
     folder = tmp_path_factory.mktemp("verl")
     ignore = shutil.ignore_patterns("__pycache__", "*.so", "*megatron*", "models")
     shutil.copytree(read().roots["verl"], folder / "verl", ignore=ignore)
@@ -253,7 +253,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def changed(copied: Path) -> Iterator[Callable[[str, str, str], list[str]]]:
-    """Changes a file of the copy, and gives what the canary says of it."""
+    """Change a file of the copy, and return the canary's sentences."""
     kept: dict[Path, str] = {}
 
     def change(file: str, old: str, new: str) -> list[str]:
@@ -298,7 +298,7 @@ LOOPS, V1 = "experimental/agent_loop", "trainer/ppo/v1"
             f"{LOOPS}/tool_agent_loop.py", r"async def _call_tool\(\s*self,", "async def _call_tool(self, rank,",
             r"ToolAgentLoop._call_tool takes rank, which ours does not\. Results, errors and rewards",
         ),
-        # one that it renames
+        # a parameter that verl renames
         (
             f"{V1}/trainer_base.py", r"\bsample_uids\b", "uids",
             r"PPOTrainerSync._val_metrics_update no longer takes sample_uids\. Validation with several",
@@ -308,12 +308,12 @@ LOOPS, V1 = "experimental/agent_loop", "trainer/ppo/v1"
             "workers/rollout/replica.py", r"\bstop_reason\b", "finish_reason",
             r"TokenOutput has no parameter stop_reason: it takes .*finish_reason.*\. The CPU rollout server",
         ),
-        # one that we pass by position
+        # an argument that we pass by position
         (
             "utils/config.py", r"use_reference_policy: bool,\s*use_critic: bool,", "use_critic, use_reference_policy,",
             r"validate_config is called with \(config, use_reference_policy, use_critic\) by position and takes",
         ),
-        # one that may no longer be given by position, and one of a method that ours overrides
+        # one that may no longer be passed by position, and one of a method that ours overrides
         (
             "utils/config.py", r"use_reference_policy: bool,", "*, use_reference_policy: bool,",
             r"validate_config is called with \(config, use_reference_policy, use_critic\) by position and takes "
@@ -341,7 +341,7 @@ LOOPS, V1 = "experimental/agent_loop", "trainer/ppo/v1"
             f"{V1}/replay_buffer.py", r"self\.pending_keys", "self.waiting_keys",
             r"ReplayBuffer.pending_keys is missing\. The guard against stalls does not know",
         ),
-        # a class of ours that cannot be made any more
+        # a class of ours that can no longer be created
         (
             "plugin/platform/platform_base.py", r"(    @abc.abstractmethod\n    def is_available)",
             r"    @abc.abstractmethod\n    def warp_size(self): ...\n\n\1",
@@ -375,7 +375,7 @@ def test_what_verl_renames_is_said_with_what_breaks(file, old, new, says, change
 
 @pytest.mark.compose
 def test_a_module_that_is_gone_is_said(copied, tmp_path):
-    """verl's branch neo has no V1 trainer."""
+    """Test verl's branch neo, which has no V1 trainer."""
     neo = tmp_path / "verl"
     shutil.copytree(copied, neo, ignore=shutil.ignore_patterns("v1"))
     problems = Canary(sources(neo), entries()).problems()
@@ -383,7 +383,7 @@ def test_a_module_that_is_gone_is_said(copied, tmp_path):
 
 
 def test_a_use_that_no_table_names_is_found():
-    """The other direction: without a line of the tables the tests above find what it named."""
+    """Remove a line of the tables: the tests above find the name that it listed."""
     for line in entries():
         if line.where == "verl.utils.config:validate_config":
             assert line.where in used().calls

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,6 +58,14 @@ def test_no_malformed_completion_breaks_a_rollout(config, tokenizer, index, chao
     assert set(KINDS) == {line["malformed"] for line in lines if line["event"] == "generated"}, "each was tried"
     assert sum(line["event"] == "ended" for line in lines) == SESSIONS
     assert turns > SESSIONS, "some of them are calls that are answered, and the model goes on"
+
+
+def test_the_server_can_be_copied_and_pickled(chaos):
+    from malformed import MalformedServer
+
+    server = MalformedServer(SimpleNamespace(model="m"), None, random.Random(0), 0.5, {"uid": "a"})
+    for again in (copy.copy(server), copy.deepcopy(server), pickle.loads(pickle.dumps(server))):
+        assert type(again) is MalformedServer and again.model == "m"
 
 
 def start(*steps: int, **changes: float) -> Any:

@@ -1,4 +1,4 @@
-"""Methods with a critic in verl's real trainer and in ours, on the CPU."""
+"""Train methods with a critic in verl's real trainer and in ours, on the CPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHORT = ["trainer.test_freq=-1"]
 
 
 def assert_critic_learned(result: TrainingRun, steps: int, updates: int = 1, largest_difference: float = 1e-3) -> None:
-    """What holds in every step of so many updates.
+    """Check what holds in every step with this number of updates.
 
     ``largest_difference`` is that of a token's probability between rollout and actor.
     """
@@ -48,10 +48,10 @@ def test_two_steps_of_mt_ppo(assets: Path, tmp_path: Path):
         assert step["critic/advantages/mean"] == pytest.approx(0, abs=1e-4), "verl whitens over generated tokens"
         paid = step["turn/1/reward"] + step["turn/2/reward"] * step["turn/2/rollouts"] / step["turn/1/rollouts"]
         assert step["critic/score/mean"] == pytest.approx(paid, abs=1e-4)
-        # The KL penalty is taken off the rewards that the estimator sees: the reference policy ran.
+        # The KL penalty is subtracted from the rewards that the estimator sees, so the reference policy has run.
         assert step["actor/reward_kl_penalty_coeff"] == pytest.approx(0.001)
         assert step["critic/rewards/mean"] == pytest.approx(step["critic/score/mean"], abs=0.05)
-    # The first step starts at the reference policy; from then on there is a divergence.
+    # In the first step the policy is the reference policy; from then on they differ.
     assert abs(result.steps[1]["actor/reward_kl_penalty"]) < abs(result.steps[2]["actor/reward_kl_penalty"])
 
 
@@ -88,7 +88,7 @@ def assert_fields_belong_to_their_rows(seen: dict) -> None:
 
 
 def assert_credit_is_measured(step: dict, seen: dict) -> None:
-    """The step's metrics, against what the estimator got and gave, turn by turn in a loop."""
+    """Compare the step's metrics with the estimator's input and output, turn by turn in a loop."""
     paid, advantage, targets, errors = defaultdict(list), defaultdict(list), [], []
     for row, turns in enumerate(map(oracles.runs_of_ones, seen["mask"].tolist())):
         for k, turn in enumerate(turns, start=1):
@@ -126,7 +126,7 @@ def assert_equal_rewards_are_counted(step: dict, seen: dict) -> None:
 
 
 def assert_metrics_are_those_of_the_transcripts(step: dict, seen: dict) -> None:
-    """Every number of tools and outcomes, worked out again from what the rollouts did and said."""
+    """Compute every number of tools and outcomes again from the transcripts of the rollouts."""
     calls_of = [[call for turn in rollout["turns"] for call in turn["tool_calls"]] for rollout in seen["transcript"]]
     with_calls = [calls for calls in calls_of if calls]
     assert with_calls
@@ -161,7 +161,7 @@ def assert_outcomes_are_those_of_the_answers(step: dict, seen: dict) -> None:
         contained.append("oslo" in answer)
         overlap.append(2 * ("oslo" in words) / (len(words) + 1))
         counts.append(len(rollout["turns"]))
-        # The last turn is paid the outcome alone, also where it calls the tool.
+        # The last turn is paid the outcome alone, even if it calls the tool.
         rest = json.loads(turn_rewards)[-1] - 0.5 * contained[-1] - 1.0 * exact[-1]
         formats.append(rest / 0.2)
     assert step["outcome/em"] == pytest.approx(statistics.fmean(exact))
@@ -180,8 +180,8 @@ def test_two_steps_of_turn_gae_in_our_trainer_and_what_an_estimator_is_given(ass
         "PROBE_FOLDER": str(seen_folder),
         "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)]),
     }
-    # Two passes over two mini-batches, with importance weights for what the rollout server computed differently: the
-    # credit is worked out once for the whole batch, before the first update.
+    # Two passes over two mini-batches, with importance weights for differences from the rollout server's numbers: the
+    # credit is computed once for the whole batch, before the first update.
     settings = [
         "algorithm.adv_estimator=probe",
         "algorithm.turn.lam=0.9",
@@ -197,7 +197,7 @@ def test_two_steps_of_turn_gae_in_our_trainer_and_what_an_estimator_is_given(ass
         lists = (seen[name].double().tolist() for name in ("rewards", "mask", "values"))
         _, returns = oracles.turn_gae(*lists, lam=0.9)
         generated = seen["mask"] == 1
-        # What verl's critic was trained on is what the loop says.
+        # The targets of verl's critic are those computed by the loop.
         assert torch.allclose(seen["returns"], torch.tensor(returns), atol=1e-4)
         assert step["critic/returns/mean"] == pytest.approx(seen["returns"][generated].mean().item(), abs=1e-4)
         assert step["critic/values/mean"] == pytest.approx(seen["values"][generated].mean().item(), abs=1e-4)
@@ -215,7 +215,7 @@ def test_three_steps_of_bilevel_gae_with_turn_gspo_in_our_colocated_asynchronous
         "actor_rollout_ref.actor.policy_loss.loss_mode=turn_gspo",
     ]
     result = run(assets, tmp_path, *SHORT, *settings, preset="bilevel_gae")
-    # Rollouts may have been begun by the policy of the step before. (Of weights that never arrived it would be near 1.)
+    # Rollouts may come from the policy of the step before. (If weights never arrived, this would be near 1.)
     assert_critic_learned(result, steps=3, largest_difference=0.2)
     for step in result.steps.values():
         assert step["actor/pg_clipfrac_lower"] == 0, "turn_gspo has no such bound"

@@ -1,4 +1,4 @@
-"""``mtgrpo eval --checkpoint``: verl validates what a training run saved, and the numbers are that run's own."""
+"""Run ``mtgrpo eval --checkpoint``: verl validates a saved checkpoint, and gets the numbers of the training run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.training import REPOSITORY
 pytestmark = [pytest.mark.verl, pytest.mark.slow]
 
 ROLLOUT = "actor_rollout_ref.rollout"
-# verl reads the temperature alone, not do_sample.
+# verl reads only the temperature, not do_sample.
 GREEDY = f"{ROLLOUT}.val_kwargs.temperature=0"
 
 
 def evaluate(assets: Path, out: Path, *options: str) -> dict[str, str]:
-    """Run the command with what a validation needs, and no more; the row of its only data set."""
+    """Run the command with the settings that a validation needs, and return the row of its only data set."""
     overrides = [
         f"data.val_files={assets / 'val.parquet'}",
         "data.max_prompt_length=64",
@@ -49,7 +49,7 @@ def said(dump: Path) -> list[str]:
 
 
 def test_a_checkpoint_is_measured_as_its_training_run_did(assets: Path, tmp_path: Path):
-    # Large steps: the checkpoint has to say something else than the model that it began with.
+    # Large steps, so that the checkpoint answers differently from the initial model.
     training = ["actor_rollout_ref.actor.optim.lr=3e-3", "trainer.save_freq=2", "trainer.val_before_train=True"]
     trained = run(assets, tmp_path / "run", *training, GREEDY)
     assert trained.returncode == 0, trained.tail()

@@ -1,4 +1,4 @@
-"""The examples' own reward, own tool and own estimator at once, in verl's real trainer: a policy with a calculator."""
+"""Train with the examples' reward, tool and estimator at once in verl's real trainer: a policy with a calculator."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BOUND = 0.75
 
 
 class TwoHabits:
-    """Half of the demonstrations calculate, half guess; both are sometimes wrong."""
+    """Make demonstrations: half calculate, half guess, and both are sometimes wrong."""
 
     def __init__(self) -> None:
         self.rng = random.Random(0)

@@ -1,4 +1,4 @@
-"""The config groups with verl's real configs: every method, both engines, the primary config; every key commented."""
+"""Compose the config groups with verl's real configs: every method and both engines; every key has a comment."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_misspelt_method_lists_the_known_ones():
 
 
 def leaves(lines: list[str]) -> list[tuple[str, bool]]:
-    """Every ``key: value`` line and whether there is a comment above it or behind it."""
+    """Yield every ``key: value`` line, and True if there is a comment above it or at its end."""
     found = []
     for number, line in enumerate(lines):
         key, colon, value = line.partition(":")

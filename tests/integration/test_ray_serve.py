@@ -1,4 +1,4 @@
-"""``mtgrpo serve --ray`` with two replicas on a Ray of its own; one of them is killed under load."""
+"""Run ``mtgrpo serve --ray`` with two replicas on a private Ray, and kill one of them under load."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKEN = {"MTGRPO_TEST_TOKEN": "a secret for the test"}
 
 @contextmanager
 def private_ray() -> Iterator[dict[str, str]]:
-    """Environment of a Ray whose files are nobody else's; short, because sockets live there."""
+    """Return the environment of a Ray with private files, in a short path because sockets are among them."""
     with tempfile.TemporaryDirectory(prefix="mt-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -42,7 +42,7 @@ def replicas(service: Service) -> list[psutil.Process]:
 
 
 def _is_replica(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):  # also a zombie, and one that ends while we look
+    with contextlib.suppress(psutil.NoSuchProcess):  # zombies too, and processes that end meanwhile
         return "ServeReplica" in " ".join(process.cmdline())
     return False
 

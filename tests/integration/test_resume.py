@@ -1,4 +1,4 @@
-"""A run that is killed in the middle of a step and started again, beside the same run without a break."""
+"""Kill a run in the middle of a step, start it again, and compare it with the same run without a break."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ ASKED = (
     "Rome?",
 )
 EARNED = ("critic/score/mean", "critic/advantages/max", "critic/advantages/min", "actor/grad_norm")
-"""What the rollouts earned, and what came of it."""
+"""Metrics of rewards and of the update."""
 VALUED = ("critic/values/mean", "critic/vf_loss", "critic/returns/mean")
-"""What a critic said of them."""
+"""Metrics of the critic."""
 STEPS = 4
 
 pytestmark = [pytest.mark.verl, pytest.mark.slow]
 
 
 def settings_of(folder: Path, *more: str) -> list[str]:
-    """Four steps over twelve questions; each says what it asked."""
+    """Train four steps over twelve questions, and dump the questions of each step."""
     row = {"data_source": "toy", "split": "train", "system_prompt": None}
-    # Greedy rollouts say the same for a long time. What they earn differs: a third of the questions wants another
+    # Greedy rollouts stay the same for a long time, but their rewards differ: a third of the questions wants another
     # answer (four, which cannot be spread evenly over three steps).
     answers = ["Rome"] * 4 + ["Oslo"] * 8
     asked = enumerate(zip(ASKED, answers, strict=True))
@@ -49,7 +49,7 @@ def settings_of(folder: Path, *more: str) -> list[str]:
     return [
         f"data.train_files={folder / 'train.parquet'}",
         f"data.val_files={folder / 'train.parquet'}",
-        "actor_rollout_ref.actor.optim.lr=1e-3",  # what is said changes from step to step
+        "actor_rollout_ref.actor.optim.lr=1e-3",  # so that rollouts change from step to step
         "critic.optim.lr=1e-3",
         f"trainer.total_training_steps={STEPS}",
         "trainer.total_epochs=9",
@@ -63,23 +63,23 @@ def settings_of(folder: Path, *more: str) -> list[str]:
 
 
 def questions(folder: Path, step: int) -> list[str]:
-    """What a step asked, once for each rollout, sorted."""
+    """Return the questions of a step, once per rollout, sorted."""
     lines = (folder / "rollouts" / f"{step}.jsonl").read_bytes().splitlines()
     return sorted(json.loads(line)["question_id"] for line in lines)
 
 
 def trained(one: TrainingRun) -> list[int]:
-    """Training steps that were logged, in their order."""
+    """Return the training steps in the order in which they were logged."""
     return [number for number, step in one.steps.items() if "actor/grad_norm" in step]
 
 
 def run_killed_and_unbroken(
     assets: Path, tmp_path: Path, preset: str, *more: str, begin: int = 0
 ) -> tuple[TrainingRun, ...]:
-    """The unbroken run, one that was killed in the middle of a step, and what was started again after it.
+    """Return the unbroken run, one that was killed in the middle of a step, and the run that continued it.
 
     Args:
-        begin: From which checkpoint of the unbroken run the other one starts; 0: from the beginning. It is killed in
+        begin: The checkpoint of the unbroken run from which the other one starts; 0 for the beginning. It is killed in
             the third step, or in the second one after that checkpoint.
     """
     runs: list[TrainingRun] = []
@@ -113,7 +113,7 @@ def assert_the_same_questions(folder: Path, begin: int = 0) -> None:
         assert questions(folder / "broken", step) == asked, "the same questions in the same step"
 
 
-# Greedy, while probabilities stay those of temperature 1.
+# Greedy, although probabilities are those of temperature 1.
 GREEDY = ("actor_rollout_ref.rollout.top_k=1", "trainer.test_freq=-1")
 
 
@@ -127,7 +127,7 @@ def test_with_a_critic_the_numbers_are_those_of_the_unbroken_run(preset: str, as
         for name in (*EARNED, *VALUED):
             assert numbers[name] == pytest.approx(unbroken.steps[step][name], rel=1e-3, abs=1e-4), (step, name)
     assert len({round(step["critic/score/mean"], 4) for step in unbroken.steps.values()}) > 1
-    # A critic or a policy that began again would be seen: these numbers are not as in the first step.
+    # A critic or a policy that started anew would show, because these numbers differ from those of the first step.
     for name in (*VALUED[:2], "actor/grad_norm"):
         assert unbroken.steps[3][name] != pytest.approx(unbroken.steps[1][name], rel=1e-2), name
 
@@ -135,7 +135,7 @@ def test_with_a_critic_the_numbers_are_those_of_the_unbroken_run(preset: str, as
 VAL = "actor_rollout_ref.rollout.val_kwargs"
 # Rollouts of a prompt have to differ to be compared, so they are sampled. What is validated greedily can be compared:
 # behind step 2, and before the first step of the run that goes on.
-# (verl's v1 trainers read the temperature of a validation, not val_kwargs.do_sample.)
+# (For a validation, verl's v1 trainers read the temperature, not val_kwargs.do_sample.)
 SAMPLED = (f"{VAL}.temperature=0", f"{VAL}.n=1", "trainer.test_freq=2", "trainer.val_before_train=True")
 
 
@@ -151,7 +151,7 @@ def test_without_a_critic_the_policy_is_that_of_the_checkpoint(preset: str, asse
 
 
 def said_in_validation(folder: Path, step: int) -> list[str]:
-    """What was answered in a validation, by question."""
+    """Return the answers in a validation, by question."""
     rows = [json.loads(line) for line in (folder / "val" / f"{step}.jsonl").read_bytes().splitlines()]
     return [output for _, output in sorted((row["question_id"], row["output"]) for row in rows)]
 
@@ -167,11 +167,11 @@ SEPARATE = (
 
 @pytest.mark.parametrize(("mode", "more"), [("mtgrpo_colocate_async", ()), ("mtgrpo_separate_async", SEPARATE)])
 def test_an_asynchronous_run_asks_each_question_as_often(mode: str, more: tuple, assets: Path, tmp_path: Path):
-    """Which step a rollout falls into is a matter of time there; what is asked over all steps is not."""
+    """The step of a rollout depends on timing there, but the questions over all steps do not."""
     run_killed_and_unbroken(assets, tmp_path, "mt_grpo", f"trainer.v1.trainer_mode={mode}", GREEDY[1], *more)
     for name in ("unbroken", "broken"):
         asked = [question for step in range(1, STEPS + 1) for question in questions(tmp_path / name, step)]
         assert len(asked) == STEPS * QUESTIONS * ROLLOUTS
-        # Twelve questions and sixteen places: each once, four of them twice.
+        # Twelve questions for sixteen places: each is asked once, and four of them twice.
         counts = sorted(asked.count(str(n)) // ROLLOUTS for n in range(len(ASKED)))
         assert counts == [1] * 8 + [2] * 4

@@ -109,10 +109,15 @@ def test_reward_settings():
             {"judge": {"modle": "m"}},
             r"reward.turn.judge has unknown keys \['modle'\]; .*mean model",
         ),
-        (turn_reward_settings, {"judge": "m"}, "reward.turn.judge is 'm', expected a mapping of settings$"),
+        (
+            turn_reward_settings,
+            {"judge": "m"},
+            "reward.turn.judge is 'm', expected a mapping of settings; set single keys instead, such as "
+            "reward.turn.judge.api_key_env=OPENAI_API_KEY$",
+        ),
         (turn_reward_settings, {"judge": {"timeout_s": 0}}, "judge.timeout_s is 0, expected more than 0$"),
         (turn_reward_settings, {"judge": {"retries": -1}}, "judge.retries is -1, expected at least 0$"),
-        (turn_reward_settings, {"judge": {"model": None}}, "reward.turn.judge.model is None, expected a text$"),
+        (turn_reward_settings, {"judge": {"model": None}}, "reward.turn.judge.model is null, expected a text$"),
         (
             turn_reward_settings,
             {"pay": "turn"},

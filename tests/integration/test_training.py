@@ -1,4 +1,4 @@
-"""Turn rewards on their way through verl's real trainer: tool calls, placement, scores, advantages, metrics."""
+"""Follow turn rewards through verl's real trainer: tool calls, placement, scores, advantages, metrics."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_two_steps_of_mt_grpo_with_real_tool_calls(assets: Path, tmp_path: Path)
     for step in result.steps.values():
         assert step["turn/1/rollouts"] == QUESTIONS * ROLLOUTS
         assert 0 < step["turn/2/rollouts"] < QUESTIONS * ROLLOUTS, "both habits occur"
-        # A sampled call may come out garbled and fail: then there is a second turn, but no tool was used.
+        # A sampled call may be garbled and fail; then there is a second turn, but no tool was used.
         assert 0 < step["tool/used"] <= step["turn/2/rollouts"] / (QUESTIONS * ROLLOUTS) + 1e-6
-        # What verl's trainer summed up from rm_scores is what the reward manager paid, turn by turn.
+        # The sum that verl's trainer computes from rm_scores is what the reward manager paid, turn by turn.
         paid = step["turn/1/reward"] + step["turn/2/reward"] * step["turn/2/rollouts"] / step["turn/1/rollouts"]
         assert step["critic/score/mean"] == pytest.approx(paid, abs=1e-4)
         assert step["critic/advantages/max"] > 0 > step["critic/advantages/min"]
@@ -51,14 +51,14 @@ GUARDS = ("turn_rewards", "zero_variance", "bad_advantages", "masked_advantages"
 
 
 def assert_training_dump_has_what_was_trained_with(folder: Path, groups: int) -> None:
-    """The advantages of each group, against the paper's definition in a loop over what the dump says was paid."""
+    """Compare the advantages of each group with the paper's definition, in a loop over the rewards in the dump."""
     for step in (1, 2):
         rows = [json.loads(line) for line in (folder / f"{step}.jsonl").read_text().splitlines()]
         by_prompt = {row["uid"].rsplit("_", 2)[0] for row in rows}
         assert (len(rows), len(by_prompt)) == (groups * ROLLOUTS, groups), "whole groups"
         paid = [json.loads(row["turn_rewards"]) for row in rows]
         assert [json.loads(row["turn_credited"]) for row in rows] == [pytest.approx(turns, abs=1e-6) for turns in paid]
-        # A token a turn, and one that was not generated behind it.
+        # One token per turn, followed by one that was not generated.
         masks = [[1, 0] * len(turns) for turns in paid]
         tokens = [[number for reward in turns for number in (reward, 0.0)] for turns in paid]
         expected = oracles.mt_grpo(tokens, masks, [row["uid"].rsplit("_", 2)[0] for row in rows])
@@ -71,7 +71,7 @@ def assert_training_dump_has_what_was_trained_with(folder: Path, groups: int) ->
 
 
 def assert_report_knows_why(folder: Path) -> None:
-    """The working that the credit report shows gives what was trained on, turn by turn."""
+    """The credit report's terms add up to the advantage that was trained on, turn by turn."""
     catalog = read_catalog(dump_files(folder))
     for group, rollouts in catalog.read_groups(catalog.groups):
         assert group.training and group.estimator == "mt_grpo"
@@ -88,7 +88,7 @@ def assert_validation_dump_has_the_credit_of_each_turn(dump: Path) -> None:
     assert searched
     hits = []
     for row in searched:
-        # The policy is sampled: a turn may come out garbled, so what is paid is worked out from what it did.
+        # The policy is sampled and may write a garbled turn, so we compute the rewards from what it did.
         calls = json.loads(row["transcript"])["turns"][0]["tool_calls"]
         hits.append(any("Oslo" in call["result"] for call in calls if call["ok"]))
         assert hits[-1] == any(document["id"] == "1" for call in calls for document in call["documents"])

@@ -1,4 +1,4 @@
-"""verl's real trainer while its own processes die and its disk is full; each run is bounded by ``run``'s time limit."""
+"""Run verl's real trainer while its processes die and its disk is full; ``run`` limits the time of each run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NO_VALIDATION = ("trainer.test_freq=-1", "trainer.total_epochs=9")
 
 @contextmanager
 def killing(metrics: Path, victims: Sequence[tuple[int, str]]) -> Iterator[list[str]]:
-    """Kill Ray actors of a run (by class) as soon as so many steps are logged; gives what was killed."""
+    """Kill Ray actors of a run (by class) as soon as this many steps are logged; return the killed ones."""
     steps, killed = Steps(metrics), []
 
     def watch() -> None:
@@ -56,7 +56,7 @@ def is_of(process: psutil.Process, metrics: Path) -> bool:
 
 
 def said(result: TrainingRun, folder: Path) -> str:
-    """What `mtgrpo train` would say of the run."""
+    """Return the message that `mtgrpo train` would print for the run."""
     return failure_report(result.returncode, folder / "log.txt")
 
 

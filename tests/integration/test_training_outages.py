@@ -1,4 +1,4 @@
-"""verl's real trainer while its search service fails: killed and restarted, or never answering some requests."""
+"""Run verl's real trainer while its search service is killed and restarted, or never answers some requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training with real vLLM on the CPU: `make test-vllm`, in the environment that `make install-vllm` makes."""
+"""Train with real vLLM on the CPU: `make test-vllm`, in the environment that `make install-vllm` creates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = 3
 
 
 def test_three_steps_of_mt_grpo_with_rollouts_by_vllm(assets: Path, tmp_path: Path) -> None:
-    """The same checks as with the built-in server; a high learning rate, so that stale weights would show."""
+    """Run the same checks as with the built-in server, with a high learning rate so that stale weights would show."""
     settings = ["actor_rollout_ref.actor.optim.lr=1e-3", "trainer.test_freq=3"]
     settings += [f"trainer.total_training_steps={STEPS}", f"trainer.total_epochs={STEPS}"]
     result = run(assets, tmp_path, *settings, cpu="vllm")
@@ -49,7 +49,7 @@ def test_three_steps_of_mt_grpo_with_rollouts_by_vllm(assets: Path, tmp_path: Pa
 
 
 def test_turns_that_end_at_a_closing_tag(tmp_path: Path) -> None:
-    """Two steps in the format search_r1: what vLLM's stop strings cut is what rewards and actor see."""
+    """Train two steps in the format search_r1: rewards and actor see the turns as vLLM's stop strings cut them."""
     run_format(SEARCH_R1, tmp_path, "reward.turn.preset=paper_v2", cpu="vllm")
 
 
@@ -62,14 +62,14 @@ def test_tied_embeddings_end_the_run_with_the_reason(assets: Path, tmp_path: Pat
 
 @dataclass
 class Engine:
-    """vLLM with a policy that speaks search_r1, its tokenizer, and the prompt of a question."""
+    """Return vLLM with a policy that uses search_r1, its tokenizer, and the prompt of a question."""
 
     llm: Any
     tokenizer: Any
     prompt: list[int]
 
     async def generate(self, *, sampling_params: dict[str, Any]) -> Any:
-        """As verl's server: tokens in, tokens out, what vLLM said kept beside."""
+        """Like verl's server, takes and returns tokens; it also keeps vLLM's own output."""
         from verl.workers.rollout.replica import TokenOutput
         from vllm import SamplingParams
 
@@ -82,7 +82,7 @@ class Engine:
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """One engine in this process, as verl starts it: with a tokenizer (``skip_tokenizer_init=False``)."""
+    """Start an engine in this process as verl does, with a tokenizer (``skip_tokenizer_init=False``)."""
     check_installation()
     policy = make_assets(tmp_path_factory.mktemp("vllm"), SEARCH_R1) / "policy"
     os.environ.update(VLLM_CPU_OMP_THREADS_BIND="nobind", HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1")

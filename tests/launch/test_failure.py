@@ -72,7 +72,7 @@ def test_a_silent_kill_is_named(tmp_path: Path) -> None:
 
 
 def test_an_error_of_this_package_in_a_worker_comes_first(tmp_path: Path) -> None:
-    """As when a reward worker refuses its settings: verl goes on, and fails later for lack of rollouts."""
+    """A reward worker refuses its settings: verl continues, and fails later because there are no rollouts."""
     script = """
 import sys, traceback
 from verl_mtgrpo.errors import ConfigError

@@ -1,4 +1,4 @@
-"""Runs real children: what they leave behind is looked for in the process table."""
+"""Run real children, and look in the process table for what they leave behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from verl_mtgrpo.launch.process import run_child
 
 pytestmark = pytest.mark.process
 
-# Starts a daemon the way Ray does (a session of its own, its parent gone) and an ordinary worker, says so,
+# Starts a daemon as Ray does (in a new session, without a parent) and an ordinary worker, says so,
 # then does as the argument says.
 _FAMILY = """
 import os, signal, subprocess, sys, time
@@ -41,7 +41,7 @@ if then == "ignore":
 sys.exit(3)
 """
 
-# The launcher of such a family, as a process of its own, so that it can be sent signals.
+# The launcher of such a family, in a separate process, so that we can send signals to it.
 _LAUNCHER = """
 import os, sys
 from pathlib import Path
@@ -110,7 +110,7 @@ def test_an_interrupt_is_heard_also_in_the_background(family: Path, tmp_path: Pa
 
 
 def test_leaves_other_processes_alone(family: Path, tmp_path: Path) -> None:
-    """The same program, started by somebody else, at the same time."""
+    """Start the same program independently at the same time."""
     other_pids = tmp_path / "other"
     other = subprocess.Popen([sys.executable, str(family), str(other_pids), "stay"], start_new_session=True)
     try:

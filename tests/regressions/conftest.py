@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def queue() -> Iterator[None]:
-    """A Ray and a TransferQueue of this module's own."""
+    """Start a Ray and a TransferQueue for this module."""
     from tests.queues import own_queue
 
     with own_queue():

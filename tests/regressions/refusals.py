@@ -1,4 +1,4 @@
-"""Single checks of the doctor, asked about a set-up with one thing changed."""
+"""Run single checks of the doctor on a set-up with one change."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ GROUPS = ("hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo", "+mt
 
 
 def look(healthy: Healthy, *overrides: str, checks: Iterable[str]) -> list[Finding]:
-    """Return what these checks say of the set-up with these overrides."""
+    """Return the findings of these checks for the set-up with these overrides."""
     config = compose_config(CommandLine((*GROUPS, *healthy.overrides, *overrides)))
     return examine(Setup(config), named(*checks))
 
 
 def status(found: list[Finding], check: str) -> str:
-    """Return the worst that a check says."""
+    """Return the worst status of a check."""
     order = ("fail", "warn", "skip", "ok")
     return min((one.status for one in found if one.check == check), key=order.index, default="nothing")

@@ -1,4 +1,4 @@
-"""Rows of :mod:`.test_start` for E26 and E27: names, values, and what a config group stands for."""
+"""Rows of :mod:`.test_start` for E26 and E27: names, values, and essential settings of a config group."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ NAMES = [
         f"{TURNS}.max_tool_response_length=5",
         make=own_tool,
     ),
-    # ---- E27: what a group is for, overridden
+    # ---- E27: essential settings of a group, overridden
     fails(
         "E27",
         "row 7",

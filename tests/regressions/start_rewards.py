@@ -161,7 +161,7 @@ REWARDS = [
         make=score("raise ValueError('no')"),
     ),
     fails("E29", "kind of row 31", "reward", r"score.py cannot be loaded: SyntaxError", *SCORE, make=score("return (")),
-    # ---- E31: tools of one's own and the group's search tool
+    # ---- E31: the user's tools and the group's search tool
     fails(
         "E31",
         "F9",

@@ -1,4 +1,4 @@
-"""What the rows of :mod:`.test_start` are made of."""
+"""Build the rows of :mod:`.test_start`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Case:
 
     Attributes:
         item: Number in issue 21.
-        source: Where the mistake, or that it is none, comes from: a row of new-user.md (`row 4`), or a reason.
-        check: The check that has to speak.
-        status: What it has to say: ``fail``, ``warn`` or ``ok``.
+        source: The source of the mistake, or of its being none: a row of new-user.md (`row 4`), or a reason.
+        check: The check that has to report it.
+        status: The expected status: ``fail``, ``warn`` or ``ok``.
         says: A regular expression for message and fix.
-        change: Overrides behind the healthy ones.
+        change: Overrides after those of the healthy set-up.
         make: Makes more of them.
         preset: The config group.
         env: Environment variables.
@@ -53,7 +53,7 @@ def is_sound(item: str, source: str, check: str, says: str, *change: str, **more
 
 
 def reward(body: str, *, arguments: str = "transcript, ground_truth", kind: str = "def") -> Callable[[Healthy], Any]:
-    """A reward function of the user's own in a file ``mine.py``; line 3 is the body's first."""
+    """Write a reward function of the user's into ``mine.py``; its body begins in line 3."""
 
     def make(run: Healthy) -> tuple[str, ...]:
         text = f"from verl_mtgrpo.rewards import TurnRewards\n{kind} mine({arguments}):\n    {body}\n"
@@ -63,7 +63,7 @@ def reward(body: str, *, arguments: str = "transcript, ground_truth", kind: str 
 
 
 def score(body: str, arguments: str = "data_source, solution_str, ground_truth, extra_info=None") -> Any:
-    """The user's verl reward function."""
+    """Write a reward function of the user's for verl."""
 
     def make(run: Healthy) -> tuple[str, ...]:
         file = run.file("score.py", f"def score({arguments}):\n    {body}\n")

@@ -1,4 +1,4 @@
-"""What a tester of part 9 broke in judges: replies of a server, and what a rollout may spell."""
+"""Faults in judges that a tester of part 9 found: replies of a server, and texts in a rollout."""
 
 from __future__ import annotations
 

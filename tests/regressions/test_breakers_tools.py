@@ -1,4 +1,4 @@
-"""What a tester of part 9 broke in tools and training metrics: input, right value, and why."""
+"""Faults in tools and training metrics that a tester of part 9 found: input, right value, and why."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_what_holds_something_else_says_nothing(info, right):
 
 
 def called(returned):
-    """The tool's watch after verl called a function tool that returns this, and whether verl could read it."""
+    """Return the watch of a function tool that returned this, and whether verl could read the result."""
 
     @function_tool
     def odd(query: str):
@@ -67,7 +67,7 @@ def test_a_call_that_verl_could_not_read_earns_nothing():
     for returned in (("a", 1, [1]), ("a", "b", "c", "d"), ()):  # verl: an error text for the model and reward 0
         seen, read = called(returned)
         assert not read and not seen.answered and checked_reward("odd", seen.reward) == 0.0, returned
-    with pytest.raises(ToolError, match="'much'"):  # a reward that is none stays the author's to mend
+    with pytest.raises(ToolError, match="'much'"):  # a reward that is not a number is for the author to fix
         checked_reward("odd", called(("a", "much"))[0].reward)
     with pytest.raises(ToolError):
         checked_reward("odd", 10**400)

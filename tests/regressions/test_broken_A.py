@@ -1,4 +1,4 @@
-"""Issue 21, sections A, B and F35: what a second look broke.
+"""Test issue 21, sections A, B and F35: faults that a second look found.
 
 | number | input | got | right value | source |
 |---|---|---|---|---|
@@ -72,14 +72,14 @@ def tools() -> list[Any]:
     return [FUNCTION_TOOL_REGISTRY.pop("search")]  # leave verl's global registry as it was
 
 
-# ---- A2: what the token of a closing tag says behind it
+# ---- A2: text after a closing tag within its token
 
 
 @needs_qwen3
 @pytest.mark.parametrize("behind", [".", ",", '"', "</", "\n\n", "!", " and more"])
 @pytest.mark.parametrize("cls", [CHAT, RAW])
 def test_what_shares_a_token_with_the_closing_tag_is_no_part_of_the_turn(config, tools, cls, behind):
-    """The tokens stay whole; rewards are those of a turn that ends with its tag, whatever the vocabulary merges."""
+    """Tokens stay whole, and rewards are those of a turn that ends with its tag, whatever the vocabulary merges."""
     tokenizer = qwen3("instruct")
     turns = [call("search_r1", "Pim"), answer("search_r1")]
     output = roll(cls, config, tokenizer, tools, [turn + behind + END for turn in turns], "search_r1")
@@ -102,7 +102,7 @@ def test_what_shares_a_token_with_the_closing_tag_is_no_part_of_the_turn(config,
 
 BRACKETS = "[" * 5000
 UNREADABLE = [
-    # what stands in the call, kind of the record
+    # content of the call, kind of the record
     (BRACKETS, "bad_arguments"),
     (f'{{"name": "search", "args": {"[" * 950 + "]" * 950}}}', "bad_arguments"),
     (f'{{"name": "search", "args": {{"query": {"1" * 5000}}}}}', "bad_arguments"),
@@ -123,13 +123,13 @@ def test_a_call_that_json_chokes_on_is_the_models_failure(config, tools, cls, in
     assert (one.ok, one.error_kind, one.seen, transcript.end_reason) == (kind is None, kind, True, "answered")
 
 
-# ---- A7 and F35: what tools give
+# ---- A7 and F35: results of tools
 
 
 @needs_qwen3
 @pytest.mark.parametrize(("format", "cls"), SPOKEN)
 def test_half_a_surrogate_pair_in_a_result(config, tools, format, cls):
-    """No tokenizer takes it: the rollout failed, and verl left its group out."""
+    """No tokenizer accepts it: the rollout failed, and verl left its group out."""
     GIVES["Pim"] = "half \ud83d of 😀 it"
     script = [call(format, "Pim") + END, answer(format) + END]
     output = roll(cls, config, qwen3("instruct"), tools, script, format)
@@ -184,7 +184,7 @@ MESSAGE = '{"index": 0, "message": {"role": "assistant", "content": %s}}'
 
 
 def asked(kind: str, body: str) -> Any:
-    """What a judge says of a rollout that only answers, over a server that sends this."""
+    """Return the judge's rewards for a rollout that only answers, with a server that sends this."""
     server = JudgeServer()
 
     def reply(handler: Any, _: Any) -> None:

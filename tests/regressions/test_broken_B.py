@@ -1,6 +1,6 @@
-"""Issue 21, C, D, E and F, tried by an adversary: sound set-ups that were refused, broken ones that passed.
+"""Test issue 21, C, D, E and F, as an adversary tried them: sound set-ups refused, and broken ones accepted.
 
-Each row is a command line behind a healthy one: what the checks said before, what is right and where that is written.
+Each row adds overrides to a healthy command line: the former result of the checks, the right one, and its source.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def with_vllm(tmp_path, monkeypatch, surroundings):
 
 
 SOUND = [
-    # With the node gone reward.turn.pay is its default, turns, which is what mt_grpo is for (settings.py).
+    # Without the node, reward.turn.pay has its default, turns, as mt_grpo needs (settings.py).
     ("reward.turn taken away", ("~reward.turn",)),
-    # Nothing of reward.turn is read by a class of the user's own (verl: reward.reward_manager.source).
+    # A class of the user's (verl: reward.reward_manager.source) reads nothing under reward.turn.
     ("own reward manager, other pay", (*OWN_MANAGER, "reward.turn.pay=outcome")),
     ("metric by name", (FILTER, "algorithm.filter_groups.metric=outcome/em")),
     ("metric by pattern", (FILTER, "algorithm.filter_groups.metric=turn_pattern")),
@@ -72,7 +72,7 @@ BROKEN = [
         "fail",
         r"metric=acc: the rewards have no number of this name.*set it to turn_pattern, reward or one of .*outcome/em",
     ),
-    # None for a rollout without a call, of which verl's float() makes a TypeError (same place)
+    # None for a rollout without a call, on which verl's float() raises TypeError (same place)
     (
         "metric that only some rollouts have",
         (ENGINE, FILTER, "algorithm.filter_groups.metric=tool/success"),
@@ -116,7 +116,7 @@ def test_a_tool_schema_that_verl_refuses_is_no_fault_of_ours(healthy):
 
 @pytest.mark.parametrize("key", ["reward.turn.preset", f"{TURNS}.function_tool_path"])
 def test_a_file_that_ends_the_program_is_a_failure_with_its_name(key, healthy):
-    # as argparse at the top of a file does
+    # like argparse at the top of a file
     file = healthy.file(f"exits_{key[-4:]}.py", "raise SystemExit(2)")
     told = found(healthy, ENGINE, f"{key}={file}{':f' if 'preset' in key else ''}")
     assert [one for one in told if one.status == "fail" and str(file) in one.message and "SystemExit" in one.message]

@@ -1,7 +1,7 @@
-"""Faults of issue 21 in the command line and in question files, each with its number: input and right behaviour.
+"""Faults of issue 21 in the command line and in question files, by number, with the right behaviour.
 
-Expected values are worked out by hand from what the user has typed; where they are somebody else's (a layout of a
-public question set, a limit of the system), the case says whose.
+Expected values are worked out by hand from the user's input. If they come from elsewhere (a public question set's
+layout, a limit of the system), the case names the source.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def shell_words(text: str) -> list[str]:
     return shlex.split(text.replace("\\\n", " "))
 
 
-# ---- D24: the address of a search service where an index is asked for
+# ---- D24: the address of a search service in place of an index
 
 
 @pytest.mark.parametrize("index", ["http://localhost:8000", "https://search.example.com/retrieve", "http://[::1]:80/"])
 @pytest.mark.parametrize("command", ["train", "eval"])
 def test_d24_an_address_stays_an_address(command: str, index: str, capsys: pytest.CaptureFixture[str]):
     model = ["--model", "some/model"] if command == "eval" else []
-    assert main([command, *model, "--dry-run", "--index", index, "--", "trainer.nnodes=1"]) == 0
+    assert main([command, *model, "--dry-run", "--index", index, "--", "data.val_files=t.parquet"]) == 0
     assert f"MTGRPO_INDEX={index}" in shell_words(capsys.readouterr().out)
 
 
@@ -87,12 +87,12 @@ def test_d24_a_corpus_given_as_index_is_told_how_to_build_one(tmp_path):
     assert str(error.value).endswith(f"mtgrpo index {corpus} --out {tmp_path}/data-index")
 
 
-# ---- E33: tracebacks where a user's surroundings are at fault
+# ---- E33: tracebacks caused by the user's environment
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB, where the system lets us make one."""
+    """Mount a disk of 1 MB, if the system lets us."""
     folder = tmp_path / "small"
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
@@ -112,7 +112,7 @@ def some_words(n: int) -> str:
     return " ".join(f"word{rng.randrange(3000)}" for _ in range(100))
 
 
-# tantivy says "No space left on device", or "An index writer was killed", by where it was when the disk was full.
+# tantivy says "No space left on device" or "An index writer was killed", depending on where it was.
 @pytest.mark.process
 @pytest.mark.parametrize("passages", [2000, 5000])
 def test_e33_a_full_disk_under_the_index(passages: int, small_disk: Path, tmp_path: Path, capsys):
@@ -155,6 +155,7 @@ def test_e33_a_full_disk_under_data_report_and_eval(small_disk: Path, tmp_path: 
 
 
 @pytest.mark.process
+@pytest.mark.network  # importing Ray opens a socket
 @pytest.mark.parametrize(
     ("named", "says"),
     [
@@ -165,19 +166,19 @@ def test_e33_a_full_disk_under_data_report_and_eval(small_disk: Path, tmp_path: 
     ],
 )
 def test_e33_a_typo_in_the_external_modules(named: str, says: str, tmp_path: Path, monkeypatch, capsys):
-    pytest.importorskip("verl")  # before the variable is set, which would end it
+    pytest.importorskip("verl")  # before the variable is set, with which the import would fail
     (tmp_path / "broken_module.py").write_text("def (\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", named)
     assert main(["doctor", "--quick"]) == 1
     shown = capsys.readouterr().out
     assert says in shown and "PYTHONPATH" in shown and "Traceback" not in shown
-    # Row 6 of new-user.md, where verl was imported before the variable was set: names of estimators are looked up then.
+    # Row 6 of new-user.md: verl was imported before the variable was set; estimator names are looked up now.
     from omegaconf import OmegaConf
 
     from verl_mtgrpo.doctor.registries import ESTIMATOR, unknown_name
 
-    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m` in this folder has it
+    monkeypatch.syspath_prepend(str(tmp_path))  # as with `python -m` in this folder
     with pytest.raises(ConfigError, match=says):
         unknown_name(OmegaConf.create({"algorithm": {"adv_estimator": "zclip"}}), ESTIMATOR)
     assert main(["train", "--cpu", "--quiet", "--log", str(tmp_path / "log")]) == 1
@@ -202,7 +203,7 @@ def test_e33_a_module_of_the_working_folder_is_found_as_the_trainer_finds_it(tmp
 
 
 def checkpoint(folder: Path, *files: str) -> Path:
-    """``global_step_4`` with what verl 0.9.1's FSDPCheckpointManager writes (empty here), and ``files``."""
+    """Make ``global_step_4`` with the (empty) files of verl 0.9.1's FSDPCheckpointManager, and ``files``."""
     actor = folder / "global_step_4" / "actor"
     for name in ("model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt", "fsdp_config.json", *files):
         (actor / name).parent.mkdir(parents=True, exist_ok=True)
@@ -239,7 +240,8 @@ def test_e30_parts_are_merged_by_verl_where_there_is_no_model(tmp_path: Path, ca
 @pytest.mark.parametrize("files", [(), HF, (*HF, "huggingface/model.safetensors"), (*HF, "lora_train_meta.json")])
 def test_e30_a_model_that_is_named_is_taken(files: tuple[str, ...], tmp_path: Path, capsys):
     named = "actor_rollout_ref.model.path=Qwen/Qwen2.5-3B"
-    assert main(["eval", "--dry-run", "--checkpoint", str(checkpoint(tmp_path, *files)), "--", named]) == 0
+    own = [named, "data.val_files=t.parquet"]
+    assert main(["eval", "--dry-run", "--checkpoint", str(checkpoint(tmp_path, *files)), "--", *own]) == 0
     words = shell_words(capsys.readouterr().out)
     assert [word for word in words if "model.path=" in word] == [named] and "verl.model_merger" not in words
 
@@ -278,7 +280,7 @@ def test_e30_a_validation_does_not_compare_rollouts(estimator: str):
 def test_e30_a_validation_that_fails_is_not_called_a_training(tmp_path: Path, capsys):
     pytest.importorskip("verl")
     options = ["--model", str(tmp_path), "--cpu", "--quiet", "--out", str(tmp_path / "out")]
-    assert main(["eval", *options, "--", "trainer.no_such_key=1"]) == 1
+    assert main(["eval", *options, "--", "data.val_files=t.parquet", "trainer.no_such_key=1"]) == 1
     shown = capsys.readouterr().err
     assert "validation failed with exit code 1" in shown and "training failed" not in shown
 

@@ -1,4 +1,4 @@
-"""Faults of issue 21 in what `mtgrpo data` reads and what the doctor says of question files, each with its number.
+"""Faults of issue 21 in `mtgrpo data` and in the doctor's findings about question files, by number.
 
 Layouts are those of public question sets, named at each case; their texts are made up here.
 """
@@ -59,7 +59,7 @@ def span(text: str, start: int = 0) -> dict[str, Any]:
 
 
 def qed(**changes: Any) -> dict[str, Any]:
-    """As in google-research-datasets/QED, qed-dev.jsonlines @ec69515."""
+    """Read the layout of google-research-datasets/QED, qed-dev.jsonlines @ec69515."""
     return {
         "example_id": -3290814144789249484,
         "title_text": "Bridges of Orrin",
@@ -156,7 +156,7 @@ def test_f37_nested_answers(value: Any, accepted: tuple[str, ...], tmp_path: Pat
 
 
 def verl_row(asked: Any, truth: Any, **info: Any) -> dict[str, Any]:
-    """As verl 0.9.1's examples/data_preprocess/gsm8k.py writes them."""
+    """Make rows as verl 0.9.1's examples/data_preprocess/gsm8k.py writes them."""
     prompt = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
     style = {"style": "rule", "ground_truth": truth}
     return {"data_source": "openai/gsm8k", "prompt": prompt, "reward_model": style, "extra_info": {"index": 0, **info}}
@@ -176,7 +176,7 @@ def parquet(path: Path, *rows: dict[str, Any]) -> Path:
         (verl_row("How many?", "72"), "How many?", ("72",)),
         (verl_row("How many?", 72), "How many?", ("72",)),
         (verl_row("How many? Think step by step.", "72", question="How many?"), "How many?", ("72",)),
-        # Search-R1's ground truth, and a system message of its own
+        # Search-R1's ground truth, and another system message
         (
             verl_row(
                 [{"role": "system", "content": "Search."}, {"role": "user", "content": "Who?"}],
@@ -223,7 +223,7 @@ def test_f37_rows_of_verl_that_ask_no_question(row: dict[str, Any], says: str, t
     assert "line 1" in str(error.value)
 
 
-# ---- F38 and E33: what the doctor says of question files
+# ---- F38 and E33: the doctor's findings about question files
 
 
 def squad(*answers: str) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def squad(*answers: str) -> dict[str, Any]:
 
 def doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path, *overrides: str) -> list[dict[str, str]]:
     pytest.importorskip("verl")
-    folder = str(tmp_path / "model")  # there is none: one failure of its own
+    folder = str(tmp_path / "model")  # there is none, which is one failure
     capsys.readouterr()
     main(
         [

@@ -1,4 +1,4 @@
-"""Issue 21, part C, 17, 18 and 20, and the estimators of 25 (19: test_estimators_registered.py).
+"""Test issue 21, part C, 17, 18 and 20, and the estimators of 25 (19: test_estimators_registered.py).
 
 | number | input | right value | source |
 |---|---|---|---|
@@ -33,7 +33,7 @@ from verl.trainer.ppo.v1 import replay_buffer
 from verl.utils.skip import rollout_skip
 
 from tests.composed import composed
-from tests.credit.batches import estimate, fields_of, multi_turn_batch
+from tests.credit.batches import estimate, fields_of, multi_turn_batch, on_tensors
 from tests.integration.reward_managers import TRANSCRIPT, manager, score
 from verl_mtgrpo.credit import ESTIMATORS, bilevel_gae, turn_gae
 from verl_mtgrpo.doctor.checks import CHECKS, checks_at_start
@@ -49,11 +49,11 @@ from verl_mtgrpo.watch.diagnostics import credit_health
 
 pytestmark = pytest.mark.compose
 
-# ---- 17: groups that are taken out because all earned the same
+# ---- 17: groups that are removed because all rollouts earned the same
 
 
 def infos(*rollouts: list[float] | None) -> list[dict[str, Any]]:
-    """What the reward manager says of rollouts whose turns were paid this; None: dropped."""
+    """Return the reward manager's infos for rollouts with these turn rewards; None for a dropped one."""
     return [{TURN_PATTERN: str(math.nan if paid is None else turn_pattern(paid))} for paid in rollouts]
 
 
@@ -77,7 +77,7 @@ GROUPS = [
 @pytest.mark.parametrize("kind", [TurnReplayBuffer, TurnReplayBufferAsync])
 @pytest.mark.parametrize(("case", "rollouts", "filtered"), GROUPS, ids=[case for case, *_ in GROUPS])
 def test_verls_filter_by_turn_pattern(case, rollouts, filtered, kind, monkeypatch):
-    """verl's own method; only the queue's answer is made here."""
+    """Call verl's own method; only the queue's answer is made up."""
     buffer = object.__new__(kind)
     buffer.filter_groups_metric = TURN_PATTERN
     buffer.finished_keys = {"train": {"q"}}
@@ -91,7 +91,7 @@ def test_verls_filter_by_turn_pattern(case, rollouts, filtered, kind, monkeypatc
 
 
 def test_groups_that_are_taken_out_are_those_with_nothing_to_learn_from():
-    """The guard's count over the same turns, as tensors: two ways to the same groups."""
+    """Compare with the guard's count over the same turns as tensors: two ways to find the same groups."""
     for case, rollouts, filtered in GROUPS:
         if None in rollouts or len(rollouts) == 1:
             continue
@@ -131,7 +131,7 @@ def test_the_reward_manager_gives_it_for_every_rollout_and_no_average_takes_it()
     assert TURN_PATTERN not in validated
 
 
-# ---- 17 and 20: what is accepted and does nothing
+# ---- 17 and 20: settings that are accepted and do nothing
 
 FILTER = ("algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=reward")
 GSPO = "actor_rollout_ref.actor.policy_loss.loss_mode=turn_gspo"
@@ -207,30 +207,30 @@ def test_the_start_and_the_doctor_look():
 
 
 def test_verls_rollout_skip_finds_the_batches_of_a_step_under_our_mode(monkeypatch):
-    """It looks `trainer.v1.<mode>.parameter_sync_step` up itself; 1 instead of 4 would write a quarter of a step."""
+    """verl looks up `trainer.v1.<mode>.parameter_sync_step`; 1 instead of 4 would write a quarter of a step."""
     monkeypatch.setattr(rollout_skip.RolloutSkip, "__init__", lambda *_: None)  # folders, of no interest here
     run = composed("trainer.v1.trainer_mode=mtgrpo_separate_async", preset="mt_grpo")
     skip = rollout_skip.RolloutTqSkip(None, run)
     assert skip.parameter_sync_step == run.trainer.v1.separate_async.parameter_sync_step == 4
 
 
-# ---- 18: what turn_gae's critic learns
+# ---- 18: the targets of turn_gae's critic
 
 FEATURES, ROLLOUTS, STEPS = 16, 64, 39
 
 
 def first_tokens_only(rewards, mask, index, values, **_):
-    """The rule before: a target at each turn's first token, everywhere else what the critic says already."""
+    """The former rule: a target at each turn's first token, and the critic's own value everywhere else."""
     _, returns = turn_gae(rewards, mask, index, values, whiten=False)
     begins = torch.nn.functional.pad(mask, (1, 0))[:, :-1] < mask
     return returns, returns.where(begins, values)
 
 
 def explained_variance(rule, *, tokens: int, mini_batches: int) -> float:
-    """Train a linear critic with verl's value loss, and ask how much of V it explains where turns begin.
+    """Train a linear critic with verl's value loss; return how much of V it explains at the beginnings of turns.
 
-    Two turns a rollout, each in a state x ~ N(0, 1)^16; turn k earns θ·x_k + a_k + noise, and its action a_k is in the
-    features from the turn's second token on. As E[a] = E[x] = 0, V_1 = θ·x_1 and V_2 = θ·x_2 where the turns begin.
+    Two turns per rollout, each in a state x ~ N(0, 1)^16; turn k earns θ·x_k + a_k + noise, and its action a_k is in
+    the features from the turn's second token on. As E[a] = E[x] = 0, V_1 = θ·x_1 and V_2 = θ·x_2 where the turns begin.
     """
     generator = torch.Generator().manual_seed(0)
     truth = torch.nn.functional.normalize(torch.randn(FEATURES, generator=generator), dim=0)
@@ -270,7 +270,6 @@ def test_the_critic_of_turn_gae_learns_with_long_turns_and_many_mini_batches(tok
         explained_variance(rule, tokens=tokens, mini_batches=mini_batches)
         for rule in (turn_gae, bilevel_gae, first_tokens_only)
     )
-    print(f"{tokens} tokens, {mini_batches} mini-batches: {now:.2f}, bilevel_gae {bilevel:.2f}, before {old:.2f}")
     assert now > at_least
     assert now > bilevel - 0.02
     assert old < before
@@ -290,11 +289,7 @@ def test_turn_gae_stays_unbiased_whatever_its_critic_says(process):
         assert not found.biased, found
 
 
-# ---- 25: what an estimator takes
-
-
-def on_tensors(fields, change):
-    return {field: change(one) if isinstance(one, torch.Tensor) else one for field, one in fields.items()}
+# ---- 25: valid inputs of an estimator
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

@@ -1,4 +1,4 @@
-"""Issue 21, part C, 19: an estimator of one's own is registered with verl in whatever order modules are imported.
+"""Test issue 21, part C, 19: a user's estimator is registered with verl in any order of imports.
 
 | input | right value | source |
 |---|---|---|
@@ -7,7 +7,7 @@
 | the same in a Ray worker | verl has it there | #19 |
 | a name that verl has itself, in either order | refused, with what to do | verl would hide one of them |
 
-Each case is a process of its own, in which verl loads the plugin as it always does.
+Each case runs in a separate process, in which verl loads the plugin as usual.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def test_a_name_that_verl_has_itself(order: str, tmp_path: Path):
 
 @pytest.mark.verl
 def test_a_ray_worker(tmp_path: Path):
-    """As verl's trainer, an actor in a process of its own that gets the driver's environment."""
+    """Like verl's trainer, an actor runs in a separate process with the driver's environment."""
     (tmp_path / "my_module.py").write_text(f"{LOOP}\n{MINE}")
     with tempfile.TemporaryDirectory(prefix="mtg", dir="/tmp", ignore_cleanup_errors=True) as folder:
         code = f"""
@@ -156,7 +156,7 @@ ray.shutdown()
     assert done.stdout.splitlines()[-1:] == ["[[2.0], [2.0]]"], done.stderr
 
 
-# ---- which functions are the same one
+# ---- which functions count as the same
 
 
 def first(token_level_rewards, response_mask, index):
@@ -171,7 +171,7 @@ def table(monkeypatch):
 
 
 def test_the_same_file_under_another_module_name_is_the_same_function(table):
-    """Python runs a script as ``__main__``; verl loads ``file.py`` under a name of its own."""
+    """Python runs a script as ``__main__``; verl loads ``file.py`` under another name."""
     source = "def mine(token_level_rewards, response_mask, index): return 1, 1"
     spaces = [{"__name__": "__main__"}, {"__name__": "my_module"}]
     for space in spaces:

@@ -1,4 +1,4 @@
-"""Issue 21, 35: a rollout that spells control tokens of the judge's model opens no turn in the judge's chat."""
+"""Test issue 21, 35: control tokens in a rollout's text open no turn in the judge's chat."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ HIDDEN = ["\u2028", "\u2029", "\x85", "\x7f", "\u200b", "\u202e", "\u2066", "\uf
 
 @pytest.mark.parametrize("character", HIDDEN, ids=ascii)
 def test_what_nobody_sees_is_escaped(character: str):
-    """Ends of lines beside the newline, turned directions, tag letters; half a surrogate pair has no UTF-8 at all."""
+    """Line separators other than newline, direction marks, tag letters; half a surrogate pair has no UTF-8."""
     data = quoted({"assistant wrote": f"a{character}b"})
     assert data.isascii() and json.loads(data) == {"assistant wrote": f"a{character}b"}
 

@@ -1,6 +1,6 @@
 """Issue 21, items B10, B11, B13, B14: the second study's baselines, the paper's judge, verl's own scores, the sources.
 
-Each case is an input, the right value, and where that is from.
+Each case has an input, the right value, and its source.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def config(*overrides: str):
 
 
 def manager(*overrides: str, **more: Any):
-    """The real reward manager, as verl's reward worker makes it."""
+    """Make the real reward manager as verl's reward worker does."""
     tokenizer = build_tokenizer(["a b c"], [])
     tokenizer.chat_template = "{{ messages }}"
 
@@ -155,7 +155,7 @@ def test_b10_where_search_r1_is_not_followed(turns, ours):
 
 
 def test_b10_the_prompts_example_is_no_answer():
-    """Search-R1 pays 1 (and 0.8) here: "Beijing" stands in its prompt, and the rollout has no answer of its own."""
+    """Search-R1 pays 1 (and 0.8) here, because "Beijing" is in its prompt and the rollout gives no answer."""
     silent = Transcript((said("I do not know."),), "answered", format="search_r1")
     assert search_r1_em(silent, ["Beijing"]).outcome == search_r1_format(silent, ["Beijing"]).outcome == 0.0
 
@@ -190,7 +190,7 @@ def test_b10_the_same_rules_with_the_tags_of_other_formats(name, call, answer):
 
 
 def naive(text: str) -> tuple[bool, str | None]:
-    """Validity and the answer by regular expressions alone: slow, and written from the description of the format."""
+    """Find validity and answer by regular expressions: slow, and written from the description of the format."""
     inside = r"(?:(?!</?(?:think|search|information|answer)>).)*"
     block = {tag: rf"<{tag}>{inside}</{tag}>\s*" for tag in ("think", "search", "information", "answer")}
     whole = rf"\s*(?:{block['think']}{block['search']}{block['information']})*{block['think']}{block['answer']}"
@@ -252,7 +252,7 @@ def test_b11_the_start_treats_judge_paper_as_a_judge(overrides, said):
 
 @pytest.mark.parametrize("how", ["turns", "outcome"])
 def test_b11_judge_paper_behind_verls_own_reward_model(how):
-    """Complete without an address: verl serves the judge under its path, and the manager asks at verl's router."""
+    """No address is needed: verl serves the judge under its path, and the manager asks verl's router."""
     served = (
         "reward.reward_model.enable=True",
         "reward.reward_model.enable_resource_pool=True",
@@ -390,7 +390,7 @@ def test_b14_the_papers_second_table_is_complete(method):
     assert all([*one.em.values(), one.average] == values for one in ours)
 
 
-# ---- F38: what becomes of a turn with neither call nor answer
+# ---- F38: a turn with neither call nor answer
 
 
 @pytest.mark.parametrize("readme", sorted((ROOT / "recipes").glob("*/README.md")), ids=lambda path: path.parent.name)

@@ -1,7 +1,7 @@
-"""Issue 21, D21, D22, D23 and F36: what the start of a run refuses, what it warns of, and what it lets pass.
+"""Test issue 21, D21, D22, D23 and F36: what the start of a run refuses, warns of and accepts.
 
-Each case is a set-up (:class:`~tests.doctor.setups.Healthy` with one thing changed), the check that is asked, and
-what it has to say of it. Sources: `review-gpu.md` (by finding), issue 21 (by letter).
+Each case has a set-up (:class:`~tests.doctor.setups.Healthy` with one change), a check, and its expected finding.
+Sources: `review-gpu.md` (by finding), issue 21 (by letter).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ QWEN3 = REPOSITORY.parent / "shared" / "data" / "tokenizers" / "qwen3"
 
 
 def asks(question: str) -> Callable[[dict[str, Any]], Any]:
-    """A change of a row: another question."""
+    """Return a change of a row: another question."""
     return lambda row: row["prompt"][-1].update(content=question)
 
 
@@ -107,7 +107,7 @@ TOLD = [
     ),
     ("6", "another format", "search_r1", in_one_message(SYSTEM_PROMPTS["mtgrpo_xml"]), r"format mtgrpo_xml, but the r"),
     ("6", "another tool", "mtgrpo_xml", instructed(OTHER_TOOL), r"prompts call wiki, but the run has search"),
-    # and those that do
+    # and rows that do
     ("F36", "Search-R1's layout", "search_r1", in_one_message(SYSTEM_PROMPTS["search_r1"]), None),
     ("F36", "the template shows the tools", "hermes", lambda row: row["prompt"].pop(0), None),
 ]
@@ -123,9 +123,7 @@ def test_f36_what_prompts_say_of_calls_is_looked_for_and_refuses_nothing(number,
 
 
 IGNORES_TOOLS = CHAT_TEMPLATE.replace("{%- if tools %}", "{%- if false %}")
-OTHER_CALLS = CHAT_TEMPLATE.replace("<tool_call>", "<|python_tag|>").replace(
-    "</tool_call>", ""
-)  # as Llama 3.1 has them
+OTHER_CALLS = CHAT_TEMPLATE.replace("<tool_call>", "<|python_tag|>").replace("</tool_call>", "")  # as in Llama 3.1
 
 
 @pytest.mark.parametrize(
@@ -148,7 +146,7 @@ def test_f36_a_chat_template_that_shows_no_tools(template, prompt, says, healthy
 @pytest.mark.skipif(not QWEN3.is_dir(), reason=f"{QWEN3} is not there")
 @pytest.mark.parametrize(("shows", "says"), [(True, None), (False, "prompts are the same with and without them")])
 def test_f36_with_the_real_qwen3_template(shows, says, healthy, tmp_path):
-    """Qwen3's template explains tools as <tool_call>; without that part it is one that ignores them."""
+    """Qwen3's template explains tools as <tool_call>; without that part it ignores them."""
     folder = shutil.copytree(QWEN3, tmp_path / "qwen3")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     if not shows:
@@ -191,7 +189,7 @@ def test_d21_what_only_this_machine_does_not_reach_refuses_nothing(cluster, heal
 
 
 def test_d21_a_judge_at_a_public_address_may_need_no_key(healthy, monkeypatch):
-    """It is asked, and says so itself; a name under .invalid has no address (RFC 6761)."""
+    """The judge is asked, and the error names it; a name under .invalid has no address (RFC 6761)."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     judge = (*JUDGE, "+reward.turn.judge.base_url=https://judge.example.invalid/v1")
@@ -244,7 +242,7 @@ CPUS = "ray_kwargs.ray_init.num_cpus"
         ((f"{CPUS}=4", f"{UNITS}=1"), {}, "fail", r"5 are held .*; set ray_kwargs.ray_init.num_cpus=5"),
         # 8 GPUs: 1 + 8 + 24
         ((f"{CPUS}=32", f"{UNITS}=8", "trainer.n_gpus_per_node=8"), {}, "fail", "33 are held"),
-        # a judge with 2 GPUs of its own: 1 + 1 + 3 + 6
+        # a judge with 2 separate GPUs: 1 + 1 + 3 + 6
         (
             (
                 *SERVED, "reward.reward_model.enable_resource_pool=True", "reward.reward_model.n_gpus_per_node=2",
@@ -260,9 +258,9 @@ CPUS = "ray_kwargs.ray_init.num_cpus"
         ),
         # another backend has no units: 1 + 3
         (("transfer_queue.backend.storage_backend=MooncakeStore", f"{CPUS}=4"), {}, "ok", "4 of them held"),
-        # others take part: nothing is certain
+        # other machines take part, so nothing is certain
         ((f"{CPUS}=4", f"{UNITS}=8"), {"RAY_ADDRESS": "10.0.0.1:6379"}, "warn", "in this process; workers"),
-        # not given: this machine, as Ray counts it
+        # not given: Ray counts this machine
         ((f"{CPUS}=null", f"{UNITS}=100000"), {}, "fail", "num_cpus is not set, so those of this machine"),
     ],
 )  # fmt: skip
@@ -291,7 +289,7 @@ def test_d23_the_count_is_rays_and_transfer_queues_own(cpus, starts, healthy, mo
 
     @ray.remote
     class Runner:
-        """What verl's task runner does first."""
+        """Do what verl's task runner does first."""
 
         def start(self, queue: Any) -> str:
             import transfer_queue as tq

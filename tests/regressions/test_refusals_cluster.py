@@ -1,8 +1,8 @@
 """Issue 21, D22, review 8 and 18: a cluster of several nodes.
 
-Review 8 is `recipes/multi_node/submit.sbatch`, with a SLURM and a Ray that only write down what is asked.
+Review 8 tests `recipes/multi_node/submit.sbatch` with a SLURM and a Ray that only record their arguments.
 
-What `ray status` prints was taken from Ray 2.60 (`ray start --head`, a second node, `ray status`).
+The output of `ray status` was taken from Ray 2.60 (`ray start --head`, a second node, `ray status`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PROGRAMS = {
         printf '%s\\n' "$SRUN_CPUS_PER_TASK $*" >> "$LOG/srun"
         while [ "${1#--}" != "$1" ]; do shift; done
         exec "$@" """,
-    # A node that has begun is one more in the next status.
+    # Each started node appears in the next status.
     "ray": """
         case $1 in
             start) echo node >> "$LOG/begun"; exec sleep 60 ;;
@@ -68,7 +68,7 @@ PROGRAMS = {
 
 @pytest.fixture
 def submit(tmp_path: Path):
-    """Runs the script; the result and what srun was called with."""
+    """Run the script, and return the result and the arguments of srun."""
     programs, log = tmp_path / "bin", tmp_path / "log"
     programs.mkdir()
     log.mkdir()
@@ -94,7 +94,7 @@ def submit(tmp_path: Path):
             command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         ) as job:
             code = job.wait(60)
-            subprocess.run(["kill", "--", f"-{job.pid}"], check=False)  # as SLURM ends the steps of a job that is over
+            subprocess.run(["kill", "--", f"-{job.pid}"], check=False)  # as SLURM does with the steps of a finished job
             out, err = job.communicate()
         return subprocess.CompletedProcess(command, code, out, err), (log / "srun").read_text().splitlines()
 
@@ -106,7 +106,7 @@ def test_review_8_steps_have_the_cores_of_the_job_and_wait_for_its_nodes(submit)
     assert ended.returncode == 0, ended.stderr
     assert {step.split()[0] for step in steps} == {"64"}, "srun does not inherit --cpus-per-task since SLURM 22.05"
     assert [step.partition("--nodelist=")[2].split()[0] for step in steps].count("node2") == 1
-    # What was begun in the background (search, head, workers) may be written down at any time.
+    # The background processes (search, head, workers) may write their lines at any time.
     waited, ran = (
         next(number for number, step in enumerate(steps) if words in step)
         for words in ("wait_for_nodes.sh 2", "run.sh mt_grpo trainer.save_freq=7")
@@ -156,7 +156,7 @@ def test_review_18_nodes_without_or_with_another_version_are_said():
 @pytest.mark.verl
 @pytest.mark.slow
 def test_review_18_with_a_real_cluster(tmp_path, monkeypatch):
-    """A node whose Ray was started in an environment with another version of this package."""
+    """Return a node whose Ray was started in an environment with another version of this package."""
     ray = pytest.importorskip("ray")
     path = os.environ.get("PYTHONPATH", "")
     other = fake_package(tmp_path, "verl-mtgrpo", "0.0.1")

@@ -1,4 +1,4 @@
-"""Issue 21, D22: what must not end a run that goes well. The numbers are those of the review (`review-gpu.md`)."""
+"""Test issue 21, D22: events that must not end a healthy run. Numbers are those of the review (`review-gpu.md`)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PACKAGE = Path(verl_mtgrpo.__path__[0])
 BUSY = (
     "There was timeout in getting the list of named actors, probably because the GCS server is dead or under high load"
 )
-"""Ray 2.60's own words (``strings ray/_raylet.so``); the test with a real head below sees that they come as this."""
+"""Ray 2.60's own messages (``strings ray/_raylet.so``); the test with a real head below checks that they are raised."""
 SILENCES = [
     pytest.param(lambda: GetTimeoutError(BUSY), id="time-out"),
     pytest.param(lambda: RpcError("unavailable", 14), id="rpc"),
@@ -51,7 +51,7 @@ SILENCES = [
 
 
 def manager(actors: set[str], **more: Any) -> TurnAgentLoopManager:
-    """The part of a manager that looks after workers."""
+    """Return the part of a manager that watches workers."""
     made = TurnAgentLoopManager.__new__(TurnAgentLoopManager)
     config = OmegaConf.create({"reward": {"reward_model": {"enable": False}}})
     known = {"config": config, "actors": actors, "names": [], "reward_names": [], "given": {}, "sent_again": {}}
@@ -61,7 +61,7 @@ def manager(actors: set[str], **more: Any) -> TurnAgentLoopManager:
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *given: Any) -> None:
-    """``ray.util.list_named_actors`` gives these one after the other, the last one for ever; errors are raised."""
+    """Make ``ray.util.list_named_actors`` return these in turn and repeat the last; errors are raised."""
     left = list(given)
 
     def answer(*_: Any, **__: Any) -> Any:
@@ -85,11 +85,11 @@ def test_review_7_a_look_without_an_answer_is_made_again(silence: Callable[[], E
     assert len(said) == 2, "once when it falls silent, once when it answers again"
     assert "Ray's head does not answer" in said[0] and "answers again" in said[1]
     with pytest.raises(WorkerDiedError, match="rollout server vllm_server_0 died"):
-        looking.check_servers()  # an answer that says so is believed
+        looking.check_servers()  # an answer that says so counts
 
 
 def test_review_7_a_death_is_an_answer(monkeypatch):
-    """Errors that say what became of an actor or a task are not taken for silence."""
+    """Errors about an actor or a task do not count as silence."""
     for error in (RayActorError(), RayTaskError("f", "trace", ValueError("x"))):
         answers(monkeypatch, error)
         with pytest.raises(type(error)):
@@ -97,7 +97,7 @@ def test_review_7_a_death_is_an_answer(monkeypatch):
 
 
 def test_review_7_a_worker_is_replaced_when_the_head_can(monkeypatch, caplog):
-    """Making an actor with a name asks the head too."""
+    """Creating an actor with a name asks the head too."""
     made: list[str] = []
 
     class Workers:
@@ -141,7 +141,7 @@ class _Scorer:
 def test_review_7_a_rollout_waits_for_the_head_and_not_for_nothing(monkeypatch):
     answers(monkeypatch, GetTimeoutError(BUSY), ["reward_loop_worker_1"])
     monkeypatch.setattr(ray, "get_actor", lambda name: _Scorer(dead=False))
-    monkeypatch.setattr(workers, "_SCORERS_BACK_S", 0.1)  # runs from when somebody knows
+    monkeypatch.setattr(workers, "_SCORERS_BACK_S", 0.1)  # counts from the time when Ray answers again
     both = RewardWorkers([_Scorer(dead=True)], patience_s=60.0)
     assert asyncio.run(both.compute_score.remote(0.5)) == {"reward_score": 0.5}  # type: ignore[arg-type]
     answers(monkeypatch, GetTimeoutError(BUSY))
@@ -157,7 +157,7 @@ def test_review_7_patience_is_that_of_the_stall_guard(setting, expected):
 
 @pytest.fixture
 def stopped_head() -> Iterator[Any]:
-    """A Ray whose head is stopped by SIGSTOP, and how to let it go on."""
+    """Stop the head of a Ray with SIGSTOP, and return a function that continues it."""
     psutil = pytest.importorskip("psutil")
     before = os.environ.pop("RAY_ADDRESS", None)
     with tempfile.TemporaryDirectory(prefix="mtg", dir="/tmp", ignore_cleanup_errors=True) as folder:
@@ -189,11 +189,11 @@ def test_review_7_with_a_real_head_that_hangs(stopped_head, caplog):
     assert "answers again" in caplog.text
 
 
-# ---- review 27: only a disk is told to make room
+# ---- review 27: advice to make room is for full disks only
 
 
 def _raised_by_safetensors() -> Exception:
-    """Its error is no ``OSError``; the text is Rust's of errno 28 (ENOSPC)."""
+    """Its error is not an ``OSError``; the text is Rust's for errno 28 (ENOSPC)."""
     from safetensors import SafetensorError
 
     return SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
@@ -232,11 +232,11 @@ def test_review_27_a_full_disk_is_told_to_make_room(error: Callable[[], Exceptio
         raise error()
 
 
-# ---- review 26: neither the event loop nor verl's threads wait for a search or a cache
+# ---- review 26: a search or a cache blocks neither the event loop nor verl's threads
 
 
 def busy_default_threads(loop: asyncio.AbstractEventLoop, until: threading.Event) -> None:
-    """All default threads of a loop are at work, as with verl's tokenising."""
+    """Keep all default threads of a loop busy, as verl's tokenising does."""
     loop.set_default_executor(ThreadPoolExecutor(1))
     loop.run_in_executor(None, until.wait)
 
@@ -256,7 +256,7 @@ def test_review_26_a_search_waits_for_no_default_thread(tmp_path: Path):
 
 
 def test_review_26_a_cache_that_another_process_writes_holds_up_nothing(tmp_path: Path):
-    """SQLite waits up to 30 s for another writer; rollouts of the same worker go on meanwhile."""
+    """SQLite waits up to 30 s for another writer; rollouts of the same worker continue meanwhile."""
     index = BM25Index.build([Passage("1", "Tower", "The tower is in Oslo.")], tmp_path / "i", source="made by the test")
     tool = SearchTool({"type": "native", "index": str(index.path), "cache": str(tmp_path / "c.db")}, None)
     done = threading.Event()

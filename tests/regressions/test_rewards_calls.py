@@ -158,7 +158,7 @@ def test_a6_what_other_parsers_drop(name, text, names):
 
 
 class Judging(BaseTool):
-    """Says what it is told to say of its calls."""
+    """Returns the given info about its calls."""
 
     def __init__(self, reward):
         parameters = {"type": "object", "properties": {}, "required": []}

@@ -93,7 +93,7 @@ def test_who_compares_rollouts():
 
 
 def row(uid: str, rewards: list[float] | None) -> dict[str, Any]:
-    """What the agent loop puts into the queue: two tokens a turn, one of an observation behind each, turn rewards."""
+    """Put a row into the queue as the agent loop does: two tokens per turn, each followed by an observation token."""
     turns = [0.0, 0.0] if rewards is LOST else rewards
     mask = [1, 1, 0] * len(turns)
     scores = [number for reward in turns for number in (0.0, reward, 0.0)]
@@ -279,7 +279,7 @@ def hopeless_and_mixed(kl: float) -> tuple[torch.Tensor, torch.Tensor, list[str]
 
 @pytest.mark.parametrize("case", DIVIDES, ids="-".join)
 def test_which_estimators_divide_by_a_groups_deviation(case: tuple[str, str]):
-    """Judged by what they do: how far a KL of 1e-3 a token moves advantages where nobody earned anything."""
+    """Measure how far a KL of 1e-3 per token moves advantages if no rollout earned anything."""
     name, (settings, divides) = case[0], DIVIDES[case]
     assert ESTIMATORS[name].divides(settings) is divides
     fields = fields_of(name, torch.zeros(16, 5), lambda rewards: torch.full_like(rewards, 0.4))

@@ -69,7 +69,7 @@ def tools() -> list[Any]:
 
 @pytest.mark.parametrize(("format", "cls"), SPOKEN)
 def test_two_turns_that_search_and_an_answer(config, tokenizer, tools, format, cls):
-    """1 and 2. A base model goes on where no engine stops it: the cut and the stop token end its turns."""
+    """1 and 2. A base model generates on if no engine stops it, so the cut and the stop token end its turns."""
     pieces = pieces_of(tokenizer, cls, format, ["Pim", "Tam"])
     goes_on = tokenizer.eos_token if format == "hermes" else f"{END}\n<|im_start|>user\nAnd what is 2 + 2?"
     script = [call(format, "Pim") + goes_on, call(format, "Tam") + goes_on, answer(format) + goes_on]
@@ -180,7 +180,7 @@ EVIL = [
 
 @pytest.mark.parametrize(("format", "cls"), SPOKEN)
 def test_a_passage_cannot_become_a_control_token(config, tokenizer, tools, format, cls):
-    """The ids hold the control tokens that they hold with a harmless passage, and no other."""
+    """The ids contain the same control tokens as with a harmless passage, and no others."""
     queries = [f"evil {number}" for number in range(len(EVIL))]
     PASSAGES.update(zip(queries, EVIL, strict=True))
     script = [call(format, query) + tokenizer.eos_token for query in queries] + [answer(format) + tokenizer.eos_token]

@@ -83,7 +83,7 @@ def test_the_advice_is_not_what_has_just_failed(healthy, capsys):
 @needs_qwen3
 @pytest.mark.parametrize(("kind", "status"), [("LlamaTokenizerFast", "warn"), ("PreTrainedTokenizerFast", "ok")])
 def test_a_tokenizer_that_loses_spaces(healthy, capsys, tmp_path, kind, status):
-    """As the folders of DeepSeek-R1's distilled Qwen models have it (huggingface/transformers #45488)."""
+    """Use the tokenizer class of DeepSeek-R1's distilled Qwen models (huggingface/transformers #45488)."""
     for file in QWEN3.iterdir():
         shutil.copyfile(file, tmp_path / file.name)
     path = tmp_path / "tokenizer_config.json"

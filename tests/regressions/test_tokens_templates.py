@@ -190,7 +190,7 @@ def test_it_is_dropped_and_says_why(config):
 
 
 def test_where_experts_are_replayed_it_fails_instead(config):
-    """There is no row to make: nobody knows which experts the model would have used."""
+    """No row can be made, because we do not know which experts the model would have used."""
     from verl_mtgrpo.errors import NoTokensError
 
     with pytest.raises(NoTokensError, match="enable_rollout_routing_replay=True"):

@@ -94,7 +94,7 @@ def found(query: str) -> str:
 
 
 def message(*results: str) -> str:
-    """What Qwen3's template writes from the end of a turn to the beginning of the next: results in one user message."""
+    """Return Qwen3's text between two turns: the results, in one user message."""
     blocks = "".join(f"\n<tool_response>\n{result}\n</tool_response>" for result in results)
     return f"\n<|im_start|>user{blocks}{END}\n<|im_start|>assistant\n"
 

@@ -62,7 +62,7 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def watched_page(browser: Any, *, width: int = 1360, height: int = 900, scheme: str = "light") -> Iterator[Watched]:
-    """A new page with a memory of its own."""
+    """Open a new page with its own storage."""
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     context.set_default_timeout(10_000)
     watched = Watched(context.new_page())
@@ -105,7 +105,7 @@ def mean_colour(png: bytes) -> tuple[float, float, float]:
 
 
 def pixels_of(png: bytes, colour: tuple[int, int, int]) -> int:
-    """How many pixels have a colour, or nearly."""
+    """Return how many pixels have nearly this colour."""
     found = _image(png).getcolors(1 << 24) or []
     return sum(n for n, pixel in found if all(abs(a - b) < 12 for a, b in zip(pixel, colour, strict=True)))
 

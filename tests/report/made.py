@@ -84,7 +84,7 @@ CALL = '<tool_call>{"name": "search", "arguments": {"query": "Orrin"}}</tool_cal
 
 
 def rollout_of(answer: str | None, *calls: ToolCall, call_text: str = CALL, **more: Any) -> Transcript:
-    """One turn for each call, then one that answers (None: it says something without answering)."""
+    """Make one turn per call, then one that answers (None: it writes something without an answer)."""
     turns = [Turn(call_text, (9 * n, 9 * n + 3), (call,)) for n, call in enumerate(calls)]
     said = "I do not know." if answer is None else f"So <answer>{answer}</answer>"
     last = Turn(said, (9 * len(calls), 9 * len(calls) + 2))

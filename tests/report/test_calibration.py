@@ -43,7 +43,7 @@ def test_a_rollout_that_ended_with_the_turn_counts_as_zero_there(tmp_path: Path)
 
 
 def test_signs_by_hand(tmp_path: Path) -> None:
-    """As in tests/watch/test_diagnostics.py: 1, 0, 0, 0 at turn 1 and 0, 1, 1, 1 as outcome."""
+    """Use the rewards of tests/watch/test_diagnostics.py: 1, 0, 0, 0 at turn 1 and 0, 1, 1, 1 as outcome."""
     rollouts = {"a": [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]], "b": [[0.3, 1.0], [0.3, 0.0]]}
     for coef, share in ((0.5, 1.0), (1.0, 0.0), (2.0, 0.0)):
         (one,) = trained(tmp_path, rollouts, turn_coef=coef).conflicts

@@ -1,4 +1,4 @@
-"""What is said of a calibration, sentence by sentence, and that a hostile dump says nothing in it."""
+"""Test the sentences about a calibration, and that a hostile dump cannot put words into them."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def values_of(questions: int, seed: int) -> np.ndarray:
 
 
 def test_resampled_means_have_the_spread_of_a_loops(monkeypatch: pytest.MonkeyPatch):
-    """Also with equal questions, and not only at the ends of the interval."""
+    """This also holds with equal questions, and not only at the ends of the interval."""
     values = np.repeat(values_of(9, 1), [1, 1, 1, 1, 2, 2, 3, 4, 5], axis=0)
     got = Bootstrap(resamples=20_000, seed=3).means(values, "NQ")
     rng = random.Random(0)

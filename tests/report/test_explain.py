@@ -102,7 +102,7 @@ def test_discounts_are_the_weights() -> None:
 
 
 def test_nobody_to_compare_with() -> None:
-    """turn_rloo: the only one with a turn 2 is compared with how the other ended; alone in its group with nobody."""
+    """In turn_rloo, the only rollout with a turn 2 is compared with the other's last, a single one with nothing."""
     working = explain("turn_rloo", [[0.5, 1.0], [0.25]], {})
     assert working is not None
     ((alone,),) = working[0][1:]

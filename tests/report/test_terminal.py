@@ -41,12 +41,12 @@ def test_shows_what_was_said_and_what_it_was_worth(tmp_path: Path) -> None:
         "accepted: Vel | the Vel",
         "  turn 1   reward +0.50   advantage +1.41",
         "    why: Turn 1 was paid 0.50; the 2 rollouts that got this far (1 ended there: counted as 0) averaged 0.25 ± "
-        "0.35: +0.71. The last turn was paid 1.00 with the outcome; the 2 rollouts averaged 0.50 ±",
+        "0.35: +0.71. The last turn was paid 1.00, outcome included; the 2 rollouts averaged 0.50 ±",
         "    0.71: +0.71. Together +1.41.",
         "    model: <tool_call>Orrin river</tool_call>",
         "    search: Doc 1 (Title: Orrin) Vel is a river.",
         "  turn 2   reward +1.00   advantage +0.71",
-        "    why: The last turn was paid 1.00 with the outcome; the 2 rollouts averaged 0.50 ± 0.71: +0.71.",
+        "    why: The last turn was paid 1.00, outcome included; the 2 rollouts averaged 0.50 ± 0.71: +0.71.",
         "    model: <answer>Vel</answer>",
         "  measured: outcome/em 1, tool/used 1",
     ]

@@ -23,14 +23,14 @@ def test_the_readmes_example() -> None:
     assert why[0][0].words == (
         "Turn 1 was paid 0.70; the 3 rollouts that got this far (1 ended there: counted as 0) averaged 0.30 ± 0.36: "
         "+1.11. "
-        "The last turn was paid 1.00 with the outcome; the 3 rollouts averaged 0.50 ± 0.50: +1.00. Together +2.11."
+        "The last turn was paid 1.00, outcome included; the 3 rollouts averaged 0.50 ± 0.50: +1.00. Together +2.11."
     )
     assert (
-        why[0][1].words == "The last turn was paid 1.00 with the outcome; the 3 rollouts averaged 0.50 ± 0.50: +1.00."
+        why[0][1].words == "The last turn was paid 1.00, outcome included; the 3 rollouts averaged 0.50 ± 0.50: +1.00."
     )
     assert why[2][0].words == (
         "The rollout ended with turn 1, so nothing was paid there for going on; the 3 rollouts that got this far "
-        "averaged 0.30 ± 0.36: −0.83. The last turn was paid 0.50 with the outcome; the 3 rollouts averaged "
+        "averaged 0.30 ± 0.36: −0.83. The last turn was paid 0.50, outcome included; the 3 rollouts averaged "
         "0.50 ± 0.50: 0.00. "
         "Together −0.83."
     )

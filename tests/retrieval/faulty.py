@@ -1,4 +1,4 @@
-"""The real service, spoilt on purpose: ``python -m tests.retrieval.faulty INDEX --port N``.
+"""Run the real service with faults on purpose: ``python -m tests.retrieval.faulty INDEX --port N``.
 
 Below ``/<fault>/<n>/<name>`` every n-th request, beginning with the first, gets the fault and all others the
 service's own answer. ``name`` only keeps the counts of tests apart. ``no-health`` is a service without

@@ -1,4 +1,4 @@
-"""Real search services for tests: processes on free ports of this machine, ended with their ``with`` block."""
+"""Start real search services for tests: processes on free ports, ended with their ``with`` block."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def passages(count: int = 300) -> list[Passage]:
-    """Each has a word of its own, ``uid7``, and shares all others."""
+    """Make passages that each have one unique word, ``uid7``, and share all others."""
     return [
         Passage(f"p{number}", f'The "{number}th" house', f"House uid{number} stands\nin the old town of Velm.")
         for number in range(count)
@@ -47,7 +47,7 @@ class Service:
     process: subprocess.Popen[str]
 
     def post(self, body: Any, *, path: str = "/retrieve", headers: Mapping[str, str] | None = None) -> Answered:
-        """POST JSON, or bytes as they are."""
+        """POST JSON, or bytes unchanged."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return fetch(self.url + path, data, headers)
 
@@ -83,7 +83,7 @@ def free_port() -> int:
 
 @contextmanager
 def serving(*arguments: object, module: str = CLI, env: Mapping[str, str] | None = None) -> Iterator[Service]:
-    """A process that has said that it is ready, e.g. ``serving("serve", index)``."""
+    """Start a process and wait until it is ready, e.g. ``serving("serve", index)``."""
     port = () if "--port" in arguments else ("--port", 0)
     argv = [sys.executable, "-m", module, *map(str, [*arguments, *port])]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **(env or {})})

@@ -272,7 +272,7 @@ def test_an_error_in_the_corpus_leaves_the_old_index(index: BM25Index):
 
 
 def _start_endless_build(out: Path) -> subprocess.Popen[str]:
-    """A process in the middle of a build: its corpus has given 20,000 passages and does not end."""
+    """Start a process that stays in the middle of a build: its corpus yields 20,000 passages and does not end."""
     script = textwrap.dedent(
         f"""
         import time
@@ -369,7 +369,7 @@ def test_importing_the_package_loads_no_search_engine():
 
 
 def test_opening_outlasts_files_that_come_back_while_the_folder_is_deleted(index: BM25Index):
-    """tantivy's watcher thread writes its lock file late; a busy thread of ours does it all the time."""
+    """tantivy's watcher thread may write its lock file late; a busy thread of ours makes that happen every time."""
     stop = threading.Event()
 
     def write_back(folder: str) -> None:

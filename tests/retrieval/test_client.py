@@ -201,7 +201,7 @@ class Failed:
 
 @pytest.fixture(scope="module")
 def failed(faulty: Service) -> dict[str, Failed]:
-    """What came of each fault that lasts; all of them at once, as each takes its patience."""
+    """Return the outcome of each permanent fault; all run at once, as each takes its patience."""
 
     def call(fault: str) -> Failed:
         client = HTTPRetriever(f"{faulty.url}/{fault}/1/lasts", patience_s=PATIENCE_S, request_timeout_s=0.2)

@@ -83,6 +83,6 @@ def test_a_megabyte_of_anything_takes_under_a_second(preset, form, piece):
     text = piece * (1_000_000 // len(piece))
     transcript = Transcript((Turn(text, (0, 1), (ToolCall("search", "{}", result=text),)), Turn(text, (2, 3))),
                             "answered", format=form)  # fmt: skip
-    start = time.process_time()  # not wall time: other jobs may run beside
+    start = time.process_time()  # processor time, because other jobs may be running
     PRESETS[preset](transcript, ["Paris"])
     assert time.process_time() - start < 1.0

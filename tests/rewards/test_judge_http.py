@@ -1,4 +1,4 @@
-"""What a judge's client does about failed requests, over real HTTP; behind verl's router where that is installed.
+"""Test a judge's client with failing requests over real HTTP, and behind verl's router if it is installed.
 
 The bodies are those of vLLM (vllm/entrypoints/openai), SGLang, OpenAI and llama.cpp (server-context.cpp), as quoted in
 issues of their repositories.
@@ -55,7 +55,7 @@ def error(message: str, kind: str = "", code: Any = None) -> str:
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 413, 422])
 @pytest.mark.parametrize("insists", [{}, {"x-should-retry": "true", "Retry-After": "0"}], ids=["", "insists"])
 def test_what_can_never_work_is_sent_once(server: JudgeServer, status, insists):
-    """Also where the server's headers ask for another try, which the openai client alone would obey."""
+    """Not even if the server's headers ask for another try, which the openai client by itself would obey."""
     server.answer = lambda body, n: Says(status, error("no"), insists)
     with pytest.raises(JudgeError, match="m at http://127"):
         judge(server, ANSWER_ONLY, retries=3)

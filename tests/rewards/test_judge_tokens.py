@@ -1,4 +1,4 @@
-"""What a judge reads of a rollout of 16 turns, in tokens of Qwen3: at most 1.5 times the rollout's own text.
+"""Count the tokens of Qwen3 that a judge reads for a rollout of 16 turns: at most 1.5 times the rollout's text.
 
 All messages of all requests count, rubric included, as if no server had a prefix cache. Before (6573151), with one
 request a turn that showed all turns before it and with letters of other scripts escaped, the same rollout of 7,007

@@ -197,14 +197,22 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere.py:flat", "nowhere.py cannot be loaded: .*No such file"),
-        ("no_such_package:flat", "no_such_package cannot be loaded: ModuleNotFoundError: No module named"),
+        ("nowhere.py:flat", "there is no file nowhere.py; name an existing file as FILE.py:FUNCTION"),
+        ("no_such_package:flat", "no_such_package cannot be loaded: ModuleNotFoundError: .*; correct the name, or"),
+        ("no_such.package:flat", "no_such.package cannot be loaded: ModuleNotFoundError: .*; correct the name, or"),
         ("json:flat", "json has no function 'flat'"),
     ],
 )
 def test_functions_that_are_not_there(name, message):
     with pytest.raises(ConfigError, match=message):
         load_preset(name)
+
+
+def test_a_file_that_breaks_is_what_to_correct(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("import no_such_package\n")
+    with pytest.raises(ConfigError, match=r"No module named 'no_such_package' .*; correct this error in .*mine.py"):
+        load_preset(f"{file}:flat")
 
 
 def test_the_transcript_survives_json():

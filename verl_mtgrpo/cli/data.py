@@ -70,6 +70,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--data-source", metavar="NAME", help="name in verl's metrics (default: that of the row, set or file)"
     )
+    parser.add_argument("--json", action="store_true", help="print OUT/manifest.json instead of the summary")
     _add_row_options(parser)
     _add_check_options(parser)
     parser.set_defaults(run=run)
@@ -115,7 +116,7 @@ def _add_check_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the files and print the manifest."""
+    """Write the files and print a summary, or the manifest with ``--json``."""
     from verl_mtgrpo.data.dataset import write_dataset
 
     prompt = SYSTEM_PROMPTS[args.format] if args.system_prompt is None else _text_or_file(args.system_prompt)
@@ -136,9 +137,7 @@ def run(args: argparse.Namespace) -> int:
         only_answerable=args.only_answerable,
         progress=True,
     )
-    print(json.dumps(manifest, indent=2, ensure_ascii=False))
-    for line in _summary(args, manifest):
-        print(line)
+    print(json.dumps(manifest, indent=2, ensure_ascii=False) if args.json else "\n".join(_summary(args, manifest)))
     return 0
 
 
@@ -159,6 +158,13 @@ def _summary(args: argparse.Namespace, manifest: dict[str, Any]) -> list[str]:
     for name in dict.fromkeys(name for name in args.sets if name in KNOWN):
         if KNOWN[name][args.edition].train is None:
             lines.append(f"{name} has no training split: it is used for validation only")
+    for source in manifest["sources"]:
+        if count := source.get("numbers_written_as_text"):
+            name = next(str(source[key]) for key in ("set", "file", "folder", "dataset") if key in source)
+            lines.append(
+                f"{name}: {count} rows have a number as reward_model.ground_truth; here it is text, because the "
+                "packaged rewards compare text and a run refuses numbers"
+            )
     for name, count in manifest["left_out_as_asked_in_validation"].items():
         lines.append(f"{name}: {count} training questions are left out because validation also asks them")
     checked = manifest.get("answerability", {"splits": {}})
@@ -177,6 +183,7 @@ def _summary(args: argparse.Namespace, manifest: dict[str, Any]) -> list[str]:
             "there are no validation questions, but verl needs a file of them (data.val_files): "
             "raise --val-fraction, or name a set with --test"
         )
+    lines.append(f"{args.out / 'manifest.json'}: sources, options, counts and checksums")
     return lines
 
 

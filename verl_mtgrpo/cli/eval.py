@@ -156,6 +156,7 @@ def _validate(args: argparse.Namespace) -> dict[str, Path]:
         overrides=validation_overrides(args.targets, folder=folder, checkpoint=checkpoint, model=model),
         env=index_variable(args.index),
     )
+    check_questions(args.targets)
     for one in (merge, command):
         if one:
             print(one.shell_text(), flush=True)
@@ -168,6 +169,22 @@ def _validate(args: argparse.Namespace) -> dict[str, Path]:
         if (code := run_and_show(command, log=log, quiet=args.quiet)) != 0:
             raise TrainingFailed(failure_report(code, log, what="validation"))
     return {str(checkpoint or args.model): dump}
+
+
+def check_questions(overrides: Sequence[str]) -> None:
+    """Raise ``ConfigError`` if no validation questions are named: verl would read its default, GSM8K's test file.
+
+    Overrides that add a config of the user's own, which may name them, are left alone.
+    """
+    if not any(one.lstrip("+").startswith("data.val_files=") or _adds_a_config(one) for one in overrides):
+        raise ConfigError(
+            "there are no validation questions: data.val_files is not set",
+            fix="add their file after the options: -- data.val_files=FILE.parquet",
+        )
+
+
+def _adds_a_config(override: str) -> bool:
+    return "searchpath" in override or override.startswith(("--config-", "-cn", "-cp"))
 
 
 def validation_overrides(

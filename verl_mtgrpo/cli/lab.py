@@ -114,7 +114,7 @@ def _add_learn(subparsers: Subparsers) -> None:
     add("--out", type=Path, default=Path("runs/learn"), metavar="FOLDER",
         help="folder for tables, CSV and figures (default: %(default)s)")  # fmt: skip
     add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
-    parser.set_defaults(run=run_learn)
+    parser.set_defaults(run=run_learn, refuse=parser.error)
 
 
 def _add_trees(subparsers: Subparsers) -> None:

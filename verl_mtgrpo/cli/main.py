@@ -1,7 +1,8 @@
 """The ``mtgrpo`` command: one thin module per subcommand, imported without torch, verl or ray.
 
 A subcommand module has ``add_parser(subparsers)``, which declares its arguments and sets
-``run=<function(args) -> exit code>`` as a default of its parser.
+``run=<function(args) -> exit code>`` as a default of its parser. A command inside a command also sets ``refuse``,
+the ``error`` method of its own parser.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     for module in _SUBCOMMANDS:
         module.add_parser(subparsers)
     for subparser in subparsers.choices.values():
+        subparser.set_defaults(refuse=subparser.error)
         # SUPPRESS: without it, the subcommand's default would override a --debug before the subcommand.
         subparser.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
@@ -41,7 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    # parse_args would name what is left over in the usage of `mtgrpo` instead of the command's.
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        getattr(args, "refuse", parser.error)(f"unrecognized arguments: {' '.join(unknown)}")
     if not hasattr(args, "run"):
         parser.print_help()
         return 0

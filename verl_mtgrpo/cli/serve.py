@@ -95,7 +95,17 @@ def _settings(args: argparse.Namespace) -> ServerSettings:
         raise missing_extra(error) from error
     given = {name: value for name, value in vars(args).items() if name in ServerSettings.model_fields}
     given["max_k"] = max(ServerSettings().max_k, args.default_k)
-    return ServerSettings.read(given, "", "mtgrpo serve")
+    try:
+        return ServerSettings.read(given, "")
+    except ConfigError as error:
+        raise _of_the_option(error) from error
+
+
+def _of_the_option(error: ConfigError) -> ConfigError:
+    """Return the error with the option that was typed instead of the field of ``ServerSettings``."""
+    field, _, rest = str(error.args[0]).partition(" ")
+    options = {name: option for option, name, *_ in _LIMITS}
+    return ConfigError(f"{options.get(field, field)} {rest}", expected=error.expected, fix=error.fix)
 
 
 def missing_extra(error: ImportError) -> CompatibilityError:

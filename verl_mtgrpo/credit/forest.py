@@ -262,7 +262,7 @@ def _number_nodes(
             nodes += range(size, size + turns_of_row)
             size += turns_of_row
             continue
-        ids = path.split("/") if isinstance(path, str) else []
+        ids = str(path).split("/")
         if len(ids) != turns_of_row:
             raise refusal(
                 "node_path",

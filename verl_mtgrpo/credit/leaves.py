@@ -239,7 +239,7 @@ def _norm(score_B1: Tensor, valid_B1: Tensor, groups: Groups, epsilon: float) ->
     for row_G in order_B.split(groups.length_G.tolist()):
         row_G = row_G[valid_B[row_G]]
         score_G = scores_B[row_G]
-        mean, std = (score_G.mean(), score_G.std()) if len(row_G) > 1 else (0.0, 1.0)
+        mean, std = (score_G.mean(), score_G.std()) if len(row_G) > 1 else score_G.new_tensor([0.0, 1.0])
         z_B[row_G] = divided(score_G - mean, std + epsilon)
     return z_B[:, None].to(score_B1.device)
 

@@ -218,7 +218,7 @@ def turn_gae_tree(
     The siblings' mean needs no critic and errs in no direction; the critic is needed where a turn has none, and for
     λ < 1. With λ = 1 both baselines leave the gradient unbiased, whatever the critic says.
 
-    On chains, and without paths, ``baseline="critic"`` is :func:`~.critic.turn_gae`, bit for bit. With ``"siblings"``
+    On chains, and without paths, ``baseline="critic"`` is ``turn_gae``, bit for bit. With ``"siblings"``
     the first turns of a prompt's rollouts are compared with each other there.
 
     Args:

@@ -13,6 +13,7 @@ from verl_mtgrpo.data.files import read_records, short_name
 from verl_mtgrpo.data.hub import PREFIX, dataset_records, is_dataset
 from verl_mtgrpo.data.known import EDITIONS, KNOWN, hub_records, local_files, local_records
 from verl_mtgrpo.data.questions import Question, questions_of
+from verl_mtgrpo.data.verl_rows import has_number_as_truth
 from verl_mtgrpo.errors import ConfigError, DataError
 from verl_mtgrpo.retrieval.store import file_sha256
 
@@ -48,14 +49,21 @@ class PartReader:
     def __init__(self, part: Part) -> None:
         self.part = part
         self.count = 0
+        self.numbers = 0
+        """Verl rows with a number as ground truth, which becomes text."""
         self._digest = hashlib.sha256()
 
     def __iter__(self) -> Iterator[Question]:
         part = self.part
-        for question in questions_of(part.records(), source=part.source, name=part.name, named=part.named):
+        for question in questions_of(self._records(), source=part.source, name=part.name, named=part.named):
             self.count += 1
             self._digest.update(json.dumps([question.id, question.question, question.answers]).encode() + b"\n")
             yield question
+
+    def _records(self) -> Iterator[tuple[str, Any]]:
+        for where, record in self.part.records():
+            self.numbers += has_number_as_truth(record)
+            yield where, record
 
     def manifest(self) -> dict[str, Any]:
         """Return what the manifest says about the part: origin, role, number of questions and their SHA-256."""
@@ -63,6 +71,7 @@ class PartReader:
             **self.part.origin,
             "role": self.part.role,
             "questions": self.count,
+            **({"numbers_written_as_text": self.numbers} if self.numbers else {}),
             "questions_sha256": self._digest.hexdigest(),
         }
 

@@ -8,6 +8,7 @@ user message. The system message is not kept: the new rows get a new one.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, cast
 
 from verl_mtgrpo.errors import DataError
@@ -31,12 +32,25 @@ def is_verl_row(fields: dict[str, Any]) -> bool:
     return isinstance(fields.get("prompt"), list) and isinstance(fields.get("reward_model"), dict)
 
 
+def has_number_as_truth(record: Any) -> bool:
+    """Return True for a verl row whose ground truth is a number: reading it makes text of it."""
+    return isinstance(record, dict) and _is_number(_truth_of(cast("dict[str, Any]", record)))
+
+
+def _truth_of(fields: dict[str, Any]) -> Any:
+    return fields["reward_model"].get("ground_truth") if is_verl_row(fields) else None
+
+
+def _is_number(truth: Any) -> bool:
+    return isinstance(truth, (int, float)) and not isinstance(truth, bool) and math.isfinite(truth)
+
+
 def read_verl_row(where: str, fields: dict[str, Any]) -> VerlRow:
     """Read one row; raise ``DataError`` if it does not ask exactly one question or has no answer."""
     found = fields.get("extra_info")
     info = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-    truth = fields["reward_model"].get("ground_truth")
-    if isinstance(truth, (int, float)) and not isinstance(truth, bool):
+    truth = _truth_of(fields)
+    if _is_number(truth):
         truth = str(truth)
     try:
         answers = accepted_answers(truth)

@@ -1,7 +1,7 @@
-"""The policy's chat template: one rollout of two turns through the agent loop itself.
+"""Check the policy's chat template by one rollout of two turns through the agent loop itself.
 
-The loop is the run's own, with verl's own builder of token ids; only the model is replaced by two texts and the tool by
-a function. So what is checked is what is trained on: which tokens count as generated, and what is between them.
+It is the run's agent loop with verl's builder of token ids; only the model is replaced by two texts, and the tool by a
+function. So the check sees what training would see: which tokens count as generated, and which are between them.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def chat(setup: Setup) -> Iterator[Finding]:
 
     try:
         yield from _two_turns(setup, loop, spoken)
-    except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:  # of the template or of verl
+    except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:  # of the template or verl
         what = "the question" if loop in RAW_LOOPS else "a tool call and its result"
         message = f"the chat template fails on {what}: {type(error).__name__}: {one_line(str(error))}"
         yield Finding("chat", "fail", message, _template_fix(loop))
 
 
 def _template_fix(loop: str) -> str:
-    """Return what to do about a chat template. One that fails without roles is not helped by doing without them."""
+    """Return what to do about a chat template that fails; the raw agent is a way out only if it is not in use yet."""
     if loop in RAW_LOOPS:
         return (
             f"set a Jinja template that renders messages of the roles system and user as {MODEL}.custom_chat_template"
@@ -68,7 +68,7 @@ def _two_turns(setup: Setup, loop: str, spoken: str) -> Iterator[Finding]:
     tool = setup.tools[0] if setup.tools else Tool("search", None, {}, True)
     ends = end_of_turn(setup.tokenizer, setup.get("data.apply_chat_template_kwargs"), [setup.get(f"{MODEL}.path")])
     server = _Reciter(setup.tokenizer, ends, [call_text(spoken, tool), _thought(spoken) + ANSWER])
-    with ThreadPoolExecutor(1) as pool:  # a thread has no event loop yet, and this one's stays as it is
+    with ThreadPoolExecutor(1) as pool:  # asyncio.run needs a thread without a running event loop
         output = pool.submit(asyncio.run, _rollout(setup, loop, tool, server)).result()
     decode, ids, mask = setup.tokenizer.decode, output.response_ids, output.response_mask
     spans = [list(ids[start:end]) for start, end in _spans(mask)]
@@ -102,7 +102,7 @@ def _two_turns(setup: Setup, loop: str, spoken: str) -> Iterator[Finding]:
 
 
 def _no_end_of_turn(setup: Setup, ends: EndOfTurn, loop: str, spoken: str) -> Iterator[Finding]:
-    """Warn of a missing end of turn where turns are cut and something has to separate the messages."""
+    """Warn if turns are cut, and the template has no end token to separate them from the next message."""
     if spoken not in CUT_FORMATS or loop in RAW_LOOPS or ends.token is not None:
         return
     written = f"{ends.text!r}, which is {len(ends.closing)} tokens" if ends.text else "no token"
@@ -115,7 +115,7 @@ def _no_end_of_turn(setup: Setup, ends: EndOfTurn, loop: str, spoken: str) -> It
 
 
 def _malformed(output: Any, ends: EndOfTurn, spoken: str) -> Iterator[Finding]:
-    """Warn if the template opens a thought, which is then part of every turn, and the format has no place for it."""
+    """Warn if the template opens every turn with a thought, for which the format has no place."""
     if not ends.opened:
         return
     texts = [turn.text for turn in output.extra_fields["transcript"].turns]
@@ -145,7 +145,7 @@ async def _rollout(setup: Setup, loop: str, tool: Tool, server: _Reciter) -> Any
         trainer_config=DictConfigWrap(_without_limits(setup)),
         server_manager=server,
         tokenizer=setup.tokenizer,
-        processor=None,  # pyright: ignore[reportArgumentType]  (as verl itself gives for models of text)
+        processor=None,  # pyright: ignore[reportArgumentType]  (as verl does for text models)
         dataset_cls=RLHFDataset,
         data_config=DictConfigWrap(setup.config.data),
         hf_model_type=None,
@@ -167,9 +167,9 @@ def _result(**_: Any) -> str:
 
 
 class _Reciter:
-    """Stand in for verl's client of the rollout servers, and say one given text after the other.
+    """Stand in for verl's client of the rollout servers, and generate the given texts one after the other.
 
-    Like a model, it continues a thought that the chat template opened, and ends as the template ends turns.
+    Like a model, it continues a thought that the chat template opened, and ends turns as the template does.
     """
 
     def __init__(self, tokenizer: Any, ends: EndOfTurn, texts: Sequence[str]) -> None:
@@ -190,7 +190,7 @@ class _Reciter:
 
 
 def call_text(spoken: str, tool: Tool) -> str:
-    """Return how a model that speaks the format calls the tool."""
+    """Return a call of the tool as a model that uses the format would write it."""
     parameters = (tool.schema or {}).get("function", {}).get("parameters", {})
     arguments = dict.fromkeys(parameters.get("required") or ["query"], "the tower")
     rules = FORMATS[spoken]
@@ -218,7 +218,7 @@ def _bare(text: str) -> str:
 
 
 def prompt_ids(setup: Setup, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return a prompt as the agent loop builds it."""
+    """Return the token ids of a prompt as the agent loop builds it."""
     spoken = setup.get(f"{MULTI_TURN}.format")
     schemas = None if spoken in CUT_FORMATS else [tool.schema for tool in setup.tools if tool.schema]
     return setup.builder.build_initial_tokens(list(messages), tools=schemas)

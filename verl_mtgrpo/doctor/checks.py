@@ -31,11 +31,11 @@ class Check:
     """One check.
 
     Attributes:
-        name: What its lines begin with.
-        look: Yields what it finds. An error of this package that it raises is a failure.
-        needs: ``config``: nothing else; ``machine``: also files, packages or services, which another machine of the run
-            may have and this one not.
-        at_start: True if the start of a run makes it too.
+        name: The name that its lines begin with.
+        look: Yields its findings. If it raises an error of this package, that is a failure too.
+        needs: ``config``: nothing else; ``machine``: also files, packages or services, which this machine may lack and
+            another machine of the run may have.
+        at_start: True if it also runs at the start of a training run.
     """
 
     name: str
@@ -54,7 +54,7 @@ CHECKS = (
     Check("turns", fit.turns),
     Check("watch", fit.watch),
     Check("unused", unused.unused),
-    Check("verl", fit.verls_own, at_start=False),  # verl checks that itself right after
+    Check("verl", fit.verls_own, at_start=False),  # verl runs these checks itself right afterwards
     Check("engine", fit.engine, needs="machine"),
     Check("cpus", cpus.cpus, needs="machine"),
     Check("data", data.data, needs="machine"),
@@ -68,22 +68,22 @@ CHECKS = (
     Check("lengths", lengths.lengths, needs="machine"),
     Check("judge", services.judge, needs="machine"),
 )
-"""The checks, in the order in which their findings are printed; they may run in any order."""
+"""The checks in the order of their output; they may run in any order."""
 
 
 def named(*names: str) -> list[Check]:
-    """Return the checks of these names."""
+    """Return the checks with these names."""
     return [check for check in CHECKS if check.name in names]
 
 
 def checks_at_start(level: str = "full") -> list[Check]:
-    """Return the checks of a run's start, by ``trainer.turn.preflight``: ``off``, ``config`` or ``full``."""
+    """Return the checks at the start of a run for ``trainer.turn.preflight``: ``off``, ``config`` or ``full``."""
     asked = {"off": (), "config": ("config",), "full": ("config", "machine")}[level]
     return [check for check in CHECKS if check.at_start and check.needs in asked]
 
 
 def examine(setup: Setup, checks: Sequence[Check] = CHECKS) -> list[Finding]:
-    """Return what the checks find, in the order of the table. A check that crashes stops no run."""
+    """Return the findings of the checks, in the order of the table. A check that crashes does not stop a run."""
     looked = {check.name: _look(check, setup) for check in checks}
     failed = any(any_failed(findings) for findings, _ in looked.values())
     found: list[Finding] = []
@@ -92,13 +92,13 @@ def examine(setup: Setup, checks: Sequence[Check] = CHECKS) -> list[Finding]:
         found += findings
         if stumbled is not None:
             found.append(_stumbled(check, stumbled, failed))
-    # Several checks read the same settings; the last one is the one that they belong to.
+    # Several checks may fail on the same setting; keep the finding of the last one, to which the setting belongs.
     last = {finding.message: finding for finding in found if finding.status == "fail"}
     return [finding for finding in found if finding is last.get(finding.message, finding)]
 
 
 def _look(check: Check, setup: Setup) -> tuple[list[Finding], Exception | None]:
-    """Return what a check finds, and the error over which it stumbled, if it is none of this package's."""
+    """Return a check's findings, and the error if it crashed with one that is not of this package."""
     found: list[Finding] = []
     try:
         found.extend(check.look(setup))
@@ -113,7 +113,7 @@ def _look(check: Check, setup: Setup) -> tuple[list[Finding], Exception | None]:
 
 
 def _stumbled(check: Check, error: Exception, failed: bool) -> Finding:
-    """Return the finding for a check that crashed, most likely for the same reason if another one failed."""
+    """Return the finding for a check that crashed; if another check failed, the reason is probably the same."""
     what = f"{type(error).__name__}: {one_line(str(error))}"
     if failed:
         return Finding(check.name, "skip", f"could not be checked until the failures above are fixed ({what})")

@@ -1,11 +1,11 @@
 """Ask the nodes of a running Ray cluster for their versions, with one task on each of them.
 
-Run as a program, in a separate process, with the cluster's address in RAY_ADDRESS::
+This runs as a program, in a separate process, with the cluster's address in RAY_ADDRESS::
 
     python -m verl_mtgrpo.doctor.cluster
 
-The last line that it prints is a JSON object: ``nodes``, a list with an ``address`` and the ``versions`` by package
-(null where it is not installed), or an ``error`` where the node gave no answer.
+The last line of its output is a JSON object. Its ``nodes`` is a list with an ``address`` and the ``versions`` by
+package (null if it is not installed), or an ``error`` if the node did not answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 PACKAGES = ("verl-mtgrpo", "verl", "TransferQueue")
 LIMIT_S = 60.0
-"""Longest time in seconds for the answers of all nodes; each starts a process for it."""
+"""Longest time in seconds for the answers of all nodes, each of which has to start a process."""
 
 
 def _look() -> list[dict[str, Any]]:
@@ -24,7 +24,7 @@ def _look() -> list[dict[str, Any]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
-        """Return versions. Sent to the nodes as code, not by its name: a node may not have this package."""
+        """Return versions. Ray sends this nested function as code, so nodes do not need this package."""
         from importlib.metadata import PackageNotFoundError, version
 
         found: dict[str, str | None] = {}
@@ -56,7 +56,7 @@ def _answer(asked: Any) -> dict[str, Any]:
 
     try:
         return {"versions": ray.get(asked, timeout=0)}
-    except Exception as error:  # a node that cannot start a worker, of whatever
+    except Exception as error:  # a node may fail to start a worker for any reason
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
 
 

@@ -18,6 +18,8 @@ PRIMARY = "ppo_trainer"
 _VALUE_OPTIONS = {"--config-path": "path", "-cp": "path", "--config-name": "name", "-cn": "name"}
 _ASSIGNMENT = re.compile(r"[A-Z_][A-Z0-9_]*=")
 _UNKNOWN_KEY = re.compile(r"Could not override '(?P<key>[^']+)'")
+_REPLACED = re.compile(r"Error merging override (?P<override>.*)|node `(?P<key>[\w.]+)` is not a container")
+"""Hydra's messages about a group of settings that was replaced by a list, or by a value or null."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class CommandLine:
 
     Attributes:
         overrides: Hydra overrides.
-        path: ``--config-path``; None for verl's own.
-        name: ``--config-name``; None for verl's own.
-        env: Environment variables that precede the program.
+        path: ``--config-path``; None for verl's default.
+        name: ``--config-name``; None for verl's default.
+        env: Environment variables that are set before the program.
     """
 
     overrides: tuple[str, ...]
@@ -38,15 +40,15 @@ class CommandLine:
 
     @property
     def names_group(self) -> bool:
-        """Return whether it names our config group already."""
+        """Return True if the command line already names our config group."""
         return self.name == "mtgrpo_trainer" or any(re.match(r"\+{0,2}mtgrpo=", one) for one in self.overrides)
 
 
 def parse(words: Sequence[str]) -> CommandLine:
-    """Read overrides alone, or a whole pasted command, without its program.
+    """Read a list of overrides, or a whole pasted command.
 
     Raises:
-        ConfigError: there is an option that Hydra would take for something else than a run.
+        ConfigError: There is an option with which Hydra would do something else than start a run.
     """
     before, rest = _split_at_program([word for word in words if word.strip(" \\\n")])
     overrides, options = [], dict[str, str]()
@@ -77,10 +79,10 @@ def _split_at_program(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def compose_config(line: CommandLine) -> Any:
-    """Return the config, not resolved, as the trainer's main function gets it.
+    """Return the unresolved config, as the trainer's main function gets it.
 
     Raises:
-        ConfigError: Hydra cannot compose it; the message says why and, where it can be guessed, what was meant.
+        ConfigError: Hydra cannot compose it; the message says why and, if possible, suggests what was meant.
     """
     from hydra import compose
     from hydra.errors import HydraException
@@ -91,21 +93,21 @@ def compose_config(line: CommandLine) -> Any:
     try:
         with _initialised(line.path):
             config = compose(name, list(line.overrides))
-        OmegaConf.to_container(config, resolve=True)  # as the trainer does, so that what cannot be resolved is found
-    except (HydraException, OmegaConfBaseException) as error:
+        OmegaConf.to_container(config, resolve=True)  # the trainer does this too; errors should show here
+    except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
         raise _explained(error) from error
     return config
 
 
 def _initialised(path: str | None) -> Any:
-    """Start Hydra so that it looks for configs where the trainer would."""
+    """Initialise Hydra so that it looks for configs in the same places as the trainer."""
     from hydra import initialize_config_dir, initialize_config_module
 
     if path is None:
         return initialize_config_module("verl.trainer.config", version_base=None)
     if path.startswith("pkg://"):
         return initialize_config_module(path.removeprefix("pkg://").replace("/", "."), version_base=None)
-    if not os.path.isabs(path):  # relative to the file of the program, as in verl's --config-path=config
+    if not os.path.isabs(path):  # relative to the program's file, as in verl's --config-path=config
         import verl.trainer
 
         path = str(Path(verl.trainer.__path__[0]) / path)
@@ -113,7 +115,7 @@ def _initialised(path: str | None) -> Any:
 
 
 def _explained(error: Exception) -> ConfigError:
-    """Return Hydra's message in one line, with what to do."""
+    """Return Hydra's message in one line, with a fix."""
     from verl_mtgrpo.integration.parts import GROUPS
 
     message = str(error)
@@ -123,7 +125,8 @@ def _explained(error: Exception) -> ConfigError:
         if key in GROUPS:
             fix = f"add it with a plus: +{key}=NAME"
             return ConfigError(f"{key} is a config group that is not part of verl's config yet", fix=fix)
-        close = difflib.get_close_matches(key, _known_keys(), n=3, cutoff=0.8)
+        others = [one for one in _known_keys() if one != key and not one.startswith(f"{key}.")]
+        close = difflib.get_close_matches(key, others, n=3, cutoff=0.8)
         meant = f"did you mean {' or '.join(close)}?" if close else "correct the name"
         fix = f"{meant} (to add a new key, write +{key}=...)"
         return ConfigError(f"verl has no setting {key}", fix=fix)
@@ -131,13 +134,23 @@ def _explained(error: Exception) -> ConfigError:
         _, _, listed = options[2].partition(":")
         names = [name for name in listed.split("Config search path")[0].split() if not name.startswith("_")]
         return ConfigError(one_line(options[0]), fix=f"choose one of {', '.join(names)}")
+    if replaced := _REPLACED.search(message):
+        what = replaced["override"] or replaced["key"]
+        reason = one_line(str(error.__cause__).partition("full_key")[0])
+        message = f"{what} cannot be set ({reason})"
+        if replaced["key"]:
+            message = f"{what} was replaced as a whole, but other settings refer to its keys"
+        return ConfigError(message, fix=f"set single keys instead ({what.partition('=')[0].lstrip('+')}.NAME=VALUE)")
+    if isinstance(error, TypeError | ValueError):  # Hydra fails on a value where it expects a mapping or a list
+        message = f"Hydra cannot apply the overrides: {type(error).__name__}: {one_line(message)}"
+        return ConfigError(message, fix="look for one that replaces a whole group of settings, and set single keys")
     if "mtgrpo_asset" in message or "mtgrpo_skip_tokenizer" in message:
         return ConfigError(one_line(message), fix="the plugin is not loaded here: see the check plugin")
     return ConfigError(one_line(message), fix="fix it on the command line")
 
 
 def _known_keys() -> list[str]:
-    """Return every key of verl's config with our groups."""
+    """Return every key of verl's config combined with our groups."""
     from hydra import compose
     from omegaconf import OmegaConf
 

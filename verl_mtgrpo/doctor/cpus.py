@@ -1,15 +1,15 @@
-"""Check that Ray has the CPUs that are held from the start, or verl would wait indefinitely (verl #7656).
+"""Check that Ray has enough CPUs for the actors that hold one; otherwise verl waits indefinitely (verl #7656).
 
-Ray's CPUs are tickets: an actor that asks for one holds it, whatever it does. Those that are held for good before the
-first rollout, in verl 0.9.1 with TransferQueue 0.1.11:
+Ray's CPUs are tickets: an actor that asks for one holds it, even while it is idle. In verl 0.9.1 with TransferQueue
+0.1.11, these are taken before the first rollout and never given back:
 
 - TransferQueue's controller and each of its storage units: 1 (``transfer_queue/controller.py:943``,
   ``storage/simple_storage.py:722``: ``num_cpus=1``);
 - each slot (GPU) of the trainer and of a reward model with separate GPUs: 3 (``max_colocate_count`` of
-  ``verl/single_controller/ray/base.py:192``), taken as one placement group a node;
+  ``verl/single_controller/ray/base.py:192``), taken as one placement group per node;
 - each slot of standalone rollout servers (``separate_async``): 2 (``verl/workers/rollout/replica.py:205``).
 
-All other actors of verl take none (Ray's default for actors that ask for nothing).
+verl's other actors take none (Ray's default for actors that do not ask).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PER_SLOT, PER_STANDALONE_SLOT = 3, 2
 
 
 def cpus(setup: Setup) -> Iterator[Finding]:
-    """Yield whether all the processes that hold one of Ray's CPUs get one."""
+    """Yield whether Ray has a CPU for every process that holds one."""
     given = setup.get(GIVEN)
     there = int(given) if given is not None else _of_this_machine()
     units, slots = storage_units(setup), held_by_slots(setup)
@@ -71,11 +71,11 @@ def held_by_slots(setup: Setup) -> int:
 
 
 def _of_this_machine() -> int | None:
-    """Return what Ray would count here; None if the run would join a cluster, or this Ray cannot be asked."""
+    """Return the number of CPUs that Ray would count here; None if the run joins a cluster, or if Ray cannot tell."""
     try:
         from ray._private.utils import get_num_cpus, read_ray_address
     except ImportError:  # no public function counts as Ray does (cgroups of containers)
         return None
-    if read_ray_address():  # without an address ray.init() joins the cluster that was started here last
+    if read_ray_address():  # without an address, ray.init() joins the last cluster that was started on this machine
         return None
     return int(get_num_cpus(override_docker_cpu_warning=True))

@@ -1,4 +1,4 @@
-"""Check the question files: are they there, and do their first rows hold what verl and the rewards read?"""
+"""Check that the question files exist, and that their first rows have what verl and the rewards read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from verl_mtgrpo.rewards.answers import accepted_answers
 
 CHECK = "data"
 LOOKED_AT = 32
-"""Rows of a file that are read."""
+"""How many of the first rows of a file are read."""
 WRITE = "mtgrpo data writes such files: mtgrpo data QUESTIONS --out DIR"
 
 
@@ -59,7 +59,7 @@ def _files(value: Any) -> list[str]:
 
 
 def _read(setup: Setup, key: str, file: str) -> tuple[int, list[dict[str, Any]]] | Finding:
-    """Return how many rows a file has, and the first of them; a finding about a file that cannot be read."""
+    """Return the number of rows in a file and the first of them, or a finding if the file cannot be read."""
     path = Path(file).expanduser()
     if "://" in file:
         return Finding(CHECK, "skip", f"{file} is not on this machine's disk and was not read")
@@ -67,7 +67,7 @@ def _read(setup: Setup, key: str, file: str) -> tuple[int, list[dict[str, Any]]]
         return setup.absent(CHECK, f"{key}={file} does not exist", f"set the path of a file; {WRITE}")
     try:
         count, rows = _parquet(path) if path.suffix == ".parquet" else _json(path)
-    except Exception as error:  # whatever pyarrow or json make of a broken file
+    except Exception as error:  # a broken file makes pyarrow and json raise many kinds of errors
         message = f"{file} cannot be read: {type(error).__name__}: {one_line(str(error))[:200]}"
         return Finding(CHECK, "fail", message, f"write it again; {WRITE}")
     return (count, rows) if count else Finding(CHECK, "fail", f"{file} has no rows", WRITE)
@@ -102,13 +102,13 @@ def _json(path: Path) -> tuple[int, list[dict[str, Any]]]:
 
 
 def _is_one_document(start: str) -> bool:
-    """Return True if an object continues after its first line, as in a file written with indentation."""
+    """Return True if an object continues after the first line, as in a file with indentation."""
     line = start.partition("\n")[0].strip()
     return line.endswith(("{", "[", ",")) or line == ""
 
 
 def _rows_problems(setup: Setup, key: str, file: str, rows: Sequence[Any]) -> Iterator[Finding]:
-    """Yield what is wrong with a file's first rows, one thing at most."""
+    """Yield at most one finding about a file's first rows."""
     if not all(isinstance(row, dict) for row in rows):
         yield Finding(CHECK, "fail", f"{file} has {describe(rows[0])} per entry instead of rows", WRITE)
         return
@@ -122,7 +122,7 @@ def _rows_problems(setup: Setup, key: str, file: str, rows: Sequence[Any]) -> It
         more = ", or set data.prompt_key" if prompt in missing else ""
         yield Finding(CHECK, "fail", message, f"add it{more}; {WRITE}")
         return
-    own_manager = setup.get("reward.reward_manager.source") not in (None, "register")  # it reads what it likes
+    own_manager = setup.get("reward.reward_manager.source") not in (None, "register")  # and may read other columns
     if odd := shape_problem(rows, prompt, ["extra_info", *([] if own_manager else ["reward_model"])]):
         yield Finding(CHECK, "fail", f"{file}, {odd}", WRITE)
         return
@@ -141,10 +141,10 @@ def _rows_problems(setup: Setup, key: str, file: str, rows: Sequence[Any]) -> It
 
 
 def _read_by_rewards(setup: Setup) -> list[str]:
-    """Return the columns without which no rollout has a reward; to verl a row without data_source is "unknown"."""
+    """Return the columns that rewards need; verl calls a row without data_source "unknown" and cannot score it."""
     manager = setup.get("reward.reward_manager.name")
     if setup.get("reward.reward_manager.source") not in (None, "register"):
-        return []  # a class of the user's own, whatever its name
+        return []  # a class of the user's, even if it has one of verl's names
     if manager in VERLS_MANAGERS:
         return ["reward_model", "data_source"]
     if manager != "mtgrpo":
@@ -153,13 +153,13 @@ def _read_by_rewards(setup: Setup) -> list[str]:
 
 
 def _scored_by_verl(setup: Setup) -> bool:
-    """Return whether verl's own reward function gives the outcome."""
+    """Return True if the outcome comes from verl's own reward function."""
     asked = setup.get("reward.reward_manager.name") == "mtgrpo" and setup.get("reward.turn.outcome") == "compute_score"
     return asked and not setup.get("reward.custom_reward_function.path")
 
 
 def _sources(file: str, rows: Sequence[Any]) -> set[str]:
-    """Return the ``data_source`` of all rows of a parquet file, of the first rows of others."""
+    """Return the ``data_source`` of all rows of a parquet file, or of the given first rows of another file."""
     if not file.endswith(".parquet"):
         return {str(row["data_source"]) for row in rows if "data_source" in row}
     import pyarrow.parquet as pq

@@ -16,9 +16,9 @@ class Finding:
 
     Attributes:
         check: Name of the check, the first word of its line.
-        status: ``ok``; ``warn``: the run works, but perhaps not as meant; ``fail``: it would not do what it says;
-            ``skip``: could not be looked at from here.
-        message: What was found, in one line.
+        status: ``ok``; ``warn``: the run works, but perhaps not as intended; ``fail``: it would stop, or not do what
+            its config says; ``skip``: it could not be checked from here.
+        message: The result in one line.
         fix: What to do about it; empty for ``ok``.
     """
 
@@ -36,9 +36,9 @@ def from_error(check: str, error: MTGRPOError, fix: str = "", status: Status = "
 
     Args:
         check: Name of the check.
-        error: What was raised.
-        fix: What to do, if the error says neither that nor what was expected.
-        status: How bad it is.
+        error: The error.
+        fix: What to do, if the error names neither a fix nor an expected value.
+        status: The status of the finding.
     """
     advice = error.fix or (f"set it to {error.expected}" if error.expected else fix)
     return Finding(check, status, one_line(error.found), one_line(advice))
@@ -50,7 +50,7 @@ def one_line(text: str) -> str:
 
 
 def any_failed(findings: list[Finding]) -> bool:
-    """Return whether one of them is a failure."""
+    """Return True if one of the findings is a failure."""
     return any(finding.status == "fail" for finding in findings)
 
 

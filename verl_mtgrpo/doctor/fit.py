@@ -1,4 +1,4 @@
-"""Check the config alone: do its parts fit together, and is there room for what is to happen?"""
+"""Check the config alone: do its parts fit together, and do turns and results have enough room?"""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from verl_mtgrpo.integration.settings import estimator_settings, trainer_turn_se
 from verl_mtgrpo.rewards.formats import CUT_FORMATS
 
 SHORT_RESULT = 64
-"""Characters below which hardly any tool result says anything."""
+"""A limit in characters below which tool results are nearly useless."""
 
 
 def compatible(setup: Setup) -> Iterator[Finding]:
-    """Yield whether the installed verl has what this package overrides; a version that was not tested only warns."""
+    """Yield whether the installed verl has everything that this package overrides; an untested version only warns."""
     check_compatible()
     found = verl_version()
     if found == TESTED_VERL:
@@ -62,9 +62,9 @@ def parts(setup: Setup) -> Iterator[Finding]:
 
 
 def _two_kinds_of_tools(setup: Setup) -> Iterator[Finding]:
-    """Warn if the group's search tool joins tools of the user's own, because an index happens to be there.
+    """Warn if the run has tools of the user's and also the group's search tool, because MTGRPO_INDEX happens to be set.
 
-    It is not taken away: a run may well want both, and would lose the search without a word.
+    The search tool is not removed, because a run may want both and would silently lose the search.
     """
     key, own = f"{MULTI_TURN}.tool_config_path", setup.get(f"{MULTI_TURN}.function_tool_path")
     packaged = setup.get(key) == asset("tools/search_tool.yaml") and os.environ.get("MTGRPO_INDEX")
@@ -88,9 +88,9 @@ def estimator(setup: Setup) -> Iterator[Finding]:
         except MTGRPOError as error:
             problems.append(from_error("estimator", error))
             if check is check_preset and ESTIMATOR.key in error.found:
-                break  # the others would speak of the group's knobs, which are not this estimator's
+                break  # the other checks would complain about the group's knobs, which are for another estimator
     problems += _own_estimator(setup, name) if not problems else []
-    if name not in ESTIMATORS and (alone := group_of_one(setup.config)):  # verl accepts it for its own
+    if name not in ESTIMATORS and (alone := group_of_one(setup.config)):  # verl accepts that for its estimators
         problems.append(from_error("estimator", alone, status="warn"))
     noise = kl_noise_of_verls(setup.config)
     if noise and uses_turns(setup.config):
@@ -99,7 +99,7 @@ def estimator(setup: Setup) -> Iterator[Finding]:
 
 
 def _names(setup: Setup) -> list[Finding]:
-    """Return findings about names that no registry of verl has; uncertain where other processes load more modules."""
+    """Return findings about names that verl's registries do not have; they only warn if the name may come later."""
     found = []
     for unknown in unknown_names(setup.config):
         if unknown.certain:
@@ -111,7 +111,7 @@ def _names(setup: Setup) -> list[Finding]:
 
 
 def _own_estimator(setup: Setup, name: str) -> list[Finding]:
-    """Return what an estimator of the user's own says to its knobs; it may want other batches, so this only warns."""
+    """Return a warning, not a failure, if an estimator of the user's fails on our batch; it may need another kind."""
     if name not in ESTIMATORS or is_ours(name):
         return []
     try:
@@ -170,7 +170,7 @@ def _turn_limits(setup: Setup) -> Iterator[Finding]:
 
 
 def _result_limit(setup: Setup) -> Iterator[Finding]:
-    """Warn of a short limit for results. Those of the search tool are checked elsewhere; of others nothing is known."""
+    """Warn of a short limit for results of the user's tools; the search tool's results are measured elsewhere."""
     key = f"{MULTI_TURN}.max_tool_response_length"
     if setup.get(f"{MULTI_TURN}.function_tool_path") and int(setup.get(key) or 0) < SHORT_RESULT:
         message = f"{key}={setup.get(key)}: verl cuts every tool result at so many characters"
@@ -182,7 +182,7 @@ def _format(setup: Setup) -> Iterator[Finding]:
 
     key, engine = f"{MULTI_TURN}.format", setup.get(f"{ROLLOUT}.name")
     spoken, loop = setup.get(key), setup.get(f"{ROLLOUT}.agent.default_agent_loop")
-    known = sorted(ToolParser._registry)  # pyright: ignore[reportPrivateUsage]  (verl has no other list of them)
+    known = sorted(ToolParser._registry)  # pyright: ignore[reportPrivateUsage]  (verl has no public list of them)
     if spoken not in known:
         message = f"{key}={spoken}: verl has no tool parser of this name"
         yield Finding("turns", "fail", message, f"set {key} to one of {', '.join(known)}")
@@ -207,7 +207,7 @@ def _context(setup: Setup) -> Iterator[Finding]:
 
 
 def watch(setup: Setup) -> Iterator[Finding]:
-    """Yield what is watched and written down (``trainer.turn``)."""
+    """Yield which guards and dumps the run has (``trainer.turn``)."""
     settings = trainer_turn_settings(setup.get("trainer"))
     _check_waiting(setup)
     guards = "guards on" if settings.guards.enable else "guards off"
@@ -217,20 +217,20 @@ def watch(setup: Setup) -> Iterator[Finding]:
 
 
 def _check_waiting(setup: Setup) -> None:
-    """Raise ``ConfigError`` for settings that our replay buffer cannot wait by."""
+    """Raise ``ConfigError`` if our replay buffer cannot use the settings for waiting."""
     from verl_mtgrpo.integration.trainer.waiting import StallGuard
 
     where = "trainer.v1.sampler.sampler_kwargs"
     if not builds_our_buffer(setup.config):
         return
-    StallGuard(setup.get(f"{where}.stall_timeout_s"))  # refuses what it cannot wait by
+    StallGuard(setup.get(f"{where}.stall_timeout_s"))  # raises if the value is unusable
     interval = setup.get(f"{where}.poll_interval")
     if interval is not None and not (isinstance(interval, int | float) and interval >= 0):
         raise ConfigError(f"{where}.poll_interval is {interval!r}", expected="a number of seconds")
 
 
 def verls_own(setup: Setup) -> Iterator[Finding]:
-    """Yield what verl checks of a config itself, in its own words."""
+    """Yield the result of verl's own checks of a config."""
     import contextlib
     import io
 
@@ -241,19 +241,19 @@ def verls_own(setup: Setup) -> Iterator[Finding]:
     config = setup.config
     critic = str(setup.get("critic.model.path") or "")
     if need_critic(config) and not Path(critic).is_dir() and not looks_local(critic) and not hub_folder(critic):
-        # transformers would ask the hub for it, for a minute where there is no network
+        # transformers would ask the hub for it, which takes a minute without a network
         message = f"verl's own checks load the config of the critic, and {critic} is not on this machine"
         yield Finding("verl", "skip", message, f"run `hf download {critic}` first")
         return
     try:
         with contextlib.redirect_stdout(said):
             validate_config(config, need_reference_policy(config), need_critic(config))
-    except Exception as error:  # verl raises AssertionError, ValueError, TypeError, Hydra wraps them
+    except Exception as error:  # verl raises AssertionError, ValueError or TypeError, and Hydra wraps them
         cause = error.__cause__ or error
-        if isinstance(cause, OSError):  # of transformers: the critic's model has to be there for this
+        if isinstance(cause, OSError):  # transformers needs the files of the critic's model for this
             yield Finding("verl", "skip", f"verl's own checks need the model's files: {one_line(str(cause))[:120]}")
             return
-        if isinstance(cause, ImportError):  # of the engine, which another node may have; the check engine says more
+        if isinstance(cause, ImportError):  # the engine, which another node may have; the check engine says more
             yield Finding("verl", "skip", f"verl's own checks cannot be run here: {one_line(str(cause))[:120]}")
             return
         message = f"verl refuses the config: {one_line(str(cause) or repr(cause))}"
@@ -263,7 +263,7 @@ def verls_own(setup: Setup) -> Iterator[Finding]:
 
 
 def engine(setup: Setup) -> Iterator[Finding]:
-    """Yield whether what generates is installed and works as configured."""
+    """Yield whether the rollout engine is installed and works as configured."""
     name = setup.get(f"{ROLLOUT}.name")
     if not name:  # verl's config says ???
         fix = f"set {ROLLOUT}.name=vllm or sglang (on a CPU use the group +mtgrpo_cpu=default, or --cpu)"

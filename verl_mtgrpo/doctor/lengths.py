@@ -1,4 +1,4 @@
-"""Check that there is room: measure prompts and tool results of the first questions with the policy's tokenizer."""
+"""Check that prompts and tool results fit, measured for the first questions with the policy's tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from verl_mtgrpo.retrieval import Passage, render_passages
 
 CHECK = "lengths"
 CHARS_PER_TOKEN = 4
-"""Characters per token of English text, roughly, for results that could not be measured."""
+"""Rough number of characters per token of English text, for results that could not be measured."""
 LONGER = "raise data.max_response_length, or lower k or max_chars of the search tool"
 
 
@@ -51,12 +51,12 @@ def _prompts(setup: Setup, prompts: list[int]) -> Iterator[Finding]:
     )
     cut = f"{message}: verl {'leaves them out' if left_out else 'cuts off their beginning, with the instructions'}"
     fix = f"set data.max_prompt_length={max(too_long)} or more"
-    certain = len(too_long) == len(prompts) and not left_out  # others may be left where verl leaves long ones out
+    certain = len(too_long) == len(prompts) and not left_out  # where verl leaves long prompts out, others may remain
     yield Finding(CHECK, "fail" if certain else "warn", cut, fix)
 
 
 def _tokens(setup: Setup, tool: Tool, passages: list[Passage]) -> int:
-    """Return how many tokens of these passages the model would read."""
+    """Return how many tokens the model would read of these passages."""
     settings = search_settings(tool.config)
     text = render_passages(passages, template=settings.template, max_chars=settings.max_chars)
     text = text[: int(setup.get(f"{MULTI_TURN}.max_tool_response_length"))]
@@ -80,7 +80,7 @@ def _results(setup: Setup, results: list[int]) -> Iterator[Finding]:
 
 
 def _estimated(setup: Setup) -> Iterator[Finding]:
-    """Warn by the settings alone: a result may be shorter than it is allowed to be, so this never refuses a run."""
+    """Warn by the settings alone; results may be shorter than the limit, so this never refuses a run."""
     room, most = _response(setup), int(setup.get(f"{MULTI_TURN}.max_tool_response_length") or 0)
     for tool in setup.tools:
         longest = min(most, search_settings(tool.config).max_chars or most) if tool.searches else most

@@ -1,6 +1,6 @@
-"""Look at an environment and at a command line, from the outside in: what is missing outside explains what is inside.
+"""Check the environment first and the command line then, since a faulty environment explains later failures.
 
-verl may be missing or broken, so whatever imports it is imported when it is needed.
+verl may be missing or broken, so modules that import it are imported only when they are needed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ SERVICE_S = 5.0
 
 
 def look(line: CommandLine, *, quick: bool, with_ray: bool) -> list[Finding]:
-    """Return what is found in this environment and, if there is one, for the command line.
+    """Return the findings about this environment and, if there is one, about the command line.
 
     Args:
-        line: What the user has typed.
+        line: The user's command line.
         quick: Start no process, neither Ray nor a fresh Python.
-        with_ray: Start a Ray to look into a worker.
+        with_ray: Start a Ray to check one of its workers.
     """
     found = [*check_versions(), *entry_point(), *external_modules()]
     if any_failed(found):

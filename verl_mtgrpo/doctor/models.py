@@ -22,7 +22,7 @@ def models(setup: Setup) -> Iterator[Finding]:
     from verl.trainer.ppo.utils import need_critic
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # verl says itself that there is no critic
+        warnings.simplefilter("ignore")  # verl warns that there is no critic
         critic = need_critic(setup.config)
     keys = [f"{CRITIC}.path", f"{CRITIC}.tokenizer_path"] if critic else []
     if setup.get(f"{REWARD}.enable"):
@@ -35,12 +35,12 @@ def models(setup: Setup) -> Iterator[Finding]:
 
 
 def looks_local(path: str) -> bool:
-    """Return whether a model's path can only mean a folder of this machine; a hub's name has one slash at most."""
+    """Return True if a model's path can only be a folder on this machine; a name on the hub has at most one slash."""
     return "://" not in path and (path.startswith(("/", "~", ".")) or path.count("/") > 1)
 
 
 def hub_folder(name: str) -> str | None:
-    """Return the folder of a model of this name in the cache of the Hugging Face hub; None if it is not there.
+    """Return the folder of a model in the Hugging Face cache; None if it is not there.
 
     Nothing is downloaded.
     """
@@ -48,5 +48,5 @@ def hub_folder(name: str) -> str | None:
         from huggingface_hub import snapshot_download
 
         return snapshot_download(name, local_files_only=True)
-    except Exception:  # not in the cache, or no valid name
+    except Exception:  # not in the cache, or not a valid name
         return None

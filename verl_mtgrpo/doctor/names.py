@@ -1,11 +1,11 @@
 """Check that this package's names are in verl's registries after nothing but ``import verl``.
 
-Run as a program, in a separate process, because here they may be registered for another reason::
+This runs as a program, in a separate process, because in this one something else may have registered them::
 
     python -m verl_mtgrpo.doctor.names [--ray]
 
-The last line that it prints is a JSON object: ``names`` that there are, those ``missing`` in the process, and those
-missing in a Ray worker (``missing_in_ray``, null if that was not requested).
+The last line of its output is a JSON object: all ``names``, those ``missing`` in the process, and those missing in a
+Ray worker (``missing_in_ray``, null if that was not requested).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def look() -> tuple[list[str], list[str]]:
 
     from verl_mtgrpo.plugin import HOOKS
 
-    for verls, _ in HOOKS:  # verl's own modules; ours come with them if the plugin was loaded
+    for verls, _ in HOOKS:  # only verl's modules; if the plugin was loaded, they import ours
         importlib.import_module(verls)
     known = _ours_in_verl()
     for _, ours in HOOKS:
@@ -58,7 +58,7 @@ def _registry(module: str, attribute: str) -> Mapping[str, Any]:
 
 
 def _owner(entry: Any) -> str:
-    """Return the module of a class or function, or of what a config node names."""
+    """Return the module of a class or function, or the target that a config node names."""
     return str(entry["_target_"]) if isinstance(entry, Mapping) else str(getattr(entry, "__module__", ""))
 
 
@@ -67,7 +67,7 @@ def _look_in_ray() -> list[str]:
 
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        # By its name, so that the worker has imported nothing of ours when it imports verl.
+        # The worker finds this module by its name, so that it imports verl before anything of ours.
         task = ray.remote(num_cpus=1)(lambda: importlib.import_module(MODULE).look()[1])
         return ray.get(task.remote())
     finally:

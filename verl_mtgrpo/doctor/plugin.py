@@ -1,4 +1,4 @@
-"""Check that verl finds the plugin, and whatever else it is told to import."""
+"""Check that verl finds the plugin, and the other modules that it is told to import."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ POLICY = "VERL_USE_EXTERNAL_PLUGINS"
 
 
 def entry_point() -> Iterator[Finding]:
-    """Yield whether verl's plugin entry point leads to this package, and whether verl looks at entry points at all.
+    """Yield whether verl's plugin entry point leads to this package, and whether verl loads entry points at all.
 
-    From metadata and the environment; nothing is imported.
+    This reads metadata and the environment; nothing is imported.
     """
     if TARGET in os.environ.get(MODULES, "").split(","):
         yield Finding("plugin", "ok", f"{MODULES} names {TARGET}")
@@ -38,7 +38,7 @@ def entry_point() -> Iterator[Finding]:
 
 
 def external_modules() -> Iterator[Finding]:
-    """Yield a failure if a module of the user's that ``import verl`` imports is not there."""
+    """Yield a failure if a module of the user's, which ``import verl`` would import, cannot be imported."""
     try:
         load_external_modules()
     except ConfigError as error:

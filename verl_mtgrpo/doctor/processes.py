@@ -1,4 +1,4 @@
-"""Check in other processes whether verl knows our names there, and on all nodes of a cluster."""
+"""Check whether verl knows our names in a fresh process and a Ray worker, and compare the nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from verl_mtgrpo.launch.failure import root_error
 from verl_mtgrpo.launch.process import run_child
 
 LIMIT_S = 180.0
-"""Longest time in seconds for both; a cold start of Ray on a busy machine takes most of a minute."""
+"""Longest time in seconds for a program; a cold start of Ray on a busy machine takes most of a minute."""
 _PROGRAM, _CLUSTER = "verl_mtgrpo.doctor.names", "verl_mtgrpo.doctor.cluster"
 _FIX = f"{sys.executable} -c 'import verl_mtgrpo.plugin' shows why; then pip install --upgrade verl-mtgrpo"
 
 
 def registered(*, with_ray: bool) -> list[Finding]:
-    """Look into a fresh process and, in a Ray that is started and ended for it, into a worker.
+    """Check a fresh process and, with ``with_ray``, a worker of a Ray that is started and stopped for this.
 
-    Where RAY_ADDRESS names a cluster, its nodes are asked too.
+    If RAY_ADDRESS names a cluster, its nodes are asked too.
     """
     with tempfile.TemporaryDirectory(prefix="mtgrpo-doctor-") as folder:
         log = Path(folder) / "log.txt"
@@ -48,7 +48,7 @@ def registered(*, with_ray: bool) -> list[Finding]:
 
 
 def cluster() -> list[Finding]:
-    """Compare what each node of the cluster at RAY_ADDRESS has installed with this environment."""
+    """Compare the packages on each node of the cluster at RAY_ADDRESS with those of this environment."""
     where = f"the Ray cluster at {os.environ.get('RAY_ADDRESS')}"
     with tempfile.TemporaryDirectory(prefix="mtgrpo-doctor-") as folder:
         log = Path(folder) / "log.txt"
@@ -69,7 +69,7 @@ def cluster() -> list[Finding]:
 
 
 def compare_nodes(nodes: list[dict[str, Any]]) -> list[Finding]:
-    """Return findings about what :mod:`.cluster` was told."""
+    """Return findings about the nodes that :mod:`.cluster` has asked."""
     from verl_mtgrpo.doctor.findings import Finding
 
     found = []
@@ -96,7 +96,7 @@ def _run(log: Path, *, with_ray: bool) -> int:
     argv = [sys.executable, "-m", _PROGRAM, *(["--ray"] if with_ray else [])]
     with private_ray() if with_ray else nullcontext({}) as ray:
         env = {**os.environ, **ray}
-        env.pop("RAY_ADDRESS", None)  # a private Ray, whatever is already running
+        env.pop("RAY_ADDRESS", None)  # start a private Ray, even if a cluster is running
         return run_child(argv, env=env, log=log, on_tick=_stops_when_late())
 
 
@@ -111,7 +111,7 @@ def _stops_when_late() -> Callable[[], None]:
 
 
 def _answer(text: str, begins: str = '{"names"') -> dict[str, Any] | None:
-    """Return the JSON object at the end of what the program printed."""
+    """Return the last JSON object in the program's output that begins in this way."""
     for line in reversed(text.splitlines()):
         if line.startswith(begins):
             return json.loads(line)

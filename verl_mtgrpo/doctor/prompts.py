@@ -1,8 +1,8 @@
-"""Check that the prompts say how a tool is called, in the format that the run reads.
+"""Check that the prompts say how to call a tool, in the format that the run reads.
 
-A model that is never told writes no call, and a run without calls silently trains something else. But what a prompt
-says is text, which may say it in a hundred ways, and a policy may have learnt the format before: nothing here refuses
-a run. What is looked for is that the format's own tag occurs, and that the chat template shows the tools.
+A model that is never told does not call tools, and a run without calls silently trains something else. But a prompt may
+explain calls in a hundred ways, and the policy may already know the format, so nothing here refuses a run. The check
+looks for the format's tag in the prompt, and for the tools in what the chat template renders.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SHOWN = "as the system prompt of `mtgrpo data --format {0}` does"
 
 
 def prompts(setup: Setup) -> Iterator[Finding]:
-    """Yield what the first training questions tell the model about calls."""
+    """Yield whether the first training questions tell the model how to call tools."""
     spoken, loop = str(setup.get(f"{MULTI_TURN}.format")), setup.get(f"{ROLLOUT}.agent.default_agent_loop")
     if not setup.rows or not setup.tools or loop not in LOOPS:
         yield Finding(CHECK, "skip", "needs the questions and the tools, but one of them could not be read")
@@ -36,7 +36,7 @@ def prompts(setup: Setup) -> Iterator[Finding]:
     try:
         shown = [_rendered(setup, row[key]) for row in setup.rows]
         bare = [_rendered(setup, row[key], tools=False) for row in setup.rows]
-    except Exception as error:  # whatever a chat template raises: the check of the chat says more
+    except Exception as error:  # a chat template may raise anything; the check chat says more
         yield Finding(CHECK, "skip", f"the prompts cannot be rendered: {type(error).__name__}: {one_line(str(error))}")
         return
     problems = [*_other_names(setup, rules, key)] if rules else []
@@ -58,16 +58,16 @@ def _rendered(setup: Setup, messages: Sequence[Mapping[str, Any]], *, tools: boo
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    """Return what a message says; of a list of parts, those that are text."""
+    """Return the text of a message; from a list of parts, take the texts."""
     content = message.get("content")
     parts = content if isinstance(content, list | tuple) else [content]
     return "\n".join(str(part.get("text") or "") if isinstance(part, Mapping) else str(part or "") for part in parts)
 
 
 def _instructions(setup: Setup, key: str) -> str:
-    """Return what all questions are told: messages that are not the user's, and what all of the user's begin with.
+    """Return the instructions in all prompts: messages not by the user, and the common beginning of the user's.
 
-    A question itself may say anything: a tag of HTML, or JSON with a key ``name``.
+    The questions themselves are left out, because they may contain anything: an HTML tag, or JSON with a key ``name``.
     """
     rows = [row[key] for row in setup.rows]
     others = {_text(message) for row in rows for message in row if message.get("role") != "user"}
@@ -76,22 +76,22 @@ def _instructions(setup: Setup, key: str) -> str:
 
 
 def _common_beginning(texts: Collection[str]) -> str:
-    """Return what all texts begin with: what the first and the last of them in order begin with."""
+    """Return the common beginning of all texts, which is that of the first and the last in alphabetical order."""
     first, last = min(texts), max(texts)
     same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     return "".join(letter for letter, _ in same)
 
 
 def _other_format(setup: Setup, spoken: str, key: str) -> str | None:
-    """Return the format whose calls the instructions explain, if it is another one."""
+    """Return the format whose calls the instructions explain, if it is not the run's."""
     said = _instructions(setup, key)
-    # Whoever explains a call shows where it ends; a tag alone may be one of HTML.
+    # An explanation of a call shows its end too; an opening tag alone may be HTML.
     explained = [name for name, rules in FORMATS.items() if f"<{rules.call}>" in said and f"</{rules.call}>" in said]
     return explained[0] if explained and spoken not in explained else None
 
 
 def _other_names(setup: Setup, rules: TextFormat, key: str) -> Iterator[Finding]:
-    """Warn if the calls that the instructions show, as JSON in the format's own tags, call no tool of the run."""
+    """Warn if the example calls in the instructions, as JSON in the format's tags, call none of the run's tools."""
     if not rules.json_call:
         return
     calls = re.findall(f"<{rules.call}>(.*?)</{rules.call}>", _instructions(setup, key), re.DOTALL)
@@ -104,7 +104,7 @@ def _other_names(setup: Setup, rules: TextFormat, key: str) -> Iterator[Finding]
 
 
 def _unsaid(rules: TextFormat, shown: Sequence[str], other: str | None) -> Iterator[Finding]:
-    """Warn of prompts that do not explain a format which only the prompt explains."""
+    """Warn of prompts that do not explain the format, for formats that chat templates do not explain."""
     tag = f"<{rules.call}>"
     without = sum(tag not in text for text in shown)
     if not without:
@@ -120,7 +120,7 @@ def _unsaid(rules: TextFormat, shown: Sequence[str], other: str | None) -> Itera
 def _unseen(
     setup: Setup, rules: TextFormat | None, shown: Sequence[str], bare: Sequence[str], other: str | None
 ) -> Iterator[Finding]:
-    """Warn of a chat template that does not explain the format, by what it makes of the tools."""
+    """Warn if neither the chat template nor the prompts explain the format."""
     names = [tool.name for tool in setup.tools]
     tag = f"<{rules.call}>" if rules else ""
     if other:
@@ -131,7 +131,7 @@ def _unseen(
         return
     elif list(shown) == list(bare):
         if not tag and all(any(name in text for name in names) for text in shown):
-            return  # explained by hand, in a format whose tags are not known here
+            return  # explained by hand, in a format whose tags we do not know
         message = "the chat template shows the model no tools: prompts are the same with and without them"
         fix = f"use a model whose template shows tools, explain {tag or 'how to call'} in the prompt, or choose "
         yield Finding(CHECK, "warn", message, f"{fix}{MULTI_TURN}.format={' or '.join(CUT_FORMATS)}")
@@ -142,10 +142,10 @@ def _unseen(
 
 
 def _writes_calls_as(setup: Setup, tag: str) -> bool:
-    """Return whether the template writes an earlier call of the assistant in these tags; True if it cannot be asked."""
+    """Return True if the template writes earlier calls of the assistant in these tags, or if it cannot be rendered."""
     call = {"type": "function", "function": {"name": setup.tools[0].name, "arguments": {"query": "the tower"}}}
     said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     try:
         return tag in setup.tokenizer.apply_chat_template(said, tokenize=False)
-    except Exception:  # templates raise what they like; then nothing is known
+    except Exception:  # a template may raise anything, and then we cannot tell
         return True

@@ -1,7 +1,7 @@
-"""Check that names are in verl's registries, and suggest what a wrong one was meant to be.
+"""Check that names are in verl's registries, and suggest the right one for a wrong one.
 
-verl looks most of them up late, the estimator's after the first rollouts. A name may be there only in the process that
-looks it up, because a module of the user's registers it: where such a module is named, nothing is certain here.
+verl looks most of them up late, the estimator only after the first rollouts. A module of the user's may register a name
+in just the process that looks it up, so if the config names such a module, an unknown name is not certainly wrong.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Registry:
         key: The setting that names an entry.
         what: What an entry is.
         known: The names in this process.
-        loaders: Settings by which verl loads modules of the user's into the process that looks the name up.
+        loaders: Settings that make verl load modules of the user's in the process that looks the name up.
     """
 
     key: str
@@ -70,7 +70,7 @@ def _trainer_modes() -> set[str]:
     known = {*MODES, *MODES.values()}
     try:
         trainers = importlib.import_module("verl.trainer.ppo.v1.trainer_base").TRAINER_REGISTRY
-    except ImportError:  # of what only the trainer's own environment has
+    except ImportError:  # something is missing that only the trainer's environment has
         return known
     return known | set(trainers)
 
@@ -116,10 +116,10 @@ def unknown_names(config: Any) -> Iterator[Unknown]:
 
 
 def unknown_name(config: Any, registry: Registry) -> Unknown | None:
-    """Look one name up; None if it is there.
+    """Look one name up; return None if the registry has it.
 
     Raises:
-        ConfigError: a module of ``VERL_USE_EXTERNAL_MODULES`` cannot be imported.
+        ConfigError: A module of ``VERL_USE_EXTERNAL_MODULES`` cannot be imported.
     """
     name = OmegaConf.select(config, registry.key)
     if name is None:
@@ -141,7 +141,7 @@ def unknown_name(config: Any, registry: Registry) -> Unknown | None:
 
 
 def _may_come_later(config: Any, registry: Registry) -> bool:
-    """Return whether another process of the run may know more names than this one."""
+    """Return True if another process of the run may know more names than this one."""
     theirs = OmegaConf.select(config, f"ray_kwargs.ray_init.runtime_env.env_vars.{MODULES}")
     loaders = [str(OmegaConf.select(config, key) or "") for key in registry.loaders]
     return bool(theirs) or any(path and "verl_mtgrpo" not in path for path in loaders)

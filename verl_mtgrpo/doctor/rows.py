@@ -19,7 +19,7 @@ def as_table(rows: Sequence[Any]) -> list[Any]:
 
 
 def shape_problem(rows: Sequence[Mapping[str, Any]], prompt: str, mappings: Sequence[str]) -> str | None:
-    """Return in words what verl or the rewards would stumble over in one of the rows; None if there is nothing.
+    """Describe the first problem that verl or the rewards would have with one of the rows; return None without one.
 
     verl 0.9.1 reads ``extra_info`` and ``reward_model`` as mappings and ``tool_selection`` name by name
     (``utils/dataset/rl_dataset.py``, ``experimental/agent_loop/tool_agent_loop.py``).
@@ -27,7 +27,7 @@ def shape_problem(rows: Sequence[Mapping[str, Any]], prompt: str, mappings: Sequ
     Args:
         rows: The first rows.
         prompt: Name of the column of messages.
-        mappings: Columns that are read as mappings, where a row has them.
+        mappings: Columns that are read as mappings, if a row has them.
     """
     for number, row in enumerate(rows, start=1):
         if not is_chat(row.get(prompt)):
@@ -45,7 +45,7 @@ def shape_problem(rows: Sequence[Mapping[str, Any]], prompt: str, mappings: Sequ
 
 
 def is_chat(prompt: Any) -> bool:
-    """Return whether it is a list of messages; one that calls a tool has no content."""
+    """Return True if the prompt is a list of messages, which may lack content if they call a tool."""
     return isinstance(prompt, list) and bool(prompt) and all(map(_is_message, prompt))
 
 
@@ -56,7 +56,7 @@ def _is_message(message: Any) -> bool:
 
 
 def question_set(check: str, key: str, file: str) -> Finding | None:
-    """Return the finding for a question set that was not turned into rows for verl; None for another file."""
+    """Return a finding if the file is a question set that was not turned into rows for verl; otherwise None."""
     train = key == "data.train_files"
     command = f"mtgrpo data {file}" if train else f"mtgrpo data QUESTIONS --test {file}"
     fix = f"turn it into rows: {command} --out DIR, then set {key}=DIR/{'train' if train else 'val'}.parquet"

@@ -1,4 +1,4 @@
-"""Check what a run asks while it runs: the search, and the judge."""
+"""Check the services that a run uses: the search and the judge."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from verl_mtgrpo.rewards import JUDGES
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
 
 ASKED = 8
-"""Questions that are searched for, to see how long results are."""
+"""How many of the first questions to search for."""
 JUDGE_S = 15.0
 """Longest time in seconds that one request to the judge may take."""
 DEAD = "start it (mtgrpo serve INDEX), or fix the address in MTGRPO_INDEX or the tool YAML"
 
 
 def index(setup: Setup) -> Iterator[Finding]:
-    """Yield whether each search tool has something to search in, and whether it finds anything."""
+    """Yield whether each search tool has an index, and whether it finds anything."""
     yield from setup.searches.said()
 
 
 def open_searches(setup: Setup) -> Generator[Finding, None, list[Found]]:
-    """Open what each search tool searches in, search for the first questions, and return what was found."""
+    """Open the index of each search tool, search for the first questions, and return the results."""
     found: list[Found] = []
     searching = [tool for tool in setup.tools if tool.searches]
     if not searching:
@@ -50,12 +50,12 @@ def open_searches(setup: Setup) -> Generator[Finding, None, list[Found]]:
             yield wrong if spec else setup.absent("index", wrong.message, without_search(setup) + wrong.fix)
         except RetrievalError as error:
             wrong = from_error("index", error, DEAD)
-            yield setup.absent("index", wrong.message, wrong.fix)  # others may reach it
+            yield setup.absent("index", wrong.message, wrong.fix)  # other machines may reach it
     return found
 
 
 def without_search(setup: Setup) -> str:
-    """Return how to do without the search tool, for a run with custom tools; otherwise nothing."""
+    """Return how to leave out the search tool, for a run with custom tools; otherwise an empty text."""
     own = setup.get(f"{MULTI_TURN}.function_tool_path")
     return f"if {own} has all tools of this run, set {MULTI_TURN}.tool_config_path=null; otherwise " if own else ""
 
@@ -67,7 +67,7 @@ def _search(setup: Setup, tool: Tool, spec: Any) -> tuple[Finding, list[Found]]:
         shorter = {"patience_s": patience, "request_timeout_s": min(patience, settings.request_timeout_s)}
         settings = settings.model_copy(update=shorter)
     opened = open_index(settings)
-    count = len(opened) if isinstance(opened, Sized) else None  # a service does not say
+    count = len(opened) if isinstance(opened, Sized) else None  # a service does not say how many it has
     if count == 0:
         fix = "build it: mtgrpo index CORPUS --out DIR"
         return Finding("index", "fail", f"the index {spec} has no passages", fix), []
@@ -92,7 +92,7 @@ def judge(setup: Setup) -> Iterator[Finding]:
     try:
         settings = turn_reward_settings(reward)
     except MTGRPOError:
-        return  # said by the check of the rewards
+        return  # the check rewards reports it
     if settings.preset not in JUDGES:
         return
     asked = settings.judge
@@ -100,7 +100,7 @@ def judge(setup: Setup) -> Iterator[Finding]:
         yield Finding("judge", "skip", "verl serves the judge once the run has started")
         return
     key = os.environ.get(asked.api_key_env, "")
-    yield _ask(setup, asked, key, settings.preset)  # whether it needs a key is for it to say
+    yield _ask(setup, asked, key, settings.preset)  # without a key too: not every judge needs one
 
 
 def _shown(url: str) -> str:
@@ -135,6 +135,6 @@ def _ask(setup: Setup, asked: JudgeSettings, key: str, preset: str) -> Finding:
         if key:
             message = message.replace(key, "***")
         fix = "start it, or fix reward.turn.judge.base_url and reward.turn.judge.model"
-        unreached = isinstance(error, openai.APIConnectionError)  # not from here; others may reach it
+        unreached = isinstance(error, openai.APIConnectionError)  # other machines may reach it
         return setup.absent("judge", message, fix) if unreached else Finding("judge", "fail", message, fix)
     return Finding("judge", "ok", f"{where} answers")

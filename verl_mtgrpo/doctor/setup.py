@@ -1,4 +1,4 @@
-"""State shared by the checks of one run: its config, and what the config names, opened on first use."""
+"""Share the state of one run between its checks: the config, and the things that it names, opened on first use."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from verl_mtgrpo.retrieval import Passage
 ROLLOUT = "actor_rollout_ref.rollout"
 MULTI_TURN = f"{ROLLOUT}.multi_turn"
 _ENVIRONMENT = ("working_dir", "py_modules", "pip", "uv", "conda", "image_uri")
-"""Keys of Ray's ``runtime_env`` that give workers other files or packages than this process has."""
+"""Keys of Ray's ``runtime_env`` that may give workers other files or packages than this process has."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool of the run, not made yet.
+    """A tool of the run, not created yet.
 
     Attributes:
-        name: What the model calls it.
-        schema: What the chat template shows of it; None if only the tool itself knows.
+        name: The name that the model uses.
+        schema: The schema that the chat template shows; None if only the tool itself knows it.
         config: Its settings in the tool YAML.
         searches: True if it is our search tool.
     """
@@ -38,7 +38,7 @@ class Tool:
 
 
 Found = tuple[Tool, list[Passage]]
-"""A search tool, and what it finds for one question."""
+"""A search tool, and the passages that it finds for one question."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Policy:
 
     Attributes:
         tokenizer: verl's tokenizer of the policy.
-        builder: verl's builder of token ids for this model; None for a model whose prompts verl builds in another way.
+        builder: verl's builder of token ids for this model; None if verl builds its prompts in another way.
     """
 
     tokenizer: Any = None
@@ -59,9 +59,9 @@ class Opened(Generic[T]):
     """An opened part of the set-up, and the findings from opening it.
 
     Attributes:
-        value: What was opened; the empty value if it could not be.
-        findings: What was found while opening it.
-        error: What ended it early.
+        value: The opened part, or an empty value if it could not be opened.
+        findings: The findings from opening it.
+        error: The error that ended it early, if any.
     """
 
     value: T
@@ -76,7 +76,7 @@ class Opened(Generic[T]):
 
 
 def _opened(steps: Generator[Finding, None, T], empty: T) -> Opened[T]:
-    """Run a generator that yields findings and returns what it has opened."""
+    """Run a generator that yields findings and returns the opened part."""
     findings: list[Finding] = []
     while True:
         try:
@@ -89,11 +89,11 @@ def _opened(steps: Generator[Finding, None, T], empty: T) -> Opened[T]:
 
 @dataclass(frozen=True)
 class Setup:
-    """One run. Checks may look in any order: what a check needs is opened for it, once.
+    """One run. Checks may run in any order, because everything is opened on first use, and only once.
 
     Attributes:
         config: verl's whole config.
-        patience_s: Longest time in seconds to wait for a service; None for as long as the run itself would.
+        patience_s: Longest time in seconds to wait for a service; None to wait as long as the run itself would.
     """
 
     config: Any
@@ -101,7 +101,7 @@ class Setup:
 
     @cached_property
     def questions(self) -> Opened[list[dict[str, Any]]]:
-        """Read the first training questions; none if something is wrong in each of their files."""
+        """Read the first training questions; the list is empty if every file has a problem."""
         from verl_mtgrpo.doctor.data import open_questions
 
         return _opened(open_questions(self), [])
@@ -149,7 +149,7 @@ class Setup:
 
     @property
     def found(self) -> list[Found]:
-        """Return what each search tool finds for the first training questions."""
+        """Return the results of each search tool for the first training questions."""
         return self.searches.value
 
     def get(self, key: str) -> Any:
@@ -158,14 +158,14 @@ class Setup:
 
     @property
     def elsewhere(self) -> bool:
-        """Return whether the run has processes on other machines or in other environments, which may find more."""
+        """Return True if the run has processes on other machines or in other environments, where more may exist."""
         several = int(self.get("trainer.nnodes") or 1) > 1
         running = os.environ.get("RAY_ADDRESS") or self.get("ray_kwargs.ray_init.address")
         own = self.get("ray_kwargs.ray_init.runtime_env") or {}
         return several or bool(running) or any(own.get(key) for key in _ENVIRONMENT)
 
     def absent(self, check: str, message: str, fix: str) -> Finding:
-        """Return a finding about something that is not on this machine: no failure if others take part."""
+        """Return a finding about something missing on this machine, only a warning if other machines take part."""
         if not self.elsewhere:
             return Finding(check, "fail", message, fix)
         return Finding(check, "warn", f"{message} (in this process; workers of the run may have other files)", fix)

@@ -1,9 +1,9 @@
-"""Make the checks of :mod:`.checks` in the process that starts a run, before Ray and before any model is loaded.
+"""Run the checks of :mod:`.checks` in the process that starts a run, before Ray and before any model is loaded.
 
-The reward manager checks the run as well, but it is one of the parts that can be forgotten, and it is made after the
-model. Hydra calls what is listed under ``hydra.callbacks`` when a run starts; this one is put there for every program
-in whose process verl is loaded, through the store in which Hydra keeps its own defaults. It looks at the config and
-leaves runs alone that use nothing of ours.
+The reward manager checks the run as well, but it is one of the parts that can be forgotten, and it is created after the
+model. Hydra calls the callbacks under ``hydra.callbacks`` when a run starts; ours is added for every program that loads
+verl, through the store in which Hydra keeps its defaults. It looks at the config and leaves runs alone that use nothing
+of ours.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 
 from verl_mtgrpo.errors import ConfigError, MTGRPOError
 
-importlib.import_module("hydra.conf")  # stores the defaults that are extended below
+importlib.import_module("hydra.conf")  # stores the defaults that we extend below
 logger = logging.getLogger(__name__)
 
 
@@ -30,7 +30,7 @@ class StartCheck(Callback):
         Raises:
             SystemExit: The run would not do what it says. Hydra turns other exceptions of callbacks into warnings.
         """
-        if "actor_rollout_ref" not in config or "algorithm" not in config:  # another program than verl's trainer
+        if "actor_rollout_ref" not in config or "algorithm" not in config:  # not verl's trainer
             return
         try:
             failures = _failures(config)
@@ -42,7 +42,7 @@ class StartCheck(Callback):
 
 
 def _failures(config: Any) -> list[str]:
-    """Return what is wrong with a run that uses something of ours; log what is only odd."""
+    """Return the failures of a run that uses something of ours, and log the warnings."""
     from verl_mtgrpo.doctor.checks import checks_at_start, examine
     from verl_mtgrpo.doctor.setup import Setup
     from verl_mtgrpo.integration.parts import uses_turns

@@ -1,4 +1,4 @@
-"""Check the policy's tokenizer: can it be loaded, does it have a chat template, and do texts survive it?"""
+"""Check that the policy's tokenizer can be loaded, has a chat template, and does not change texts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SAMPLE = "Where is the tower?"
 
 
 def tokenizer(setup: Setup) -> Iterator[Finding]:
-    """Yield whether the tokenizer can be loaded, and whether it is fit for a chat."""
+    """Yield whether the tokenizer can be loaded, and whether it can be used for a chat."""
     yield from setup.policy.said()
 
 
@@ -38,7 +38,7 @@ def open_policy(setup: Setup) -> Generator[Finding, None, Policy]:
         yield Finding("tokenizer", "fail", message, f"set {MODEL}.path to the folder of a Hugging Face model")
         return Policy()
     template = setup.get(f"{MODEL}.custom_chat_template")
-    if template and "{{" not in template and "{%" not in template:  # the path of a file, most likely
+    if template and "{{" not in template and "{%" not in template:  # probably the path of a file
         key = f"{MODEL}.custom_chat_template"
         message = (
             f"{key} is {one_line(template)[:100]!r}, which is not a Jinja template: verl expects its text, not a path"
@@ -64,10 +64,10 @@ def open_policy(setup: Setup) -> Generator[Finding, None, Policy]:
 
 
 def _lost_spaces(loaded: Any, path: str) -> Finding | None:
-    """Return a warning if spaces do not survive the tokenizer.
+    """Return a warning if the tokenizer loses spaces.
 
-    transformers 5 does that to byte-level tokenizers whose ``tokenizer_class`` is LlamaTokenizerFast, such as those of
-    DeepSeek-V3 and R1 with their distilled models (huggingface/transformers #45488, #48206), without a word.
+    transformers 5 silently breaks byte-level tokenizers in this way if their ``tokenizer_class`` is LlamaTokenizerFast,
+    such as those of DeepSeek-V3 and R1 and their distilled models (huggingface/transformers #45488, #48206).
     """
     read = loaded.decode(loaded.encode(_SAMPLE, add_special_tokens=False))
     if read != _SAMPLE.replace(" ", ""):

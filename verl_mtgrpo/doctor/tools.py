@@ -1,4 +1,4 @@
-"""Check the tools that the agent may call: read from their files as verl does, without making them."""
+"""Check the tools that the agent may call; they are read from their files as in verl, but not created."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHECK = "tools"
 
 
 def tools(setup: Setup) -> Iterator[Finding]:
-    """Yield whether the tools can be made, and whether they are called what the prompts call them."""
+    """Yield whether the tools can be created, and whether the prompts call them by their names."""
     yield from setup.toolbox.said()
     names = [tool.name for tool in setup.tools]
     if names:
@@ -127,7 +127,7 @@ def _functions(setup: Setup) -> list[Tool]:
 
 
 def _names(setup: Setup, names: list[str]) -> Iterator[Finding]:
-    """Yield whether what the format and the rows call a tool is a tool of the run."""
+    """Yield a finding if the format or the rows name a tool that the run does not have."""
     have, rename = f"but the run has {', '.join(names)}", "rename the tool (tool_schema.function.name), or "
     chosen = [set((row.get("extra_info") or {}).get("tool_selection") or names) for row in setup.rows]
     left = [one & set(names) for one in chosen] or [set(names)]
@@ -144,7 +144,7 @@ def _names(setup: Setup, names: list[str]) -> Iterator[Finding]:
 
 
 def _lengths(setup: Setup) -> Iterator[Finding]:
-    """Warn if verl cuts results once more, in the middle of a word."""
+    """Warn if verl would cut results a second time, perhaps in the middle of a word."""
     key = f"{MULTI_TURN}.max_tool_response_length"
     most = setup.get(key)
     for tool in setup.tools:

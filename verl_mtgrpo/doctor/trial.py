@@ -1,7 +1,7 @@
-"""Call the reward functions of a run once on a made-up rollout: seconds here, in place of every rollout of step 1.
+"""Call the reward functions of a run once on a made-up rollout, so that errors show before the first step.
 
-What is certain fails: a file that cannot be loaded, arguments that do not fit, a result of another kind. What may be
-due to the rollout being made up only warns. A judge is never asked, since it costs money.
+Certain errors fail: a file that cannot be loaded, arguments that do not fit, a result of the wrong kind. Errors that
+may come from the rollout being made up only warn. A judge is never asked, since that costs money.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ ROW = "the first training question"
 
 
 def reward_function(setup: Setup) -> Iterator[Finding]:
-    """Yield whether reward functions of the user's own can be loaded, and what they give for a rollout of two turns."""
+    """Yield whether the user's reward functions can be loaded, and what they return for a rollout of two turns."""
     if setup.get("reward.reward_manager.name") != "mtgrpo":
         return
     try:
         settings = turn_reward_settings(setup.get("reward"))
     except MTGRPOError:
-        return  # said by the check of the rewards
+        return  # the check rewards reports it
     if ":" in settings.preset:
         yield from _own_preset(setup, settings.preset)
     if settings.outcome == "compute_score" and not setup.get("reward.reward_model.enable"):
@@ -53,7 +53,7 @@ def reward_function(setup: Setup) -> Iterator[Finding]:
 
 
 def _filter_metric(setup: Setup, settings: TurnRewardSettings) -> Iterator[Finding]:
-    """Yield whether every rollout is given the number by which verl filters groups: verl stops in step 1 if not."""
+    """Yield whether every rollout has the number by which verl filters groups; without it verl stops in step 1."""
     metric = str(setup.get("algorithm.filter_groups.metric"))
     if not setup.get("algorithm.filter_groups.enable") or metric in ("None", "reward", TURN_PATTERN):
         return
@@ -80,7 +80,7 @@ def _filter_metric(setup: Setup, settings: TurnRewardSettings) -> Iterator[Findi
 
 
 def _named_numbers(settings: TurnRewardSettings, rollout: Transcript, truth: Any) -> Mapping[str, Any] | None:
-    """Return what ``reward_extra_info`` of a rollout would hold; None if its reward function does not say."""
+    """Return the ``reward_extra_info`` that a rollout would have; None if its reward function fails."""
     from verl_mtgrpo.integration.reward_manager import metrics
 
     try:
@@ -89,7 +89,7 @@ def _named_numbers(settings: TurnRewardSettings, rollout: Transcript, truth: Any
             return None
         rewards = check_numbers(check_kind(rewards, settings.preset), len(rollout.turns), settings.preset)
     except MTGRPOError:
-        return None  # said above
+        return None  # _own_preset reports it
     return {**metrics(rollout, rewards, pay(rewards, len(rollout.turns), settings.pay)), **tool_trouble(rollout)}
 
 
@@ -134,7 +134,7 @@ def _judged(preset: str, truth: Any, transcript: Transcript, function: Callable[
 
 
 def _compute_score(setup: Setup) -> Iterator[Finding]:
-    """Yield what verl's reward function gives as the outcome."""
+    """Yield the outcome that verl's reward function returns."""
     from verl.trainer.ppo.reward import get_custom_reward_fn
     from verl.utils.reward_score import default_compute_score
 
@@ -154,9 +154,9 @@ def _compute_score(setup: Setup) -> Iterator[Finding]:
     row: dict[str, Any] = {"data_source": "", **setup.rows[0]}
     truth = row["reward_model"]["ground_truth"]
     if not function and not is_scored_by_verl(str(row["data_source"])):
-        return  # said by the check of the questions
+        return  # the check data reports it
     arguments = score_arguments({**row, "__num_turns__": 4}, model_text(made_up(setup, truth)), own=bool(function))
-    if isinstance(function, partial):  # verl puts the user's function and its reward_kwargs into it
+    if isinstance(function, partial):  # verl wraps the user's function together with its reward_kwargs
         user, extra = function.args
         expected = f"{', '.join(arguments)}, all by name"
         if problem := _arity(user, name, (), {**arguments, **extra}, expected):
@@ -181,7 +181,7 @@ def _scored(result: Any) -> Finding:
 
 
 def _no_truth(setup: Setup) -> Finding | None:
-    """Return a failure if a row has nothing that a reward function could be given."""
+    """Return a failure if a row has no ground truth for a reward function."""
     for number, row in enumerate(setup.rows):
         known = row.get("reward_model")
         if not isinstance(known, Mapping) or "ground_truth" not in known:
@@ -216,7 +216,7 @@ def _raised(name: str, truth: Any, error: BaseException, file: str) -> Finding:
 
 
 def _call(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    """Return what a function returns, awaited if need be, or raises; in a thread, so that it may have an event loop."""
+    """Return a function's result, awaited if necessary, and its error; it runs in a thread without an event loop."""
     result: Any = None
     raised: BaseException | None = TimeoutError(f"no answer within {LIMIT_S:g} s")
 
@@ -240,7 +240,7 @@ async def _awaited(found: Any) -> Any:
 
 
 def made_up(setup: Setup, truth: Any) -> Transcript:
-    """Return a rollout of two turns in the run's format: a call whose result holds the answer, then that answer."""
+    """Return a rollout of two turns in the run's format: a call whose result contains the answer, then the answer."""
     spoken = str(setup.get(f"{MULTI_TURN}.format"))
     rules = FORMATS.get(spoken, HERMES)
     tool = setup.tools[0] if setup.tools else Tool("search", None, {}, True)

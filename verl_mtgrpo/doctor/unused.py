@@ -1,6 +1,6 @@
 """Find settings of verl that a run with our parts does not read, or that do not do here what their name says.
 
-Each is a warning: the run is what it would be without them, which is not what somebody meant who set them.
+Each is a warning: the run works as if they were not set, which is probably not what the user meant.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from verl_mtgrpo.rewards.pattern import TURN_PATTERN
 READS = {"gamma": ("gae", "reinforce_plus_plus"), "lam": ("gae",)}
 """Keys of ``algorithm`` -> verl's estimators that read them (verl 0.9.1, trainer/ppo/core_algos.py)."""
 WIDE_CLIP = 0.01
-"""From here on a clip range is one for ratios of tokens: the geometric mean of a turn's ratios hardly ever gets there,
-unless turns have only a few tokens. GSPO's paper (arXiv 2507.18071) clips at 3e-4 and 4e-4."""
+"""A clip range of this size or more is meant for ratios of tokens: the geometric mean of a turn's ratios hardly ever
+moves that far, unless turns have only a few tokens. GSPO's paper (arXiv 2507.18071) clips at 3e-4 and 4e-4."""
 
 
 def unused(setup: Setup) -> Iterator[Finding]:
-    """Yield all of them; nothing if there is none."""
+    """Yield a warning for each such setting."""
     try:
         turn_reward_settings(setup.get("reward"))
     except ConfigError:
-        return  # said by the check of the rewards
+        return  # the check rewards reports it
     for look in (_discounts, _pf_ppo, _filter_metric, _filter_batches, _reward_settings, _data_source, _loop, _clip):
         for message, fix in look(setup):
             yield Finding("unused", "warn", message, fix)
@@ -40,7 +40,7 @@ def _discounts(setup: Setup) -> Iterator[tuple[str, str]]:
     if name not in ESTIMATORS and name not in list(AdvantageEstimator):
         return  # an estimator registered with verl gets the whole config and may read it
     if name in ESTIMATORS and "values" in ESTIMATORS[name].fields:
-        return  # refused by the check "estimator"
+        return  # the check estimator refuses it
     for key, readers in READS.items():
         value = setup.get(f"algorithm.{key}")
         if value is None or float(value) == 1.0 or name in readers:
@@ -65,14 +65,14 @@ def _pf_ppo(setup: Setup) -> Iterator[tuple[str, str]]:
 
 
 def _filter_metric(setup: Setup) -> Iterator[tuple[str, str]]:
-    """Warn of verl's filtering by totals where each turn is paid."""
+    """Warn if verl filters groups by totals although each turn is paid."""
     if not setup.get("algorithm.filter_groups.enable") or setup.get("algorithm.filter_groups.metric") != "reward":
         return
     name = setup.get("algorithm.adv_estimator")
     if not pays_turns(setup.config) or not (name in ESTIMATORS or name == "gae"):
-        return  # verl's others compare totals themselves
+        return  # verl's other estimators compare totals themselves
     if turn_reward_settings(setup.get("reward")).pay != "turns":
-        return  # all of it is paid at the end: equal totals are equal rewards
+        return  # everything is paid at the end, so equal totals are equal rewards
     message = (
         "algorithm.filter_groups.metric=reward removes groups whose rollouts earned the same in total, though turns "
         f"differ, as in (0.7, 0.5) and (0.2, 1.0): {name} would learn from them"
@@ -81,7 +81,7 @@ def _filter_metric(setup: Setup) -> Iterator[tuple[str, str]]:
 
 
 def _filter_batches(setup: Setup) -> Iterator[tuple[str, str]]:
-    # verl says so itself, but to those only who have its own replay buffer.
+    # verl warns of this as well, but only with its own replay buffer.
     most = setup.get("algorithm.filter_groups.max_num_gen_batches")
     if setup.get("algorithm.filter_groups.enable") and most:
         message = f"algorithm.filter_groups.max_num_gen_batches={most} is not read by verl 0.9's replay buffers"
@@ -89,7 +89,7 @@ def _filter_batches(setup: Setup) -> Iterator[tuple[str, str]]:
 
 
 def _reward_settings(setup: Setup) -> Iterator[tuple[str, str]]:
-    """Warn of what verl's reward managers read and ours does not."""
+    """Warn of settings that verl's reward managers read and ours does not."""
     if not pays_turns(setup.config):
         return
     given = dict(setup.get("reward.reward_kwargs") or setup.get("reward_model.reward_kwargs") or {})
@@ -133,7 +133,7 @@ def _loop(setup: Setup) -> Iterator[tuple[str, str]]:
 
 
 def _clip(setup: Setup) -> Iterator[tuple[str, str]]:
-    """Warn of a clip range for tokens where ratios of turns are clipped."""
+    """Warn of a clip range meant for tokens if ratios of turns are clipped."""
     actor = "actor_rollout_ref.actor"
     if setup.get(f"{actor}.policy_loss.loss_mode") != "turn_gspo":
         return

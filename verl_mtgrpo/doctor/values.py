@@ -1,4 +1,4 @@
-"""Find values of a kind that verl cannot work with."""
+"""Find values of the wrong type, which verl cannot use."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup
 
@@ -32,6 +33,11 @@ TEXTS_OR_NULL = (
 )
 FILES = ("data.train_files", "data.val_files")
 MAPPINGS_OR_NULL = ("data.apply_chat_template_kwargs",)
+OUR_GROUPS = (
+    *("algorithm.turn", "reward.turn", "reward.turn.judge"),
+    *("trainer.turn", "trainer.turn.guards", "trainer.turn.dump"),
+)
+"""Our groups of settings, each after the one that it is in."""
 _ABSENT = object()
 
 
@@ -49,6 +55,23 @@ def values(setup: Setup) -> Iterator[Finding]:
             if value is not _ABSENT and not fits(value):
                 shown = "null" if value is None else repr(value)
                 yield Finding("values", "fail", f"{key} is {shown}, expected {expected}", f"set {key} to {expected}")
+    yield from _our_groups(setup.config)
+
+
+def _our_groups(config: Any) -> Iterator[Finding]:
+    """Yield a finding for each of our groups of settings that was replaced as a whole, such as by null."""
+    replaced: list[str] = []
+    for key in OUR_GROUPS:
+        if any(key.startswith(f"{outer}.") for outer in replaced):
+            continue
+        value = OmegaConf.select(config, key, default=_ABSENT)
+        if value is _ABSENT or _is_mapping(value):
+            continue
+        replaced.append(key)
+        name = OmegaConf.select(config, "algorithm.adv_estimator")
+        owner = f" of {name}" if key == "algorithm.turn" and name in ESTIMATORS else ""
+        message = f"{key}{owner} is {'null' if value is None else repr(value)}, expected a mapping of settings"
+        yield Finding("values", "fail", message, f"remove this value; set single keys instead ({key}.NAME=VALUE)")
 
 
 def _is_whole(value: Any) -> bool:

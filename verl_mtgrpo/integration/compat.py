@@ -1,8 +1,8 @@
-"""The parts of verl that this package overrides, so that a version of verl that renamed one is noticed.
+"""List the parts of verl that this package overrides, and check that the installed verl still has them.
 
-A method that verl renames is not an error in Python: ours would never be called again, and with it the guard against
-stalls, the replacement of dead workers or the rewards of turns would silently be gone. So each name is listed here, and
-a run that uses this package starts only if verl has all of them.
+If verl renames a method, Python reports no error: ours is simply never called again, and the stall timeout, the
+replacement of dead workers or the turn rewards are silently gone. So each name is listed here, and a run that uses this
+package starts only if verl has all of them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ OVERRIDDEN = {
         "_build_assistant_message",
         "_call_tool",
         "_handle_generating_state",
+        "_handle_pending_state",
         "_handle_processing_tools_state",
         "ct_build_initial_tokens",
         "ct_merge_context_msg",
@@ -53,7 +54,7 @@ OVERRIDDEN = {
     f"{_TRAINERS}.trainer_colocate_async:PPOTrainerColocateAsync": _TRAINER,
     f"{_TRAINERS}.trainer_separate_async:PPOTrainerSeparateAsync": _TRAINER,
 }
-"""verl's classes (``module:Class``) and the names that a class of ours overrides; a test keeps this complete."""
+"""verl's classes (``module:Class``) and the names in them that our subclasses override; a test keeps it complete."""
 
 
 def missing_overrides() -> list[str]:
@@ -65,7 +66,7 @@ def missing_overrides() -> list[str]:
             base = getattr(importlib.import_module(module), name, None)
         except Exception as error:
             if not str(getattr(error, "name", "")).startswith("verl"):
-                continue  # it cannot be imported on this machine (a package, a platform): nothing is known of it
+                continue  # a package or platform that this machine does not have: we cannot tell
             base = None
         if base is None:
             found.append(f"{module} has no class {name}")

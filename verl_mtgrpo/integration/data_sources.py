@@ -1,7 +1,7 @@
-"""verl's own reward function as the outcome (``reward.turn.outcome=compute_score``): which rows it can score.
+"""Find the rows that verl's own reward function can score (``reward.turn.outcome=compute_score``).
 
-verl scores by ``data_source``, and knows the question sets of Search-R1 under other names (``searchR1_nq``). Rows
-of ``mtgrpo data`` say ``nq``, under which verl reports validation metrics; they are scored as what they are.
+verl chooses the rule by ``data_source``, and knows Search-R1's question sets under other names (``searchR1_nq``). Rows
+written by ``mtgrpo data`` say ``nq``, the name under which verl reports validation metrics; they are translated here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PREFIX = "searchR1_"
 def as_verl_knows_it(data_source: str, ground_truth: Any) -> tuple[str, Any]:
     """Return a row's ``data_source`` and ground truth as ``default_compute_score`` of verl reads them.
 
-    Only question sets with verl's exact match are touched: their names, and their answers, which verl wants as
+    Only question sets that verl scores by exact match are changed: the name, and the answers, which verl expects as
     ``{"target": …}``.
     """
     bare = data_source.removeprefix(PREFIX)
@@ -33,13 +33,13 @@ def as_verl_knows_it(data_source: str, ground_truth: Any) -> tuple[str, Any]:
 def is_scored_by_verl(data_source: str) -> bool:
     """Return True if verl's reward function has a rule for rows of this ``data_source``.
 
-    verl has no list of the names, so it is asked, with a text and a ground truth that mean nothing.
+    verl has no list of the names, so we call the function with an empty text and see whether it knows the name.
     """
     try:
         default_compute_score(PREFIX + data_source if data_source in KNOWN else data_source, "", None)
     except NotImplementedError as error:
         return "Reward function is not implemented" not in str(error)
-    except Exception:  # it has a rule, which fails on what it was given here
+    except Exception:  # there is a rule: it fails on the empty text
         return True
     return True
 
@@ -47,7 +47,7 @@ def is_scored_by_verl(data_source: str) -> bool:
 def refuse_unscored(file: str, sources: Iterable[str]) -> None:
     """Raise ``DataError`` if a file has rows that verl's reward function has no rule for.
 
-    It would raise ``NotImplementedError`` in every rollout of such a row.
+    verl would raise ``NotImplementedError`` in every rollout of such a row.
 
     Args:
         file: Its name, for the message.

@@ -1,4 +1,4 @@
-"""Handle ``VERL_USE_EXTERNAL_MODULES``: user modules that ``import verl`` imports in every process."""
+"""Import the modules of ``VERL_USE_EXTERNAL_MODULES``, which ``import verl`` imports in every process."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ MODULES_FIX = (
 
 
 def load_external_modules() -> None:
-    """Import them in verl's order, as it does when it is imported itself, perhaps before the variable was set.
+    """Import the modules in verl's order.
+
+    verl does so when it is imported, but that may have been before the variable was set.
 
     Raises:
-        ConfigError: One cannot be imported; ``import verl`` ends there too.
+        ConfigError: A module cannot be imported; ``import verl`` would fail too.
     """
     named = os.environ.get(MODULES)
     for name in named.split(",") if named else ():

@@ -1,9 +1,9 @@
-"""Settings that can be carried out but are hardly meant: refused, unless ``trainer.turn.on_purpose`` names the key.
+"""Refuse settings that would work but are probably a mistake, unless ``trainer.turn.on_purpose`` names the key.
 
-The commonest is a leftover. A value on the command line wins over a config group, so ``+mtgrpo=mt_ppo`` at the end of
-an old recipe with ``algorithm.adv_estimator=grpo`` would train GRPO on merged rewards, with a critic that nobody asks.
-Each group therefore writes its name into ``trainer.turn.preset``, and what the packaged file sets is compared with
-what the run has.
+The most common mistake is a leftover. A value on the command line wins over a config group, so ``+mtgrpo=mt_ppo`` at
+the end of an old recipe with ``algorithm.adv_estimator=grpo`` would train GRPO on merged rewards, with a critic that is
+never used. Each group therefore writes its name into ``trainer.turn.preset``, and we compare the run's settings with
+those of the packaged file.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from verl_mtgrpo.integration.settings import (
 )
 
 _SAME = {"grpo_vectorized": "grpo"}
-"""Estimators of verl's that compute what another one does."""
+"""Estimators of verl that compute the same as another one."""
 _ESTIMATOR, _CRITIC, _PAY = "algorithm.adv_estimator", "critic.enable", "reward.turn.pay"
 
 
 @dataclass(frozen=True)
 class Override:
-    """A value of a group that another one has replaced.
+    """A value of a group that was replaced by another one.
 
     Attributes:
         key: The setting.
-        wanted: What the group sets, or leaves to verl.
-        got: What the run has.
-        why: What comes of it.
+        wanted: The group's value, or verl's default if the group sets none.
+        got: The run's value.
+        why: The consequence.
     """
 
     key: str
@@ -51,7 +51,7 @@ class Override:
 
 
 def check_preset(config: Any) -> None:
-    """Raise ``ConfigError`` if what makes a config group what it is was overridden, and not on purpose.
+    """Raise ``ConfigError`` if an essential setting of the config group was overridden, and not on purpose.
 
     Args:
         config: verl's whole config.
@@ -72,7 +72,7 @@ def check_preset(config: Any) -> None:
 
 
 def check_signs(config: Any) -> None:
-    """Raise ``ConfigError`` for a weight below 0, which turns what it weighs into its opposite, if not on purpose."""
+    """Raise ``ConfigError`` for a weight below 0, which reverses the meaning of a reward, unless it is on purpose."""
     meant = trainer_turn_settings(OmegaConf.select(config, "trainer")).on_purpose
     coef = OmegaConf.select(config, "algorithm.turn.turn_coef")
     penalty = turn_reward_settings(OmegaConf.select(config, "reward")).repeat_penalty
@@ -94,7 +94,7 @@ def check_signs(config: Any) -> None:
 def overridden(config: Any) -> list[Override]:
     """Return the settings that differ from the run's config group without being declared as intended."""
     settings = trainer_turn_settings(OmegaConf.select(config, "trainer"))
-    if settings.preset not in group_names():  # set by hand, or a custom group with its own name
+    if settings.preset not in group_names():  # everything is set by hand, or by a custom group with another name
         return []
     found = _differences(config, packaged(settings.preset), settings.preset)
     return [one for one in found if one.key not in settings.on_purpose]
@@ -103,10 +103,10 @@ def overridden(config: Any) -> list[Override]:
 def _differences(config: Any, group: DictConfig, name: str) -> Iterator[Override]:
     estimator, wanted = OmegaConf.select(config, _ESTIMATOR), _value(group, _ESTIMATOR)
     leftover = estimator in list(AdvantageEstimator) or (estimator in ESTIMATORS and is_ours(estimator))
-    if leftover and _SAME.get(estimator, estimator) != wanted:  # the user's own is none
+    if leftover and _SAME.get(estimator, estimator) != wanted:  # an estimator of the user's is no leftover
         why = f"it would train {estimator} with the rewards and settings of {name}"
         yield Override(_ESTIMATOR, wanted, estimator, why)
-    pay = OmegaConf.select(config, _PAY) or TurnRewardSettings().pay  # its default, where the node was taken away
+    pay = OmegaConf.select(config, _PAY) or TurnRewardSettings().pay  # the default, if the node was removed
     # A value that does not exist is refused where it is read.
     if pays_turns(config) and pay in PAY and pay != _value(group, _PAY):
         yield Override(_PAY, _value(group, _PAY), pay, f"the rewards paid would not be those that {name} learns from")
@@ -118,9 +118,9 @@ def _differences(config: Any, group: DictConfig, name: str) -> Iterator[Override
 
 @cache
 def packaged(name: str) -> DictConfig:
-    """Return what a packaged group sets: its file over those that it lists as defaults; nothing is resolved."""
+    """Return the settings of a packaged group: its file merged over its defaults; nothing is resolved."""
     own = OmegaConf.create((GROUPS / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert isinstance(own, DictConfig)  # no list: a file of this package
+    assert isinstance(own, DictConfig)  # the files of this package are mappings
     below = [packaged(one) for one in own.pop("defaults", []) if one != "_self_"]
     merged = OmegaConf.merge(*below, own)
     assert isinstance(merged, DictConfig)
@@ -129,6 +129,6 @@ def packaged(name: str) -> DictConfig:
 
 def _value(group: DictConfig, key: str) -> Any:
     found = OmegaConf.select(group, key)
-    if key == _CRITIC and found is None:  # verl then asks its estimator
+    if key == _CRITIC and found is None:  # verl then decides by the estimator
         return OmegaConf.select(group, _ESTIMATOR) == "gae"
     return found

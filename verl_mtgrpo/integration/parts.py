@@ -1,7 +1,7 @@
 """Check that all parts of a turn-level run are there: without one, it would silently train something else.
 
-Turn rewards need an agent loop that records turns, a reward manager that scores them and a tool to call. verl takes
-each by name and has a default for each, so a command line that forgets one runs, with all rewards at the end.
+Turn rewards need an agent loop that records turns, a reward manager that scores them and a tool to call. verl finds
+each by name and has a default for each, so a command line that forgets one still runs, with all rewards at the end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RAW_LOOPS = (RAW, RAW_TREE)
 LOOPS = ("mtgrpo_tool_agent", RAW, *TREE_LOOPS)
 """Our agent loops."""
 VERLS_LOOPS = ("single_turn_agent", "tool_agent")
-"""verl's loops, which put one reward on a rollout's last token. A custom loop may do otherwise."""
+"""verl's loops, which put one reward on a rollout's last token. A custom loop may differ."""
 VERLS_MANAGERS = ("naive", "dapo", "gdpo", "rate_limited", "remote")
 """verl's reward managers, which return one number per rollout."""
 GROUPS = ("mtgrpo", "mtgrpo_cpu", "mtgrpo_recipe")
@@ -49,13 +49,13 @@ def uses_turns(config: Any) -> bool:
 
 
 def pays_turns(config: Any) -> bool:
-    """Return True if our reward manager pays, and not one of verl's or a class of the user's own."""
+    """Return True if our reward manager pays, not one of verl's or a class of the user's."""
     source = OmegaConf.select(config, "reward.reward_manager.source")
     return OmegaConf.select(config, _MANAGER) == "mtgrpo" and source in (None, "register")
 
 
 def check_parts(config: Any) -> None:
-    """Raise ``ConfigError`` if a part that the others need is not there.
+    """Raise ``ConfigError`` if a part that the others need is missing.
 
     Args:
         config: verl's whole config.
@@ -74,7 +74,7 @@ def check_parts(config: Any) -> None:
 
 
 def check_tool_file(config: Any) -> None:
-    """Raise ``AbsentError`` if there is no tool YAML where the config says."""
+    """Raise ``AbsentError`` if the tool YAML that the config names does not exist."""
     path = OmegaConf.select(config, f"{_MULTI_TURN}.tool_config_path")
     if path and not _exists(path):
         raise AbsentError(
@@ -99,9 +99,10 @@ def _check_groups(config: Any) -> None:
 
 
 def _lost_groups(config: Any) -> dict[str, str]:
-    """Return keys, perhaps misspelt, that were meant to be one of our groups, and which group.
+    """Return the keys, perhaps misspelt, that were meant as one of our groups, and the group.
 
-    A key that only looks like one is the user's own; a misspelt one has a config of the group as its value.
+    A misspelt key counts only if its value is a config of the group; otherwise it is a key of the user's that looks
+    similar.
     """
     plain = {str(key): value for key in config if isinstance(value := OmegaConf.select(config, str(key)), str)}
     meant = {key: get_close_matches(key, GROUPS, n=1, cutoff=0.8) for key in plain}

@@ -23,7 +23,7 @@ from verl_mtgrpo.rewards.formats import text_format
 from verl_mtgrpo.rewards.judge_client import check_judge_settings
 
 JUDGED_BY = "pkg://verl_mtgrpo.rewards.judge"
-"""What ``reward.custom_reward_function.path`` says when the judge is verl's own generative reward model."""
+"""Value of ``reward.custom_reward_function.path`` if the judge is verl's generative reward model."""
 
 
 _COMPUTED: dict[str, Callable[[Any], bool]] = {
@@ -32,20 +32,20 @@ _COMPUTED: dict[str, Callable[[Any], bool]] = {
     "rollout_log_probs": lambda config: config.actor_rollout_ref.rollout.calculate_log_probs,
     "entropies": lambda config: not OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode"),
 }
-"""Fields that verl computes in some runs only, and whether it does in this one."""
+"""Fields that verl computes only in some runs -> a function that says whether it does in this one."""
 
 
 def only_validates(config: Any) -> bool:
-    """Return whether the run ends after the validation before its first step: nothing is compared or learnt then.
+    """Return True if the run ends after the validation before its first step, so that it neither compares nor learns.
 
-    verl reads ``trainer.val_only`` in that validation only, so without ``val_before_train`` it trains.
+    verl reads ``trainer.val_only`` only in that validation, so without ``val_before_train`` it trains.
     """
     select = OmegaConf.select
     return bool(select(config, "trainer.val_only") and select(config, "trainer.val_before_train"))
 
 
 def group_of_one(config: Any) -> ConfigError | None:
-    """Return what is wrong if the estimator compares rollouts and there is one per prompt, in a run that trains."""
+    """Return an error if the estimator compares rollouts but there is only one per prompt, in a run that trains."""
     estimator, n = config.algorithm.adv_estimator, config.actor_rollout_ref.rollout.n
     if not compares(estimator) or n >= 2 or only_validates(config):
         return None
@@ -63,7 +63,7 @@ def check_group_size(config: Any) -> None:
 
 
 def check_filtering(config: Any) -> None:
-    """Raise ``ConfigError`` if ``algorithm.filter_groups`` is on and does not say by what."""
+    """Raise ``ConfigError`` if ``algorithm.filter_groups`` is on without a metric."""
     select = OmegaConf.select
     if select(config, "algorithm.filter_groups.enable") and not select(config, "algorithm.filter_groups.metric"):
         raise ConfigError(
@@ -86,7 +86,7 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 
 def check_estimator(config: Any) -> None:
-    """Raise ``ConfigError`` if the estimator's settings are wrong or this run does not have what it needs.
+    """Raise ``ConfigError`` if the estimator's settings are wrong, or if this run lacks something that it needs.
 
     Args:
         config: verl's whole config.
@@ -95,7 +95,7 @@ def check_estimator(config: Any) -> None:
     estimator = algorithm.adv_estimator
     if estimator in ESTIMATORS:
         settings = estimator_settings(estimator, algorithm)
-        if is_ours(estimator):  # one of the user's own may do more than work out advantages
+        if is_ours(estimator):  # one of the user's may have side effects
             try_knobs(estimator, settings)
         check_kl(config)
         _check_fields(estimator, ESTIMATORS[estimator].fields, config)
@@ -117,7 +117,7 @@ def check_estimator(config: Any) -> None:
 
 
 def _check_fields(estimator: str, names: tuple[str, ...], config: Any) -> None:
-    """Raise ``ConfigError`` if the trainer cannot give the estimator the fields that it names."""
+    """Raise ``ConfigError`` if the trainer cannot give the estimator the fields that it asks for."""
     mode = config.trainer.v1.trainer_mode
     if names and mode not in MODES:
         raise needs_our_trainer(estimator, names, mode)
@@ -139,11 +139,11 @@ def _check_fields(estimator: str, names: tuple[str, ...], config: Any) -> None:
 
 
 def _check_rejection(estimator: str, config: Any) -> None:
-    """Raise ``ConfigError`` if the mask that the estimator gets no longer shows the turns.
+    """Raise ``ConfigError`` if rejected tokens would be removed from the mask in which the estimator finds turns.
 
-    verl's rollout correction takes rejected tokens out of ``response_mask`` before it computes advantages (not in
-    bypass mode). A token removed from a turn splits it in two, and removes its reward if it was the last one.
-    Whole rejected rollouts (``seq_…``) are like dropped ones.
+    verl's rollout correction removes rejected tokens from ``response_mask`` before it computes advantages (but not in
+    bypass mode). A token removed from the middle of a turn splits the turn in two; the last token takes the turn's
+    reward with it. Rejecting whole rollouts (``seq_…``) is harmless: they are treated like dropped ones.
     """
     rejecting = str(OmegaConf.select(config, "algorithm.rollout_correction.rollout_rs") or "")
     bypassed = OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode")
@@ -177,7 +177,7 @@ def _check_reward_model(config: Any, settings: TurnRewardSettings, own: str | No
             f"reward.custom_reward_function.path={own} is never called without a judge",
             fix="set reward.turn.preset=judge or judge_paper, or remove it",
         )
-    # Whatever is given as the reward: verl then scores a batch after sampling, from prompts and responses alone.
+    # This holds for every preset: verl then scores a batch after sampling, from prompts and responses alone.
     if not OmegaConf.select(config, "reward.reward_model.enable_resource_pool"):
         raise ConfigError(
             "reward.reward_model.enable_resource_pool=False shares the policy's GPUs with the reward model, so verl "
@@ -191,7 +191,7 @@ def _check_reward_model(config: Any, settings: TurnRewardSettings, own: str | No
 
 
 def check_rewards(config: Any) -> None:
-    """Raise ``ConfigError`` if what ``reward`` says does not fit together."""
+    """Raise ``ConfigError`` if the settings under ``reward`` do not fit together."""
     settings = turn_reward_settings(config.reward)
     own = OmegaConf.select(config, "reward.custom_reward_function.path")
     _check_reward_model(config, settings, own)
@@ -224,7 +224,7 @@ def check_rewards(config: Any) -> None:
 
 
 OF_ESTIMATOR = (check_preset, check_signs, check_estimator, check_group_size, check_filtering)
-"""What there is to check of an estimator; where the first one fails, the others may speak of another's settings."""
+"""The checks of an estimator. If the first one fails, the others may complain about settings of another estimator."""
 
 
 def check_run(config: Any) -> None:

@@ -1,7 +1,7 @@
-"""The search service as a Ray Serve application: replicas on the cluster that training runs on anyway.
+"""Run the search service as a Ray Serve application, on the cluster that training uses anyway.
 
-The only file of ``mtgrpo serve`` that imports Ray; it does not import verl. Each replica opens the index by its
-path and runs the same app as a single process does, with the same limits for each replica.
+This is the only file of ``mtgrpo serve`` that imports Ray; it does not import verl. Each replica opens the index by its
+path and runs the same app as a single process does, so the limits apply per replica.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ DEPLOYMENT = "search"
 
 @dataclass(frozen=True)
 class Scale:
-    """Number and size of replicas.
+    """Number and size of the replicas.
 
     Attributes:
-        replicas: Number of replicas, where neither of the next two is given.
-        min_replicas: Least number when the load decides; None for 1.
-        max_replicas: Largest number when the load decides; None for a fixed number.
-        cpus: CPUs that Ray sets aside for each replica.
+        replicas: Number of replicas if ``max_replicas`` is None.
+        min_replicas: Smallest number when scaling with the load; None for 1.
+        max_replicas: Largest number when scaling with the load; None for a fixed number.
+        cpus: CPUs that Ray reserves for each replica.
     """
 
     replicas: int = 1
@@ -58,7 +58,7 @@ class Scale:
             raise ConfigError(f"--replica-cpus is {self.cpus}", expected="0 or more")
 
     def options(self) -> dict[str, Any]:
-        """Ray Serve's options for this number of replicas."""
+        """Return Ray Serve's options for this number of replicas."""
         if self.max_replicas is None:
             return {"num_replicas": self.replicas}
         return {"autoscaling_config": {"min_replicas": self.min_replicas or 1, "max_replicas": self.max_replicas}}
@@ -69,11 +69,11 @@ def build_application(index: Path, settings: ServerSettings, scale: Scale) -> se
 
     class Replica:
         def check_health(self) -> None:
-            """Ray Serve replaces a replica where this raises: the index is gone, or was replaced by another."""
+            """Raise if the index is gone or was replaced by another; Ray Serve then replaces the replica."""
             opened.search(["test"], 1)
 
-    # Opened now, so that a wrong path stops the command and not a replica; it travels as path and checksum,
-    # so a replica that later finds another index there refuses to start instead of answering differently.
+    # Open the index here, so that a wrong path stops the command and not a replica. It is pickled as path and checksum,
+    # so a replica that later finds another index at this path refuses to start instead of giving other answers.
     opened = open_index(index)
     deployment = serve.deployment(
         name=DEPLOYMENT,
@@ -89,11 +89,11 @@ def build_application(index: Path, settings: ServerSettings, scale: Scale) -> se
 
 
 def _builder(index: BM25Index | DenseIndex, settings: ServerSettings) -> Any:
-    # The replicas read the token where the single process does, in their environment. It travels with the code: Ray
-    # writes the variables of a runtime_env into a log.
+    # Replicas read the token from their environment, as the single process does. It travels with the code and not in a
+    # runtime_env, because Ray writes the variables of a runtime_env into a log.
     token = {name: os.environ.get(name, "") for name in [settings.token_env] if name}
 
-    # Ray calls a function, and only a plain function, on the replica to make the app there.
+    # Ray makes the app on the replica by calling this; it accepts plain functions only.
     def build() -> FastAPI:
         os.environ.update(token)
         return create_app(index, settings)
@@ -105,10 +105,10 @@ def _builder(index: BM25Index | DenseIndex, settings: ServerSettings) -> Any:
 def running(
     index: Path, settings: ServerSettings, scale: Scale, *, host: str, port: int, ray_address: str | None = None
 ) -> Generator[None]:
-    """Run the application inside a ``with`` block; it answers when the block begins and is gone after it.
+    """Run the application inside a ``with`` block: it answers requests when the block begins, and is gone afterwards.
 
-    Joins the cluster at ``ray_address`` or RAY_ADDRESS, which stays as it was with its other applications;
-    without either, starts a Ray on this machine and ends it.
+    Joins the cluster at ``ray_address`` or RAY_ADDRESS and leaves its other applications alone. Without either, starts
+    a Ray on this machine and stops it afterwards.
 
     Raises:
         CompatibilityError: Ray cannot be reached or started, or the application does not come up.
@@ -124,7 +124,7 @@ def running(
         ) from error
     try:
         with _told_apart():
-            # One address on every node, so that each node's workers can ask their own.
+            # The same address on every node, so that workers can ask the service on their own node.
             serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
         try:
             with _told_apart():
@@ -140,7 +140,7 @@ def running(
 
 @contextmanager
 def _told_apart() -> Generator[None]:
-    """Return the last line of an error of Ray: the traceback before it is from another process."""
+    """Shorten an error of Ray to its last line; the traceback before it comes from another process."""
     try:
         yield
     except RuntimeError as error:

@@ -1,7 +1,7 @@
-"""The outcome from a reward function as verl has them (``reward.turn.outcome=compute_score``).
+"""Take the outcome from a reward function of verl's kind (``reward.turn.outcome=compute_score``).
 
-It is called as verl's ``NaiveRewardManager`` calls it (0.9.1, verl/experimental/reward_loop/reward_manager/naive.py),
-except that ``reward.turn.solution`` decides the text.
+The function is called as verl's ``NaiveRewardManager`` calls it (0.9.1,
+verl/experimental/reward_loop/reward_manager/naive.py), except that ``reward.turn.solution`` decides which text it gets.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from verl_mtgrpo.rewards.presets import plain_number
 
 
 def model_text(transcript: Transcript) -> str:
-    """Return what the model wrote (``reward.turn.solution=turns``), turns joined by newlines, without tool results."""
+    """Return the model's turns joined by newlines, without tool results (``reward.turn.solution=turns``)."""
     return "\n".join(turn.text for turn in transcript.turns)
 
 
 def response_text(item: Any, tokenizer: Any) -> str:
-    """Return all response tokens decoded (``reward.turn.solution=response``), tool results too, without special tokens.
+    """Return the decoded response with tool results, without special tokens (``reward.turn.solution=response``).
 
     Args:
         item: One row of verl's ``DataProto``, with ``responses`` (right padded) and ``attention_mask``.
-        tokenizer: The policy's.
+        tokenizer: The policy's tokenizer.
     """
     response = item.batch["responses"]
     length = int(item.batch["attention_mask"][-response.shape[-1] :].sum())
@@ -40,15 +40,15 @@ def response_text(item: Any, tokenizer: Any) -> str:
 def score_arguments(row: Mapping[str, Any], solution: str, *, own: bool) -> dict[str, Any]:
     """Return the keyword arguments of a reward function for one row of verl's non-tensor batch.
 
-    A function of the user's own is given the row's own ``data_source`` and ground truth, verl's those that it knows
-    (:func:`~.data_sources.as_verl_knows_it`).
+    A function of the user's gets the row's ``data_source`` and ground truth unchanged; verl's function gets them in the
+    form that it knows (:func:`~.data_sources.as_verl_knows_it`).
 
     Args:
         row: The row.
-        solution: The text to be scored.
+        solution: The text to score.
         own: True if the function is the user's.
     """
-    # "unknown" is verl's word in its metrics for rows without one.
+    # verl's metrics call rows without a data_source "unknown".
     data_source, ground_truth = row.get("data_source") or "unknown", row["reward_model"]["ground_truth"]
     if not own:
         data_source, ground_truth = as_verl_knows_it(data_source, ground_truth)
@@ -65,7 +65,7 @@ def score_arguments(row: Mapping[str, Any], solution: str, *, own: bool) -> dict
 
 
 async def ask(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call the reward function: awaited, or in a thread if it is a plain function."""
+    """Await the reward function, or call it in a thread if it is not a coroutine function."""
     if inspect.iscoroutinefunction(function):
         return await function(**arguments)
     return await asyncio.to_thread(function, **arguments)
@@ -74,10 +74,10 @@ async def ask(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any
 def read_score(result: Any) -> tuple[float, dict[str, Any]]:
     """Return the score and the named parts of a reward function's result.
 
-    A part ``x`` becomes ``outcome/x``; one whose name is a metric of this package ``outcome/compute_score/x``.
+    A part ``x`` becomes ``outcome/x``, or ``outcome/compute_score/x`` if this package has a metric of that name.
 
     Raises:
-        TranscriptError: It has no number, or the number is NaN or infinite.
+        TranscriptError: There is no number, or it is NaN or infinite.
     """
     parts = dict(result) if isinstance(result, Mapping) else {"score": result}
     try:
@@ -102,5 +102,5 @@ def read_score(result: Any) -> tuple[float, dict[str, Any]]:
 
 
 def with_score(rewards: TurnRewards, score: float, parts: Mapping[str, Any]) -> TurnRewards:
-    """Return the rewards with this outcome in place of the preset's."""
+    """Return the rewards with this outcome instead of the preset's."""
     return replace(rewards, outcome=score, components={**rewards.components, **parts})

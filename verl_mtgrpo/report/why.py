@@ -105,7 +105,7 @@ def _sentence(term: Term) -> str:
     subject = {
         "turn": f"Turn {term.turn} was paid {_plain(term.value)}",
         "ended": f"The rollout ended with turn {term.turn}, so nothing was paid there for going on",
-        "outcome": f"The last turn was paid {_plain(term.value)} with the outcome",
+        "outcome": f"The last turn was paid {_plain(term.value)}, outcome included",
         "turns": f"The turns before the last were paid {_plain(term.value)}",
         "return": f"From turn {term.turn} on {_plain(term.value)} was paid",
         "total": f"The rollout was paid {_plain(term.value)} in all",

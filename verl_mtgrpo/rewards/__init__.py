@@ -1,4 +1,4 @@
-"""Turn-level rewards: pure functions from a rollout's transcript to one reward per turn and an outcome."""
+"""Compute turn-level rewards: pure functions from a rollout's transcript to one reward per turn and an outcome."""
 
 from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.rewards.paper_v1 import paper_v1

@@ -1,7 +1,7 @@
-"""The text formats that agents speak, as rewards see them: which tags a turn is made of, and whether it is well formed.
+"""Describe the text formats of agents for rewards: the tags of a turn, and whether a turn is well formed.
 
-Everything here is linear in the length of the text and looks only at what the model wrote. A model that
-writes the tags of a *result* itself is malformed, and earns nothing for what it puts inside.
+Everything here takes time linear in the length of the text, and looks only at the model's own text. A turn in which the
+model writes the tags of a *result* itself is malformed, and nothing inside these tags earns anything.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class TextFormat:
     """One format.
 
     Attributes:
-        name: verl's tool parser of this name reads the calls (``multi_turn.format``).
-        thought: Tag that every turn has to start with; None: free text may be there instead.
+        name: Name of verl's tool parser that reads the calls (``multi_turn.format``).
+        thought: Tag that every turn has to start with; None if free text may be there instead.
         call: Tag around a tool call.
         result: Tag around a tool's answer, which only the environment writes.
         json_call: True if the call is ``{"name": …, "arguments": …}``; False if it is the query itself.
@@ -37,18 +37,18 @@ class TextFormat:
     json_call: bool
 
     def well_formed_call(self, text: str, calls: int = 1) -> bool:
-        """Return True for a turn that thinks (if the format wants it), calls, and ends there.
+        """Return True for a turn that consists of a thought (if the format requires one) and calls, and nothing else.
 
         Args:
-            text: What the model wrote.
-            calls: How many calls a turn may make (verl's ``max_parallel_calls``). Formats whose call is no JSON are cut
-                behind the first and know only one.
+            text: The model's text.
+            calls: How many calls a turn may make (verl's ``max_parallel_calls``). Formats whose calls are not JSON are
+                cut after the first call, so they allow only one.
         """
         inside = self._only(text, self.call, calls if self.json_call else 1)
         return inside is not None and all(is_call(one) if self.json_call else bool(one.strip()) for one in inside)
 
     def well_formed_answer(self, text: str) -> bool:
-        """Return True for a turn that thinks (if the format wants it), answers exactly once, and ends there."""
+        """Return True for a turn that consists of a thought (if the format requires one) and exactly one answer."""
         return self._only(text, ANSWER) is not None
 
     def well_formed(self, text: str, calls: int = 1) -> bool:
@@ -82,11 +82,11 @@ MTGRPO_XML = TextFormat("mtgrpo_xml", thought="reasoning", call="tool", result="
 
 FORMATS = {one.name: one for one in (HERMES, SEARCH_R1, MTGRPO_XML)}
 CUT_FORMATS = {one.name: one for one in (SEARCH_R1, MTGRPO_XML)}
-"""Formats whose turns end with the first closing tag of a call or an answer, for base models too."""
+"""Formats whose turns end at the first closing tag of a call or an answer, and which base models can use too."""
 
 
 def text_format(name: str) -> TextFormat:
-    """Return the format called ``name``; raise ``ConfigError`` with the known ones otherwise."""
+    """Return the format called ``name``; raise a ``ConfigError`` that lists the known ones if there is none."""
     if name not in FORMATS:
         raise ConfigError(
             f"there are no rules for turns in the format {name!r} (actor_rollout_ref.rollout.multi_turn.format), but "
@@ -109,7 +109,7 @@ def is_call(text: str) -> bool:
 
 
 def share_well_formed(turns: Sequence[str], rules: TextFormat, calls: int = 1) -> float:
-    """Share of turns that are well formed, each with at most ``calls`` calls; 0.0 without turns."""
+    """Return the share of well-formed turns, with at most ``calls`` calls each; 0.0 without turns."""
     return sum(rules.well_formed(turn, calls) for turn in turns) / len(turns) if turns else 0.0
 
 
@@ -120,12 +120,12 @@ _ALL_FIELDS = tuple(tag for field in _FIELDS for tag in field)
 
 
 def v1_format_score(texts: Sequence[str]) -> float:
-    """Mean over the model's messages, each from 0 to 1 (times 0.2 in the reward).
+    """Return the mean score of the model's messages, each from 0 to 1 (times 0.2 in the reward).
 
-    0.4 · (fields present) / 2 if at least one field is complete, + 0.2 for spacing, + 0.2 if the message
-    starts with ``<reasoning>``, + 0.2 if it ends with ``</tool>`` or ``</answer>``. A field is present if one
-    of its tags occurs at all. The code's spacing test compares two readings of the same text that differ only
-    in outer white space and cannot fail, so a text without any tag gets 0.2 (0.04 in the reward).
+    A message scores 0.4 · (fields present) / 2 if at least one field is complete, + 0.2 for spacing, + 0.2 if it starts
+    with ``<reasoning>``, + 0.2 if it ends with ``</tool>`` or ``</answer>``. A field is present if any of its tags
+    occurs. The paper's spacing test compares two readings of the same text that differ only in outer white space, so it
+    cannot fail, and a text without any tag gets 0.2 (0.04 in the reward).
     """
     return sum(map(_v1_format, texts)) / len(texts) if texts else 0.0
 
@@ -145,11 +145,11 @@ def _is_complete(text: str, tag: str) -> bool:
 
 
 def v1_tag_score(texts: Sequence[str]) -> float:
-    """Mean over the model's messages, from 0 to 1 (times 0.2 in the reward).
+    """Return the mean score of the model's messages, from 0 to 1 (times 0.2 in the reward).
 
-    Over the tags that a message uses: (1 - |opened - 1|) + (1 - |closed - 1|), divided by the number of checks
-    (two a tag). A message without tags gets 0. A message with many tags is below 0; only the mean is at least 0, as in
-    the code, so such a message takes from the others.
+    A message scores the sum of (1 - |opened - 1|) + (1 - |closed - 1|) over the tags that it uses, divided by the
+    number of checks (two per tag), and 0 if it has no tags. A message with many tags scores below 0. As in the paper's
+    code, only the mean is clipped at 0, so such a message lowers the mean of the others.
     """
     return max(0.0, sum(map(_v1_tags, texts)) / len(texts)) if texts else 0.0
 

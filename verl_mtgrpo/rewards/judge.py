@@ -1,15 +1,16 @@
-"""A language model as judge: a score per turn and one for the outcome (``reward.turn.preset=judge``).
+"""Let a language model score each turn and the outcome (``reward.turn.preset=judge``).
 
-Of this package, in the spirit of the generative judge of arXiv 2505.11821 v2, whose own rules are in
+The rules are our own, in the spirit of the generative judge of arXiv 2505.11821 v2; the paper's rules are in
 :mod:`~verl_mtgrpo.rewards.judge_paper`::
 
     R^I_k = s_k - 0.1 · (searches up to and with turn k),   s_k in [-1, 1],   k < K
     R^O   = 1.0 right | 0.0 wrong
 
-One request scores all turns that search, so a rollout is read once however many turns it has. The last turn is paid R^O
-alone: it is neither shown nor scored there, also where it still searches. So no turn is graded by what came of it in
-the end, and the rubric says that later turns do not count either. A second, short request asks about the final answer
-and shows nothing else, so nothing that the rollout says of itself changes R^O. The price of a search is counted here.
+One request scores all turns that search, so the judge reads a rollout once, however many turns it has. The last turn is
+paid R^O alone, so this request neither shows nor scores it, even if it still searches. Therefore no turn is graded by
+the final answer, and the rubric says that later turns do not count either. A second, short request shows only the final
+answer, so that nothing the rollout says about itself can change R^O. The price of a search is computed here, not by the
+judge.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Judge(AskingReward):
         try:
             by_turn, outcome = await asyncio.gather(self._turns(case), asked)
         except BaseException:
-            asked.cancel()  # what is left of a rollout without a score would hold a place in the queue
+            asked.cancel()  # the other request would take up a slot although this rollout will have no score
             raise
         searches, rewards = 0, list[float]()
         for k, turn in enumerate(case.transcript.turns[:-1]):
@@ -59,7 +60,7 @@ class Judge(AskingReward):
         return Scores(rewards, float(outcome >= 0.5), list(by_turn.values()))
 
     async def _turns(self, case: Case) -> dict[int, float]:
-        """Return the score of each turn that searches, by its index, without the last turn's."""
+        """Return the scores of the turns that search, by index, without the last turn."""
         turns = case.transcript.turns
         searching = [k for k, turn in enumerate(turns[:-1]) if turn.tool_calls]
         if not searching:
@@ -75,9 +76,10 @@ class Judge(AskingReward):
 
 
 def scored_by_judge(**_: Any) -> float:
-    """Stands where verl wants a reward function before it asks a reward manager beside a generative reward model.
+    """Serve as the reward function without which verl does not use a reward manager with a generative reward model.
 
-    ``reward.custom_reward_function.path=pkg://verl_mtgrpo.rewards.judge``, ``name=scored_by_judge``. Never called.
+    Set ``reward.custom_reward_function.path=pkg://verl_mtgrpo.rewards.judge`` and ``name=scored_by_judge``. It is never
+    called.
     """
     raise JudgeError(
         "scored_by_judge was called, and it scores nothing",

@@ -1,6 +1,6 @@
-"""What every reward that asks a language model stands on: settings, cache, second tries, what it reports.
+"""Provide the base of all rewards that ask a language model: settings, cache, second tries and metrics.
 
-A judge that cannot be asked, or whose reply is not what was asked for after a second try, is an error and never a
+If the judge cannot be reached, or if its second reply is still not in the right form, that is an error and never a
 reward of 0. A rollout longer than the judge's context is shown with shorter tool results.
 """
 
@@ -26,7 +26,7 @@ from verl_mtgrpo.settings import Number, Settings
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_FEWEST_CHARACTERS = 50  # of a tool result that had to be cut
+_FEWEST_CHARACTERS = 50  # left of a tool result after a cut
 
 
 class JudgeSettings(Settings):
@@ -53,7 +53,7 @@ class JudgeSettings(Settings):
 
 
 def check_judge_settings(settings: JudgeSettings, preset: str) -> None:
-    """Raise ``ConfigError`` if nobody could be asked with these settings."""
+    """Raise ``ConfigError`` if the settings do not name a judge."""
     if not settings.base_url or not settings.model:
         raise ConfigError(
             f"reward.turn.preset={preset} needs reward.turn.judge.base_url (an OpenAI-compatible endpoint) and "
@@ -64,12 +64,12 @@ def check_judge_settings(settings: JudgeSettings, preset: str) -> None:
 
 @dataclass(frozen=True)
 class Reply(Generic[T]):
-    """What a judge is to reply.
+    """The form of a judge's reply.
 
     Attributes:
-        form: The form in words, which the prompt says behind the case.
-        read: Takes the judge's text to what it means; None for anything but this form. What it gives is kept as JSON.
-        again: What is said, behind the form, to a judge whose first reply could not be read.
+        form: The form in words, which the prompt states after the case.
+        read: Parses the judge's text; returns None if it is not in this form. Results are cached as JSON.
+        again: A hint that follows the form when a judge is asked again, because its first reply could not be read.
     """
 
     form: str
@@ -79,7 +79,7 @@ class Reply(Generic[T]):
 
 @dataclass
 class Usage:
-    """What one rollout cost."""
+    """The cost of judging one rollout."""
 
     requests: int = 0
     cached: int = 0
@@ -89,19 +89,19 @@ class Usage:
 
     @property
     def components(self) -> dict[str, float]:
-        """As metrics, ``judge/<name>``."""
+        """Return the numbers as metrics, ``judge/<name>``."""
         return {f"judge/{name}": float(value) for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One rollout before the judge.
+    """One rollout to be judged.
 
     Attributes:
         transcript: The rollout.
         accepted: Accepted answers.
-        answer: The answer it gave, None if none.
-        usage: What judging it has cost so far.
+        answer: The rollout's answer; None if it gave none.
+        usage: The cost of judging it so far.
     """
 
     transcript: Transcript
@@ -110,18 +110,18 @@ class Case:
     usage: Usage = field(default_factory=Usage)
 
     def data(self, **more: Any) -> dict[str, Any]:
-        """Return what the judge is shown: first what all rollouts of a group have in common."""
+        """Return the data to show to the judge, beginning with the parts that all rollouts of a group share."""
         return {"question": question_of(self.transcript), "accepted answers": list(self.accepted), **more}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a judge's scores pay.
+    """The rewards that follow from a judge's scores.
 
     Attributes:
         before_last: Rewards of the turns before the last one.
         outcome: The outcome reward.
-        given: The scores of single turns as the judge gave them.
+        given: The judge's scores of single turns.
     """
 
     before_last: Sequence[float]
@@ -135,7 +135,7 @@ class AskingReward(ABC):
     Args:
         settings: Which judge is asked, and how patiently.
         secret: A text that is the same in all reward workers of a run and that no rollout can know; the mark around the
-            rollout's text is made from it. Empty: one of this object's own.
+            rollout's text is derived from it. If empty, this object makes one up.
     """
 
     preset: str
@@ -153,8 +153,8 @@ class AskingReward(ABC):
         """Score one rollout.
 
         Raises:
-            JudgeError: the judge could not be reached, or gave no score; ``DropRollout`` in its place if the
-                settings say so.
+            JudgeError: The judge could not be reached, or gave no score.
+            DropRollout: The same, with ``on_error=drop``.
         """
         accepted = accepted_answers(ground_truth)
         answer = last_answer([turn.text for turn in transcript.turns])
@@ -183,11 +183,11 @@ class AskingReward(ABC):
         """Score one rollout, or raise ``JudgeError``."""
 
     async def ask_outcome(self, case: Case, rubric: str, reply: Reply[float]) -> float:
-        """Return the score of the final answer, which is shown alone; 0 without one."""
+        """Return the score of the final answer, which is shown without the rollout; 0 if there is none."""
         return await self.ask(rubric, case.data(answer=case.answer), reply, case.usage) if case.answer else 0.0
 
     async def ask(self, rubric: str, data: Mapping[str, Any], reply: Reply[T], usage: Usage) -> T:
-        """Return the judge's reply to some data; if they are too long for it, to the same with shorter tool results."""
+        """Return the judge's reply to the data; if they are too long for it, shorten tool results and ask again."""
         asked, most = data, longest_result(data)
         while True:
             try:
@@ -202,7 +202,7 @@ class AskingReward(ABC):
                 asked, usage.shortened = cut_results(data, most), 1
 
     async def _known_or_asked(self, rubric: str, data: str, reply: Reply[T], usage: Usage) -> T:
-        key = JsonCache.key(self.settings.model, rubric, data, reply.form)  # not the mark: other runs have others
+        key = JsonCache.key(self.settings.model, rubric, data, reply.form)  # no mark: it differs between runs
         if self._cache and (known := await self._cache.aget(key)) is not None:
             usage.cached += 1
             return known

@@ -1,11 +1,11 @@
-"""The judge's endpoint over HTTP: which failed requests are sent again, and which can never work.
+"""Ask the judge over HTTP, and decide which failed requests to send again and which can never work.
 
-Not the client's own retries: it has none for 425, and only here is known whether the judge or a router in front of it
-has failed. A request is sent again after time-outs, broken connections, 408, 409, 425, 429 and 5xx, with growing,
-jittered pauses or as long as ``Retry-After`` asks. All other 4xx are final, and so is a 5xx in which a proxy hands on
-such a refusal. verl's router (``verl/experimental/reward_loop/router/naive_router.py``, 0.9.1) answers *any* error of
-the engine with a bare 500: then the engine's ``/tokenize`` is asked once whether the prompt is longer than its context
-(vLLM and SGLang have it), and if it does not say so, the request is sent again as after any 5xx.
+We do not use the client's retries: it does not retry after 425, and it cannot tell whether the judge or a router in
+front of it has failed. A request is sent again after time-outs, broken connections, 408, 409, 425, 429 and 5xx, after
+growing, jittered pauses or as long as ``Retry-After`` asks. All other 4xx are final, and so is a 5xx in which a proxy
+passes on such a refusal. verl's router (``verl/experimental/reward_loop/router/naive_router.py``, 0.9.1) answers *any*
+error of the engine with a bare 500. In that case we ask the engine's ``/tokenize`` (vLLM and SGLang have it) once
+whether the prompt is longer than its context; if it does not say so, the request is sent again as after any 5xx.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ if TYPE_CHECKING:
 Chat = list[dict[str, str]]
 
 _AGAIN = (408, 409, 425, 429)
-"""Status codes below 500 after which a request is sent again: nothing is wrong with it."""
+"""Status codes below 500 after which a request is sent again, because nothing is wrong with the request."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LONGEST_ASKED_S = 0.5, 8.0, 120.0
 _REFUSALS = ("BadRequestError", "BadRequest", "invalid_request_error", "exceed_context_size_error")
-"""What vLLM, SGLang, OpenAI and llama.cpp call a request that is wrong in itself, in the body's ``type``."""
+"""The body's ``type`` with which vLLM, SGLang, OpenAI and llama.cpp refuse a faulty request."""
 _TOO_LONG = re.compile(
     r"context[ _](?:length|window|size)|maximum model length|max_model_len|maximum prompt length|too many tokens"
     r"|(?:prompt|input) is too long|reduce the length",
     re.IGNORECASE,
 )
-"""How servers say that a prompt is longer than the model's context."""
+"""Phrases by which servers say that a prompt is longer than the model's context."""
 _TRIES_AT_TOKENIZE = 3
-"""A server that fails in a handler, as verl's router does, closes the connection that the client would use next."""
+"""More than one, because a server that fails in a handler, like verl's router, closes the connection afterwards."""
 _TEMPLATE_TOKENS = 64
-"""Room for what the judge's chat template adds to a prompt, and for the shortest reply."""
+"""Room for the tokens that the judge's chat template adds to a prompt, and for the shortest reply."""
 
 
 class Endpoint:
     """An OpenAI-compatible endpoint. One per reward worker; safe to call concurrently.
 
     Args:
-        settings: Which one, and how patiently it is asked.
+        settings: Address, model, limits and retries.
         preset: Name of the reward preset, for messages.
 
     Raises:
-        ConfigError: the client is not installed.
+        ConfigError: The client is not installed.
     """
 
     def __init__(self, settings: JudgeSettings, preset: str) -> None:
@@ -77,8 +77,8 @@ class Endpoint:
         """Return the judge's reply to a chat, and the tokens of both.
 
         Raises:
-            TooLongError: the chat is longer than the judge's context.
-            JudgeError: the judge could not be asked, refused the request, or sent no chat completion.
+            TooLongError: The chat is longer than the judge's context.
+            JudgeError: The judge could not be reached, refused the request, or sent something other than a completion.
         """
         async with self._slots:
             completion = await self._completion(messages)
@@ -108,7 +108,7 @@ class Endpoint:
                 failure, asked = error, _asked_pause_s(error.response.headers)
             except APIConnectionError as error:  # time-outs too
                 failure, asked = error, 0.0
-            except (OpenAIError, ValueError, RecursionError) as error:  # the body is no JSON, or a million brackets
+            except (OpenAIError, ValueError, RecursionError) as error:  # the body is not JSON, or a million brackets
                 raise JudgeError(f"{self.name} sent what cannot be read: {_said_by(error)}") from error
             if tries > self._settings.retries or asked > _LONGEST_ASKED_S:
                 wait = f" (it asks to wait {asked:.0f} s)" if asked > _LONGEST_ASKED_S else ""
@@ -119,11 +119,11 @@ class Endpoint:
             await asyncio.sleep(_pause_s(tries, asked))
 
     async def _stop_at_refusal(self, error: APIStatusError, messages: Chat, tries: int) -> None:
-        """Raise for a response that would be the same if the request were sent again."""
+        """Raise if sending the request again would lead to the same response."""
         status, text = error.status_code, error.response.text
         body = _error_of(text)
         if status in _AGAIN or (status >= 500 and not _refuses(body, text)):
-            opaque = status == 500 and not body and tries == 1  # as verl's router sends it
+            opaque = status == 500 and not body and tries == 1  # verl's router sends such a response
             if not (opaque and await self._is_too_long(messages)):
                 return
             raise TooLongError(f"{self.name} failed (HTTP 500), and its /tokenize says the prompt is too long for it")
@@ -140,7 +140,7 @@ class Endpoint:
         ) from error
 
     async def _is_too_long(self, messages: Chat) -> bool:
-        """Whether the engine itself counts more tokens than its context has; False if it cannot say."""
+        """Return True if the engine itself counts more tokens than fit in its context; False if it cannot say."""
         from openai import APIConnectionError, OpenAIError
 
         url = f"{self._settings.base_url.rstrip('/').removesuffix('/v1')}/tokenize"
@@ -151,7 +151,7 @@ class Endpoint:
                 answer = await self._client.post(url, cast_to=object, body=body)
             except APIConnectionError:
                 continue
-            except (OpenAIError, ValueError, RecursionError):  # other servers have no such page
+            except (OpenAIError, ValueError, RecursionError):  # other servers have no /tokenize
                 pass
             break
         found: dict[str, Any] = answer if isinstance(answer, dict) else {}
@@ -170,7 +170,7 @@ def _error_of(text: str) -> dict[str, Any]:
 
 
 def _refuses(body: dict[str, Any], text: str) -> bool:
-    """Whether a 5xx hands on a refusal: that of the engine behind a proxy, say."""
+    """Return True if a 5xx passes on a refusal, such as that of the engine behind a proxy."""
     code = str(body.get("code"))
     final = bool(re.fullmatch("4[0-9][0-9]", code)) and int(code) not in _AGAIN
     return final or body.get("type") in _REFUSALS or bool(_TOO_LONG.search(text))
@@ -181,21 +181,21 @@ def _said_by(error: Exception) -> str:
 
 
 def _asked_pause_s(headers: Any) -> float:
-    """Seconds that the server asks to wait; 0 if it does not."""
-    in_ms = headers.get("Retry-After-Ms", "")  # of Azure and OpenAI
+    """Return how many seconds the server asks to wait; 0 if it does not ask."""
+    in_ms = headers.get("Retry-After-Ms", "")  # Azure and OpenAI send this
     return float(in_ms) / 1000 if re.fullmatch("[0-9]{1,12}", in_ms) else parse_retry_after(headers.get("Retry-After"))
 
 
 def _pause_s(tries: int, asked: float) -> float:
     if asked:
-        return asked * random.uniform(1.0, 1.1)  # not all at the same moment
+        return asked * random.uniform(1.0, 1.1)  # so that workers do not all return at the same moment
     return min(_FIRST_PAUSE_S * 2 ** (tries - 1), _LONGEST_PAUSE_S) * random.uniform(0.75, 1.0)
 
 
 def _read_completion(reply: Any) -> tuple[str | None, int]:
-    """Text and tokens of a completion; the text is None if it is none.
+    """Return the text and the tokens of a completion; the text is None if the reply is not a completion.
 
-    The client hands on whatever came with status 200: the page of a proxy as a string, or ``null``.
+    The client returns anything that came with status 200: the page of a proxy as a string, or ``null``.
     """
     try:
         content = reply.choices[0].message.content if reply.choices else ""

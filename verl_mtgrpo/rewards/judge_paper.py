@@ -1,7 +1,7 @@
-"""The paper's judge: one request that scores every turn of a rollout (``reward.turn.preset=judge_paper``).
+"""Judge rollouts by the paper's rules: one request scores every turn (``reward.turn.preset=judge_paper``).
 
-The rules of the two prompts in arXiv 2505.11821 v2, appendix C.2, in our own words; gpt-oss-120b is asked there. The
-judge does all of it itself, the price of the searches included.
+These are the rules of the two prompts in arXiv 2505.11821 v2, appendix C.2, in our words; the paper asks gpt-oss-120b.
+The judge applies all of them itself, including the price of searches.
 
 Turns (MT-PPO; ``reward.turn.pay`` turns or merged): one request for the whole rollout, one score for each turn::
 
@@ -11,9 +11,9 @@ Turns (MT-PPO; ``reward.turn.pay`` turns or merged): one request for the whole r
 
 Outcome (PPO-OR; ``reward.turn.pay=outcome``): R^O = 1.0 right | 0.0 wrong, and no turn is asked about.
 
-An answer of more than 5 tokens is wrong in both. The reply's form is ours, JSON in place of the paper's text, so that
-it can be checked: exactly one finite score per turn, of a size that these rules can give. Another reply is asked for
-once more and then an error.
+An answer of more than 5 tokens is wrong in both. The form of the reply is ours, JSON instead of the paper's text, so
+that it can be checked: exactly one finite score per turn, within the range that these rules allow. If a reply has
+another form, the judge is asked once more; after that it is an error.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from verl_mtgrpo.rewards.judge_client import AskingReward, Case, JudgeSettings, 
 from verl_mtgrpo.rewards.judge_text import form_of_scores, number_in, read_object, read_scores, shown
 
 MALFORMED, WRONG, RIGHT = -1.0, 0.2, 1.0
-"""What the last turn may be given."""
+"""The possible scores of the last turn."""
 LEAST, MOST, PER_SEARCH = -0.2, 0.4, -0.1
-"""What a turn before it may be given, and the price of a search that comes on top."""
+"""Bounds of the scores of earlier turns, and the price of a search, which is added to them."""
 
 TURN_RULES = """\
 You grade every turn of an assistant that answers a question with the help of a search tool. The rules are exact: \
@@ -56,7 +56,7 @@ class PaperJudge(AskingReward):
     preset = "judge_paper"
 
     def __init__(self, settings: JudgeSettings, pay: str, secret: str = "") -> None:
-        """``pay`` is ``reward.turn.pay``: with ``outcome`` only the outcome is asked for."""
+        """Set up the judge; with ``pay`` (``reward.turn.pay``) ``outcome``, only the outcome is asked for."""
         super().__init__(settings, secret)
         self.only_outcome = pay == "outcome"
 
@@ -74,20 +74,20 @@ class PaperJudge(AskingReward):
             return [MALFORMED]  # nothing to show
         count, calls = len(turns), sum(len(turn.tool_calls) for turn in turns)
         data = case.data(tags=_tags(text_format(case.transcript.format)), turns=shown(turns))
-        # A judge may count a search that was written and not carried out, so there is room for one in every turn.
+        # A judge may count searches that were written but not carried out, so allow for one in every turn.
         least = LEAST + PER_SEARCH * max(calls, count)
         return await self.ask(TURN_RULES, data, _scores(count, least), case.usage)
 
 
 def _scores(count: int, least: float) -> Reply[list[float]]:
-    """Describe the reply: it has one score per turn."""
+    """Describe the reply, which has one score per turn."""
     before = f"The scores before the last are from {least:g} to {MOST:g}. " if count > 1 else ""
     again = f"{before}The last turn's score is {MALFORMED:g}, {WRONG:g} or {RIGHT:g}."
     return Reply(form_of_scores(range(1, count + 1)), partial(read_turns, count=count, least=least), again)
 
 
 def read_turns(text: str, count: int, least: float) -> list[float] | None:
-    """Return the scores in a judge's reply, one per turn of ``count``; None if the rules cannot give them.
+    """Return the scores in a judge's reply, one per turn; None if the rules cannot give such scores.
 
     Args:
         text: The reply.
@@ -107,7 +107,7 @@ OUTCOME = Reply(OUTCOME_FORM, _read_outcome, "The score is 1.0 or 0.0.")
 
 
 def _tags(rules: TextFormat) -> dict[str, str]:
-    """Describe the tags of a format for the judge; results come without theirs."""
+    """Describe the tags of a format for the judge, which sees results without their tags."""
     thought = f"<{rules.thought}>" if rules.thought else "free text, without a tag"
     return {
         "thought": thought,

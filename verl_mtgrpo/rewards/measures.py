@@ -1,4 +1,4 @@
-"""Measure every rollout in addition to its rewards, whatever the reward function."""
+"""Measure tool use in every rollout, independently of the reward function."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 from verl_mtgrpo.rewards.transcript import OUTAGE, ToolCall, Transcript, TurnRewards
 
 NOT_CARRIED_OUT = "not_carried_out"
-"""Kind of a call beyond verl's ``max_parallel_calls``, which no tool received."""
+"""Error kind of a call beyond verl's ``max_parallel_calls``, which no tool received."""
 BAD_ARGUMENTS = "bad_arguments"
-"""Kind of a call whose arguments are not JSON or do not fit the tool, or that verl's parser drops."""
+"""Error kind of a call whose arguments are not JSON or do not fit the tool, or that verl's parser drops."""
 CALL_ERRORS = (
     "unknown_tool",
     BAD_ARGUMENTS,
@@ -29,7 +29,7 @@ NO_HITS = "no_hits"
 
 
 DEFUSED = "tool/defused"
-"""Number of results in which text was broken up that would have been control tokens for the model."""
+"""Metric: number of results in which text was broken up that would have been control tokens for the model."""
 BY_KIND = ("tool/errors/", "tool/retried/", DEFUSED)
 """Names with these prefixes are absent if they are 0."""
 
@@ -38,7 +38,7 @@ def tool_use(transcript: Transcript) -> dict[str, float | None]:
     """Measure tool use.
 
     ``tool/used``: 1 if a call was carried out. ``tool/success``: share of the calls that were, None without a call.
-    ``tool/repeats``: searches for what this rollout had already searched for.
+    ``tool/repeats``: searches that repeat an earlier one of the rollout.
     """
     calls = _calls(transcript)
     done = sum(call.ok for call in calls)
@@ -50,18 +50,18 @@ def tool_use(transcript: Transcript) -> dict[str, float | None]:
 
 
 def tool_trouble(transcript: Transcript) -> dict[str, float | None]:
-    """Measure calls, their errors and how long they took, for dropped rollouts too.
+    """Measure calls, their errors and their duration, for dropped rollouts too.
 
-    Always: ``tool/calls``, all calls that the model wrote; ``tool/failures`` and ``tool/retries``, calls that failed
-    (or were never carried out) and tries that failed and were repeated; ``tool/no_hits``, searches that worked and
-    found nothing; ``tool/outage``, 1 if the rollout ended because the search was down; ``tool/latency_s``, its longest
-    call (None without one). Only where there were any, since verl's validation turns each name into a dozen:
-    ``tool/errors/<kind>`` and ``tool/retried/<kind>`` by kind (unknown kinds count as ``tool_error``),
-    and ``tool/defused``, results that spelled control tokens.
+    These are always there: ``tool/calls``, all calls that the model wrote; ``tool/failures``, calls that failed or were
+    never carried out; ``tool/retries``, tries that failed and were repeated; ``tool/no_hits``, searches that worked and
+    found nothing; ``tool/outage``, 1 if the rollout ended because the search was down; ``tool/latency_s``, the longest
+    call (None without one). These are there only if they are not 0, since verl's validation makes a dozen metrics of
+    each name: ``tool/errors/<kind>`` and ``tool/retried/<kind>`` (unknown kinds count as ``tool_error``), and
+    ``tool/defused``, results that contained control tokens.
     """
     calls = _calls(transcript)
     failed = [call.error_kind if call.error_kind in KINDS else "tool_error" for call in calls if not call.ok]
-    # The last failed try of a call that failed is its error, and was not repeated.
+    # If the call failed, its last failed try is its error and was not repeated.
     repeated = [fault for call in calls for fault in (call.faults if call.ok else call.faults[:-1])]
     return {
         "tool/calls": float(len(calls)),
@@ -77,9 +77,9 @@ def tool_trouble(transcript: Transcript) -> dict[str, float | None]:
 
 
 def charge_repeats(transcript: Transcript, rewards: TurnRewards, price: float) -> TurnRewards:
-    """R^I_k - price · (calls of turn k that repeat an earlier search of the rollout), k < K.
+    """Return the rewards R^I_k - price · (calls of turn k that repeat an earlier search of the rollout), k < K.
 
-    The last turn is paid the outcome alone, also where it still searches.
+    The last turn is paid the outcome alone, even if it still searches.
     """
     if not price:
         return rewards

@@ -1,6 +1,6 @@
-"""The metrics of this package by name, and what each says. ``docs/reference.md`` is written from these tables.
+"""Describe the metrics of this package by name. ``docs/reference.md`` is generated from these tables.
 
-In a name ``<k>`` is the number of a turn, from 1; any other ``<word>`` stands for one of several words.
+In a name, ``<k>`` is the number of a turn, counted from 1; any other ``<word>`` stands for one of several words.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ COMPONENT_METRICS = {
 """Numbers of each rollout that depend on the reward function: the components of the packaged ones."""
 
 _RESERVED = (
-    # families of names, some of them for later
+    # families of names, some of them not used yet
     r"(guard|rollouts_total|branch|forest)/.*|tool/latency_s/.*",
-    # what is next to metrics in verl's reward_extra_info
+    # other keys of verl's reward_extra_info
     r"uid|data_source|question_id|dropped_reason|turn_rewards|transcript|turn_pattern|role|node_path",
     # verl's own columns of a dump, and its name for the sum of a rollout's rewards
     r"input|output|gts|score|step|reward",
@@ -118,8 +118,9 @@ _OWN = re.compile("|".join([*map(_pattern, [*ROLLOUT_METRICS, *STEP_METRICS]), *
 
 
 def own_metrics(names: Iterable[str]) -> list[str]:
-    """Return those of the names that this package uses for its numbers.
+    """Return those of the names that this package uses itself.
 
-    A component of a reward function that had one would replace it, and guards, reports and the update itself read them.
+    A component of a reward function with such a name would replace our number, which guards, reports and the update
+    itself read.
     """
     return [name for name in names if _OWN.fullmatch(name)]

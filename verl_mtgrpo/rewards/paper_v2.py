@@ -1,16 +1,17 @@
-"""The paper's second reward set, verifiable form: hits, format and a price on searching per turn.
+"""Pay the paper's second rewards in their verifiable form: hits, format and a price on searching per turn.
 
-Values: arXiv 2505.11821 v2, section 5.2 (its code is not released)::
+The values are those of arXiv 2505.11821 v2, section 5.2 (its code is not released)::
 
     R^I_k = 0.3 · [turn k's results hold an accepted answer]
           + (0.1 if turn k is well formed, else -0.2) - 0.1 · (searches up to and with turn k)      k < K
     R^O   = 1.0 right and well formed | 0.2 well formed, wrong | -1.0 malformed
 
-R^I is paid for the turns before the last one; the last turn is paid R^O alone (Eq. 9), so one that still searches earns
--1. Where the paper is silent, chosen here: *right* is SQuAD's exact match (as in Search-R1's evaluation); results
-*hold* an answer as a normalised substring, a short one as a whole word, and never a yes or no (:mod:`~.answers`); every
-turn with a hit is paid, again also for the same passage; a call that failed or was not carried out is a search too; a
-turn with several calls is well formed if the format has room for them and verl carries out as many.
+R^I is paid for the turns before the last one. The last turn is paid R^O alone (Eq. 9), so a last turn that still
+searches earns -1. The paper leaves some points open, which we decide as follows. *Right* is SQuAD's exact match (as in
+Search-R1's evaluation). Results *hold* an answer if it is a normalised substring, or a whole word if it is short, and
+they never hold a yes or no (:mod:`~.answers`). Every turn with a hit is paid, even if it finds the same passage again.
+A call that failed or was not carried out is a search too. A turn with several calls is well formed if the format allows
+several and verl carries out as many.
 """
 
 from __future__ import annotations

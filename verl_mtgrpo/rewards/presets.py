@@ -1,4 +1,4 @@
-"""Reward presets by name (``reward.turn.preset``), and where their rewards are paid."""
+"""Find reward functions by name (``reward.turn.preset``), check their results, and decide where rewards are paid."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load_preset(name: str) -> RewardFunction:
             returns :class:`TurnRewards`; it may be a coroutine function.
 
     Raises:
-        ConfigError: no preset of this name, no such module, file or function.
+        ConfigError: There is no such preset, module, file or function.
     """
     if name in PRESETS:
         return PRESETS[name]
@@ -68,6 +68,11 @@ def load_preset(name: str) -> RewardFunction:
 
 
 def _load_module(where: str, name: str) -> ModuleType:
+    if where.endswith(".py") and not Path(where).is_file():
+        raise ConfigError(
+            f"reward.turn.preset is {name!r}, but there is no file {where}",
+            fix="name an existing file as FILE.py:FUNCTION, preferably by its absolute path",
+        )
     try:
         if not where.endswith(".py"):
             return importlib.import_module(where)
@@ -78,16 +83,19 @@ def _load_module(where: str, name: str) -> ModuleType:
         spec.loader.exec_module(module)
         return module
     except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
+        missing = isinstance(error, ModuleNotFoundError) and f"{where}.".startswith(f"{error.name}.")
         raise ConfigError(
             f"reward.turn.preset is {name!r}, but {where} cannot be loaded: {described(error, where)}",
-            fix="correct it",
+            fix="correct the name, or install the package where the run can import it"
+            if missing
+            else f"correct this error in {where}, or in what it imports",
         ) from error
 
 
 def described(error: BaseException, file: str) -> str:
     """Describe an error of the user's code in one line: its kind, its message, and the last line of ``file``."""
     said = f"{type(error).__name__}: {error}"
-    if isinstance(error, SyntaxError):  # whose message has file and line already
+    if isinstance(error, SyntaxError):  # its message already has file and line
         return said
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).name == Path(file).name]
@@ -95,14 +103,14 @@ def described(error: BaseException, file: str) -> str:
 
 
 def check_kind(rewards: Any, name: str) -> TurnRewards:
-    """Check what a reward function has returned.
+    """Check the type and the component names of a reward function's result.
 
     Args:
         rewards: The return value.
         name: The name of the function in messages.
 
     Raises:
-        TranscriptError: it is no :class:`TurnRewards`, or a component has a name that is kept for this package.
+        TranscriptError: It is not a :class:`TurnRewards`, or a component has a name that is reserved for this package.
     """
     if not isinstance(rewards, TurnRewards):
         raise TranscriptError(
@@ -120,15 +128,15 @@ def check_kind(rewards: Any, name: str) -> TurnRewards:
 
 
 def check_numbers(rewards: TurnRewards, turns: int, name: str) -> TurnRewards:
-    """Return the rewards as Python's own numbers, components too: those of numpy and torch cannot be written as JSON.
+    """Return rewards and components as Python numbers, because those of numpy and torch cannot be written as JSON.
 
     Args:
-        rewards: What the reward function has returned.
+        rewards: The result of the reward function.
         turns: K, number of turns of the rollout.
-        name: What to call the function in messages.
+        name: The name of the function in messages.
 
     Raises:
-        TranscriptError: there is not one finite number per turn, and one for the outcome.
+        TranscriptError: There is not exactly one finite number per turn and one for the outcome.
     """
     try:
         paid = [float(one) for one in rewards.turns]
@@ -150,7 +158,7 @@ def check_numbers(rewards: TurnRewards, turns: int, name: str) -> TurnRewards:
 
 
 def plain_number(value: Any) -> Any:
-    """Return a number of numpy or torch, or a truth value, as a float; anything else unchanged."""
+    """Return a number of numpy or torch, or a boolean, as a float; return anything else unchanged."""
     if isinstance(value, bool | float):
         return float(value)
     item = getattr(value, "item", None)
@@ -169,18 +177,18 @@ def _check_count(given: int, turns: int, name: str) -> None:
 
 
 def pay(rewards: TurnRewards, turns: int, how: str) -> list[float]:
-    """Return what each turn's last token is paid.
+    """Return the reward for each turn's last token.
 
     Args:
         rewards: One intermediate reward per turn, and the outcome.
         turns: K, number of turns of the rollout.
-        how: ``turns``: each turn its own reward, the last one also the outcome; ``merged``: everything on the last
-            turn; ``outcome``: only the outcome, on the last turn. Our presets give the last turn no reward of its own,
-            so it is paid R^O alone (arXiv 2505.11821 v2, Eq. 9), also where it still searches; a reward function of
-            your own may give it one, which is added.
+        how: ``turns``: each turn gets its reward, and the last one also the outcome; ``merged``: the last turn gets
+            everything; ``outcome``: the last turn gets the outcome, and nothing else is paid. Our presets give the last
+            turn no intermediate reward, so it is paid R^O alone (arXiv 2505.11821 v2, Eq. 9), even if it still
+            searches. Your own reward function may give it one, which is added.
 
     Returns:
-        K numbers. A rollout without any turn has no token to pay: an empty list.
+        K numbers; an empty list for a rollout without turns, which has no token to pay.
     """
     _check_count(len(rewards.turns), turns, "of this run")
     if turns == 0:

@@ -1,6 +1,6 @@
-"""Search-R1's rewards, which train the baselines of the paper's second study (arXiv 2505.11821 v2, section 6.1).
+"""Pay Search-R1's rewards, which train the baselines of the paper's second study (arXiv 2505.11821 v2, section 6.1).
 
-Both pay a rollout once, for its outcome; no turn earns anything by itself, so ``reward.turn.pay`` changes nothing.
+Both pay a rollout once, for its outcome. No turn earns anything by itself, so ``reward.turn.pay`` changes nothing.
 
 ``search_r1_em`` (PPO-OR, GRPO-OR; arXiv 2503.09516)::
 
@@ -12,19 +12,19 @@ Both pay a rollout once, for its outcome; no turn earns anything by itself, so `
     valid          1.0     0.2
     not valid      0.8     0.1     0.0
 
-Read in PeterGriffinJin/Search-R1 @a14dc3a, verl/utils/reward_score/qa_em.py and qa_em_format.py, with the parameters of
-scripts/nq_hotpotqa/v0.3/train_{ppo,grpo}_format.sh: structure_format_score 0.2, final_format_score 0.1. Their third
-parameter, retrieval_score, is 0 in these scripts, so a passage with the answer pays nothing; it is measured as
-``tool/hit``.
+This follows PeterGriffinJin/Search-R1 @a14dc3a, verl/utils/reward_score/qa_em.py and qa_em_format.py, with the
+parameters of scripts/nq_hotpotqa/v0.3/train_{ppo,grpo}_format.sh: structure_format_score 0.2, final_format_score 0.1.
+Their third parameter, retrieval_score, is 0 in these scripts, so a passage with the answer pays nothing; it is measured
+as ``tool/hit``.
 
-What differs from that code, on purpose:
+Differences from that code, on purpose:
 
-- It reads the whole text: prompt, turns and results. Here an answer is what the model wrote, never a passage or a
-  question that spells ``<answer>``, and tags inside a passage do not make a rollout invalid.
-- Its own prompt ends in the example ``<answer> Beijing </answer>``, which it takes for the answer of a rollout that has
-  none: such a rollout earns 0.1 there (1 and 0.8 if the gold answer is Beijing), and 0 here, as its table says.
-- An answer that SQuAD's normal form leaves nothing of ("the") is wrong, also if the gold answer is such a one.
-- It knows one search a turn; so a turn with several calls is not valid here.
+- It reads the whole text: prompt, turns and results. Here only the model's text can be an answer, not a passage or a
+  question that contains ``<answer>``, and tags inside a passage do not make a rollout invalid.
+- Its prompt ends with the example ``<answer> Beijing </answer>``, which it takes for the answer of a rollout that gives
+  none: such a rollout earns 0.1 there (1 and 0.8 if the gold answer is Beijing), and 0 here, as in its table.
+- An answer of which SQuAD's normal form leaves nothing ("the") is wrong, even if the gold answer is of this kind.
+- It allows one search per turn, so a turn with several calls is not valid here.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def search_r1_em(transcript: Transcript, ground_truth: Any) -> TurnRewards:
 
 
 def search_r1_format(transcript: Transcript, ground_truth: Any) -> TurnRewards:
-    """Score one rollout by exact match and by its form as a whole, by the table above.
+    """Score one rollout by exact match and by the form of the whole, as in the table above.
 
     Args:
         transcript: The rollout, in a format with rules for turns (:data:`~.formats.FORMATS`).
@@ -80,7 +80,7 @@ def search_r1_format(transcript: Transcript, ground_truth: Any) -> TurnRewards:
 def whole_text(transcript: Transcript) -> str:
     """Return the model's turns as one text, with an empty result for each tool answer.
 
-    Results are left empty because they are data: nothing in a passage can open or close a tag.
+    Results are left empty so that nothing in a passage can open or close a tag.
     """
     tag = text_format(transcript.format).result
     pieces = list[str]()
@@ -92,12 +92,12 @@ def whole_text(transcript: Transcript) -> str:
 def is_valid_sequence(text: str, rules: TextFormat) -> bool:
     """Return True if the rollout is (thought, search, result) any number of times, then thought and answer only.
 
-    Search-R1's state machine of this name. There may be white space between the tags and anything inside them, even
-    nothing. In a format without tags for thoughts, free text may replace a thought.
+    This is Search-R1's state machine of the same name. There may be white space between the tags, and anything or
+    nothing inside them. In a format without tags for thoughts, free text may replace a thought.
 
     Args:
-        text: As :func:`whole_text` gives it.
-        rules: The format, whose tags are looked at.
+        text: The result of :func:`whole_text`.
+        rules: The format, with its tags.
     """
     thought = [] if rules.thought is None else _pair(rules.thought)
     call, answer = _pair(rules.call), _pair(ANSWER)
@@ -106,7 +106,7 @@ def is_valid_sequence(text: str, rules: TextFormat) -> bool:
     for mark in re.finditer(f"</?(?:{'|'.join(map(re.escape, tags))})>", text):
         tag, outside = mark.group(), text[end : mark.start()]
         may_be_free = not expected and not thought
-        if not expected:  # the turn has its thought: a search and its result, or the answer
+        if not expected:  # after the thought: a search and its result, or the answer
             expected = [*call, *_pair(rules.result), *thought] if tag == call[0] else [*answer]
         is_open = not tag.startswith("</")
         if done or tag != expected.pop(0) or (is_open and not may_be_free and outside.strip()):

@@ -1,8 +1,7 @@
-"""One rollout as rewards, metrics and reports see it.
+"""Represent one rollout for rewards, metrics and reports.
 
-The agent loop writes a ``Transcript`` while it generates. What the model wrote (``Turn.text``) and
-what tools answered (``ToolCall.result``) are separate fields from the start, so that a reward never
-has to tell them apart by looking for tags.
+The agent loop writes a ``Transcript`` while it generates. The model's text (``Turn.text``) and the tools' answers
+(``ToolCall.result``) are separate fields from the start, so that a reward never has to tell them apart by their tags.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from verl_mtgrpo.errors import TranscriptError
 from verl_mtgrpo.passages import Passage
 
 TRANSCRIPT = "transcript"
-"""Where a rollout carries its transcript: in verl's ``extra_fields`` as a dict, in dumps as JSON."""
+"""Key of a rollout's transcript: a dict in verl's ``extra_fields``, JSON in dumps."""
 DROPPED = "outcome/dropped"
-"""Metric and mark of a rollout that no reward could be found for: 1.0 takes it out of the update."""
+"""Metric of a rollout without a fair reward; 1.0 removes it from the update."""
 OUTAGE = "outage"
 """``end_reason`` of a rollout that ended because its search was down."""
 MALFORMED_CALL = "malformed_call"
-"""``end_reason`` of a rollout whose last turn calls tools in a way that verl's parser could not read."""
+"""``end_reason`` of a rollout whose last turn has tool calls that verl's parser could not read."""
 NO_TOKENS = "no_tokens"
 """``end_reason`` of a rollout for whose last turn the rollout server gave no token (an aborted request)."""
 FAILED = "failed"
@@ -31,9 +30,9 @@ FAILURE = "failure"
 NODE_PATH = "node_path"
 """Where ``extra_fields`` say which turns a rollout shares with others (:mod:`verl_mtgrpo.credit.forest`)."""
 DROPPED_REASON = "dropped_reason"
-"""Where ``reward_extra_info`` says why a rollout was dropped; empty if it was not."""
+"""Key in ``reward_extra_info`` of the reason why a rollout was dropped; empty if it was not."""
 TURN_REWARDS = "turn_rewards"
-"""Where a rollout carries what each turn was paid: in ``reward_extra_info`` and dumps, a JSON list of K numbers."""
+"""Key in ``reward_extra_info`` and dumps of the rewards paid to the turns, a JSON list of K numbers."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +42,22 @@ class ToolCall:
     Attributes:
         name: Tool name as the model wrote it.
         arguments: The arguments as the model wrote them (JSON text).
-        result: What the tool answered, as the model saw it.
+        result: The tool's answer, as the model saw it.
         ok: True if the tool ran and answered; False for unknown tools, bad arguments, failures and calls that were
             written and never carried out.
         error_kind: What was wrong, by name (:mod:`~verl_mtgrpo.rewards.measures` lists them); None if nothing.
             ``no_hits`` is a search that worked and found nothing: ``ok`` is True.
-        error: The same for people, with more than the model got to read; empty if nothing was wrong.
+        error: A description for people, with more details than the model got to read; empty if nothing was wrong.
         documents: The passages found, best first; empty for other tools.
         latency_s: Seconds the call took.
-        seen: True if the result reached the model's context. False when it did not fit into
-            ``response_length`` any more and verl dropped it, and for calls that were never carried out.
+        seen: True if the result reached the model's context. False if verl dropped it because ``response_length`` had
+            no room left, and for calls that were never carried out.
         repeat: True if this rollout had searched for the same before.
-        faults: Kinds of tries that failed before the call ended, in order, one name a try.
+        faults: Kinds of tries that failed before the call ended, in order, one name per try.
         defused: True if something in ``result`` was broken up because it would have been a control token for the model,
             or would have closed the block that results are in.
-        reward: What the tool itself says the call was worth (the second value of verl's ``execute``), a finite number;
-            0.0 if it says nothing or None, as in verl. It is paid only if the reward function takes it.
+        reward: The tool's own reward for the call (the second value of verl's ``execute``), a finite number; 0.0 if the
+            tool returns none, as in verl. It is paid only if the reward function uses it.
     """
 
     name: str
@@ -81,15 +80,15 @@ class Turn:
     r"""One assistant turn.
 
     Attributes:
-        text: The whole turn: what the chat template opened of it, then what the model generated, decoded. End tokens
-            behind it are left out, and in formats that cut turns what the last token says behind the closing tag.
-        span: Half-open token range ``[start, end)`` of this turn in the response, observations counted.
+        text: The whole turn: the part that the chat template opened, and the decoded tokens that the model generated.
+            It does not contain end tokens or, in formats that cut turns, text of the last token after the closing tag.
+        span: Half-open token range ``[start, end)`` of this turn in the response, which includes tool results.
             ``response_mask`` is 1 exactly inside the spans.
-        tool_calls: Calls that the model wrote, in order, whatever their outcome: carried out, refused, beyond
-            ``max_parallel_calls`` (``not_carried_out``), or unreadable to verl's parser (``bad_arguments``). A last
-            turn that verl did not look into, because a limit ended the rollout first, has none.
-        opened: What the chat template wrote of this turn into the generation prompt, as ``<think>\n``: the beginning
-            of ``text`` that the model did not generate. Empty for most models.
+        tool_calls: All calls that the model wrote, in order: carried out, refused, beyond ``max_parallel_calls``
+            (``not_carried_out``), or unreadable to verl's parser (``bad_arguments``). If a limit ended the rollout
+            before verl parsed the last turn, that turn has none.
+        opened: The beginning of ``text`` that the chat template wrote into the generation prompt, such as
+            ``<think>\n``, and that the model did not generate. Empty for most models.
     """
 
     text: str
@@ -99,7 +98,7 @@ class Turn:
 
     @property
     def results(self) -> list[str]:
-        """What tools answered and the model saw; only this can be a hit. Failed calls gave no result."""
+        """Return the tool results that the model saw, which alone can be hits. Failed calls have no result."""
         return [call.result for call in self.tool_calls if call.ok and call.seen]
 
 
@@ -109,12 +108,12 @@ class Transcript:
 
     Attributes:
         turns: Assistant turns that left at least one token in the response, in order.
-        end_reason: ``answered`` (a turn without tool call), ``malformed_call`` (a turn that calls tools, but verl's
-            parser could read none of its calls and ended the rollout), ``max_turns``, ``response_length``,
-            ``outage``, ``no_tokens`` or ``failed`` (a branch of a tree that raised an error).
-        prompt: The question side: the chat messages of the prompt.
-        max_turns: The rollout's limit of assistant turns, 0 if there is none.
-        format: Name of the text format the model speaks (verl's ``multi_turn.format``).
+        end_reason: ``answered`` (a turn without a tool call), ``malformed_call`` (a turn with tool calls, none of which
+            verl's parser could read, so that verl ended the rollout), ``max_turns``, ``response_length``, ``outage`` or
+            ``no_tokens``.
+        prompt: The chat messages of the prompt.
+        max_turns: Largest number of assistant turns; 0 for no limit.
+        format: Name of the model's text format (verl's ``multi_turn.format``).
         max_parallel_calls: How many calls of one turn are carried out (verl's ``multi_turn.max_parallel_calls``).
     """
 
@@ -126,12 +125,12 @@ class Transcript:
     max_parallel_calls: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and scalars: what crosses process borders and goes into dumps."""
+        """Return the transcript as plain dicts, lists and scalars, for other processes and for dumps."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Transcript:
-        """Inverse of :meth:`to_dict`; also takes what JSON made of it."""
+        """Read the result of :meth:`to_dict`, also after a round trip through JSON."""
         try:
             turns = tuple(_turn_from_dict(turn) for turn in data["turns"])
             return cls(
@@ -154,11 +153,11 @@ class TurnRewards:
     """The result of a reward function for one rollout.
 
     Attributes:
-        turns: One intermediate reward per turn of the transcript, all K turns. R^I is for the turns before the last
-            (arXiv 2505.11821 v2, Eq. 9): our presets give 0 for the last one, also where it still searches.
+        turns: One intermediate reward for each of the K turns of the transcript. R^I is for the turns before the last
+            (arXiv 2505.11821 v2, Eq. 9): our presets give 0 to the last one, even if it still searches.
         outcome: The outcome reward R^O, paid at the last turn.
-        components: Named parts and measurements, each becomes a metric. Names use ``turn/…``, ``tool/…``
-            and ``outcome/…``; a value may be None where it is not defined for this rollout.
+        components: Named parts and measurements, each of which becomes a metric. Names begin with ``turn/``, ``tool/``
+            or ``outcome/``; a value may be None if it is not defined for this rollout.
     """
 
     turns: tuple[float, ...]

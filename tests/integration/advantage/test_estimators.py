@@ -1,4 +1,4 @@
-"""The registered estimator, called as verl's trainer calls it."""
+"""Call the registered estimator as verl's trainer does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UID = np.array(["q", "q"], dtype=object)
 
 
 def through_verl(rewards=REWARDS, mask=MASK, uid=UID, name="mt_grpo", **algorithm):
-    """verl's own dispatch: what the trainer calls with its batch."""
+    """Call verl's own dispatch, as the trainer does with its batch."""
     data = DataProto.from_dict(
         tensors={"token_level_rewards": rewards, "response_mask": mask}, non_tensors={"uid": uid}
     )
@@ -42,7 +42,7 @@ def through_verl(rewards=REWARDS, mask=MASK, uid=UID, name="mt_grpo", **algorith
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_verls_dispatch_reaches_every_estimator(name):
     fields = fields_of(name, REWARDS, lambda _: torch.tensor([[0.5, 9.0, 0.2], [0.4, 9.0, 0.1]]))
-    with provide(fields):  # what our trainers do
+    with provide(fields):  # as our trainers do
         batch = through_verl(name=name)
     advantages, returns = ESTIMATORS[name](REWARDS, MASK, UID, **fields)
     assert torch.equal(batch["advantages"], advantages)
@@ -118,7 +118,7 @@ def test_a_sound_batch_does_not_warn(warnings):
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.name)
 def test_verls_gae_points_the_right_way_in_the_laboratory(process):
-    """MT-PPO's estimator with a perfect critic and λ = 1. verl whitens, which changes the length only."""
+    """MT-PPO's estimator with a perfect critic and λ = 1; verl whitens, which changes only the length."""
     found = measure(process, {"gae": verl_estimators()["verl gae, exact values"]}, size=2, groups=30_000)["gae"]
     assert not found.direction_biased, found
     assert found.noise_in_bias / found.scale < 0.07, "the interval is narrow enough to mean something"

@@ -1,4 +1,4 @@
-"""Does a verl have what the tables name? Each thing that it lacks is a sentence, with what breaks without it."""
+"""Check that a verl has everything that the tables name; return a sentence for each missing thing, and what breaks."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Entry:
     Attributes:
         module: verl's module.
         path: A name in it, or a class and its attribute; empty: the module itself.
-        kind: ``override``: a method that a class of ours overrides; ``like``: a function of verl's own that is called
-            as ours of the same kind; ``word``: a text in the module; empty: a name.
-        shape: ``async``, ``property`` or empty: what :func:`.source.shape` has to be.
-        given: What we pass or take: ``name`` by position, ``name=`` by name, ``*`` and ``**`` for the rest; None for
-            what is not called.
-        breaks: What breaks without it.
+        kind: ``override``: a method that a class of ours overrides; ``like``: a function of verl that is called in the
+            same way as one of ours; ``word``: a text in the module; empty: a name.
+        shape: The expected :func:`.source.shape`: ``async``, ``property`` or empty.
+        given: The arguments that we pass or take: ``name`` by position, ``name=`` by name, ``*`` and ``**`` for the
+            rest; None if it is not called.
+        breaks: The part that breaks without it.
     """
 
     module: str
@@ -52,19 +52,19 @@ class Entry:
 
     @property
     def owner(self) -> str:
-        """The class that a member belongs to."""
+        """Return the class that a member belongs to."""
         return f"{self.module}:{self.path.partition('.')[0]}"
 
     @property
     def written(self) -> str:
-        """As the table has it."""
+        """Return the entry as the table writes it."""
         given = "" if self.given is None else f"({', '.join(self.given)})"
         return f"{self.module}: {' '.join(filter(None, (self.kind, self.shape, self.path or 'module')))}{given}"
 
 
 @cache
 def entries() -> list[Entry]:
-    """All lines of the tables, those of config keys apart."""
+    """Return all lines of the tables except config keys."""
     found: list[Entry] = []
     for file in sorted(TABLES.glob("*.yaml")):
         if not file.stem.startswith("config"):
@@ -75,7 +75,7 @@ def entries() -> list[Entry]:
 
 @cache
 def config_entries() -> dict[str, str]:
-    """Keys of verl's config, as the tables write them, and what breaks without each."""
+    """Return the tables' keys of verl's config, and what breaks without each."""
     found: dict[str, str] = {}
     for file in sorted(TABLES.glob("config*.yaml")):
         found |= yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -96,7 +96,7 @@ def sources(verl: Path | None = None) -> Sources:
     """This package, TransferQueue and a verl.
 
     Args:
-        verl: The folder ``verl`` of a checkout; None: what Python imports.
+        verl: The folder ``verl`` of a checkout; None for the verl that Python imports.
     """
     roots = {OURS: _folder(OURS), "transfer_queue": _folder("transfer_queue"), "verl": verl or _folder("verl")}
     return Sources({name: path for name, path in roots.items() if path})
@@ -118,7 +118,7 @@ class Canary:
         self.subclasses = Reader(read).subclasses
 
     def problems(self) -> list[str]:
-        """What is missing or has changed, each with what breaks."""
+        """Return everything that is missing or has changed, and what breaks."""
         found = [f"{what}. {line.breaks}" for line in self.lines for what in self._look(line)]
         return list(dict.fromkeys([*found, *self._unheard_of()]))
 
@@ -161,11 +161,11 @@ class Canary:
                     yield from _changed(f"{one.base}.{method}", _parameters(line.given or ()), theirs)
 
     def builders_on(self, line: Entry) -> list[Subclass]:
-        """Our classes whose base of verl's is, or builds on, the class of an entry."""
+        """Return our classes whose base in verl is the class of an entry or a subclass of it."""
         return [one for one in self.subclasses if line.owner in lineage(self.read, one.base)]
 
     def _unheard_of(self) -> Iterator[str]:
-        """What this verl has and the tables do not know: new abstract methods, and names that hide ours."""
+        """Return new things in verl that the tables do not know: abstract methods, and names that hide ours."""
         named = {(sub.name, line.path.partition(".")[2]) for line in self.lines for sub in self._overriding(line)}
         for one in self.subclasses:
             known = self.read.ancestors(one.base)
@@ -184,16 +184,16 @@ class Canary:
 
 
 def lineage(read: Sources, where: str) -> list[str]:
-    """A class and its bases as ``module:Class``, also under the name by which it was imported."""
+    """Return a class and its bases as ``module:Class``, also under the names by which they were imported."""
     return list(dict.fromkeys([where, *(f"{module.name}:{node.name}" for node, module in read.ancestors(where))]))
 
 
 def expected_override(ours: Parameters | None, theirs: ast.AST, read: Parameters | None) -> tuple[str, ...] | None:
-    """What the table has to say of an override: our parameters, without optional ones that verl's does not have."""
+    """Return the parameters that the table should list for an override: ours, without optional ones that verl lacks."""
     if ours is None or read is None or shape(theirs) == "property":
         return None
     required = ours.required
-    if theirs.name == "__init__" and ours.others:  # made by our own code, which gives what verl's does not take
+    if theirs.name == "__init__" and ours.others:  # we create it, with arguments that verl's does not take
         required -= set(ours.keyword)
     known = {*read.names, *required, "*", "**"}
     taken = (one.rstrip("=") for one in ours.written)
@@ -216,7 +216,7 @@ def _passed(line: Entry, theirs: Parameters) -> Iterator[str]:
 
 
 def _changed(where: str, ours: Parameters, theirs: Parameters) -> Iterator[str]:
-    """What does not fit between a function of ours and what verl has in its place."""
+    """Return how a function of ours and verl's function in its place differ."""
     new = [name for name in theirs.names if name not in ours.names and not ours.others and not ours.rest]
     if new:
         yield f"{where} takes {', '.join(new)}, which ours does not"
@@ -248,7 +248,7 @@ def _shown(theirs: Parameters) -> str:
 
 
 def verls_config(verl: Path) -> Any:
-    """verl's own ``ppo_trainer`` as it is without this package, not resolved."""
+    """Return verl's unresolved ``ppo_trainer`` as it is without this package."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -257,7 +257,7 @@ def verls_config(verl: Path) -> Any:
 
 
 def config_problems(config: Any, read: Sources, keys: Mapping[str, str]) -> list[str]:
-    """What verl's config lacks of the keys of the tables, each with what breaks."""
+    """Return the keys of the tables that verl's config lacks, and what breaks."""
     found: list[str] = []
     for line, breaks in keys.items():
         key, _, module = line.partition(" @ ")
@@ -279,7 +279,7 @@ def _has(config: Any, key: str, *, node: bool) -> bool:
 
 
 def is_named(key: str, keys: Mapping[str, str]) -> bool:
-    """Whether a key is in the tables: itself, a node above that takes any key, or a key below."""
+    """Return True if the tables have the key itself, a node above that takes any key, or a key below."""
     plain = [line.partition(" @ ")[0] for line in keys]
     above = [line.removesuffix("*") for line in plain if line.endswith(".*")]
     return key in plain or f"{key}.*" in plain or any(

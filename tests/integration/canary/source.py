@@ -1,7 +1,7 @@
-"""Read Python packages without importing them: which names they have, and which parameters their functions take.
+"""Read the names in Python packages and the parameters of their functions without importing them.
 
-verl's modules import Ray, vLLM or an accelerator's libraries, and a branch of verl may need what is not installed here.
-Its text says all that the canary asks, on any machine.
+verl's modules import Ray, vLLM or an accelerator's libraries, and a branch of verl may need packages that are not
+installed here. The canary needs only the source, so it works on any machine.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import TypeVar
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 EXTERNAL = ast.Pass()
-"""Stands for a name that a module imports from a package that is not read."""
+"""Marks a name that a module imports from a package that we do not read."""
 T = TypeVar("T", bound=ast.AST)
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a function can be called with.
+    """The parameters of a function.
 
     Attributes:
-        positional: Names of those that may be given by position, ``self`` and ``cls`` left out.
-        keyword: Names of those that have to be given by name.
+        positional: Names of those that may be passed by position, without ``self`` and ``cls``.
+        keyword: Names of those that have to be passed by name.
         required: Names of those without a default.
-        rest: Whether it takes ``*args``.
-        others: Whether it takes ``**kwargs``.
+        rest: True if it takes ``*args``.
+        others: True if it takes ``**kwargs``.
     """
 
     positional: tuple[str, ...]
@@ -43,7 +43,7 @@ class Parameters:
 
     @property
     def written(self) -> list[str]:
-        """As the tables write them: ``name``, ``name=`` by name only, ``*`` for ``*args``, ``**`` for ``**kwargs``."""
+        """Return the tables' notation: ``name``, ``name=`` (by name only), ``*`` (``*args``), ``**`` (``**kwargs``)."""
         by_name = [f"{one}=" for one in self.keyword]
         return [*self.positional, *["*"] * self.rest, *by_name, *["**"] * self.others]
 
@@ -52,7 +52,7 @@ class Sources:
     """The source of some packages.
 
     Args:
-        roots: For each package the folder that it is in (``{"verl": Path("…/site-packages/verl")}``).
+        roots: The folder of each package (``{"verl": Path("…/site-packages/verl")}``).
     """
 
     def __init__(self, roots: Mapping[str, Path]):
@@ -62,7 +62,7 @@ class Sources:
         self._members: dict[ast.ClassDef, dict[str, ast.AST]] = {}
 
     def module(self, name: str) -> Module | None:
-        """A module or package; None if there is no such file."""
+        """Return a module or package; None if there is no such file."""
         if name not in self._modules:
             first, *rest = name.split(".")
             path = self.roots[first].joinpath(*rest) if first in self.roots else None
@@ -72,13 +72,13 @@ class Sources:
         return self._modules[name]
 
     def names(self, package: str) -> list[str]:
-        """All modules of a package."""
+        """Return all modules of a package."""
         root = self.roots[package]
         parts = (path.relative_to(root.parent).with_suffix("").parts for path in sorted(root.rglob("*.py")))
         return [".".join(one[:-1] if one[-1] == "__init__" else one) for one in parts]
 
     def find(self, where: str) -> ast.AST | None:
-        """The definition of ``module:Name``, ``module:Class.attribute`` or ``module``; None if it is not there."""
+        """Return the definition of ``module:Name``, ``module:Class.attribute`` or ``module``; None if there is none."""
         name, _, path = where.partition(":")
         module = self.module(name)
         if module is None or not path:
@@ -92,14 +92,14 @@ class Sources:
         return self.members(*found).get(attribute) if isinstance(found[0], ast.ClassDef) else None
 
     def ancestors(self, where: str) -> list[tuple[ast.ClassDef, Module]]:
-        """A class and those of its bases that are in the packages, the class first."""
+        """Return a class and its bases within the packages, the class first."""
         name, _, path = where.partition(":")
         module = self.module(name)
         found = self._defined(module, path) if module else None
         return self._lineage(*found) if found and isinstance(found[0], ast.ClassDef) else []
 
     def members(self, node: ast.ClassDef, module: Module) -> dict[str, ast.AST]:
-        """Methods, attributes and fields of a class and its bases, also those that its methods assign to ``self``."""
+        """Return methods, attributes and fields of a class and its bases, also those that methods assign."""
         if node not in self._members:
             found = self._members[node] = {}
             for one, _ in self._lineage(node, module):
@@ -107,7 +107,7 @@ class Sources:
         return self._members[node]
 
     def parameters(self, where: str) -> Parameters | None:
-        """What a function, a method or the constructor of a class takes; None if the source does not say."""
+        """Return the parameters of a function, a method or a class's constructor; None if the source does not tell."""
         node = self.find(where)
         if isinstance(node, Function):
             return parameters_of(node, method="." in where.partition(":")[2])
@@ -130,7 +130,7 @@ class Sources:
         return self._lineages[node]
 
     def _defined(self, module: Module, name: str, depth: int = 0) -> tuple[ast.AST, Module] | None:
-        """Where a name of a module is really defined: imports are followed."""
+        """Return where a name of a module is really defined, following imports."""
         if depth > 12:
             return None
         if name in module.defined:
@@ -151,7 +151,7 @@ class Sources:
 
 
 class Module:
-    """One module: what it defines and what it imports."""
+    """The definitions and imports of one module."""
 
     def __init__(self, name: str, file: Path):
         self.name, self.file = name, file
@@ -171,7 +171,7 @@ class Module:
 
     @cached_property
     def imported(self) -> dict[str, tuple[str, str]]:
-        """For each imported name where it comes from: a module, and a name in it or nothing. Everywhere in the file."""
+        """Return the origin of each name imported anywhere in the file: a module, and a name in it or nothing."""
         found: dict[str, tuple[str, str]] = {}
         for node in walk(self.tree, ast.Import):
             for one in node.names:
@@ -188,7 +188,7 @@ class Module:
 
     @cached_property
     def words(self) -> set[str]:
-        """Texts, attributes, parameters and names given by keyword in the module; no docstrings and no comments."""
+        """Return texts, attributes, parameters and keyword names in the module, without docstrings and comments."""
         docs = {id(node.value) for node in walk(self.tree, ast.Expr) if isinstance(node.value, ast.Constant)}
         texts = {
             node.value for node in walk(self.tree, ast.Constant) if isinstance(node.value, str) and id(node) not in docs
@@ -208,18 +208,18 @@ class Module:
 
 @cache
 def _module(name: str, file: Path, changed: int) -> Module:
-    """A module, read once as long as its file does not change."""
+    """Return a module, which is read again only if its file has changed."""
     return Module(name, file)
 
 
 def walk(tree: ast.AST, kind: type[T]) -> Iterator[T]:
-    """The nodes of one kind."""
+    """Return the nodes of one kind."""
     return (node for node in ast.walk(tree) if isinstance(node, kind))
 
 
 @cache
 def own_members(node: ast.ClassDef) -> dict[str, ast.AST]:
-    """What the class itself defines, and what its methods assign to ``self`` or ``cls``."""
+    """Return the names that the class itself defines, or that its methods assign to ``self`` or ``cls``."""
     found: dict[str, ast.AST] = {}
     for one in _statements(node.body):
         if isinstance(one, Function | ast.ClassDef):
@@ -235,7 +235,7 @@ def own_members(node: ast.ClassDef) -> dict[str, ast.AST]:
 
 
 def shape(node: ast.AST) -> str:
-    """How a name is used: ``property`` for what is read or set as an attribute, ``async`` for what is awaited."""
+    """Return how a name is used: ``property`` if it is read or set as an attribute, ``async`` if it is awaited."""
     if not isinstance(node, Function):
         return ""
     decorators = [ast.unparse(one) for one in node.decorator_list]
@@ -245,12 +245,12 @@ def shape(node: ast.AST) -> str:
 
 
 def own_fields(node: ast.ClassDef) -> list[str]:
-    """The annotated fields of a dataclass or a pydantic model."""
+    """Return the annotated fields of a dataclass or a pydantic model."""
     return [one.target.id for one in node.body if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)]
 
 
 def parameters_of(node: Function, *, method: bool) -> Parameters:
-    """What a function takes; of a method without what it is bound to."""
+    """Return the parameters of a function, without the one to which a method is bound."""
     given = node.args
     positional = [one.arg for one in (*given.posonlyargs, *given.args)]
     without = set(positional[: len(positional) - len(given.defaults)])
@@ -263,7 +263,7 @@ def parameters_of(node: Function, *, method: bool) -> Parameters:
 
 
 def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements of a module or a class, also those under ``if``, ``try`` and ``with``."""
+    """Yield the statements of a module or a class, including those under ``if``, ``try`` and ``with``."""
     for node in body:
         yield node
         if isinstance(node, ast.If | ast.Try | ast.With | ast.For):

@@ -1,9 +1,9 @@
-"""What this package really uses of verl, read from its own source: the other side of the tables.
+"""Find the parts of verl that this package really uses, in its own source; they are compared with the tables.
 
-Found are imports, attributes and calls of what is imported, attributes of variables and parameters that are annotated
-with a class of verl's, what our subclasses override, read and call of verl's classes, and modules named in texts
-(:mod:`.used_keys` finds config keys). Not found, and therefore kept by hand in the tables: attributes of values whose
-type is written nowhere, and words of verl's (columns, tags, names of actors).
+This finds imports, attributes and calls of imported names, attributes of variables and parameters annotated with a
+class of verl, members of verl's classes that our subclasses override, read or call, and modules named in texts
+(:mod:`.used_keys` finds config keys). It does not find attributes of values without an annotated type, and verl's words
+(columns, tags, names of actors); the tables list those by hand.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ NOT_VERLS = {
     "verl.experimental.agent_loop.agent_loop:AgentLoopOutput.model_post_init": "pydantic's",
     "verl.experimental.agent_loop.agent_loop:AgentLoopOutput.model_fields_set": "pydantic's",
 }
-"""What looks like verl's and is not."""
+"""Names that look like verl's but are not."""
 _MODULE = re.compile(r"(verl(?:\.[a-z_0-9]+)+)(?::(\w+))?")
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of something of verl's: how many arguments by position, and the names of the others."""
+    """A call of something in verl: the number of positional arguments, and the names of the others."""
 
     positional: int
     named: frozenset[str]
@@ -51,12 +51,12 @@ class Call:
 
 @dataclass
 class Subclass:
-    """A class of ours on one of verl's.
+    """A class of ours that extends one of verl's.
 
     Attributes:
-        name: Ours.
-        base: verl's.
-        methods: What ours and our mixins define: parameters of functions, None of anything else.
+        name: Our class.
+        base: verl's class.
+        methods: Members that ours and our mixins define: parameters of functions, None for anything else.
         reads: Attributes of ``self`` that are read or called.
         assigned: Attributes of ``self`` that our methods assign.
     """
@@ -70,7 +70,7 @@ class Subclass:
 
 @dataclass
 class Used:
-    """Everything found."""
+    """Everything that was found."""
 
     names: dict[str, str] = field(default_factory=dict)
     calls: dict[str, list[Call]] = field(default_factory=lambda: defaultdict(list))
@@ -94,7 +94,7 @@ class Reader:
 
     @cached_property
     def subclasses(self) -> list[Subclass]:
-        """Our classes on classes of verl's."""
+        """Return our classes that extend classes of verl."""
         classes = [(node, module) for module in self.modules for node in walk(module.tree, ast.ClassDef)]
         return [found for node, module in classes for found in self._subclasses(node, module)]
 
@@ -118,7 +118,7 @@ class Reader:
                 used.names.setdefault(":".join(filter(None, found.groups())), _at(module))
 
     def _of_verls(self, node: ast.AST, module: Module) -> str | None:
-        """``module:Name`` or ``module:Name.attribute`` for an expression that is one of verl's."""
+        """Return ``module:Name`` or ``module:Name.attribute`` for an expression that names something in verl."""
         if isinstance(node, ast.Name):
             source, original = module.imported.get(node.id, ("", ""))
             return f"{source}:{original}" if source.partition(".")[0] in THEIRS and original else None
@@ -143,7 +143,7 @@ class Reader:
         return dotted if self.sources.module(dotted) else None
 
     def _pairs(self, node: ast.Tuple | ast.Dict, module: Module, used: Used) -> None:
-        """("module", "NAME") as of a registry, and {"module": function} as of a hook whose argument is the module."""
+        """Find ("module", "NAME"), as for a registry, and {"module": function}, as for a hook that gets the module."""
         if isinstance(node, ast.Tuple):
             texts = [one.value for one in node.elts if isinstance(one, ast.Constant) and isinstance(one.value, str)]
             if len(texts) == len(node.elts) == 2 and _MODULE.fullmatch(texts[0]) and not texts[1].startswith("verl"):
@@ -159,7 +159,7 @@ class Reader:
                 if isinstance(one.value, ast.Name) and one.value.id == given:
                     used.names[f"{text}:{one.attr}"] = _at(module, one)
 
-    # ---- attributes of what is annotated with a class of verl's, or made by calling one
+    # ---- attributes of values annotated with a class of verl, or created by calling one
 
     def _typed(self, module: Module, used: Used) -> None:
         for scope in (*walk(module.tree, ast.FunctionDef), *walk(module.tree, ast.AsyncFunctionDef)):
@@ -193,7 +193,7 @@ class Reader:
     def _subclasses(self, node: ast.ClassDef, module: Module) -> Iterator[Subclass]:
         lineage = self.sources.ancestors(f"{module.name}:{node.name}")
         ours = [one for one in lineage if one[1].name.startswith(f"{OURS}.")]
-        # verl's classes that ours name as their bases
+        # verl's classes that ours have as bases
         bases = {
             where
             for one, its in ours

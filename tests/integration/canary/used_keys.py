@@ -1,4 +1,4 @@
-"""Which keys of verl's config this package names: in texts, in attribute chains, and in its YAML files."""
+"""Find the keys of verl's config that this package names in texts, in attribute chains and in its YAML files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NODES = (
     "trainer",
     "transfer_queue",
 )
-"""The nodes of verl's config in which the package reads or sets anything."""
+"""Nodes of verl's config in which the package reads or sets anything."""
 OWN = ("algorithm.turn", "reward.turn", "trainer.turn", "trainer.v1.mtgrpo_separate_async")
 """Keys that the package adds to verl's config."""
 _KEY = re.compile(rf"(?<![\w./])(?:{'|'.join(NODES)})(?:\.[A-Za-z_]\w*)+(?![\w(]|\.(?:py|md|json|parquet|log)\b)")
@@ -33,7 +33,7 @@ _HOLE = "\0"
 
 
 def used_keys(sources: Sources, package: str) -> dict[str, str]:
-    """For each key of verl's config that the package names, a place where it does."""
+    """Return each key of verl's config that the package names, with one place where it does."""
     found: dict[str, str] = {}
     for name in sources.names(package):
         module = sources.module(name)
@@ -47,7 +47,7 @@ def used_keys(sources: Sources, package: str) -> dict[str, str]:
 
 
 class _KeysOf:
-    """The keys that one module names."""
+    """Return the keys that one module names."""
 
     def __init__(self, module: Module, sources: Sources):
         self.module, self.sources = module, sources
@@ -64,7 +64,7 @@ class _KeysOf:
                 yield key, f"{at}.py:{line}"
 
     def _text(self, node: ast.expr) -> str:
-        """A text as far as it is written out: names of constants are looked up, everything else is a hole."""
+        """Return a text with constants filled in and holes for everything else that is not literal."""
         if isinstance(node, ast.Constant):
             return node.value if isinstance(node.value, str) else ""
         if isinstance(node, ast.FormattedValue):
@@ -77,7 +77,7 @@ class _KeysOf:
 
     @cached_property
     def _constants(self) -> dict[str, str]:
-        """Texts of the module's constants, and of those that it imports from modules of the package."""
+        """Return the texts of the module's constants, and of those that it imports from this package."""
         found: dict[str, str] = {}
         for name, (source, original) in self.module.imported.items():
             other = self.sources.module(source) if source.startswith("verl_mtgrpo") else None
@@ -92,13 +92,13 @@ class _KeysOf:
                     pairs = list(zip(target.elts, node.value.elts, strict=False))
                 for one, value in pairs:
                     if isinstance(one, ast.Name) and isinstance(value, ast.Constant | ast.JoinedStr):
-                        # _text looks constants up that stand above this one
+                        # _text looks up constants that are defined above this one
                         self.__dict__["_constants"] = found
                         found[one.id] = self._text(value)
         return found
 
     def _chains(self, scope: ast.AST) -> Iterator[tuple[str, int]]:
-        """``config.trainer.v1.trainer_mode``, ``trainer.get("resume_mode")``, ``select(algorithm, "gamma")``."""
+        """Find ``config.trainer.v1.trainer_mode``, ``trainer.get("resume_mode")``, ``select(algorithm, "gamma")``."""
         names = self._aliases(scope)
         calls = {id(node.func): node for node in walk(scope, ast.Call)}
         for node in walk(scope, ast.Attribute):
@@ -119,7 +119,7 @@ class _KeysOf:
                     yield f"{key}.{given[1].value}", node.lineno
 
     def _aliases(self, scope: ast.AST) -> dict[str, str]:
-        """Names that stand for a node: parameters of its name, and what is assigned from a chain."""
+        """Return the names that mean a node: parameters with its name, and variables assigned from a chain."""
         names = {
             one.arg: one.arg
             for one in ast.walk(scope)
@@ -131,7 +131,7 @@ class _KeysOf:
         return names
 
     def _key(self, node: ast.AST, names: Mapping[str, str]) -> str | None:
-        """The key that an expression stands for."""
+        """Return the key that an expression means."""
         if isinstance(node, ast.Name):
             return names.get(node.id)
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("setup.get", "OmegaConf.select"):
@@ -154,7 +154,7 @@ def _keys_of_yaml(file: Path) -> Iterator[str]:
 
 
 def flat(node: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted names of the leaves of nested mappings."""
+    """Return the dotted names of the leaves of nested mappings."""
     for key, value in node.items():
         dotted = f"{prefix}.{key}" if prefix else str(key)
         if isinstance(value, Mapping) and value:

@@ -1,4 +1,4 @@
-"""Ray actors for tests of workers that die; each has a process of its own, which need not load verl."""
+"""Ray actors for tests of dying workers; each has a separate process that does not have to load verl."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from verl_mtgrpo.errors import ConfigError
 
 @ray.remote
 class Worker:
-    """Finishes the first of its questions at once, and of the others one rollout: it is in the middle of them."""
+    """Finishes its first question at once and one rollout of each other question, and then stays in the middle."""
 
     def __init__(self, _config: Any, _llm: Any, _teacher: Any, _rewards: Any):
         tq.init()
@@ -32,7 +32,7 @@ class Worker:
 
 @ray.remote
 class Broken(Worker.__ray_actor_class__):
-    """Cannot be made."""
+    """Fails in its constructor."""
 
     def __init__(self, *_: Any):
         raise ConfigError("the index does not exist")
@@ -40,7 +40,7 @@ class Broken(Worker.__ray_actor_class__):
 
 @ray.remote
 class Scorer:
-    """Scores a rollout in so many seconds."""
+    """Takes a given number of seconds to score a rollout."""
 
     async def compute_score(self, data: Any) -> dict[str, Any]:
         await asyncio.sleep(data)

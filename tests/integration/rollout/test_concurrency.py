@@ -1,4 +1,4 @@
-"""Many rollouts of one worker against a real search service."""
+"""Run many rollouts of one worker against a real search service."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROLLOUTS = 256
 
 
 class Engine(SeededServer):
-    """Takes up to two seconds for a turn, as an engine does that serves many."""
+    """Takes up to two seconds for a turn, like an engine that serves many rollouts."""
 
     async def generate(self, request_id, prompt_ids, sampling_params, **more):
         if not self.script:
@@ -72,7 +72,7 @@ def test_256_concurrent_rollouts_get_their_own_passages_and_the_event_loop_goes_
             )
             return loop.run({"temperature": 1.0}, raw_prompt=[{"role": "user", "content": "Where?"}])
 
-        await rollout(0)  # what is made once (connections, threads) is made before the clock runs
+        await rollout(0)  # create connections and threads, which are made only once, before measuring
         stalls: list[float] = []
         beat = asyncio.create_task(heartbeat(stalls))
         outputs = await asyncio.gather(*(rollout(number) for number in range(ROLLOUTS)))

@@ -1,4 +1,4 @@
-"""The cut at a closing tag: what it keeps, and that it holds up no other rollout."""
+"""Cut turns at a closing tag: keep the right tokens, and do not delay other rollouts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tokenizer() -> Any:
 
 
 class Engine:
-    """Gives the next of some token lists; a real engine that knows stop strings stops at the first of them."""
+    """Returns the next of some token lists; a real engine that knows stop strings would stop at the first tag."""
 
     def __init__(self, *said: list[int]) -> None:
         self.said = list(said)
@@ -46,7 +46,7 @@ def kept(tokenizer: Any, ids: list[int], *, spoken: str, stop: bool) -> list[int
 
 
 def stopped(tokenizer: Any, text: str, closing: tuple[str, ...]) -> list[int]:
-    """The tokens of a text up to the one that completes its first closing tag, found one by one."""
+    """Return the tokens up to the one that completes the first closing tag, checked one by one."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     for count in range(1, len(ids) + 1):
         if any(tag in tokenizer.decode(ids[:count]) for tag in closing):

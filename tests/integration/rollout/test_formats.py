@@ -1,4 +1,4 @@
-"""Formats of our own through verl's agent loop: calls, the cut at the closing tag, exact tokens of both modes."""
+"""Run our formats through verl's agent loop: calls, the cut at the closing tag, the exact tokens of both modes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ XML_ANSWER = "<reasoning>there</reasoning><answer>Oslo</answer>"
 
 
 class BaseModel(SeededServer):
-    """Goes on after the closing tag, as base models do, and remembers what it was asked."""
+    """Generates on after the closing tag, as base models do, and remembers its arguments."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -52,7 +52,7 @@ class BaseModel(SeededServer):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    # Trained on closing tags followed by a newline, so that a token may run over the end of the tag.
+    # Trained on closing tags followed by a newline, so that one token may contain the end of the tag and more.
     return build_tokenizer([SEARCH + "\n", ANSWER + "\n", XML_CALL, XML_ANSWER, FOUND, "Question: what else?"], [])
 
 
@@ -123,7 +123,7 @@ def test_raw_continuation_is_exactly_the_reference_text(config, tokenizer, tools
     observation = tokenizer.encode(pieces[1][0], add_special_tokens=False)
     assert texts[1] == observation
     assert output.response_logprobs[spans[0][1] : spans[1][0]] == [0.0] * len(observation)
-    # What the model was given for its second turn is what the first turn and the observation left behind.
+    # The prompt of the second turn consists of the first prompt, the first turn and the tool result.
     second_prompt, _ = BaseModel.last.asked[1]
     assert second_prompt == output.prompt_ids + output.response_ids[: spans[1][0]]
 
@@ -134,7 +134,7 @@ def test_chat_mode_is_exactly_the_chat_template(config, tokenizer, tools):
     chat += [{"role": "tool", "content": f"<information>{FOUND}</information>"}]
     expected = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     second_prompt, _ = BaseModel.last.asked[1]
-    # A token that runs over the end of the tag stays whole: its newline is the only difference there may be.
+    # A token that contains more than the end of the tag stays whole, so only its newline may differ.
     assert tokenizer.decode(second_prompt).replace("</search>\n<|im_end|>", "</search><|im_end|>") == expected
     assert "search:" not in expected.split("<|im_end|>")[0], "no tool schema: the prompt explains the format"
 
@@ -190,7 +190,7 @@ def test_with_a_preset_every_engine_that_can_is_asked_to_stop_at_the_tag(engine)
 
     for spoken in CUT_FORMATS:
         assert knows_stop_strings(rollout("+mtgrpo=mt_grpo", f"actor_rollout_ref.rollout.multi_turn.format={spoken}"))
-    # Where nothing is cut it stays as verl has it.
+    # Formats that are not cut keep verl's default.
     assert rollout("+mtgrpo=mt_grpo").skip_tokenizer_init is True
     # Without the preset verl starts SGLang without a tokenizer; its vLLM server always has one.
     assert knows_stop_strings(rollout()) == (engine == "vllm")

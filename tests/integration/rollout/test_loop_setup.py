@@ -1,4 +1,4 @@
-"""What the agent loops of a run share."""
+"""Test the setup that the agent loops of a run share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search that is down, from the tool to the metrics; and what the search tool remembers of a rollout."""
+"""Let the search fail and follow it from the tool to the metrics; test the tool's memory of a rollout."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.process, pytest.mark.network, pytest.mark.compose]
 
 
 def broken(index: BM25Index, **settings: Any) -> SearchTool:
-    """A real tool whose index is deleted under it."""
+    """Return a real tool whose index is deleted while it is open."""
     tool = search_tool(index, **settings)
     tool._index = pickle.loads(pickle.dumps(index))
     shutil.rmtree(index.path)
@@ -143,7 +143,7 @@ def test_above_five_percent_an_error_says_so(caplog, failed, outage, loud):
         assert "tool/errors/timeout 0.5" in caplog.text
 
 
-# ---- what the tool does by itself
+# ---- the tool alone
 
 
 def test_a_search_that_hangs_ends_as_a_timeout(index, monkeypatch):
@@ -156,7 +156,7 @@ def test_a_search_that_hangs_ends_as_a_timeout(index, monkeypatch):
         try:
             return await tool.execute("instance", {"query": "tower"})
         finally:
-            over.set()  # or the thread that searches would never end
+            over.set()  # otherwise the searching thread would never end
 
     response, _, info = asyncio.run(execute())
     assert (info["error_kind"], response.text) == ("timeout", "Error: the search engine is down.")
@@ -165,7 +165,7 @@ def test_a_search_that_hangs_ends_as_a_timeout(index, monkeypatch):
 
 def test_the_kinds_of_failed_tries_are_told(index):
     class Failing:
-        """Stands where a search service's client stands: fails as that does."""
+        """Takes the place of a search service's client, and fails like it."""
 
         fingerprint = ""
 
@@ -181,7 +181,7 @@ def test_the_kinds_of_failed_tries_are_told(index):
 
 
 def agent_data() -> AgentData:
-    """verl's object for a rollout, as its own loops give it to tools."""
+    """Return verl's object for a rollout, which its loops pass to tools."""
     return AgentData([], [], [], None, None, {}, "request", {})
 
 
@@ -220,7 +220,7 @@ def test_repeats_cost_what_the_setting_says():
 
     transcript = Transcript((turn(False), turn(True, True), turn(True)), "answered")
     rewards = TurnRewards(turns=(0.7, 0.2, 0.2), outcome=1.0)
-    # The last turn, which still searches, is paid the outcome alone: what the reward function said of it stays.
+    # The last turn still searches, so it is paid the outcome alone, and the reward of its own is not changed.
     assert charge_repeats(transcript, rewards, 0.1).turns == pytest.approx((0.7, 0.0, 0.2))
     assert charge_repeats(transcript, rewards, 0.0) is rewards
 
@@ -303,7 +303,7 @@ FAULT_KINDS = {
 
 @pytest.fixture(scope="module")
 def survived(faulty):
-    """What the tool recorded of 60 searches for each fault that one request in ten meets, all of them at once."""
+    """Return the tool's records of 60 searches for each fault, which hits one request in ten; all run at once."""
     settings = {"k": 1, "request_timeout_s": 1.0, "patience_s": 15.0}
     tools = {fault: SearchTool({"index": f"{faulty.url}/{fault}/10/tool", **settings}, None) for fault in FAULT_KINDS}
 
@@ -326,13 +326,13 @@ def test_one_request_in_ten_fails_and_all_of_it_is_in_the_metrics(survived, faul
     # The first of ten requests fails: of 61 calls at least seven, one of them the tool's own at its start.
     assert trouble[f"tool/retried/{kind}"] >= 6
     assert trouble["tool/failures"] == 0
-    # On a busy machine a whole answer may take longer than a try may, too.
+    # On a busy machine, even a complete answer may take longer than a try is allowed to.
     assert {fault for info in infos for fault in info["faults"]} <= {kind, "timeout"}
 
 
 @pytest.fixture(scope="module")
 def outages(faulty):
-    """What the tool says of each fault that lasts; all at once, as each takes its patience twice."""
+    """Return the tool's outcome for each permanent fault; all run at once, as each takes twice the patience."""
     patience = {"request_timeout_s": 0.3, "patience_s": 1.0}
 
     def down(fault):

@@ -1,4 +1,4 @@
-"""What came of a tool call: the dict that verl passes on, and tools that raise or answer oddly."""
+"""Test the outcome of tool calls: the dict that verl passes on, and tools that raise or return odd values."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_tool_of_ones_own_may_say_a_part_of_it_or_use_the_names_otherwise(info
 
 
 class Odd(BaseTool):
-    """Fails in the way that it is told to."""
+    """Fails in the given way."""
 
     def __init__(self, how):
         parameters = {"type": "object", "properties": {}, "required": []}
@@ -143,7 +143,7 @@ def test_a_watched_tool_is_the_tool_in_everything_else():
     assert (seen.name, seen.tool_schema, seen.how) == ("search", tool.tool_schema, "quotes")
 
     class Mine(FunctionTool):
-        """A user's own kind of function tool."""
+        """A subclass of verl's function tool, as a user may write one."""
 
     mine = watched(Mine(name="mine", fn=str, tool_schema=tool.tool_schema))
     assert isinstance(mine, FunctionTool) and mine.name == "mine"

@@ -1,4 +1,4 @@
-"""Transcripts on their way: packed without loss, in the place where they are read, and small."""
+"""Transport transcripts: packed without loss, small, and in the place where they are read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PASSAGE = "The tower of Oslo stands by the harbour. " * 12
 
 
 def transcript(turns: int = 4, passages: int = 3, words: random.Random | None = None) -> Transcript:
-    """A rollout; with ``words`` every passage and thought is other words, of letters that nothing can compress well."""
+    """Make a rollout; with ``words`` every passage and thought has different, hardly compressible words."""
 
     def passage() -> str:
         return " ".join("".join(words.choices(ascii_letters, k=5)) for _ in range(12)) if words else PASSAGE

@@ -1,4 +1,4 @@
-"""Agent loop workers of a real training run share one index: what they hold in memory together.
+"""Measure the memory of the agent loop workers of a real training run, which share one index.
 
 The proportional set size (PSS) counts a page that n processes share as 1/n in each, so it can be added up.
 """
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.imports_verl
 PASSAGES = 100_000
 
 
-@pytest.mark.slow  # two training runs, for a number that seldom changes
+@pytest.mark.slow  # two training runs for a number that rarely changes
 @pytest.mark.parametrize("workers", [1, 4])
 def test_workers_share_the_pages_of_the_index(tmp_path: Path, workers: int):
     assets = make_assets(tmp_path / "assets", HERMES)
@@ -49,7 +49,7 @@ def test_workers_share_the_pages_of_the_index(tmp_path: Path, workers: int):
 
 
 class Memory:
-    """Largest sums over the agent loop workers of a run, looked at twice a second (Linux)."""
+    """Record the largest sums over the agent loop workers of a run, checked twice a second (Linux)."""
 
     def __init__(self, folder: Path, index: Path) -> None:
         self.mark, self.index = f"VERL_FILE_LOGGER_PATH={folder}".encode(), str(index)
@@ -75,7 +75,7 @@ class Memory:
             time.sleep(0.5)
 
     def _of_process(self, process: Path) -> tuple[float, float] | None:
-        """(PSS, PSS of the index's pages) in MB; None if it is not one of the run's workers."""
+        """Return (PSS, PSS of the index's pages) in MB; None if the process is not one of the run's workers."""
         with contextlib.suppress(OSError):
             if not process.name.isdigit() or not (process / "cmdline").read_bytes().startswith(b"ray::AgentLoopWorker"):
                 return None

@@ -1,4 +1,4 @@
-"""Workers that die under a real Ray and a real TransferQueue; only what they do is made for the test."""
+"""Let workers die under a real Ray and a real TransferQueue; only their work is made up."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.verl, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A Ray and a TransferQueue of this module's own."""
+    """Start a Ray and a TransferQueue for this module."""
     with own_queue():
         yield
 
@@ -71,7 +71,7 @@ def unfinished() -> dict[str, set[str]]:
 
 
 def kill(actor: Any) -> int:
-    """SIGKILL from outside, and wait until Ray knows."""
+    """Send SIGKILL from outside, and wait until Ray knows."""
     pid = ray.get(actor.pid.remote())
     os.kill(pid, signal.SIGKILL)
     with suppress(RayActorError):
@@ -170,7 +170,7 @@ def test_what_a_dead_reward_worker_was_scoring_is_scored_by_another(cluster: Non
 
     assert set(asyncio.run(score_while_one_dies())) == {pids[1]}
     assert len(both.handles) == 1
-    # Another one in its place: found when it is looked for next.
+    # Start another one in its place, which is found at the next look.
     new = Scorer.options(name=f"{names[0]}_new").remote()
     both.next_count = 0.0
     found = {asyncio.run(both.compute_score.remote(0.0))["pid"] for _ in range(40)}  # type: ignore[arg-type]

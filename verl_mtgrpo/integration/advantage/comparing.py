@@ -1,4 +1,4 @@
-"""Which estimators have the other rollouts of a prompt as their baseline, ours and verl's."""
+"""List the estimators, ours and verl's, whose baseline is the other rollouts of the prompt."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ VERLS_COMPARING = (
 
 
 def compares(estimator: str) -> bool:
-    """Return whether an estimator, ours or verl's, has other rollouts of the prompt as its baseline."""
+    """Return True if an estimator, ours or verl's, uses other rollouts of the prompt as its baseline."""
     return ESTIMATORS[estimator].compares_rollouts if estimator in ESTIMATORS else estimator in VERLS_COMPARING

@@ -1,11 +1,11 @@
 """Register the turn-level estimators with verl (``algorithm.adv_estimator=NAME``), your own ones too.
 
-Each is a thin wrapper: its settings come from ``algorithm.turn``, the equation from :mod:`verl_mtgrpo.credit`, and what
-it needs beyond rewards, mask and group labels from the trainer (:mod:`.fields`).
+Each is a thin wrapper: the settings come from ``algorithm.turn``, the equation from :mod:`verl_mtgrpo.credit`, and
+any fields beyond rewards, mask and group labels from the trainer (:mod:`.fields`).
 
 Register your own estimator (:func:`verl_mtgrpo.credit.register_estimator`) in a module that every process loads with
-verl: ``VERL_USE_EXTERNAL_MODULES=my_module``. The module may register agent loops too, and may import anything of verl
-before or after. Fields beyond rewards, mask and group labels need one of our trainer modes, such as
+verl: ``VERL_USE_EXTERNAL_MODULES=my_module``. The module may also register agent loops, and may import anything from
+verl before or after that. Fields beyond rewards, mask and group labels need one of our trainer modes, such as
 ``trainer.v1.trainer_mode=mtgrpo_sync``.
 """
 
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 _warned: set[str] = set()
 _sound: set[str] = set()
 _OURS = "_mtgrpo_estimator"
-"""Attribute that marks our wrappers in verl's registry, where verl's own estimators are too."""
+"""Attribute that tells our wrappers from verl's own estimators in verl's registry."""
 
 
 def _register(record: Estimator) -> None:
-    """Give verl a wrapper that looks the estimator up when it is called, so that it also serves a reloaded one."""
+    """Register a wrapper that looks the estimator up at each call, so that it also works after a reload."""
     name = record.name
     if name in ADV_ESTIMATOR_REGISTRY:
         if not hasattr(ADV_ESTIMATOR_REGISTRY[name], _OURS):
@@ -63,7 +63,7 @@ def _register(record: Estimator) -> None:
             advantages=advantages,
             returns=returns,
         )
-        if not getattr(config, "use_kl_in_reward", False):  # with a KL penalty every turn seems to be paid
+        if not getattr(config, "use_kl_in_reward", False):  # a KL penalty looks like a reward for every turn
             _warn_if_pointless(name, token_level_rewards, response_mask, index)
         return advantages, returns
 
@@ -81,16 +81,19 @@ follow_estimators(_register)
 
 
 def _key_behind(argument: str, name: str) -> str:
-    """Return the config key behind an estimator's argument, which is all that the estimator knows; empty if none."""
+    """Return a hint at the config key that sets an argument of the estimator; empty if no key does.
+
+    The estimator itself cannot name the key, because it knows only its arguments.
+    """
     if argument in ESTIMATORS[name].knobs:
         return f"set by algorithm.turn.{argument}"
     return "the critic's learning rate is critic.optim.lr" if argument == "values" else ""
 
 
 def _warn_if_pointless(name: str, token_level_rewards: Tensor, response_mask: Tensor, index: np.ndarray) -> None:
-    """Warn, once per process and kind, about batches in which turn-level credit has no effect.
+    """Warn once per process and kind of problem if turn-level credit has no effect in this batch.
 
-    Stop looking after the first sound batch, so that it costs nothing in the long run.
+    After the first sound batch nothing is checked any more, to save the time.
     """
     if name in _sound or not len(index):
         return

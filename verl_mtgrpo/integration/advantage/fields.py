@@ -1,8 +1,8 @@
-"""Hand an estimator the fields that it asks for beyond rewards, mask and group labels.
+"""Pass an estimator the fields that it asks for beyond rewards, mask and group labels.
 
-verl calls a registered estimator with rewards, mask, config and group labels only, whatever else its trainer has
-fetched. Our trainers (:mod:`verl_mtgrpo.integration.trainer`) fetch what the estimator names as a parameter and put it
-here for the duration of that one call; :mod:`.estimators` takes it from here.
+verl calls a registered estimator with rewards, mask, config and group labels only, even if its trainer has fetched
+more. Our trainers (:mod:`verl_mtgrpo.integration.trainer`) fetch the fields that the estimator names as parameters and
+keep them here during that one call, so that :mod:`.estimators` can pick them up.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ reward manager's ``reward_extra_info`` (``turn_rewards``, or ``reward_extra_info
 object array ``(B,)``, with None for a rollout that does not have it."""
 
 PREFIX = "mtgrpo_"
-"""Our name of a trainer mode is this prefix and verl's name."""
+"""Our trainer modes are called this prefix followed by verl's name."""
 MODES = {PREFIX + mode: mode for mode in ("sync", "colocate_async", "separate_async")}
-"""Our trainer modes -> verl's mode that each extends."""
+"""Our trainer modes -> the mode of verl that each extends."""
 
 
 def builds_our_buffer(config: Any) -> bool:
-    """Return whether a run samples by our replay buffer: in one of our trainer modes, without a custom sampler."""
+    """Return True if a run uses our replay buffer: in one of our trainer modes, and without a custom sampler."""
     custom = OmegaConf.select(config, "trainer.v1.sampler.custom_sampler") or {}
     ours = OmegaConf.select(config, "trainer.v1.trainer_mode") in MODES
     return ours and not (custom.get("path") and custom.get("name"))
@@ -72,10 +72,10 @@ _provided: ContextVar[Provided | None] = ContextVar("mtgrpo_fields", default=Non
 
 @contextmanager
 def provide(fields: Mapping[str, Any]) -> Generator[Provided]:
-    """Offer these fields to the estimator that is called inside the context, and collect what it returned.
+    """Offer these fields to the estimator that is called inside the context, and collect its result.
 
     Raises:
-        CompatibilityError: nothing was taken, so this version of verl did not call the estimator where we expect it.
+        CompatibilityError: Nothing was taken, so this version of verl does not call the estimator where we expect it.
     """
     provided = Provided(fields)
     token = _provided.set(provided)
@@ -102,13 +102,13 @@ def take(estimator: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 def tell(**credit: Any) -> None:
-    """Keep what an estimator saw and returned, so that the trainer need not fetch it from the queue again."""
+    """Keep an estimator's input and output, so that the trainer does not have to fetch them from the queue again."""
     if (provided := _provided.get()) is not None:
         provided.credit = credit
 
 
 def needs_our_trainer(estimator: str, names: Sequence[str], mode: str) -> ConfigError:
-    """Return what to raise for a run of ``estimator`` under one of verl's own trainers."""
+    """Return the error for running ``estimator`` under one of verl's own trainers."""
     ours = f"trainer.v1.trainer_mode={PREFIX}{mode}" if PREFIX + mode in MODES else f"one of {', '.join(MODES)}"
     return ConfigError(
         f"algorithm.adv_estimator={estimator} needs {', '.join(names)}, which verl's trainers pass to no "
@@ -121,7 +121,7 @@ def needs_our_trainer(estimator: str, names: Sequence[str], mode: str) -> Config
 
 
 def source_of(name: str) -> str:
-    """Return what makes a field exist, for error messages."""
+    """Return how to get a field, for error messages."""
     if name in TOKEN_FIELDS:
         return f"set {_SOURCE[name]}" if name in _SOURCE else "verl's trainer computes it in each step"
     return "it would come from each rollout's reward_extra_info (reward function) or extra_fields (agent loop)"

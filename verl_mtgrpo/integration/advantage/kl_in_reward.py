@@ -1,10 +1,10 @@
 """Refuse a KL penalty in the reward (``algorithm.use_kl_in_reward``) for estimators that would distort it.
 
-An estimator that divides by the standard deviation of a *group* turns any difference between its rollouts into
-advantages of size 1. All rollouts of a group often earn the same, above all at a single turn. Then they differ only in
-the KL penalty, or in the rounding between actor and reference: with a coefficient of 1e-3, eight equal rollouts get
-advantages of ±0.7 to ±1.3 from it. The weight of the penalty is lost too: it is divided by the same standard deviation
-as the reward.
+An estimator that divides by the standard deviation of a *group* turns any difference between its rollouts, however
+small, into advantages of about 1. Often all rollouts of a group earn the same, especially at a single turn. Then they
+differ only in the KL penalty, or in rounding between actor and reference: with a coefficient of 1e-3, eight equal
+rollouts get advantages of ±0.7 to ±1.3 from that alone. The penalty also loses its weight, because it is divided by
+the same standard deviation as the reward.
 
 RLHF keeps the two apart (Ziegler et al., arXiv 1909.08593, and Ouyang et al., arXiv 2203.02155: the reward is
 normalised first, the KL penalty keeps its own coefficient), and so does GRPO (arXiv 2402.03300, equation 3: the KL is a
@@ -24,8 +24,8 @@ from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.settings import estimator_settings
 
 VERLS_DIVIDING = ("grpo", "grpo_vectorized")
-"""verl's estimators that divide by the standard deviation of a group's totals; ``norm_adv_by_std_in_grpo=False`` turns
-that off."""
+"""verl's estimators that divide by the standard deviation of a group's totals, unless
+``norm_adv_by_std_in_grpo=False``."""
 
 INSTEAD = (
     "set algorithm.use_kl_in_reward=False and actor_rollout_ref.actor.use_kl_loss=True with "
@@ -54,10 +54,10 @@ def check_kl(config: Any) -> None:
 
 
 def kl_noise_of_verls(config: Any) -> str | None:
-    """Return what is wrong if one of *verl's* estimators does so, else None.
+    """Return a warning if one of *verl's* estimators divides the KL penalty in this way, else None.
 
-    verl allows it, and the user may want it, so this is not an error. The totals of whole rollouts are equal less often
-    than the rewards of one turn.
+    This is not an error: verl allows it and the user may want it. It also matters less here, because the totals of
+    whole rollouts are equal less often than the rewards of one turn.
     """
     algorithm = config.algorithm
     divides = algorithm.adv_estimator in VERLS_DIVIDING and algorithm.get("norm_adv_by_std_in_grpo", True)

@@ -1,6 +1,7 @@
 """Check the values of an estimator's knobs by calling the estimator on a batch of four rollouts.
 
-So what is legal is defined once, by the function, and the run is refused before it starts instead of in step 1.
+The function alone defines which values are legal, and a run with illegal ones is refused at the start instead of
+failing in step 1.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from verl_mtgrpo.errors import ConfigError, MTGRPOError
 from verl_mtgrpo.integration.advantage.fields import TOKEN_FIELDS
 from verl_mtgrpo.rewards import NODE_PATH
 
-# Two groups of two rollouts, with two turns each except the last; no two rewards are equal.
+# Two groups of two rollouts. All have two turns except the last one, and no two rewards are equal.
 _MASK = torch.tensor([[1, 1, 0, 1, 1], [1, 1, 0, 1, 0], [1, 0, 0, 1, 1], [1, 1, 0, 0, 0]])
 _REWARDS = torch.tensor([[0, 0.2, 0, 0, 1.0], [0, 0.7, 0, 0.5, 0], [0.3, 0, 0, 0, 0.1], [0, 0.4, 0, 0, 0]])
 _INDEX = ["a", "a", "b", "b"]
@@ -29,8 +30,8 @@ def is_ours(name: str) -> bool:
 def try_knobs(name: str, settings: Mapping[str, Any]) -> None:
     """Raise ``ConfigError`` if the estimator refuses its settings, or returns advantages that are NaN or infinite.
 
-    An estimator that asks for fields of rollouts is not called, because we do not know what these fields hold, except
-    for ``node_path``, without which every rollout is a chain.
+    An estimator that asks for fields of rollouts is not called, because we cannot make up what these fields hold,
+    except for ``node_path``, without which every rollout is a chain.
 
     Args:
         name: One of :data:`verl_mtgrpo.credit.ESTIMATORS`.

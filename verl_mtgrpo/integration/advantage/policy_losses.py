@@ -29,9 +29,10 @@ def turn_gspo(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Compute GSPO with a ratio per turn (:func:`~verl_mtgrpo.credit.policy_loss.turn_gspo_loss`), aggregated by verl.
 
-    ``clip_ratio``, ``clip_ratio_low`` and ``clip_ratio_high`` are the actor's. GSPO clips at a few 1e-4 (3e-4 and 4e-4
-    in its paper), because a geometric mean moves far less than the ratio of one token; verl's default of 0.2 hardly
-    ever clips here. ``loss_agg_mode`` is the actor's too; GSPO's paper uses ``seq-mean-token-mean``.
+    ``clip_ratio``, ``clip_ratio_low`` and ``clip_ratio_high`` are the actor's settings. GSPO clips at a few 1e-4 (3e-4
+    and 4e-4 in its paper), because a geometric mean moves far less than the ratio of one token; with verl's default of
+    0.2, hardly anything is ever clipped. ``loss_agg_mode`` is the actor's setting as well; GSPO's paper uses
+    ``seq-mean-token-mean``.
     """
     if config is None:
         raise ConfigError("the policy loss turn_gspo got no actor config", expected="verl's ActorConfig as config")

@@ -1,11 +1,11 @@
-"""OmegaConf resolvers that our config groups use.
+"""Register the OmegaConf resolvers that our config groups use.
 
-``${mtgrpo_asset:tools/search_tool.yaml}`` is the absolute path of a file shipped in
-``verl_mtgrpo/config``. It also is a guard: in a process without the plugin the resolver is unknown, and
-resolving the config fails before any model is loaded.
+``${mtgrpo_asset:tools/search_tool.yaml}`` is the absolute path of a file shipped in ``verl_mtgrpo/config``. It is also
+a safeguard: in a process without the plugin the resolver is unknown, so resolving the config fails before any model is
+loaded.
 
-``${mtgrpo_skip_tokenizer:${actor_rollout_ref.rollout.multi_turn.format}}`` says whether the rollout engine can do
-without a tokenizer in a format.
+``${mtgrpo_skip_tokenizer:${actor_rollout_ref.rollout.multi_turn.format}}`` is True if the rollout engine needs no
+tokenizer for that format.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from verl_mtgrpo.rewards.formats import CUT_FORMATS
 
 
 def asset(name: str) -> str:
-    """Absolute path of the packaged config file ``name``; ``ConfigError`` if there is none."""
+    """Return the absolute path of the packaged config file ``name``; raise ``ConfigError`` if there is none."""
     root = resources.files("verl_mtgrpo.config")
     path = root
     for part in name.split("/"):
@@ -30,7 +30,7 @@ def asset(name: str) -> str:
 
 
 def skip_tokenizer(format: str) -> bool:
-    """Return True if the engine needs no closing tag to stop at: verl's formats end turns with a token."""
+    """Return True if turns of the format end with a token; to stop at a closing tag, an engine needs a tokenizer."""
     return format not in CUT_FORMATS
 
 

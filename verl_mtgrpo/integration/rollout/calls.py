@@ -1,4 +1,4 @@
-"""A turn's tool calls as the model wrote them: also those that verl drops, and those that would break its loop."""
+"""Find the tool calls that the model wrote, with those that verl drops, and repair those that would break its loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # importing verl's agent loops loads ours, which import this 
     from verl.experimental.agent_loop.tool_parser import FunctionCall, ToolParser
 
 _VERLS_PARSERS = "verl.experimental.agent_loop.tool_parser"
-_SPARE_DEPTH = 100  # verl reads the arguments deeper in the stack than they are read here
+_SPARE_DEPTH = 100  # verl reads the arguments further down the stack than we do, so it has less room for recursion
 _END_OF_THOUGHT = "</think>"
 _NAME = re.compile(r'"name"\s*:\s*"([^"\n]+)"|<function=([^>\s]+)|<invoke name="([^"\n]+)"|^\s*call:(\w+)')
 
@@ -31,7 +31,7 @@ def not_carried_out(call: FunctionCall) -> ToolCall:
 
 
 def call_marks(parser: ToolParser) -> tuple[str, str] | None:
-    """Return what a call starts and ends with, for verl's parsers that look for both; None for others."""
+    """Return the texts that a call starts and ends with, for verl's parsers that look for both; None for others."""
     start, end = (str(getattr(parser, f"tool_call_{side}_token", "")) for side in ("start", "end"))
     return (start, end) if type(parser).__module__ == _VERLS_PARSERS and start and end else None
 
@@ -41,14 +41,14 @@ async def written_calls(
 ) -> list[FunctionCall | ToolCall]:
     """Return the calls of a turn in order: those that verl found, and records of those that it dropped.
 
-    Some of verl's parsers (``hermes``, ``qwen3_coder``, ``glm``, ``seed``, ``minimax``, ``gemma4``) mark a call by a
-    start and an end, and leave out one that they cannot read, with a line in the log at most. Each marked piece of the
-    turn is given to the same parser alone: one that holds no call was dropped, and is a failed call of the model's
-    (``bad_arguments``). What is not certain counts as no call: a start without an end, a piece inside a thought, where
-    models talk about calls, and whatever other parsers leave out.
+    Some of verl's parsers (``hermes``, ``qwen3_coder``, ``glm``, ``seed``, ``minimax``, ``gemma4``) look for a start
+    and an end mark, and silently drop a call that they cannot read. To find those, each marked piece of the turn is
+    given to the same parser alone: if it finds no call there, the piece counts as a failed call of the model
+    (``bad_arguments``). Doubtful cases do not count: a start without an end, a piece inside a thought, where models
+    talk about calls, and anything that other parsers leave out.
 
     Args:
-        parser: verl's, or one of a user's own.
+        parser: verl's parser, or one of the user's.
         text: The turn, as the parser decodes it.
         found: What the parser found in the whole turn.
         tools: Schemas of the tools that may be called.
@@ -65,7 +65,7 @@ async def written_calls(
     for piece in pieces:
         # The reader's "token ids" are the text itself (_Text).
         _, inside = await reader.extract_tool_calls(piece.group(), list(tools))  # pyright: ignore[reportArgumentType]
-        # Where verl found fewer than the pieces hold, another piece made its parser give up on the whole turn.
+        # If verl found fewer calls than the pieces hold, another piece made its parser give up on the whole turn.
         written += [rest.pop(0) if rest else not_carried_out(call) for call in inside]
         if not inside and piece.end() > thought:
             written.append(_dropped(piece.group(1)))
@@ -79,21 +79,21 @@ def _dropped(inside: str) -> ToolCall:
 
 
 class _Text(Proxy):
-    """Stands where a parser has its tokenizer: the "tokens" are the text itself."""
+    """Takes the place of a parser's tokenizer: the "tokens" are the text itself."""
 
     def decode(self, text: str, **_: Any) -> str:
         return text
 
 
-# ---- calls as verl's loop can read them
+# ---- calls that verl's loop can read
 
 
 def make_readable(call: FunctionCall) -> None:
-    """Change a call, in place, for which verl's loop would end the rollout and lose its whole group.
+    """Change a call in place so that it cannot end the rollout with an error, which would lose the whole group.
 
-    verl answers arguments that are no JSON with a message to the model, but catches ``JSONDecodeError`` alone: not the
-    ``RecursionError`` of a thousand brackets, nor the ``ValueError`` of a number with 5000 digits. Those are cut off,
-    so that they are no JSON. Half surrogate pairs, which no tokenizer takes, become ``?``.
+    If arguments are not JSON, verl sends the model a message, but it catches only ``JSONDecodeError``: neither the
+    ``RecursionError`` of a thousand brackets nor the ``ValueError`` of a number with 5000 digits. Such arguments are
+    cut off, so that they are no longer JSON. Half surrogate pairs, which no tokenizer accepts, become ``?``.
     """
     call.name, call.arguments = encodable(call.name), encodable(call.arguments)
     try:

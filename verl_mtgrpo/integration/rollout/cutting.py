@@ -1,7 +1,7 @@
-"""The cut after a turn's first closing tag, for the formats whose turns end there.
+"""Cut a turn after its first closing tag, in the formats whose turns end there.
 
-Apart from :mod:`.tool_parsers` because importing verl's parsers imports its agent loops, and
-with them ours, which needs this.
+This is not part of :mod:`.tool_parsers`, because importing verl's parsers imports its agent loops and ours with them,
+and ours needs this module.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from verl_mtgrpo.threads import DECODE, apart
 
 _ROLLOUT = "actor_rollout_ref.rollout"
 _WINDOW = 256
-"""Tokens that are decoded at once."""
+"""Number of tokens to decode at once."""
 
 
 class CuttingServer(Proxy):
-    """verl's LLM client, whose completions end with the first closing tag of a call or an answer.
+    """verl's LLM client with completions that end at the first closing tag of a call or an answer.
 
-    Engines that know stop strings stop there; in every case what they give is cut right after the token that
-    completes the tag, ids and log-probabilities alike. Tokens are never split: if the tag ends inside a token,
-    that token stays whole, and its text after the tag is not part of the turn's text (:func:`cut_text`).
+    Engines that know stop strings stop there by themselves. In any case the completion is cut right after the token
+    that completes the tag, ids and log-probabilities alike. Tokens are never split: if the tag ends inside a token,
+    the token stays whole, and its text after the tag is not part of the turn's text (:func:`cut_text`).
 
     Args:
         server: verl's client.
         rules: The format.
-        decode: Token ids to text.
+        decode: Turns token ids into text.
         stop: True if the engine supports stop strings.
-        end: The token that ends a turn in the chat template; a base model's engine would not stop at it otherwise.
+        end: The token that ends a turn in the chat template; without it, an engine with a base model would not stop
+            there.
     """
 
     def __init__(
@@ -67,9 +68,9 @@ class CuttingServer(Proxy):
         return output.model_copy(update={"token_ids": output.token_ids[:keep], "log_probs": log_probs})
 
     async def _tokens_to_keep(self, ids: Sequence[int]) -> int:
-        """Do :func:`tokens_to_keep`, in a thread for long turns so that other rollouts do not wait.
+        """Return :func:`tokens_to_keep`, computed in a thread for long turns so that other rollouts do not wait.
 
-        An engine that knows stop strings has stopped at the first closing tag, which is then among the last tokens.
+        An engine that knows stop strings has stopped at the first closing tag, so the last tokens are checked first.
         """
         tail = ids[-self._tail :]
         if self._stop and is_closed(tail, self.closing, self._decode):
@@ -78,7 +79,7 @@ class CuttingServer(Proxy):
 
 
 def routed_experts_are_not_cut(spoken: str) -> ConfigError:
-    """Return the error for cut turns together with replayed routed experts."""
+    """Return the error for a run that cuts turns and replays routed experts."""
     return ConfigError(
         f"turns of {spoken} are cut at their closing tag, but routed experts cannot be cut with them",
         fix=f"set {_ROLLOUT}.enable_rollout_routing_replay=False, or {_ROLLOUT}.multi_turn.format=hermes",
@@ -86,7 +87,7 @@ def routed_experts_are_not_cut(spoken: str) -> ConfigError:
 
 
 def raw_agent_needs_tags(spoken: str) -> ConfigError:
-    """Return what to raise where ``mtgrpo_raw_agent`` is to speak a format whose turns are not cut."""
+    """Return the error for ``mtgrpo_raw_agent`` with a format whose turns are not cut."""
     return ConfigError(
         f"mtgrpo_raw_agent needs a format with closing tags ({', '.join(CUT_FORMATS)}), but "
         f"{_ROLLOUT}.multi_turn.format={spoken}",
@@ -108,9 +109,10 @@ def closing_tags(rules: TextFormat) -> tuple[str, str]:
 def cut_text(text: str, rules: TextFormat) -> str:
     """Return a turn's text up to and including its first closing tag.
 
-    The last token may say more: ``>.`` is one token of Qwen3's, so ``</answer>.`` cannot be cut between the two. It
-    would be a malformed turn for no fault of the model's: behind ``</answer>!``, which are two, nothing is left. An
-    engine with stop strings cuts its text the same way, and so does Search-R1 (PeterGriffinJin/Search-R1 @a14dc3a,
+    The last token may contain more than the end of the tag: ``>.`` is one token in Qwen3's vocabulary, so
+    ``</answer>.`` cannot be cut between the two characters. Rewards should not see that ``.`` and call the turn
+    malformed, since after ``</answer>!``, where the ``!`` is a token by itself, they would not see it either. Engines
+    with stop strings cut their text in the same way, and so does Search-R1 (PeterGriffinJin/Search-R1 @a14dc3a,
     search_r1/llm_agent/generation.py, ``_postprocess_responses``).
     """
     ends = [at + len(tag) for tag in closing_tags(rules) if (at := text.find(tag)) >= 0]
@@ -118,10 +120,10 @@ def cut_text(text: str, rules: TextFormat) -> str:
 
 
 def tokens_to_keep(ids: Sequence[int], closing: Sequence[str], decode: Callable[[Sequence[int]], str]) -> int:
-    """Fewest leading tokens whose text holds one of ``closing``; all of them if none does.
+    """Return how many leading tokens it takes until their text contains one of ``closing``; all if it never does.
 
     Looks at a few hundred tokens at a time: a tokenizer holds Python's interpreter lock while it decodes, so decoding a
-    turn of 12,000 tokens at once would hold up the event loop from any thread.
+    turn of 12,000 tokens at once would block the event loop even from another thread.
     """
     overlap = _longest(closing)
     for start in range(0, max(len(ids), 1), _WINDOW):
@@ -132,7 +134,7 @@ def tokens_to_keep(ids: Sequence[int], closing: Sequence[str], decode: Callable[
 
 
 def _first_closed(ids: Sequence[int], closing: Sequence[str], decode: Callable[[Sequence[int]], str]) -> int:
-    low, high = 1, len(ids)  # the first `high` are closed; a longer prefix of a closed one is closed
+    low, high = 1, len(ids)  # the first `high` tokens contain a tag; so does every longer prefix of one that does
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if is_closed(ids[:middle], closing, decode) else (middle + 1, high)
@@ -140,5 +142,5 @@ def _first_closed(ids: Sequence[int], closing: Sequence[str], decode: Callable[[
 
 
 def _longest(closing: Sequence[str]) -> int:
-    """Return the most tokens of a closing tag, including the rest of a character that the first may begin in."""
+    """Return the largest number of tokens of a closing tag; its first token may begin with the rest of a character."""
     return max(map(len, closing)) + 4

@@ -1,9 +1,9 @@
-"""Find out from the tokenizer and its chat template where a turn ends and what the template writes of it.
+"""Find out from the tokenizer and its chat template how a turn ends, and which part of it the prompt already contains.
 
-``tokenizer.eos_token`` does not say how a turn of a chat ends. A base model's is the end of a *document*
+``tokenizer.eos_token`` does not say how a turn of a chat ends. For a base model it is the end of a *document*
 (``<|endoftext|>``), while its chat template ends turns with ``<|im_end|>``; other models stop at any of several tokens
-(Llama 3.1: ``<|eot_id|>``, ``<|eom_id|>``, ``<|end_of_text|>``). So the template is rendered with three short messages,
-and what it writes around them is looked at.
+(Llama 3.1: ``<|eot_id|>``, ``<|eom_id|>``, ``<|end_of_text|>``). So we render the template with three short messages
+and look at the text that it writes around them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KNOWN_ENDS = (
     *("<|end|>", "<|return|>", "<|call|>"),  # gpt-oss, Phi
     *("<｜end▁of▁sentence｜>", "<|EOT|>", "</s>"),  # DeepSeek, Mistral and Llama 2
 )
-"""Tokens that end a generation wherever they are special tokens of a tokenizer."""
+"""Tokens that end a generation if they are special tokens of the tokenizer."""
 ASKED, SAID, ASKED_AGAIN = "Is this the first message?", "This is what was said.", "Is this the third message?"
 _TAG = re.compile(r"<(/?)([A-Za-z]\w*)>|\[(/?)([A-Z]+)\]")
 
@@ -40,11 +40,11 @@ class EndOfTurn:
 
     Attributes:
         text: What the chat template writes after an assistant message; empty if nothing.
-        closing: ``text`` in token ids: what has to follow a cut turn before another message.
+        closing: ``text`` in token ids, which have to follow a cut turn before another message.
         token: The one token at which a turn ends and generation should stop; None if there is no such token.
         ends: Every token that may end a generation, including padding.
-        opened: What the chat template writes of a turn into the generation prompt, as ``<think>\n``: from the first
-            tag that is still open at the prompt's end. Empty if all of the turn is left to the model.
+        opened: The part of a turn that the chat template writes into the generation prompt, such as ``<think>\n``: from
+            the first tag that is still open at the end of the prompt. Empty if the model writes the whole turn.
     """
 
     text: str
@@ -61,7 +61,7 @@ class EndOfTurn:
         return ids[:length]
 
     def opened_in(self, context: Sequence[int], tokenizer: Any) -> str:
-        """Return ``opened`` if the tokens before a turn end with it; later turns may have another prompt."""
+        """Return ``opened`` if the tokens before a turn end with it, which may not be so for later turns."""
         if not self.opened:
             return ""
         tail = tokenizer.decode(list(context[-4 * len(self.opened) :]))
@@ -71,13 +71,13 @@ class EndOfTurn:
 def end_of_turn(
     tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None, models: Iterable[Any] = ()
 ) -> EndOfTurn:
-    """Return what is known about the ends of turns.
+    """Return how turns end.
 
     Args:
-        tokenizer: verl's, with its chat template.
+        tokenizer: verl's tokenizer, with its chat template.
         template_kwargs: ``data.apply_chat_template_kwargs``.
-        models: Folders or hub names that may have a ``generation_config.json``, whose end tokens are added. Only what
-            is on this machine is read.
+        models: Folders or hub names that may have a ``generation_config.json``, whose end tokens are added. Only files
+            on this machine are read.
     """
     places = (*models, getattr(tokenizer, "name_or_path", None))
     plain = OmegaConf.to_container(OmegaConf.create(dict(template_kwargs or {})), resolve=True)
@@ -88,11 +88,11 @@ def end_of_turn(
 
 @lru_cache(maxsize=16)  # verl makes an agent loop for each rollout
 def _end_of_turn(tokenizer: Any, template: str, template_kwargs: str, models: tuple[str, ...]) -> EndOfTurn:
-    del template  # of the key only: verl sets a custom one after the tokenizer was loaded
+    del template  # part of the cache key only: verl sets a custom template after loading the tokenizer
     known = _known_ends(tokenizer, models)
     try:
         last, before, behind, prompt = _around_a_turn(tokenizer, json.loads(template_kwargs))
-    except Exception as error:  # of the template: jinja2's and Python's own, of any kind
+    except Exception as error:  # the template may raise anything, jinja2's errors or Python's
         logger.warning("the chat template cannot show how turns end (%s: %s)", type(error).__name__, error)
         eos = tokenizer.eos_token_id
         return EndOfTurn("", () if eos is None else (eos,), None, frozenset(known))
@@ -103,7 +103,7 @@ def _end_of_turn(tokenizer: Any, template: str, template_kwargs: str, models: tu
 
 
 def _around_a_turn(tokenizer: Any, template_kwargs: dict[str, Any]) -> tuple[str, str, str, str]:
-    """Return what follows the last assistant message, what surrounds an earlier one, and the generation prompt."""
+    """Return the text after the last assistant message, before and after an earlier one, and the generation prompt."""
 
     def render(*messages: dict[str, str], prompt: bool = False) -> str:
         return tokenizer.apply_chat_template(
@@ -119,12 +119,12 @@ def _around_a_turn(tokenizer: Any, template_kwargs: dict[str, Any]) -> tuple[str
 
 
 def _closing(tokenizer: Any, known: set[int], last: str, behind: str) -> tuple[str, int | None]:
-    """Return what closes a turn and the token that ends it, from what follows an assistant message.
+    """Return the text that closes a turn and the token that ends it, from the text after an assistant message.
 
-    The two are not always the same token: gpt-oss's template closes messages of the past with ``<|end|>``, which the
-    model also writes after its thoughts before it continues; the last message ends with ``<|return|>``, where it stops.
+    The two are not always the same token: gpt-oss's template closes earlier messages with ``<|end|>``, which the model
+    also writes between its thoughts and the rest; the last message ends with ``<|return|>``, where the model stops.
 
-    Something may follow that closes nothing: the header of the next message, as in GLM's templates, which end no turn
+    The text after a message may also be the header of the next one, as in GLM's templates, which do not close turns
     (the model stops at that header). After the last message of a chat there is no such header.
     """
     first = tokenizer.encode(behind.lstrip(), add_special_tokens=False)[:1]
@@ -139,12 +139,12 @@ def _closing(tokenizer: Any, known: set[int], last: str, behind: str) -> tuple[s
 
 
 def _known_ends(tokenizer: Any, models: Sequence[str]) -> set[int]:
-    """Return the end tokens: the tokenizer's end and padding, the model's list, and special tokens by name."""
+    """Return the end tokens: the tokenizer's end and padding tokens, those listed by the model, and known names."""
     added = tokenizer.added_tokens_decoder
     special = {str(token.content): number for number, token in added.items() if token.special}
     ends = {special[name] for name in KNOWN_ENDS if name in special}
     listed = [tokenizer.eos_token_id, tokenizer.pad_token_id, *(one for model in models for one in _listed(model))]
-    # Padding or an end that is an ordinary word (of a config that was never right) must not be cut off texts.
+    # In a faulty config, padding or end may be an ordinary word, which must not be cut off the end of texts.
     return ends | {number for number in listed if number in added}
 
 
@@ -173,7 +173,7 @@ def _on_this_machine(model: str, name: str) -> Path | None:
 
     try:
         found = try_to_load_from_cache(model, name)
-    except HFValidationError:  # no name of the hub: a folder that is not there
+    except HFValidationError:  # not a name on the hub, but a folder that does not exist
         return None
     return Path(found) if isinstance(found, str) else None
 
@@ -181,8 +181,8 @@ def _on_this_machine(model: str, name: str) -> Path | None:
 def _still_open(prompt: str, before: str) -> str:
     """Return the generation prompt from the first tag that is still open at its end.
 
-    A tag that is just as open in front of an assistant message of the past (``<assistant>``) opens the message and is
-    no part of what it says.
+    A tag that is also open before an earlier assistant message (``<assistant>``) belongs to the message's header, not
+    to its text.
     """
     headers = [name for name, _ in _open_tags(before)]
     for name, start in _open_tags(prompt):
@@ -192,7 +192,7 @@ def _still_open(prompt: str, before: str) -> str:
 
 
 def _open_tags(text: str) -> list[tuple[str, int]]:
-    """Return names and positions of the tags that are opened and not closed, in order."""
+    """Return names and positions of the tags that are not closed, in order."""
     opened: list[tuple[str, int]] = []
     for tag in _TAG.finditer(text):
         closes, name = tag[1] or tag[3], tag[2] or tag[4]
@@ -205,6 +205,6 @@ def _open_tags(text: str) -> list[tuple[str, int]]:
 
 
 def closing_tags(opened: str) -> str:
-    r"""Return the tags that close what is open, innermost first: ``</think>`` for ``<think>\n``."""
+    r"""Return the tags that close the open ones, innermost first: ``</think>`` for ``<think>\n``."""
     closed = (f"</{name}>" if opened[start] == "<" else f"[/{name}]" for name, start in reversed(_open_tags(opened)))
     return "".join(closed)

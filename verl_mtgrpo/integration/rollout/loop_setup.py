@@ -1,4 +1,4 @@
-"""Work out once what every agent loop of a run needs: verl makes a new loop for each rollout."""
+"""Prepare once what every agent loop of a run needs, because verl makes a new loop for each rollout."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class LoopSetup:
     """The parts of a loop that are the same for every rollout of a run.
 
     Attributes:
-        cut_format: The format, if its turns end at a closing tag; None in formats that verl knows.
+        cut_format: The format, if its turns end at a closing tag; None for verl's formats.
         ends: How turns end.
-        outside: Makes text from tools safe to read.
+        outside: Makes text from tools safe for the tokenizer to read.
         stop: True if the rollout engine can stop at a string.
-        transcripts_go: Where transcripts go when rewards are known.
+        transcripts_go: Where transcripts go once rewards are known.
     """
 
     cut_format: TextFormat | None
@@ -47,14 +47,14 @@ _last: _Known | None = None
 
 
 def loop_setup(config: Any, data_config: Any, tokenizer: Any) -> LoopSetup:
-    """Return the setup of a run, which is worked out again only for another config, tokenizer or chat template.
+    """Return the setup of a run; it is computed again only for another config, tokenizer or chat template.
 
     A worker starts hundreds of rollouts on its event loop at once, and reading a config takes a while.
 
     Args:
         config: verl's whole config.
-        data_config: Its ``data``.
-        tokenizer: The policy's.
+        data_config: Its ``data`` node.
+        tokenizer: The policy's tokenizer.
     """
     global _last
     if _last is None or not _last.fits(config, data_config, tokenizer):

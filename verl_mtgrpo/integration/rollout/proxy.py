@@ -1,4 +1,4 @@
-"""Stand where one of verl's objects stands, to look at one method of it."""
+"""Wrap one of verl's objects in order to change or observe one of its methods."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Any
 
 
 class Proxy:
-    """Answers for another object in everything that a subclass does not define itself.
+    """Passes every attribute that a subclass does not define on to another object.
 
     Args:
-        original: The object that it stands for.
+        original: The other object.
     """
 
     def __init__(self, original: Any) -> None:
         self._original = original
 
     def __getattr__(self, name: str) -> Any:
-        # copy and pickle ask for __setstate__ and the like: those of the original would copy the original, and a
-        # copy that holds nothing yet would look for its original without end.
+        # copy and pickle ask for __setstate__ and the like. With those of the original they would copy the original,
+        # and a copy that has no _original yet would look for it in an endless recursion.
         if name.startswith("__") or "_original" not in vars(self):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return getattr(self._original, name)

@@ -1,8 +1,8 @@
-"""Questions to Ray's head (its GCS), which may be too busy to answer: no answer is not the death of anything.
+"""Ask Ray's head (its GCS), which may be too busy to answer; no answer does not mean that anything has died.
 
-A head that stalls (it writes a checkpoint to a network disk, spills objects, or hundreds of processes start) lets
-calls such as ``ray.util.list_named_actors`` time out after a minute. verl makes no such calls while it waits, so a
-run of stock verl outlives this; ours does too.
+While the head is stalled (a checkpoint goes to a network disk, objects are spilled, hundreds of processes start), calls
+such as ``ray.util.list_named_actors`` time out after a minute. verl makes no such calls while it waits, so a run of
+stock verl survives this, and ours has to survive it too.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _ABOUT_SOMETHING_ELSE = (RayActorError, RayTaskError, AuthenticationError)
 
 
 class RayHead:
-    """Asks Ray's head, and remembers since when it has not answered.
+    """Asks Ray's head, and remembers how long it has not answered.
 
     Attributes:
-        silent_since: ``time.monotonic()`` of the first question without an answer; None if the last one had one.
+        silent_since: ``time.monotonic()`` of the first question without an answer; None if the last one was answered.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class RayHead:
         """Return what ``question`` returns; None, and one log line, if the head no longer answers.
 
         Args:
-            question: A call of Ray's that needs its head. A value of None is not told apart from no answer.
+            question: A call to Ray that needs its head. It must not return None, which means no answer here.
         """
         try:
             answer = question()
@@ -57,5 +57,5 @@ class RayHead:
 
     @property
     def silent_s(self) -> float:
-        """Seconds for which the head has not answered; 0.0 if it has."""
+        """Return for how many seconds the head has not answered; 0.0 if it has."""
         return 0.0 if self.silent_since is None else time.monotonic() - self.silent_since

@@ -1,4 +1,4 @@
-"""The record of a running rollout, which the agent loop and the search tool share."""
+"""Keep the record of a running rollout, which the agent loop and the search tool share."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:  # importing verl's agent loops loads ours, which import this 
 
 @dataclass
 class RolloutRecord:
-    """What has happened so far in a rollout.
+    """The events of a rollout so far.
 
     Attributes:
         calls: The tool calls of each generation.
-        written: Calls of the last turn in the order in which the model wrote them: verl's, and finished records of
-            those that verl dropped.
-        made: The outcomes of the last turn's calls that were carried out, by ``id`` of verl's call; tools run at the
-            same time and end in any order.
+        written: Calls of the last turn in the order in which the model wrote them: verl's calls, and finished records
+            of those that verl dropped.
+        made: The outcomes of the last turn's calls that were carried out, by ``id`` of verl's call, because tools run
+            at the same time and finish in any order.
         end_reason: Why the rollout ended.
-        asked: What it has searched for.
+        asked: The queries it has searched for.
         searches: How many searches it has made.
     """
 
@@ -41,7 +41,7 @@ _under_verls_loop: WeakKeyDictionary[Any, RolloutRecord] = WeakKeyDictionary()
 
 
 def new_record() -> RolloutRecord:
-    """Begin the record of the rollout that this task runs, and the tasks that it starts; :func:`record_of` finds it."""
+    """Start a record for the rollout of this task and of the tasks it starts; :func:`record_of` returns it there."""
     record = RolloutRecord()
     _running.set(record)
     return record
@@ -50,8 +50,9 @@ def new_record() -> RolloutRecord:
 def record_of(agent_data: Any) -> RolloutRecord:
     """Return the record of the rollout that this code runs for.
 
-    A context variable carries it, because verl gives its object for the rollout to tools and never to ``run``. verl's
-    own ``tool_agent`` opens no record: there that object tells rollouts apart, and without one nothing is remembered.
+    The record is in a context variable, because verl passes its object for the rollout to tools but not to ``run``.
+    verl's ``tool_agent`` starts no record; under it, records are kept by that object, and without one nothing is
+    remembered from one call to the next.
 
     Args:
         agent_data: verl's object for the rollout, or None.

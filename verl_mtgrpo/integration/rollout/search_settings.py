@@ -56,14 +56,14 @@ class SearchSettings(Settings):
 
 
 def search_settings(config: Mapping[str, Any]) -> SearchSettings:
-    """Read and check what stands under ``config:``."""
+    """Read and check the mapping under ``config:``."""
     return SearchSettings.read(config, "config", "the search tool")
 
 
 def open_index(settings: SearchSettings) -> Retriever:
-    """Open what ``index`` names and search once, so that a missing one stops the run before anything is generated.
+    """Open the index and search it once, so that a missing one stops the run before anything is generated.
 
-    A search service that is just starting has ``patience_s`` to become ready.
+    A search service that is just starting has ``patience_s`` seconds to become ready.
 
     Raises:
         ConfigError, RetrievalError: There is no index, or it cannot be searched.

@@ -1,4 +1,4 @@
-"""verl's tool ``search``: passages from an index in the worker's own process, or from a search service."""
+"""Give verl the tool ``search``, which finds passages in an index in the worker's process or by a search service."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from verl_mtgrpo.rewards.measures import NO_HITS
 logger = logging.getLogger(__name__)
 
 _GRACE_S = 2.0
-"""For retrievers without a time limit; one that has a limit gives up first and says why."""
+"""Added to ``patience_s`` for retrievers without a time limit; one that has a limit gives up first and says why."""
 
 
 class SearchTool(BaseTool):
     """Search with one argument, ``query``; see ``config/tools/search_tool.yaml`` for the settings.
 
-    verl makes one tool per agent loop worker and all its rollouts share it; the index is opened here, so that a
-    missing one stops the run before anything is generated. What a rollout has asked before is kept in its
-    :class:`~.record.RolloutRecord`, and goes with it.
+    verl makes one tool per agent loop worker, and all its rollouts share it. The index is opened in the constructor, so
+    that a missing one stops the run before anything is generated. The earlier queries of a rollout are kept in its
+    :class:`~.record.RolloutRecord`, and disappear with it.
     """
 
     def __init__(self, config: Mapping[str, Any], tool_schema: OpenAIFunctionToolSchema | None) -> None:
@@ -52,20 +52,20 @@ class SearchTool(BaseTool):
     ) -> tuple[ToolResponse, float, dict[str, Any]]:
         """Search and return ``(response, 0.0, info)``: ``info`` is a :class:`~.tool_outcome.ToolOutcome` as a dict.
 
-        ``query`` has to be a string (or, with ``max_queries`` above 1, a list of strings): anything else counts as
-        bad arguments, because a reward must not call a malformed call a success. Further arguments are ignored.
+        ``query`` has to be a string (or, with ``max_queries`` above 1, a list of strings). Anything else counts as bad
+        arguments, so that no reward takes a malformed call for a success. Further arguments are ignored.
 
         ``error_kind`` is None, ``no_hits`` (with ``ok``), ``bad_arguments``, ``no_query`` or ``search_limit``, or the
-        kind of a :class:`~verl_mtgrpo.errors.RetrievalError`. When the search itself fails, ``outage`` says why and
+        kind of a :class:`~verl_mtgrpo.errors.RetrievalError`. If the search itself fails, ``outage`` says why, and
         ``on_outage`` what the agent loop has to do. It is reported and not raised, because verl turns every exception
-        of a tool into an answer that the model would be blamed for.
+        of a tool into an answer, for which the model would be blamed.
         """
         start = time.perf_counter()
         text, outcome = await self._search(parameters, record_of(kwargs.get("agent_data")))
         return ToolResponse(text=text), 0.0, replace(outcome, latency_s=time.perf_counter() - start).to_info()
 
     async def _search(self, parameters: Any, record: RolloutRecord) -> tuple[str, ToolOutcome]:
-        """Return what the model reads, and the outcome of the call."""
+        """Return the text for the model, and the outcome of the call."""
         queries, wrong = self._queries(parameters)
         if wrong:
             return wrong[1], ToolOutcome(ok=False, error_kind=wrong[0])
@@ -128,7 +128,7 @@ class SearchTool(BaseTool):
         patience = self._settings.patience_s
         try:
             return await asyncio.wait_for(self._wait_and_ask(queries), patience + _GRACE_S)
-        except RetrievalTimeout:  # a TimeoutError too, but it knows more
+        except RetrievalTimeout:  # also a TimeoutError, but its message knows the cause
             raise
         except asyncio.TimeoutError:
             raise RetrievalTimeout(
@@ -141,7 +141,7 @@ class SearchTool(BaseTool):
 
     async def _wait_and_ask(self, queries: Sequence[str]) -> tuple[list[list[Passage]], tuple[str, ...]]:
         async with self._slots:
-            ask = getattr(self._index, "ask", None)  # a search service also tells what it took
+            ask = getattr(self._index, "ask", None)  # a search service also tells which tries failed
             if ask is None:
                 return await self._index.asearch(queries, self._settings.k), ()
             answer = await ask(queries, self._settings.k)
@@ -157,7 +157,7 @@ class SearchTool(BaseTool):
 
 
 def fingerprint_for(cache: str, index: Retriever) -> str:
-    """Return what distinguishes this index in the cache; requested only if there is a cache."""
+    """Return what tells this index from others in the cache; empty without a cache, since a service has to be asked."""
     fingerprint = index.fingerprint if cache else ""
     if cache and not fingerprint:
         raise ConfigError(f"search tool: {index!r} cannot tell when its answers change", fix=f"remove cache={cache}")

@@ -1,8 +1,8 @@
-"""The outcome of a tool call: what the tool reports, and what is observed while verl runs the tool.
+"""Record the outcome of a tool call: the tool's own report, and what we observe while verl runs the tool.
 
-verl's loop passes on a dict that a tool returns third and knows nothing of it. Our search tool fills that dict from a
-:class:`ToolOutcome`; a tool of a user's own may return any part of it, such as ``{"ok": False}``. A tool that raises is
-an answer like any other in verl's loop, so tools are watched (:func:`watched`, :func:`watch`).
+A tool may return a dict as its third value, which verl's loop passes on without reading it. Our search tool fills it
+from a :class:`ToolOutcome`; a tool of the user's may return any part of it, such as ``{"ok": False}``. verl's loop
+turns an exception of a tool into an answer like any other, so we also watch tools (:func:`watched`, :func:`watch`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ToolOutcome:
         faults: Kinds of tries that failed before the call ended, in order.
         outage: Why the service behind the tool is down; empty if it is not.
         on_outage: What an outage does to the rollout: ``drop`` or ``raise``.
-        latency_s: Seconds that the call took; None for a tool that does not say.
+        latency_s: Seconds that the call took; None if the tool does not say.
     """
 
     ok: bool = True
@@ -51,10 +51,10 @@ class ToolOutcome:
 
     @classmethod
     def from_info(cls, info: Any) -> ToolOutcome:
-        """Read a tool's third value. Keys that are missing or hold something else say nothing.
+        """Read a tool's third value; keys that are missing or have a value of another kind are ignored.
 
-        A tool of a user's own may use the same names for something else. Without ``ok`` a call counts as a success,
-        and ``error_kind`` is not looked at.
+        A tool of the user's may use the same names for something else. Without ``ok``, the call counts as a success and
+        ``error_kind`` is ignored.
         """
         info = cast("Mapping[str, Any]", info) if isinstance(info, Mapping) else {}
         outage, kind, said = _text(info.get("outage")), _text(info.get("error_kind")), _truth(info.get("ok"))
@@ -88,12 +88,12 @@ def _passages(listed: Any) -> list[Passage]:
 
 
 def _text(value: Any) -> str:
-    """Return a word or sentence that a tool says; empty for None, arrays and whatever else is none."""
+    """Return the value if it is a text or an exception, as a text; otherwise an empty one."""
     return str(value) if isinstance(value, str | Exception) else ""
 
 
 def _truth(value: Any) -> bool | None:
-    """Return what a tool says with true or false; None for None, arrays and the like, which say nothing."""
+    """Return the truth value of a single value; None for None, arrays and other things without a clear one."""
     single = isinstance(value, bool | int | float | str) or type(value).__name__ in ("bool_", "bool")
     return bool(value) if single else None
 
@@ -108,11 +108,11 @@ def _seconds(value: Any) -> float | None:
 
 @dataclass
 class Watch:
-    """What was observed of a tool while verl ran it.
+    """Our observations of a tool while verl ran it.
 
     Attributes:
-        answered: True if it returned what verl can read. verl turns whatever it raises into a text for the model.
-        reward: The reward of the call as the tool returned it. verl takes ``float`` of a function tool's.
+        answered: True if it returned something that verl can read. If it raises, verl gives the model a text instead.
+        reward: The reward of the call as the tool returned it. verl converts a function tool's with ``float``.
     """
 
     answered: bool = False
@@ -123,14 +123,14 @@ _watch: ContextVar[Watch] = ContextVar("watch over the tool that verl runs")
 
 
 def watch() -> Watch:
-    """Start to watch; call it in the task that runs the tool, and read the result when verl is done."""
+    """Start watching; call this in the task that runs the tool, and read the result when verl is done."""
     started = Watch()
     _watch.set(started)
     return started
 
 
 def watched(tool: Any) -> Any:
-    """Return the tool as verl's loop may call it, telling :func:`watch` what it did."""
+    """Wrap a tool so that verl's loop can call it as before and :func:`watch` learns how the call went."""
     return _WatchedFunctionTool(tool) if isinstance(tool, FunctionTool) else _WatchedTool(tool)
 
 
@@ -146,14 +146,14 @@ class _WatchedFunctionTool(FunctionTool):
             answer = normalize_function_tool_return(result)
         except Exception:
             if isinstance(seen.reward, int | float):
-                seen.reward = None  # something else cannot be read, and verl counts the call as worth nothing
+                seen.reward = None  # the rest of the result cannot be read, so verl ignores this number too
             raise
         seen.answered = True
         return answer
 
 
 class _WatchedTool(Proxy):
-    """Stands for one of verl's ``BaseTool``, and is it in everything but ``execute``."""
+    """Wraps one of verl's ``BaseTool`` and changes nothing but ``execute``."""
 
     async def execute(self, *arguments: Any, **named: Any) -> Any:
         seen = _watch.get(Watch())
@@ -163,14 +163,14 @@ class _WatchedTool(Proxy):
 
 
 def checked_reward(name: str, value: Any) -> float:
-    """Return what a tool said its call was worth; 0.0 for None, as verl counts a tool that says nothing of it.
+    """Return the reward that a tool gave its call; 0.0 for None, as in verl.
 
     Args:
-        name: The tool's.
-        value: What the tool returned as its second value.
+        name: The tool's name, for messages.
+        value: The second value that the tool returned.
 
     Raises:
-        ToolError: it is not a finite number.
+        ToolError: The value is not a finite number.
     """
     if value is None:
         return 0.0

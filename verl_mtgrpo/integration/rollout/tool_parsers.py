@@ -1,8 +1,8 @@
-"""Tool calls in the text formats ``search_r1`` and ``mtgrpo_xml``.
+"""Parse tool calls in the text formats ``search_r1`` and ``mtgrpo_xml``.
 
-Registered in verl's tool parser registry: ``actor_rollout_ref.rollout.multi_turn.format=search_r1``. Turns of these
-formats are cut at their closing tag (:mod:`.cutting`). verl's own parsers (``hermes``, …) stay
-as they are, and with them nothing is cut.
+The parsers are in verl's registry: ``actor_rollout_ref.rollout.multi_turn.format=search_r1``. Turns of these formats
+are cut at their closing tag (:mod:`.cutting`). verl's parsers (``hermes``, …) are not changed, and with them no turn is
+cut.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from verl_mtgrpo.threads import DECODE, apart
 
 
 class _TagParser(ToolParser):
-    """One call per turn, between the tags of the format; the first closing tag decides what the turn is."""
+    """Finds one call per turn, between the format's tags; the first closing tag decides whether it is a call."""
 
     rules: TextFormat
 
@@ -37,7 +37,7 @@ class _TagParser(ToolParser):
 
 @ToolParser.register("search_r1")
 class SearchR1Parser(_TagParser):
-    """``<search>query</search>``: a call of the search tool (the only tool, or the one called ``search``)."""
+    """Reads ``<search>query</search>`` as a call of the search tool (the only tool, or the one called ``search``)."""
 
     rules = SEARCH_R1
 
@@ -48,10 +48,10 @@ class SearchR1Parser(_TagParser):
 
 @ToolParser.register("mtgrpo_xml")
 class XmlParser(_TagParser):
-    """``<tool>{"name": …, "args": {…}}</tool>``, the paper's own format; ``arguments`` is understood as well.
+    """Reads ``<tool>{"name": …, "args": {…}}</tool>``, the paper's format; ``arguments`` is understood as well.
 
-    JSON that cannot be read is still a call: it goes to the tool as it is and comes back as an error that the
-    model sees and the execution reward counts, as in the paper's code.
+    Broken JSON still counts as a call: it goes to the tool unchanged and comes back as an error, which the model sees
+    and the execution reward counts, as in the paper's code.
     """
 
     rules = MTGRPO_XML

@@ -1,10 +1,10 @@
-"""Carry transcripts from the agent loops to their readers: once, packed, and only if something reads them.
+"""Carry transcripts from the agent loops to their readers: once, compressed, and only if something reads them.
 
-A transcript holds the text of a rollout and of all passages that it found, ten to a hundred kilobytes. When its reward
-is known it is read by dumps (``trainer.rollout_data_dir``, ``trainer.validation_data_dir``) and by estimators with a
-parameter ``transcript``. Under our trainers it has a separate column, :data:`COLUMN`, which they fetch for the
-rows that they need. verl's own trainers and custom samplers know of no such column, and write only
-``reward_extra_info`` into their validation dumps, so there it is in that.
+A transcript contains the text of a rollout and of all passages that it found, ten to a hundred kilobytes. Once the
+reward is known, only dumps (``trainer.rollout_data_dir``, ``trainer.validation_data_dir``) and estimators with a
+parameter ``transcript`` read it. Under our trainers it has a separate column, :data:`COLUMN`, which they fetch for the
+rows that they need. verl's trainers and custom samplers do not know this column, and their validation dumps contain
+only ``reward_extra_info``, so under them the transcript is part of that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Destination = Literal["column", "info", "nowhere"]
 
 
 def destination(config: Any) -> Destination:
-    """Return where the agent loops of a run put transcripts when rewards are known.
+    """Return where the agent loops of a run put transcripts once rewards are known.
 
     Args:
         config: verl's whole config.
@@ -44,7 +44,7 @@ def destination(config: Any) -> Destination:
 
 
 def text_of_messages(messages: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """Return chat messages without images, videos and sound, of which only the kind is kept.
+    """Return chat messages with only the type left of images, videos and sound.
 
     verl avoids storing them with a rollout, and a copy in each transcript would take megabytes.
     """
@@ -70,8 +70,8 @@ def _text_of(content: Any) -> Any:
 def pack(transcript: Transcript) -> bytes:
     """Write a transcript as compressed JSON.
 
-    A passage is in a transcript twice, in what the search returned and in the result that the model read, and
-    every call and passage names its fields. Compression at its fastest takes all of that away.
+    Each passage is in it twice, as the search returned it and in the result that the model read, and every call and
+    passage repeats the names of its fields. The fastest compression level removes most of that.
     """
     return zlib.compress(to_json(transcript.to_dict()).encode(), 1)
 
@@ -82,7 +82,7 @@ def unpack(packed: bytes) -> str:
 
 
 def to_json(transcript: Mapping[str, Any]) -> str:
-    """Write ``Transcript.to_dict()`` as compact JSON that every encoder takes, lone surrogates in a text included."""
+    """Write ``Transcript.to_dict()`` as compact JSON that can be encoded even if a text has lone surrogates."""
     text = json.dumps(transcript, ensure_ascii=False, separators=(",", ":"), default=str)
     try:
         text.encode()

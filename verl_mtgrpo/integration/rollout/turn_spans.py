@@ -1,4 +1,4 @@
-"""Turns of a rollout as runs of 1 in its mask, and rewards on their last tokens. Knows nothing of verl."""
+"""Find the turns of a rollout as runs of 1 in its mask, and place rewards on their last tokens; without verl."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from verl_mtgrpo.errors import TranscriptError
 
 
 def turn_spans(response_mask: list[int]) -> list[tuple[int, int]]:
-    """Half-open token ranges of the runs of 1 in one rollout's mask."""
+    """Return the half-open token ranges of the runs of 1 in one rollout's mask."""
     spans, position = [], 0
     for value, run in groupby(response_mask):
         length = sum(1 for _ in run)

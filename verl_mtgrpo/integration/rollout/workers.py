@@ -1,18 +1,18 @@
-"""verl's agent loop manager, for rollout and reward workers that may die: ``TurnAgentLoopManager``.
+"""Replace rollout and reward workers that die: ``TurnAgentLoopManager``, a subclass of verl's agent loop manager.
 
 verl starts its workers once. If one dies in the middle of a step, its work never ends, and the trainer waits
-for it indefinitely; if it dies between two steps, the next one ends with Ray's traceback. Chosen by
-``actor_rollout_ref.rollout.agent.agent_loop_manager_class``, this manager looks which of the run's named actors are
-gone whenever the trainer waits for rollouts (its replay buffer asks for it:
+for it indefinitely; if it dies between two steps, the next one ends with Ray's traceback. This manager, chosen by
+``actor_rollout_ref.rollout.agent.agent_loop_manager_class``, checks which of the run's named actors are gone whenever
+the trainer waits for rollouts (called by its replay buffer,
 :class:`~verl_mtgrpo.integration.trainer.buffer.TurnBuffer`):
 
-- A rollout worker is replaced, and the questions that it had not finished are asked again, once: a question that was
-  there when two workers died is given up, and its missing rollouts are counted as failed.
-- A reward worker's rollouts are scored by another one, and it is replaced if this process knows how (not with a reward
-  model of verl's). A rollout that was being scored when two reward workers died fails, and is counted.
+- A rollout worker is replaced, and the questions that it had not finished are asked again, but only once: if a second
+  worker dies with the same question, the question is abandoned and its missing rollouts are counted as failed.
+- The rollouts of a reward worker are scored by another one, and the worker is replaced if this process knows how (it
+  does not with verl's reward model). A rollout that two reward workers died with fails, and is counted.
 - A rollout server holds a model on an accelerator and cannot be replaced: the run stops and says so.
 
-A head of Ray's that is too busy to say who is alive ends nothing: it is asked again (:mod:`.ray_head`).
+If Ray's head is too busy to say who is alive, nothing happens but that it is asked again (:mod:`.ray_head`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from verl_mtgrpo.integration.trees import ask_for_trees
 logger = logging.getLogger(__name__)
 
 TRIES = 2
-"""How many workers may die with the same question, or the same rollout to score, before it is abandoned."""
+"""A question, or a rollout to score, is abandoned when this many workers have died with it."""
 LOOK_EVERY_S = 1.0
 GO_ON = "Start again with the same command: verl continues from its last checkpoint"
 _SCORERS_BACK_S = 120.0
@@ -57,7 +57,7 @@ _SERVER = "_server_"
 
 @dataclass(frozen=True)
 class _Given:
-    """Questions that were sent to a worker: verl's batch, and verl's name of each row."""
+    """Questions that were sent to a worker: verl's batch, and verl's name for each row."""
 
     uids: tuple[str, ...]
     batch: Any
@@ -65,7 +65,7 @@ class _Given:
 
 
 class TurnAgentLoopManager(AgentLoopManagerTQ):
-    """verl's manager of rollout workers that replaces those that die; see the module docstring."""
+    """verl's manager of rollout workers, which also replaces those that die; see the module docstring."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         self.tries: Counter[str] = Counter()
         self.asked_again = 0
         self.next_look = 0.0
-        self.own_reward_workers: list[Any] = []  # Ray ends an actor that nobody holds
+        self.own_reward_workers: list[Any] = []  # Ray ends an actor without a reference
         self.sent_again: dict[Any, Any] = {}
 
     async def _init_agent_loop_workers(self) -> None:
@@ -110,13 +110,13 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
             _wait_until_sent(worker, reference)
 
     def look(self, unfinished: Mapping[str, set[str]]) -> None:
-        """Replace dead workers, ask again for what they had; at most once in :data:`LOOK_EVERY_S`.
+        """Replace dead workers and ask their questions again; at most once in :data:`LOOK_EVERY_S`.
 
         Args:
-            unfinished: verl's names of the questions that are waited for, by partition.
+            unfinished: verl's names of the questions without a result, by partition.
 
         Raises:
-            WorkerDiedError: one is dead that the run cannot do without.
+            WorkerDiedError: A process has died that the run cannot do without.
         """
         if time.monotonic() < self.next_look:
             return
@@ -134,11 +134,11 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         """Return the names of dead actors; empty while Ray's head does not answer.
 
         Raises:
-            WorkerDiedError: a rollout server is among them, or the last reward worker, which cannot be replaced.
+            WorkerDiedError: A rollout server is among them, or the last reward worker if it cannot be replaced.
         """
         there = self._named_actors()
         if there is None:
-            return set()  # nobody knows: the next look may; the buffer's guard ends a wait that is too long
+            return set()  # unknown for now; the next look may tell, and the stall timeout limits the wait
         dead = self.actors - there
         servers = sorted(name for name in dead if _SERVER in name)
         if servers:
@@ -163,13 +163,13 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         return count
 
     def _give(self, number: int, batch: Any, partition: str) -> Any:
-        # Kept before it is sent: sending to a dead worker is how its death may be noticed first.
+        # Remember the batch before sending it, because sending may be what reveals that the worker is dead.
         one = _Given(tuple(str(uid) for uid in batch["uid"]), batch, partition)
         self.given.setdefault(self.names[number], []).append(one)
         return self.agent_loop_workers[number].generate_sequences.remote(batch)
 
     def _raise_errors(self) -> None:
-        """Raise the errors of workers that took a dead one's questions, unless they died too."""
+        """Raise the errors of workers that got a dead one's questions, unless they died as well."""
         for reference, worker in list(self.sent_again.items()):
             if ray.wait([reference], timeout=0)[0]:
                 del self.sent_again[reference]
@@ -184,7 +184,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
     def _replace_reward_worker(self, old: str) -> None:
         what = "nothing can replace it"
         if self._replaces_reward_workers():
-            # A new name: Ray remembers for a while which actor a name meant.
+            # Ray remembers for a while which actor a name belonged to, so the replacement needs a new one.
             number = old.removeprefix(_REWARD_WORKER).partition("_")[0]
             name = f"{_REWARD_WORKER}{number}_{uuid4().hex[:8]}"
             made = ray.remote(RewardLoopWorker).options(name=name)
@@ -204,12 +204,12 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         )
 
     def _replaces_reward_workers(self) -> bool:
-        """Return False if workers need the address of a reward model's router, which only the trainer has."""
+        """Return True unless workers need the address of a reward model's router, which only the trainer has."""
         return not self.config.reward.reward_model.enable
 
     def _replace_rollout_worker(self, number: int) -> None:
         old, name = self.names[number], f"agent_loop_worker_{number}_{uuid4().hex[:8]}"
-        # No node is named: the worker's own may be what died.
+        # Ray may choose any node, because the old worker may have died with its node.
         made = self.agent_loop_workers_class.options(name=name)
         given = (self.config, self.llm_client, self.teacher_client, self.reward_loop_worker_handles)
         worker = self.head.ask(lambda: made.remote(*given))
@@ -230,7 +230,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         )
 
     def _ask_again(self, number: int, one: _Given) -> tuple[int, int]:
-        """Give what a dead worker had not finished to another one: how many questions, and how many were given up."""
+        """Send a dead worker's unfinished questions to another one; return how many, and how many are abandoned."""
         queued = (tq.kv_list(one.partition) or {}).get(one.partition, {})
         open_rows = [
             row for row, uid in enumerate(one.uids) if queued.get(uid, {}).get("status") in ("pending", "running")
@@ -238,7 +238,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         self.tries.update(one.uids[row] for row in open_rows)
         rows = [row for row in open_rows if self.tries[one.uids[row]] < TRIES]
         lost = [one.uids[row] for row in open_rows if row not in rows]
-        if lost:  # what is there of their rollouts is trained on
+        if lost:  # those of their rollouts that are finished are still trained on
             tq.kv_batch_put(keys=lost, partition_id=one.partition, tags=[{"status": "failure"}] * len(lost))
         if not rows:
             return 0, len(lost)
@@ -255,28 +255,29 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
 
 
 def _wait_until_sent(worker: Any, reference: Any) -> None:
-    """Wait until the worker has accepted its questions; ``look`` detects a dead one.
+    """Wait until the worker has accepted its questions; if it is dead, ``look`` finds out.
 
     Raises:
-        RayActorError: the worker could not be made; another one would fail in the same way.
+        RayActorError: The worker could not be created, and another one would fail in the same way.
     """
     try:
         ray.get(reference)
     except ActorUnavailableError:
-        ray.kill(worker)  # Ray does not know whether they arrived, and they must not be asked by two
+        ray.kill(worker)  # Ray does not know whether they arrived, and two workers must not ask them
     except RayActorError as error:
         if error.actor_init_failed:
             raise
 
 
 class RewardWorkers:
-    """Stands in for verl's reward workers in a rollout worker: what one leaves undone, another one does.
+    """Stands in for verl's reward workers in a rollout worker: if one dies, another one scores the rollout.
 
-    verl picks a worker at random and calls ``worker.compute_score.remote(data)``; it is given a list with this in it.
+    verl picks a worker from a list at random and calls ``worker.compute_score.remote(data)``; we give it a list that
+    contains only this object.
 
     Args:
         handles: verl's reward workers.
-        patience_s: seconds for which Ray's head may not answer before a rollout fails of it.
+        patience_s: How many seconds Ray's head may not answer before the rollout fails.
     """
 
     def __init__(self, handles: Sequence[Any], patience_s: float = math.inf):
@@ -286,7 +287,7 @@ class RewardWorkers:
 
     @property
     def compute_score(self) -> RewardWorkers:
-        """What verl takes for the method of an actor."""
+        """Return the object that verl takes for an actor's method, since it calls ``remote`` on it."""
         return self
 
     def remote(self, data: Any) -> Any:
@@ -315,7 +316,7 @@ class RewardWorkers:
                     f"left. {GO_ON}"
                 )
             if alive is None:
-                deadline = time.monotonic() + _SCORERS_BACK_S  # begins when somebody knows
+                deadline = time.monotonic() + _SCORERS_BACK_S  # starts anew, since we do not know whether any is left
             elif time.monotonic() > deadline:
                 raise WorkerDiedError(
                     f"none of the {self.wanted} reward workers is left, and none came back within "
@@ -325,9 +326,9 @@ class RewardWorkers:
         return alive
 
     async def _alive(self) -> list[Any] | None:
-        """Return the workers that Ray knows, and which of them replaced a dead one; None without an answer.
+        """Return the workers that Ray knows, replacements included; None if it does not answer.
 
-        Asked in a separate thread: a busy head takes a minute, in which other rollouts continue.
+        Ray is asked in a separate thread: a busy head may take a minute, and the other rollouts should go on meanwhile.
         """
         return await asyncio.get_running_loop().run_in_executor(_LOOKING, self.head.ask, _reward_workers_alive)
 
@@ -336,7 +337,7 @@ def _reward_workers_alive() -> list[Any]:
     alive = []
     for name in ray.util.list_named_actors():
         if name.startswith(_REWARD_WORKER):
-            with suppress(ValueError):  # gone since
+            with suppress(ValueError):  # it has died since it was listed
                 alive.append(ray.get_actor(name))
     return alive
 
