@@ -110,7 +110,7 @@ class Transcript:
         turns: Assistant turns that left at least one token in the response, in order.
         end_reason: ``answered`` (a turn without a tool call), ``malformed_call`` (a turn with tool calls, none of which
             verl's parser could read, so that verl ended the rollout), ``max_turns``, ``response_length``, ``outage`` or
-            ``no_tokens``.
+            ``no_tokens``; or ``failed`` (a branch of a tree that raised an error).
         prompt: The chat messages of the prompt.
         max_turns: Largest number of assistant turns; 0 for no limit.
         format: Name of the model's text format (verl's ``multi_turn.format``).
