@@ -15,8 +15,9 @@ pytest.importorskip("openai")
 import torch
 
 from tests.judge_server import JudgeServer
+from tests.trees import grown
 from verl_mtgrpo.integration.reward_manager import metrics
-from verl_mtgrpo.integration.trainer.accounting import count_rollouts, rollout_metrics, share_failed
+from verl_mtgrpo.integration.trainer.accounting import Batch, count_rollouts, rollout_metrics, share_failed
 from verl_mtgrpo.integration.trainer.left_out import Sorted
 from verl_mtgrpo.integration.verl_score import read_score
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, TurnRewards, load_preset
@@ -57,9 +58,10 @@ def of_a_rollout() -> dict[str, Any]:
 def of_a_step() -> Iterator[str]:
     """Return what the sampler, the trainer and the guards log besides averages over rollouts."""
     yield from set(rollout_metrics([of_a_rollout()])) - set(of_a_rollout())
-    keys = ["a_0_0", "a_1_0"]
-    yield from share_failed(keys, 2)
-    yield from count_rollouts(keys, Sorted([0, 1], [], []), 2, 0, 0)
+    batch = Batch(["a_0_0", "a_1_0"], 2)
+    yield from share_failed(batch)
+    yield from count_rollouts(batch, Sorted([0, 1], [], []), 0, 0)
+    yield from grown(lambda node: ([-1.0], node.depth == 2), n=4, grow="arpo", probability=1.0).measures()
     rewards, mask = torch.tensor([[0.2, 0, 1.0], [0.7, 0, 0]]), torch.tensor([[1, 0, 1], [1, 0, 1]])
     values = torch.zeros_like(rewards)
     credit = measure_credit(rewards, rewards, mask, ["a", "a"], paid=rewards, values=values, returns=rewards)

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from verl_mtgrpo.doctor.findings import Finding, one_line
 from verl_mtgrpo.doctor.models import MODEL
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup, Tool
-from verl_mtgrpo.integration.parts import LOOPS, RAW
+from verl_mtgrpo.integration.parts import LOOPS, RAW, RAW_LOOPS
 from verl_mtgrpo.integration.rollout.end_of_turn import EndOfTurn, closing_tags, end_of_turn
 from verl_mtgrpo.rewards.formats import ANSWER as ANSWER_TAG
 from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS
@@ -38,7 +38,7 @@ def chat(setup: Setup) -> Iterator[Finding]:
     if spoken not in FORMATS:
         yield Finding("chat", "skip", f"two turns were not tried: the layout of calls in {spoken} is unknown here")
         return
-    if loop == RAW and spoken not in CUT_FORMATS:
+    if loop in RAW_LOOPS and spoken not in CUT_FORMATS:
         yield Finding("chat", "skip", f"two turns were not tried: {RAW} cannot read {spoken} (see the check turns)")
         return
     from jinja2 import TemplateError
@@ -46,14 +46,14 @@ def chat(setup: Setup) -> Iterator[Finding]:
     try:
         yield from _two_turns(setup, loop, spoken)
     except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:  # of the template or verl
-        what = "the question" if loop == RAW else "a tool call and its result"
+        what = "the question" if loop in RAW_LOOPS else "a tool call and its result"
         message = f"the chat template fails on {what}: {type(error).__name__}: {one_line(str(error))}"
         yield Finding("chat", "fail", message, _template_fix(loop))
 
 
 def _template_fix(loop: str) -> str:
     """Return what to do about a chat template that fails; the raw agent is a way out only if it is not in use yet."""
-    if loop == RAW:
+    if loop in RAW_LOOPS:
         return (
             f"set a Jinja template that renders messages of the roles system and user as {MODEL}.custom_chat_template"
         )
@@ -103,7 +103,7 @@ def _two_turns(setup: Setup, loop: str, spoken: str) -> Iterator[Finding]:
 
 def _no_end_of_turn(setup: Setup, ends: EndOfTurn, loop: str, spoken: str) -> Iterator[Finding]:
     """Warn if turns are cut, and the template has no end token to separate them from the next message."""
-    if spoken not in CUT_FORMATS or loop == RAW or ends.token is not None:
+    if spoken not in CUT_FORMATS or loop in RAW_LOOPS or ends.token is not None:
         return
     written = f"{ends.text!r}, which is {len(ends.closing)} tokens" if ends.text else "no token"
     message = f"after a turn the chat template writes {written}: only the closing tags stop the model there"
@@ -140,7 +140,7 @@ async def _rollout(setup: Setup, loop: str, tool: Tool, server: _Reciter) -> Any
 
     schema = OpenAIFunctionToolSchema.model_validate(tool.schema) if tool.schema else default_schema(1)
     known = FunctionTool(name=tool.name, fn=_result, tool_schema=schema, is_async=False)
-    kind = RawContinuationAgentLoop if loop == RAW else TurnToolAgentLoop
+    kind = RawContinuationAgentLoop if loop in RAW_LOOPS else TurnToolAgentLoop
     made = kind(
         trainer_config=DictConfigWrap(_without_limits(setup)),
         server_manager=server,

@@ -25,7 +25,7 @@ from verl_mtgrpo.integration.advantage.knobs import is_ours, try_knobs
 from verl_mtgrpo.integration.compat import check_compatible
 from verl_mtgrpo.integration.hydra.resolvers import asset
 from verl_mtgrpo.integration.intent import check_preset
-from verl_mtgrpo.integration.parts import RAW, check_parts, uses_turns
+from verl_mtgrpo.integration.parts import RAW_LOOPS, check_parts, uses_turns
 from verl_mtgrpo.integration.preflight import OF_ESTIMATOR, check_rewards, group_of_one
 from verl_mtgrpo.integration.rollout.cutting import raw_agent_needs_tags, routed_experts_are_not_cut
 from verl_mtgrpo.integration.settings import estimator_settings, trainer_turn_settings, turn_reward_settings
@@ -187,7 +187,7 @@ def _format(setup: Setup) -> Iterator[Finding]:
         message = f"{key}={spoken}: verl has no tool parser of this name"
         yield Finding("turns", "fail", message, f"set {key} to one of {', '.join(known)}")
         return
-    if loop == RAW and spoken not in CUT_FORMATS:
+    if loop in RAW_LOOPS and spoken not in CUT_FORMATS:
         yield from_error("turns", raw_agent_needs_tags(spoken))
     if spoken in CUT_FORMATS and setup.get(f"{ROLLOUT}.enable_rollout_routing_replay"):
         yield from_error("turns", routed_experts_are_not_cut(spoken))

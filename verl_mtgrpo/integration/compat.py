@@ -34,6 +34,7 @@ OVERRIDDEN = {
         "_build_assistant_message",
         "_call_tool",
         "_handle_generating_state",
+        "_handle_pending_state",
         "_handle_processing_tools_state",
         "ct_build_initial_tokens",
         "ct_merge_context_msg",

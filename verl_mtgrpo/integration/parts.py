@@ -16,9 +16,12 @@ from verl.utils.import_utils import resolve_config_path
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import AbsentError, ConfigError
+from verl_mtgrpo.integration.trees import RAW_TREE, TREE_LOOPS, check_trees
 
 RAW = "mtgrpo_raw_agent"
-LOOPS = ("mtgrpo_tool_agent", RAW)
+RAW_LOOPS = (RAW, RAW_TREE)
+"""Those that continue in plain text."""
+LOOPS = ("mtgrpo_tool_agent", RAW, *TREE_LOOPS)
 """Our agent loops."""
 VERLS_LOOPS = ("single_turn_agent", "tool_agent")
 """verl's loops, which put one reward on a rollout's last token. A custom loop may differ."""
@@ -67,6 +70,7 @@ def check_parts(config: Any) -> None:
     _check_loop_and_manager(config)
     if OmegaConf.select(config, _LOOP) in LOOPS:
         _check_tool(config)
+    check_trees(config)
 
 
 def check_tool_file(config: Any) -> None:

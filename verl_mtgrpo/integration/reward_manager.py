@@ -8,11 +8,13 @@ paid: ``reward.turn.pay``.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -24,6 +26,7 @@ from verl.utils.reward_score import default_compute_score
 from verl_mtgrpo.errors import ConfigError, DropRollout, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run, check_tokenizer
 from verl_mtgrpo.integration.settings import TurnRewardSettings, turn_reward_settings
+from verl_mtgrpo.integration.several import mean_over_nodes, with_entries
 from verl_mtgrpo.integration.verl_score import (
     ask,
     model_text,
@@ -35,8 +38,11 @@ from verl_mtgrpo.integration.verl_score import (
 from verl_mtgrpo.rewards import (
     DROPPED,
     DROPPED_REASON,
+    FAILED,
+    FAILURE,
     JUDGES,
     NO_TOKENS,
+    NODE_PATH,
     OUTAGE,
     TRANSCRIPT,
     TURN_REWARDS,
@@ -79,30 +85,37 @@ class TurnRewardManager(RewardManagerBase):
         self.filter_metric = filtering.get("metric") if filtering.get("enable") else None
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
-        """Score one rollout (the last output of it, if the agent loop made several)."""
-        item = data[-1]
-        row = item.non_tensor_batch
-        fields = row.get("tool_extra_fields")
-        transcript = fields.get(TRANSCRIPT) if isinstance(fields, dict) else None
-        if not isinstance(transcript, Transcript):
-            raise TranscriptError(
-                f"extra_fields['{TRANSCRIPT}'] of a rollout is a {type(transcript).__name__}",
-                expected="a verl_mtgrpo.rewards.Transcript",
-                fix=(
-                    "the reward manager mtgrpo scores rollouts of the agent loop mtgrpo_tool_agent: set "
-                    "actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent"
-                ),
-            )
-        reason = ""
+        """Score a session: one rollout, or several outputs, each of which is scored.
+
+        Outputs of a tree share turns, which earn the same in all of them (:func:`.several.mean_over_nodes`). Of outputs
+        without a transcript of their own the last one stands for the session.
+        """
+        items = [data[row] for row in range(len(data))]
+        if not all(_fields(item).get(TRANSCRIPT) for item in items):
+            items = items[-1:]
+        scores = await asyncio.gather(*(self._score(item) for item in items))
+        paths = [_fields(item).get(NODE_PATH) or "" for item in items]
+        sharing = ["" if score.reason else path for score, path in zip(scores, paths, strict=True)]
+        shared = mean_over_nodes([score.paid for score in scores], sharing)
+        return with_entries([self._result(*one) for one in zip(items, scores, shared, strict=True)])
+
+    async def _score(self, item: Any) -> _Score:
+        transcript = _transcript(item)
         try:
-            refuse_unfinished(transcript)
+            refuse_unfinished(transcript, _fields(item).get(FAILURE))
             rewards = charge_repeats(transcript, await self._rewards(transcript, item), self.settings.repeat_penalty)
-            paid = pay(rewards, len(transcript.turns), self.settings.pay)
-            measured = metrics(transcript, rewards, paid)
+            return _Score(rewards, pay(rewards, len(transcript.turns), self.settings.pay), "")
         except DropRollout as error:
-            reason = str(error)
-            logger.warning("a rollout is left out of the update: %s", reason)
-            paid, measured = [0.0] * len(transcript.turns), self._measures_of_a_dropped_rollout()
+            logger.warning("a rollout is left out of the update: %s", error)
+            return _Score(None, [0.0] * len(transcript.turns), str(error))
+
+    def _result(self, item: Any, score: _Score, paid: list[float]) -> dict[str, Any]:
+        """Return what verl gets of an output."""
+        row, transcript = item.non_tensor_batch, _transcript(item)
+        if score.rewards is None:
+            measured = self._measures_of_a_dropped_rollout()
+        else:
+            measured = metrics(transcript, score.rewards, paid)
         return {
             "reward_score": float(sum(paid)),
             "reward_extra_info": {
@@ -112,10 +125,10 @@ class TurnRewardManager(RewardManagerBase):
                 # verl's validation dump has neither; `mtgrpo eval` sorts and pairs by them. Strings become no metric.
                 "data_source": str(row.get("data_source") or ""),
                 "question_id": _question_id(row.get("extra_info")),
-                DROPPED_REASON: reason,
+                DROPPED_REASON: score.reason,
                 TURN_REWARDS: json.dumps(paid),
                 # As text, which verl's group filtering reads as a number and no average of verl's or ours takes.
-                TURN_PATTERN: str(math.nan if reason else turn_pattern(paid)),
+                TURN_PATTERN: str(math.nan if score.reason else turn_pattern(paid)),
             },
         }
 
@@ -172,14 +185,50 @@ def _reward_function(settings: TurnRewardSettings, router: str | None, config: A
     return Judge(judge, secret) if settings.preset == Judge.preset else PaperJudge(judge, settings.pay, secret)
 
 
+@dataclass(frozen=True)
+class _Score:
+    """Rewards of an output, what each turn is paid, and why it is dropped; without rewards if it is."""
+
+    rewards: TurnRewards | None
+    paid: list[float]
+    reason: str
+
+
+def _fields(item: Any) -> Mapping[str, Any]:
+    """Return what the agent loop says of an output beside its tokens."""
+    fields = item.non_tensor_batch.get("tool_extra_fields")
+    return fields if isinstance(fields, dict) else {}
+
+
+def _transcript(item: Any) -> Transcript:
+    transcript = _fields(item).get(TRANSCRIPT)
+    if not isinstance(transcript, Transcript):
+        raise TranscriptError(
+            f"extra_fields['{TRANSCRIPT}'] of a rollout is a {type(transcript).__name__}",
+            expected="a verl_mtgrpo.rewards.Transcript",
+            fix=(
+                "the reward manager mtgrpo scores rollouts of the agent loop mtgrpo_tool_agent: set "
+                "actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent"
+            ),
+        )
+    return transcript
+
+
 def _question_id(extra_info: Any) -> str:
     """Return the question's id in its set, the same in every run, unlike verl's ``uid``; empty if unknown."""
     known = extra_info if isinstance(extra_info, Mapping) else {}
     return str(known.get("id", known.get("index", "")))
 
 
-def refuse_unfinished(transcript: Transcript) -> None:
-    """Raise ``DropRollout`` for a rollout that its search or server ended by failing: the policy is not to blame."""
+def refuse_unfinished(transcript: Transcript, failure: str | None = None) -> None:
+    """Raise ``DropRollout`` for a rollout that its search or server ended by failing: the policy is not to blame.
+
+    Args:
+        transcript: The rollout.
+        failure: The error that it raised, if it is a branch of a tree that did.
+    """
+    if transcript.end_reason == FAILED:
+        raise DropRollout(f"this branch of its tree failed: {failure}")
     if transcript.end_reason == NO_TOKENS:
         raise DropRollout(
             f"the rollout server returned no token for turn {len(transcript.turns) + 1} (an aborted request, or "

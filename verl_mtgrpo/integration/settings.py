@@ -59,6 +59,44 @@ class DumpSettings(Settings):
     """False: leave out the passages as the index has them. What the model read of them stays, and so do their ids."""
 
 
+class BranchSettings(Settings):
+    """``trainer.turn.branch``: how ``mtgrpo_tree_agent`` grows a tree of rollouts for each training prompt."""
+
+    grow: Literal["none", "full", "arpo", "at2po", "random"] = "none"
+    """Where a tree branches. ``none``: nowhere, as ``mtgrpo_tool_agent``; ``full``: at each of the first turns (the
+    paper's K-turn MT-GRPO); ``arpo``: after tool results that surprise the policy;
+    ``at2po``: in rounds, the turns that it was least certain of are written again; ``random``: in rounds, from any turn
+    (Tree-GRPO). A tree has ``actor_rollout_ref.rollout.n`` leaves, each of them a rollout."""
+    width: int | None = Field(default=None, ge=2)
+    """``full`` and ``arpo``: children of a state that branches, the one that would be there anyway included. null: 2
+    with ``arpo``; with ``full`` what ``actor_rollout_ref.rollout.n`` allows: its factors, spread over the turns."""
+    turns: int | None = Field(default=None, ge=1)
+    """``full``: how many turns branch, from the first; null: all but the last that
+    ``actor_rollout_ref.rollout.multi_turn.max_assistant_turns`` allows. ``width`` to the power of ``turns`` has to be
+    ``actor_rollout_ref.rollout.n``."""
+    initial: int | None = Field(default=None, ge=1)
+    """``arpo``, ``at2po`` and ``random``: rollouts that begin at the prompt, before any branch; null: half of
+    ``actor_rollout_ref.rollout.n``. What branches leave of the budget is filled with further ones."""
+    probability: Number = 0.5
+    """``arpo``: a tool result branches with this probability (alpha) if the turn after it is as surprising as the
+    rollout's first turn."""
+    weight: Number = 0.2
+    """``arpo``: what each nat of surprisal beyond the first turn's adds to that probability (beta)."""
+    decide: Literal["coin", "threshold"] = "coin"
+    """``arpo``: ``coin``: branch with that probability, as its code does; ``threshold``: branch if the probability is
+    above ``threshold``, as its paper has it."""
+    threshold: Number = 0.5
+    """``arpo`` with ``decide=threshold``: branch above this (tau)."""
+    tokens: int = Field(default=20, ge=1)
+    """``arpo``: how many tokens of a turn its surprisal is averaged over, from the turn's first."""
+    rounds: int = Field(default=2, ge=1)
+    """``at2po`` and ``random``: rounds over which the branches are spread; later ones see the turns of earlier ones."""
+    sibling_penalty: Number = 0.05
+    """``at2po``: taken from a turn's surprisal, in nats, for each sibling that it has already."""
+    seed: int = 0
+    """Seed of the draws: together with step, question and node it decides where a tree branches."""
+
+
 class TrainerTurnSettings(Settings):
     """``trainer.turn``: how a run is checked, watched and written down."""
 
@@ -73,6 +111,7 @@ class TrainerTurnSettings(Settings):
     lists those that may stand here."""
     guards: GuardSettings = GuardSettings()
     dump: DumpSettings = DumpSettings()
+    branch: BranchSettings = BranchSettings()
 
 
 class _Knobs(Settings, allow_inf_nan=True, arbitrary_types_allowed=True):

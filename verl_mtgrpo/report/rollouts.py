@@ -22,6 +22,7 @@ from verl_mtgrpo.rewards.transcript import (
     DROPPED,
     DROPPED_REASON,
     NO_TOKENS,
+    NODE_PATH,
     OUTAGE,
     TRANSCRIPT,
     TURN_REWARDS,
@@ -113,8 +114,8 @@ def iter_located(path: Path) -> Iterator[tuple[int, DumpedRollout]]:
             lines += 1
             where = f"{path}, line {number}"
             row = _parse(line, where)
-            if session := _UID.fullmatch(str(row.get("uid", ""))):
-                # An agent loop with several outputs has one row for each, all with the transcript of the last one.
+            if not row.get(NODE_PATH) and (session := _UID.fullmatch(str(row.get("uid", "")))):
+                # An agent loop with several outputs has one row for each. Those of a tree are rollouts of their own.
                 key = f"{session['prompt']}_{session['rollout']}"
                 if key in seen:
                     continue

@@ -8,7 +8,10 @@ from verl_mtgrpo.rewards.search_r1 import search_r1_em, search_r1_format
 from verl_mtgrpo.rewards.transcript import (
     DROPPED,
     DROPPED_REASON,
+    FAILED,
+    FAILURE,
     NO_TOKENS,
+    NODE_PATH,
     OUTAGE,
     TRANSCRIPT,
     TURN_REWARDS,
@@ -21,8 +24,11 @@ from verl_mtgrpo.rewards.transcript import (
 __all__ = [
     "DROPPED",
     "DROPPED_REASON",
+    "FAILED",
+    "FAILURE",
     "JUDGES",
     "NEED_RULES",
+    "NODE_PATH",
     "NO_TOKENS",
     "OUTAGE",
     "PACKAGED",

@@ -22,7 +22,13 @@ OUTAGE = "outage"
 MALFORMED_CALL = "malformed_call"
 """``end_reason`` of a rollout whose last turn has tool calls that verl's parser could not read."""
 NO_TOKENS = "no_tokens"
-"""``end_reason`` of a rollout whose last turn got no token from the rollout server (an aborted request)."""
+"""``end_reason`` of a rollout for whose last turn the rollout server gave no token (an aborted request)."""
+FAILED = "failed"
+"""``end_reason`` of a branch of a tree of rollouts that raised an error; the other branches go on."""
+FAILURE = "failure"
+"""Where ``extra_fields`` of a failed branch say what error it raised."""
+NODE_PATH = "node_path"
+"""Where ``extra_fields`` say which turns a rollout shares with others (:mod:`verl_mtgrpo.credit.forest`)."""
 DROPPED_REASON = "dropped_reason"
 """Key in ``reward_extra_info`` of the reason why a rollout was dropped; empty if it was not."""
 TURN_REWARDS = "turn_rewards"
@@ -104,7 +110,7 @@ class Transcript:
         turns: Assistant turns that left at least one token in the response, in order.
         end_reason: ``answered`` (a turn without a tool call), ``malformed_call`` (a turn with tool calls, none of which
             verl's parser could read, so that verl ended the rollout), ``max_turns``, ``response_length``, ``outage`` or
-            ``no_tokens``.
+            ``no_tokens``; or ``failed`` (a branch of a tree that raised an error).
         prompt: The chat messages of the prompt.
         max_turns: Largest number of assistant turns; 0 for no limit.
         format: Name of the model's text format (verl's ``multi_turn.format``).

@@ -25,7 +25,7 @@ from verl_mtgrpo.errors import ConfigError, DropRollout, RetrievalBusy, Retrieva
 from verl_mtgrpo.integration.reward_manager import refuse_unfinished
 from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
 from verl_mtgrpo.integration.rollout.search_tool import SearchTool, fingerprint_for
-from verl_mtgrpo.integration.trainer.accounting import share_failed, warn_of_outages
+from verl_mtgrpo.integration.trainer.accounting import Batch, share_failed, warn_of_outages
 from verl_mtgrpo.retrieval import BM25Index, HTTPRetriever
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, TurnRewards
 from verl_mtgrpo.rewards.measures import charge_repeats, tool_trouble, tool_use
@@ -127,7 +127,7 @@ def test_measures_of_calls():
 def test_rollouts_that_failed_are_missing_and_counted():
     # 2 prompts of 4 rollouts; one rollout has two outputs, two are missing
     keys = ["a_0_0", "a_1_0", "a_2_0", "a_2_1", "a_3_0", "b_0_0", "b_3_0"]
-    assert share_failed(keys, 8) == {"outcome/failed": pytest.approx(2 / 8)}
+    assert share_failed(Batch(keys, 8)) == {"outcome/failed": pytest.approx(2 / 8)}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from verl.trainer.ppo.v1 import agent_loop_tq, replay_buffer
 from tests.composed import composed
 from tests.verl_source import only_tested_version, source_hash
 from verl_mtgrpo.errors import ConfigError, EmptyBatchError, StalledError
-from verl_mtgrpo.integration.trainer.accounting import count_rollouts, refuse_failed_batch
+from verl_mtgrpo.integration.trainer.accounting import Batch, count_rollouts, refuse_failed_batch
 from verl_mtgrpo.integration.trainer.buffer import TurnReplayBuffer, poll_interval
 from verl_mtgrpo.integration.trainer.left_out import Sorted, sort_rows
 from verl_mtgrpo.integration.trainer.waiting import StallGuard
@@ -97,15 +97,41 @@ def test_every_rollout_is_counted_once():
     keys = ["a_0_0", "a_1_0", "a_3_0", "b_1_0", "b_2_0", "c_2_0"]
     rows = sort_rows(keys, [{DROPPED: float(key == "a_1_0")} for key in keys], need_company=True)
     assert rows == Sorted(kept=[0, 2, 3, 4], dropped=[1], alone=[5])
-    assert count_rollouts(keys, rows, asked=12, filtered=4, again=4) == {
+    assert count_rollouts(Batch(keys, asked=12), rows, filtered=4, again=4) == {
         "rollouts_total/asked": 16.0,
         "rollouts_total/trained": 4.0,
         "rollouts_total/dropped": 1.0,
         "rollouts_total/alone": 1.0,
         "rollouts_total/failed": 6.0,
         "rollouts_total/filtered": 4.0,
+        "rollouts_total/short": 0.0,
         "rollouts_total/repeated": 4.0,
     }
+
+
+def test_every_leaf_of_a_tree_is_counted_once():
+    # Three questions of four leaves each. One tree is whole and lost a leaf to its reward, one grew to three leaves,
+    # the third failed.
+    keys = ["a_0_0", "a_0_1", "a_0_2", "a_0_3", "b_0_0", "b_0_1", "b_0_2"]
+    infos = [{DROPPED: float(key == "a_0_1")} for key in keys]
+    rows = sort_rows(keys, infos, need_company=True, leaves=True)
+    assert rows == Sorted(kept=[0, 2, 3, 4, 5, 6], dropped=[1], alone=[])
+    batch = Batch(keys, asked=12, short=1, leaves=True)
+    counts = count_rollouts(batch, rows, filtered=4, again=0)
+    assert {name.partition("/")[2]: count for name, count in counts.items()} == {
+        **{"asked": 16.0, "trained": 6.0, "dropped": 1.0, "alone": 0.0, "failed": 4.0, "filtered": 4.0},
+        **{"short": 1.0, "repeated": 0.0},
+    }
+    # A tree of which one leaf is left has nothing to compare it with.
+    infos = [{DROPPED: float(not key.endswith("3"))} for key in keys[:4]]
+    assert sort_rows(keys[:4], infos, need_company=True, leaves=True) == Sorted([], [0, 1, 2], [3])
+    # Without trees the same rows are two rollouts, and one dropped row takes its rollout with it.
+    assert sort_rows(keys, [{DROPPED: float(key == "a_0_1")} for key in keys], need_company=False).dropped == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_the_sums_of_several_batches_of_a_step_are_what_verl_logs():
@@ -115,7 +141,8 @@ def test_the_sums_of_several_batches_of_a_step_are_what_verl_logs():
     for failed in (0, 1):
         keys = [f"a_{n}_0" for n in range(4 - failed)]
         kept = sort_rows(keys, [{} for _ in keys], need_company=True)
-        aggregator.add_step_metrics(count_rollouts(keys, kept, asked=4, filtered=0, again=0), sample_count=len(keys))
+        counts = count_rollouts(Batch(keys, asked=4), kept, filtered=0, again=0)
+        aggregator.add_step_metrics(counts, sample_count=len(keys))
     logged = aggregator.get_aggregated_metrics()
     assert (logged["rollouts_total/asked"], logged["rollouts_total/trained"]) == (8.0, 7.0)
     assert logged["rollouts_total/failed"] == 1.0

@@ -30,9 +30,6 @@ Any other name is a field of each rollout: one of the agent loop's ``extra_field
 reward manager's ``reward_extra_info`` (``turn_rewards``, or ``reward_extra_info`` itself). The estimator gets it as an
 object array ``(B,)``, with None for a rollout that does not have it."""
 
-NODE_PATH = "node_path"
-"""The field of a rollout that says which turns it shares with others (:mod:`verl_mtgrpo.credit.forest`)."""
-
 PREFIX = "mtgrpo_"
 """Our trainer modes are called this prefix followed by verl's name."""
 MODES = {PREFIX + mode: mode for mode in ("sync", "colocate_async", "separate_async")}

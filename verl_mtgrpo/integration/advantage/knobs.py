@@ -13,7 +13,8 @@ import torch
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError, MTGRPOError
-from verl_mtgrpo.integration.advantage.fields import NODE_PATH, TOKEN_FIELDS
+from verl_mtgrpo.integration.advantage.fields import TOKEN_FIELDS
+from verl_mtgrpo.rewards import NODE_PATH
 
 # Two groups of two rollouts. All have two turns except the last one, and no two rewards are equal.
 _MASK = torch.tensor([[1, 1, 0, 1, 1], [1, 1, 0, 1, 0], [1, 0, 0, 1, 1], [1, 1, 0, 0, 0]])

@@ -63,7 +63,18 @@ from verl_mtgrpo.integration.rollout.record import new_record, record_of
 from verl_mtgrpo.integration.rollout.tool_outcome import ToolOutcome, checked_reward, watch, watched
 from verl_mtgrpo.integration.rollout.transcripts import COLUMN, Destination, pack, text_of_messages, to_json
 from verl_mtgrpo.integration.rollout.turn_spans import place_rewards, turn_spans
-from verl_mtgrpo.rewards import DROPPED, NO_TOKENS, OUTAGE, TRANSCRIPT, TURN_REWARDS, ToolCall, Transcript, Turn
+from verl_mtgrpo.integration.several import own_entry
+from verl_mtgrpo.rewards import (
+    DROPPED,
+    NO_TOKENS,
+    NODE_PATH,
+    OUTAGE,
+    TRANSCRIPT,
+    TURN_REWARDS,
+    ToolCall,
+    Transcript,
+    Turn,
+)
 from verl_mtgrpo.rewards.measures import BAD_ARGUMENTS
 from verl_mtgrpo.rewards.transcript import MALFORMED_CALL
 from verl_mtgrpo.text import encodable
@@ -77,6 +88,7 @@ class TurnAgentLoopOutput(AgentLoopOutput):
     """
 
     _destination: Destination = PrivateAttr("info")
+    _number: int | None = PrivateAttr(None)
 
     @classmethod
     def of(cls, output: AgentLoopOutput, destination: Destination) -> TurnAgentLoopOutput:
@@ -85,21 +97,27 @@ class TurnAgentLoopOutput(AgentLoopOutput):
         made._destination = destination
         return made
 
+    def number_among_outputs(self, number: int) -> None:
+        """Say which of its session's outputs this is, counted from 0: the reward manager scored each of them."""
+        self._number = number
+
     def as_dict(self) -> dict[str, Any]:
         """Return verl's dict, with ``rm_scores`` written per turn when the reward manager gave turn rewards.
 
-        The transcript has been read by then: it goes where :mod:`.transcripts` says.
+        The transcript has been read by then: it goes where :mod:`.transcripts` says. Of a session with several outputs
+        verl gives all the same ``reward_extra_info``, in which the manager keeps a list: each takes its own entry.
 
         Raises:
             TranscriptError: there is not exactly one reward per turn of ``response_mask``.
         """
-        info = self.extra_fields.get("reward_extra_info") or {}
+        info = own_entry(self.extra_fields.get("reward_extra_info") or {}, self._number)
         rewards = info.get(TURN_REWARDS)
         if rewards is None or self.reward_score is None:
             return super().as_dict()
         score, fields = self.reward_score, self.extra_fields
         # verl copies extra_fields deeply, which costs more for a transcript than all the rest.
-        self.reward_score, self.extra_fields = None, {k: v for k, v in fields.items() if k != TRANSCRIPT}
+        others = {name: value for name, value in fields.items() if name != TRANSCRIPT}
+        self.reward_score, self.extra_fields = None, {**others, "reward_extra_info": info}
         try:
             output = super().as_dict()
         finally:
@@ -108,6 +126,7 @@ class TurnAgentLoopOutput(AgentLoopOutput):
         output["rm_scores"] = place_rewards(json.loads(rewards), self.response_mask)
         if info.get(DROPPED):  # no generated token is left: it enters no statistic and no loss
             output["response_mask"] = torch.zeros_like(output["response_mask"])
+            output["extra_fields"].pop(NODE_PATH, None)  # a path has one id per turn, and no turn is left
         if TRANSCRIPT in fields and self._destination == "column":
             output[COLUMN] = pack(fields[TRANSCRIPT])
         elif TRANSCRIPT in fields and self._destination == "info":
@@ -169,7 +188,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
             previous_messages, updated_messages, ids, mask, log_probs, tools=tools
         )
 
-    async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
+    async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> TurnAgentLoopOutput:
         """Run one rollout as verl's loop does, then attach its transcript."""
         record = new_record()
         output = await super().run(  # pyright: ignore[reportAbstractUsage]

@@ -40,6 +40,7 @@ from verl.utils.tensordict_utils import index_select_tensor_dict
 
 from verl_mtgrpo.errors import WorkerDiedError
 from verl_mtgrpo.integration.rollout.ray_head import RayHead
+from verl_mtgrpo.integration.trees import ask_for_trees
 
 logger = logging.getLogger(__name__)
 
@@ -98,9 +99,11 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         ]
 
     def generate_sequences(self, prompts: Any) -> None:
-        """Do what verl does, and remember what each worker was given, so that :meth:`look` can replace dead ones."""
+        """Do what verl does, and ask for trees where they are to grow; :meth:`look` detects dead workers."""
         validating = prompts["validate"] if "validate" in prompts else False  # noqa: SIM401  get() gives a wrapper
         partition = "val" if validating else "train"
+        if not validating:
+            ask_for_trees(prompts, self.config)
         chunks = prompts.chunk(len(self.agent_loop_workers))
         sent = [self._give(number, chunk, partition) for number, chunk in enumerate(chunks)]
         for worker, reference in zip(self.agent_loop_workers, sent, strict=False):

@@ -10,6 +10,7 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ import numpy as np
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import CreditInputError, EmptyBatchError
 from verl_mtgrpo.integration.trainer.left_out import Sorted, rollout_of, rollouts_in
-from verl_mtgrpo.rewards import DROPPED_REASON
+from verl_mtgrpo.integration.trees import tells_rows_apart
+from verl_mtgrpo.rewards import DROPPED_REASON, NODE_PATH
 from verl_mtgrpo.rewards.measures import BY_KIND
 
 logger = logging.getLogger(__name__)
@@ -61,38 +63,62 @@ def _as_float(value: Any) -> float:
         return math.nan
 
 
-def share_failed(keys: Sequence[str], asked: int) -> dict[str, float]:
-    """Return ``outcome/failed``: the share of the requested rollouts that are missing because they raised an error.
+def tree_metrics(trees: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average what is logged of each tree (``branch/…``) over those in which it is defined."""
+    names = dict.fromkeys(name for tree in trees for name in tree)
+    found = {name: [tree[name] for tree in trees if name in tree] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
-    Args:
-        keys: verl's names of the rows of the batch.
+
+@dataclass(frozen=True)
+class Batch:
+    """What the books are kept of: the rows of a training batch, and what was asked for.
+
+    Attributes:
+        keys: verl's names of the rows, those that leave the batch included.
         asked: Number of rollouts that the batch was to have.
+        short: Number of leaves that trees did not grow to.
+        leaves: True if every row is a rollout, as in trees.
     """
-    return {"outcome/failed": 1.0 - len(_rows_by_rollout(keys)) / asked}
+
+    keys: Sequence[str]
+    asked: int
+    short: int = 0
+    leaves: bool = False
+
+    @property
+    def failed(self) -> int:
+        """Number of rollouts that are missing because they raised an error."""
+        return self.asked - self.short - rollouts_in(self.keys, range(len(self.keys)), leaves=self.leaves)
 
 
-def count_rollouts(keys: Sequence[str], rows: Sorted, asked: int, filtered: int, again: int) -> dict[str, float]:
+def share_failed(batch: Batch) -> dict[str, float]:
+    """Return ``outcome/failed``: the share of the requested rollouts that are missing because they raised an error."""
+    return {"outcome/failed": batch.failed / batch.asked}
+
+
+def count_rollouts(batch: Batch, rows: Sorted, filtered: int, again: int) -> dict[str, float]:
     """Count the fate of every rollout of a step: ``rollouts_total/…``.
 
     ``asked`` is the sum of ``trained``, ``dropped`` (left out by the reward manager), ``alone`` (the only one left of
-    its group, with nothing to compare it with), ``failed`` (raised an error) and ``filtered`` (whole groups that verl
-    removed). ``repeated`` were begun, lost with their worker and requested again; ``asked`` counts them once.
-    verl adds up names with ``total`` in them where a step has several batches.
+    its group, with nothing to compare it with), ``failed`` (raised an error), ``filtered`` (whole groups that verl
+    removed) and ``short`` (leaves that a tree did not grow to). ``repeated`` were begun, lost with their worker and
+    requested again; ``asked`` counts them once. verl adds up names with ``total`` in them where a step has several
+    batches.
 
     Args:
-        keys: verl's names of the rows of the batch, those that leave it included.
-        rows: Which of them leave it.
-        asked: Number of rollouts that the batch was to have.
+        batch: The batch.
+        rows: Which of its rows leave it.
         filtered: Number of rollouts of the groups that verl took out before.
         again: Number of rollouts requested again.
     """
+    fates = {"trained": rows.kept, "dropped": rows.dropped, "alone": rows.alone}
     counts = {
-        "asked": asked + filtered,
-        "trained": rollouts_in(keys, rows.kept),
-        "dropped": rollouts_in(keys, rows.dropped),
-        "alone": rollouts_in(keys, rows.alone),
-        "failed": asked - len(_rows_by_rollout(keys)),
+        "asked": batch.asked + filtered,
+        **{fate: rollouts_in(batch.keys, found, leaves=batch.leaves) for fate, found in fates.items()},
+        "failed": batch.failed,
         "filtered": filtered,
+        "short": batch.short,
         "repeated": again,
     }
     return {f"rollouts_total/{name}": float(count) for name, count in counts.items()}
@@ -114,22 +140,24 @@ def warn_of_outages(measured: Mapping[str, float], global_steps: int) -> None:
 def refuse_several_outputs(keys: Sequence[str], estimator: str) -> None:
     """Raise ``CreditInputError`` if a rollout came as several rows and the estimator takes each row for a rollout.
 
-    verl lets an agent loop return a list of outputs, and brings them together for its own ``grpo`` only.
+    verl lets an agent loop return a list of outputs, and brings them together for its own ``grpo`` only. An estimator
+    that names ``node_path`` or ``role`` knows what the rows of a session are to each other.
 
     Args:
         keys: verl's names of the rows.
         estimator: ``algorithm.adv_estimator``.
     """
-    rows = _rows_by_rollout(keys)
+    rows = Counter(map(rollout_of, keys))
     several = [session for session, count in rows.items() if count > 1]
-    if several and estimator in ESTIMATORS:
+    if several and estimator in ESTIMATORS and not tells_rows_apart(estimator):
         raise CreditInputError(
             f"{len(several)} of {len(rows)} rollouts came as several outputs (such as {several[0]}: "
             f"{rows[several[0]]}), each of which {estimator} would take for a separate rollout: its turns would be "
             "counted from 1 again and compared with the wrong ones",
             fix=(
-                "let the agent loop return one output with all turns, or use verl's own algorithm.adv_estimator=grpo, "
-                "which gives the last output's advantage to all"
+                "let the agent loop return one output with all turns; or use an estimator that takes several "
+                f"({', '.join(filter(tells_rows_apart, ESTIMATORS)) or f'one that names {NODE_PATH}'}); or verl's own "
+                "algorithm.adv_estimator=grpo, which gives the last output's advantage to all"
             ),
         )
 
@@ -173,8 +201,3 @@ def refuse_failed_batch(error: RuntimeError, global_steps: int) -> None:
                 "whose rollouts all failed; if every rollout fails, it would never end"
             ),
         ) from error
-
-
-def _rows_by_rollout(keys: Sequence[str]) -> Counter[str]:
-    """Count the rows of each rollout of a batch."""
-    return Counter(map(rollout_of, keys))

@@ -19,17 +19,20 @@ from verl_mtgrpo.errors import ConfigError, WorkerDiedError
 from verl_mtgrpo.integration.advantage.comparing import compares
 from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts
 from verl_mtgrpo.integration.trainer.accounting import (
+    Batch,
     count_rollouts,
     refuse_empty_batch,
     refuse_failed_batch,
     refuse_several_outputs,
     rollout_metrics,
     share_failed,
+    tree_metrics,
     warn_of_outages,
 )
 from verl_mtgrpo.integration.trainer.left_out import sort_rows
 from verl_mtgrpo.integration.trainer.queue import LeftOut, rollout_fields, token_columns
 from verl_mtgrpo.integration.trainer.waiting import StallGuard
+from verl_mtgrpo.integration.trees import BRANCH, takes_leaves
 from verl_mtgrpo.rewards.pattern import TURN_PATTERN
 
 if TYPE_CHECKING:
@@ -108,17 +111,21 @@ class TurnBuffer(_Verls):
     ) -> tuple[KVBatchMeta, dict[str, Any]]:
         """Take lost rollouts out of a training batch, and add what was measured of all rollouts to the metrics."""
         refuse_several_outputs(batch.keys, self.estimator)
-        infos = _reward_infos(batch)
+        infos, trees = _said_of_rows(batch)
+        leaves, each = takes_leaves(self.estimator), self.rollouts_per_prompt
         # With one rollout per prompt by intention there is no group to lose.
-        rows = sort_rows(batch.keys, infos, need_company=self.rollouts_per_prompt > 1 and compares(self.estimator))
+        need_company = each > 1 and compares(self.estimator)
+        rows = sort_rows(batch.keys, infos, need_company=need_company, leaves=leaves)
         refuse_empty_batch(infos, rows, global_steps)
         again = self.manager.take_asked_again() if self.manager is not None else 0
         taken_out, self._taken_out = self._taken_out, 0
-        each = self.rollouts_per_prompt
+        short = round(sum(tree["branch/shortfall"] for tree in trees))
+        books = Batch(batch.keys, asked, short, leaves)
         measured = {
             **rollout_metrics([info for info in infos if info]),
-            **share_failed(batch.keys, asked),
-            **count_rollouts(batch.keys, rows, asked, taken_out * each, again * each),
+            **tree_metrics(trees),
+            **share_failed(books),
+            **count_rollouts(books, rows, taken_out * each, again * each),
         }
         warn_of_outages(measured, global_steps)
         self.left_out.begin(global_steps)
@@ -199,9 +206,10 @@ def poll_interval(keys: int, least: float) -> float:
     return max(least, min(2.0, LOOK_EVERY * keys))
 
 
-def _reward_infos(batch: KVBatchMeta) -> list[Mapping[str, Any]]:
-    """Return ``reward_extra_info`` of every row of a batch, empty where there is none."""
+def _said_of_rows(batch: KVBatchMeta) -> tuple[list[Mapping[str, Any]], list[Mapping[str, float]]]:
+    """Return ``reward_extra_info`` of every row of a batch, empty where there is none, and what was said of trees."""
     if not batch.keys:
-        return []
+        return [], []
     _, data = token_columns(batch, (), ["extra_fields"])
-    return [(item.get("reward_extra_info") if isinstance(item, dict) else None) or {} for item in rollout_fields(data)]
+    fields = [item if isinstance(item, dict) else {} for item in rollout_fields(data)]
+    return [one.get("reward_extra_info") or {} for one in fields], [one[BRANCH] for one in fields if one.get(BRANCH)]

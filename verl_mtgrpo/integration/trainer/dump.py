@@ -20,7 +20,7 @@ from verl_mtgrpo.credit import ESTIMATORS, segment_turns
 from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts, to_json
 from verl_mtgrpo.integration.settings import estimator_settings
 from verl_mtgrpo.integration.trainer.queue import LeftOut, rewards_column, rollout_fields, select, token_columns
-from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON, TRANSCRIPT, TURN_REWARDS
+from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON, NODE_PATH, TRANSCRIPT, TURN_REWARDS
 
 _VERLS_KNOBS = {
     "gae": ("gamma", "lam"),
@@ -117,6 +117,8 @@ def _info(fields: Any, transcript: str | None, *, documents: bool) -> dict[str, 
     """Return the reward manager's extra info of a rollout, and its transcript."""
     info = dict((fields.get("reward_extra_info") if isinstance(fields, Mapping) else None) or {})
     info.pop("uid", None)  # verl writes the row's name there
+    if isinstance(fields, Mapping) and fields.get(NODE_PATH):
+        info[NODE_PATH] = fields[NODE_PATH]
     if transcript is not None:
         info[TRANSCRIPT] = transcript if documents else _without_texts(transcript)
     return info

@@ -6,6 +6,8 @@ would count it as a reward of 0. Three rollouts that all earned 1 would be prais
 the row itself leaves, in the replay buffer, before any estimator, metric or loss. If the batch then cannot be divided
 into mini-batches, verl fills it with masked rows in a separate group (``verl.trainer.ppo.padding_utils``).
 
+Of a tree every row is a rollout: a leaf that is dropped leaves alone.
+
 A rollout whose whole group was lost has nothing to compare with, and an estimator that compares rollouts would give
 it its raw reward as advantage. It leaves as well.
 """
@@ -35,7 +37,9 @@ class Sorted:
     alone: list[int]
 
 
-def sort_rows(keys: Sequence[str], infos: Sequence[Mapping[str, Any]], *, need_company: bool) -> Sorted:
+def sort_rows(
+    keys: Sequence[str], infos: Sequence[Mapping[str, Any]], *, need_company: bool, leaves: bool = False
+) -> Sorted:
     """Find the rows that leave a batch.
 
     Args:
@@ -43,30 +47,37 @@ def sort_rows(keys: Sequence[str], infos: Sequence[Mapping[str, Any]], *, need_c
             rollouts of one uid.
         infos: ``reward_extra_info`` of each row; empty for a row without one.
         need_company: True takes out rollouts that are the only one left of their group.
+        leaves: True if every row is a rollout, as in trees.
     """
-    rollouts = [rollout_of(key) for key in keys]
+    rollouts = [rollout_of(key, leaves=leaves) for key in keys]
+    groups = dict(zip(rollouts, map(_group_of, keys), strict=True))
     dropped = {rollout for rollout, info in zip(rollouts, infos, strict=True) if info.get(DROPPED)}
     left: dict[str, set[str]] = defaultdict(set)
     for rollout in rollouts:
         if rollout not in dropped:
-            left[_group_of(rollout)].add(rollout)
+            left[groups[rollout]].add(rollout)
     lonely = {group for group, members in left.items() if need_company and len(members) == 1}
     rows = Sorted([], [], [])
     for row, rollout in enumerate(rollouts):
-        fate = rows.dropped if rollout in dropped else rows.alone if _group_of(rollout) in lonely else rows.kept
+        fate = rows.dropped if rollout in dropped else rows.alone if groups[rollout] in lonely else rows.kept
         fate.append(row)
     return rows
 
 
-def rollout_of(key: str) -> str:
-    """Return the rollout that a row belongs to: ``{uid}_{session}`` of ``{uid}_{session}_{index}``."""
-    return key.rpartition("_")[0]
+def rollout_of(key: str, *, leaves: bool = False) -> str:
+    """Return the rollout that a row belongs to: ``{uid}_{session}`` of ``{uid}_{session}_{index}``.
+
+    Args:
+        key: verl's name of the row.
+        leaves: True if every row is a rollout, as in trees: it is the whole name then.
+    """
+    return key if leaves else key.rpartition("_")[0]
 
 
-def rollouts_in(keys: Sequence[str], rows: Sequence[int]) -> int:
+def rollouts_in(keys: Sequence[str], rows: Sequence[int], *, leaves: bool = False) -> int:
     """Return how many rollouts these rows of a batch belong to."""
-    return len({rollout_of(keys[row]) for row in rows})
+    return len({rollout_of(keys[row], leaves=leaves) for row in rows})
 
 
-def _group_of(rollout: str) -> str:
-    return rollout.rpartition("_")[0]
+def _group_of(key: str) -> str:
+    return key.rsplit("_", 2)[0]

@@ -45,7 +45,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import CreditInputError
-from verl_mtgrpo.integration.advantage.fields import MODES, NODE_PATH, TOKEN_FIELDS, Provided, provide, source_of
+from verl_mtgrpo.integration.advantage.fields import MODES, TOKEN_FIELDS, Provided, provide, source_of
 from verl_mtgrpo.integration.compat import check_compatible
 from verl_mtgrpo.integration.preflight import check_estimator, check_filtering
 
@@ -66,7 +66,8 @@ from verl_mtgrpo.integration.trainer.queue import (
 )
 from verl_mtgrpo.integration.trainer.storage import SafeStorage
 from verl_mtgrpo.integration.trainer.validation import averages, split
-from verl_mtgrpo.rewards import TRANSCRIPT
+from verl_mtgrpo.integration.trees import OF_ROWS
+from verl_mtgrpo.rewards import NODE_PATH, TRANSCRIPT
 from verl_mtgrpo.watch.diagnostics import measure_credit
 from verl_mtgrpo.watch.forest import forest_metrics
 from verl_mtgrpo.watch.guards import Guards
@@ -282,6 +283,6 @@ def _of_rows(data: Any, batch: KVBatchMeta, name: str) -> np.ndarray:
         # Rows that verl adds to fill a batch carry a copy of another rollout's fields.
         if isinstance(fields, dict) and not tag.get("is_padding", False):
             found[row] = fields[name] if name in fields else (fields.get("reward_extra_info") or {}).get(name)
-    if name != NODE_PATH and all(value is None for value in found):  # without paths every rollout is a chain
+    if name not in OF_ROWS and all(value is None for value in found):  # a row without a path is a chain
         raise CreditInputError(f"the estimator needs {name}, which no rollout has", fix=source_of(name))
     return found
