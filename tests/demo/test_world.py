@@ -70,6 +70,19 @@ def test_hops_are_chained_and_name_only_the_first_entity(hops: int):
         assert question.answer == passed[-1]
 
 
+def test_the_possessive_changes_only_the_wording():
+    size = replace(SMALL, famous_share=0.1, hop_shares={2: 0.4, 3: 0.5})
+    plain, possessive = build_world(0, size), build_world(0, replace(size, possessive=True))
+    assert possessive.passages == plain.passages
+    for question, other in zip(plain.questions, possessive.questions, strict=True):
+        assert replace(other, text=question.text) == question
+        nouns = [fact.relation.noun for fact in question.facts]
+        assert (
+            " of ".join(f"the {noun}" for noun in reversed(nouns)) + f" of {question.facts[0].subject}" in question.text
+        )
+        assert "'s ".join([question.facts[0].subject, *nouns]) in other.text
+
+
 def test_good_queries_find_the_gold_passages_and_vague_ones_do_not(world: World, index: BM25Index):
     vague_hits = 0
     for question in world.questions:

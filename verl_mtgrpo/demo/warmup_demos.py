@@ -183,7 +183,7 @@ class Demonstrator:
     # ---- helpers
 
     def _ask(self, fact: Fact) -> str:
-        return question_about((fact,), self.rng.randrange(2))
+        return question_about((fact,), self.rng.randrange(2), possessive=self.world.possessive)
 
     def _result(self, found: Sequence[Passage]) -> Message:
         return {"role": "tool", "content": render_passages(found, template=self._template)}

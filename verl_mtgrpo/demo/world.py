@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
+from verl_mtgrpo.demo.stored import stored_settings
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.passages import Passage
 
@@ -130,6 +131,8 @@ class WorldSize:
         famous_share: Share of the questions that ask for a fact of a famous entity, in both splits.
         hop_shares: Shares of the questions that need two searches and more, by number of searches. The rest
             ask for one fact of an entity that is not famous.
+        possessive: Questions say "Belvor's founder's rival" and not "the rival of the founder of Belvor". What is
+            searched for first then comes first, which a tiny policy learns to follow much sooner.
     """
 
     entities_per_kind: int = 60
@@ -138,10 +141,11 @@ class WorldSize:
     val_questions: int = 160
     famous_share: float = 0.35
     hop_shares: Mapping[int, float] = field(default_factory=lambda: {2: 0.15})
+    possessive: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as assets store them, with a name for each share: ``two_hop_share``."""
-        numbers = asdict(self)
+        numbers = stored_settings(self, later=("possessive",))
         shares: Mapping[int, float] = numbers.pop("hop_shares")
         return {**numbers, **{f"{_HOPS[hops]}_hop_share": share for hops, share in shares.items()}}
 
@@ -154,6 +158,7 @@ class World:
     facts: tuple[Fact, ...]
     passages: tuple[Passage, ...]
     questions: tuple[Question, ...]
+    possessive: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -173,14 +178,21 @@ def build_world(seed: int, size: WorldSize | None = None) -> World:
     facts = _make_facts(entities, rng)
     passages = _write_passages(facts, rng)
     questions = _ask(entities, facts, size, rng)
-    return World(entities, tuple(facts), tuple(passages), tuple(questions))
+    return World(entities, tuple(facts), tuple(passages), tuple(questions), size.possessive)
 
 
-def question_about(facts: Sequence[Fact], form: int = 0) -> str:
-    """Ask for the object of the last fact; ``form`` is 0 or 1, two wordings of the question."""
+def question_about(facts: Sequence[Fact], form: int = 0, *, possessive: bool = False) -> str:
+    """Ask for the object of the last fact.
+
+    Args:
+        facts: One fact per hop.
+        form: 0 or 1, two wordings of the question.
+        possessive: :attr:`WorldSize.possessive`.
+    """
     phrase = facts[0].subject
     for fact in facts:
-        phrase = f"the {fact.relation.noun} of {phrase}"
+        noun = fact.relation.noun
+        phrase = f"{phrase}'s {noun}" if possessive else f"the {noun} of {phrase}"
     if form == 0:
         return f"{_ASKS[facts[-1].relation.object]} {phrase}?"
     return f"Name {phrase}."
@@ -263,7 +275,7 @@ def _ask(entities: Sequence[Entity], facts: Sequence[Fact], size: WorldSize, rng
             questions.append(
                 Question(
                     id=f"{path}/{form}",
-                    text=question_about(chain, form),
+                    text=question_about(chain, form, possessive=size.possessive),
                     answer=chain[-1].object,
                     facts=chain,
                     split="val" if number < val else "train",

@@ -43,11 +43,11 @@ WORLDS = {
     "hops": DemoWorld(
         "most questions need two or three searches, one after the other, and each search has a price",
         AssetSettings(
-            size=WorldSize(famous_per_kind=4, famous_share=0.12, hop_shares={2: 0.52, 3: 0.36}),
+            size=WorldSize(famous_per_kind=4, famous_share=0.15, hop_shares={2: 0.6, 3: 0.25}, possessive=True),
             habits=Habits(
-                search=0.5, broken_call=0.08, vague_query=0.15, wrong_query=0.15, second_search=0.7, careless=0.5
+                search=0.8, broken_call=0.03, vague_query=0.1, wrong_query=0.1, second_search=0.9, careless=0.4
             ),
-            warmup=WarmupSettings(drill_steps=640, habit_steps=150, chain_drills=0.5),
+            warmup=WarmupSettings(drill_steps=800, chain_drills=0.3),
         ),
         # Three searches and the answer; a response holds three results.
         DemoSettings(steps=60, response_length=320, assistant_turns=4, rewards="paper_v2"),
