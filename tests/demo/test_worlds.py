@@ -21,11 +21,12 @@ def checksum(data: object) -> str:
     return hashlib.sha256(json.dumps(data, default=asdict).encode()).hexdigest()[:16]
 
 
-# Made at commit e86cdc2, before there was a world with chains of three.
+# Made at commit 929c8f6, before there was a world with chains of three. A world that is retuned gets new ones.
 @pytest.mark.parametrize(
     ("name", "settings", "world", "demonstrations"),
     [
-        ("paper", "33a56dffbb2e1ac4", "3d38d1bd3e967de0", "694871f6ed3ff66c"),
+        ("paper", "aac367ace411a516", "3d38d1bd3e967de0", "694871f6ed3ff66c"),
+        ("clumsy", "e6a747c44be9f870", "b0dade496504dd0f", "7923ed7bb5a575a0"),
         ("easy", "25b9c8df1a15bd3a", "98fb7be7fc3b3bcf", "46e53d404fd04b52"),
     ],
 )
@@ -41,3 +42,10 @@ def test_earlier_worlds_stay_as_they_were(
     assert checksum(_key(0, assets)["settings"]) == settings
     assert checksum([made.entities, made.facts, made.passages, made.questions]) == world
     assert checksum(shown) == demonstrations
+
+
+def test_a_setting_that_came_later_is_stored_where_it_is_used() -> None:
+    """Runs that finished before there was a choice of rewards are still recognised."""
+    assert "rewards" not in WORLDS["paper"].training.to_dict()
+    assert WORLDS["hops"].training.to_dict()["rewards"] == "paper_v2"
+    assert "reward.turn.preset=paper_v1" in WORLDS["paper"].training.overrides(seed=0)
