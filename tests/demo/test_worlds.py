@@ -21,7 +21,7 @@ def checksum(data: object) -> str:
     return hashlib.sha256(json.dumps(data, default=asdict).encode()).hexdigest()[:16]
 
 
-# Made at commit 929c8f6, before there was a world with chains of three. A world that is retuned gets new ones.
+# Made at commit 929c8f6, before there was a world with chains of three. New ones for a world whose numbers change.
 @pytest.mark.parametrize(
     ("name", "settings", "world", "demonstrations"),
     [
