@@ -26,7 +26,7 @@ def test_table_plot_and_data_say_the_same(tmp_path: Path) -> None:
         "grpo_or": {0: _run(0.3, 0.2), 1: _run(0.3, 0.4)},
         "mt_grpo": {0: _run(0.3, 0.96), 1: _run(0.3, 1.0)},
     }
-    write_comparison(tmp_path, results, settings=DemoSettings())
+    write_comparison(tmp_path, results, settings=DemoSettings(), world="easy")
     table = (tmp_path / "comparison.md").read_text()
     assert "| before training | 0.300 (0.300 to 0.300) | – | 0.250 (0.250 to 0.250) | – |" in table
     assert "| GRPO-OR | 0.300 (0.200 to 0.400) |" in table
@@ -36,6 +36,7 @@ def test_table_plot_and_data_say_the_same(tmp_path: Path) -> None:
         "| MT-GRPO – GRPO-OR | +0.680 [-0.336, +1.696], above 0 in 2 of 2 | – | +0.000, above 0 in 0 of 2 | – |"
         in table
     )
+    assert "- world: easy\n" in table
     assert "- seeds: 0, 1" in table and "- source: 0.1, commit abc" in table and "prompts 16" in table
     data = json.loads((tmp_path / "comparison.json").read_text())
     assert [(run["preset"], run["seed"]) for run in data["runs"]] == [
@@ -46,7 +47,7 @@ def test_table_plot_and_data_say_the_same(tmp_path: Path) -> None:
 
 
 def test_a_value_that_a_run_lacks_does_not_shift_its_row(tmp_path: Path) -> None:
-    write_comparison(tmp_path, {"mt_grpo": {0: _run(0.3, 0.9)}}, settings=DemoSettings())
+    write_comparison(tmp_path, {"mt_grpo": {0: _run(0.3, 0.9)}}, settings=DemoSettings(), world="easy")
     (row,) = [line for line in (tmp_path / "comparison.md").read_text().splitlines() if "seed 0" in line]
     assert row == "| MT-GRPO, seed 0 | 0.900 | – | 0.500 | – | 1:30 |"
 

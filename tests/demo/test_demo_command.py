@@ -13,6 +13,7 @@ from verl_mtgrpo.config import group_names
 from verl_mtgrpo.demo.runs import RunPlan, RunResult
 from verl_mtgrpo.demo.session import settings_from
 from verl_mtgrpo.demo.training import DemoSettings
+from verl_mtgrpo.demo.worlds import PAPER, WORLDS
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.launch.command import TrainCommand
 from verl_mtgrpo.report.metrics import RunMetrics
@@ -26,6 +27,13 @@ def test_steps_come_from_the_flag_then_the_environment_then_the_settings(monkeyp
     assert settings_from(3).steps == 3
     monkeypatch.setenv("DEMO_STEPS", "")
     assert settings_from(None) == DemoSettings()
+
+
+def test_a_world_brings_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEMO_STEPS", raising=False)
+    easy, hops = settings_from(None, "easy"), settings_from(4, "hops")
+    assert easy == DemoSettings(steps=30)
+    assert (hops.steps, hops.assistant_turns, hops.rewards) == (4, 4, "paper_v2")
 
 
 @pytest.mark.parametrize("steps", ["many", "0", "-2", "1.5"])
@@ -42,13 +50,13 @@ def test_other_learning_rates_are_refused(lr: float) -> None:
 
 
 @pytest.mark.compose
-@pytest.mark.parametrize("preset", group_names())
-def test_settings_compose_with_verls_config(preset: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("preset", "world"), [*((preset, PAPER) for preset in group_names()), ("mt_grpo", "hops")])
+def test_settings_compose_with_verls_config(preset: str, world: str, tmp_path: Path) -> None:
     """The very overrides of the command line, through Hydra's compose and verl's own primary config."""
     pytest.importorskip("verl")
     from tests.composed import composed
 
-    settings = dataclasses.replace(DemoSettings(), steps=5)
+    settings = dataclasses.replace(WORLDS[world].training, steps=5)
     plan = RunPlan(tmp_path / "a run", preset, 3, assets_below(tmp_path), settings)
     command = plan.command(metrics=tmp_path / "m.jsonl", validate_first=True)
     overrides = [word for word in command.argv()[3:] if not word.startswith("hydra.run.dir")]
@@ -58,6 +66,7 @@ def test_settings_compose_with_verls_config(preset: str, tmp_path: Path) -> None
     assert config.trainer.device == "cpu"
     assert config.actor_rollout_ref.rollout.n == settings.rollouts
     assert config.actor_rollout_ref.rollout.multi_turn.max_assistant_turns == settings.assistant_turns
+    assert config.reward.turn.preset == ("paper_v2" if world == "hops" else "paper_v1")
     assert config.actor_rollout_ref.actor.optim.lr == settings.lr
     assert config.trainer.default_local_dir == str(tmp_path / "a run" / "checkpoints")
     assert config.actor_rollout_ref.rollout.multi_turn.tool_config_path == str(tmp_path / "search_tool.yaml")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,13 +54,33 @@ def test_the_answer_stands_in_the_gold_passage(world: World):
         assert question.answer not in question.text
 
 
-def test_two_hops_are_chained_and_name_only_the_first_entity(world: World):
-    two_hop = [question for question in world.questions if len(question.facts) == 2]
-    assert two_hop
-    for question in two_hop:
-        first, second = question.facts
-        assert first.object == second.subject
-        assert first.object not in question.text
+@pytest.mark.parametrize("hops", [2, 3])
+def test_hops_are_chained_and_name_only_the_first_entity(hops: int):
+    questions = build_world(0, replace(SMALL, famous_share=0.1, hop_shares={hops: 0.9})).questions
+    chained = [question for question in questions if not question.famous]
+    assert len(chained) == 126
+    for question in chained:
+        assert len(question.facts) == len(question.queries) == hops
+        for fact, following in zip(question.facts, question.facts[1:], strict=False):
+            assert fact.object == following.subject
+        passed = [fact.object for fact in question.facts]
+        assert len({question.facts[0].subject, *passed}) == hops + 1
+        assert question.facts[0].subject in question.text
+        assert not [name for name in passed if name in question.text]
+        assert question.answer == passed[-1]
+
+
+def test_the_possessive_changes_only_the_wording():
+    size = replace(SMALL, famous_share=0.1, hop_shares={2: 0.4, 3: 0.5})
+    plain, possessive = build_world(0, size), build_world(0, replace(size, possessive=True))
+    assert possessive.passages == plain.passages
+    for question, other in zip(plain.questions, possessive.questions, strict=True):
+        assert replace(other, text=question.text) == question
+        nouns = [fact.relation.noun for fact in question.facts]
+        assert (
+            " of ".join(f"the {noun}" for noun in reversed(nouns)) + f" of {question.facts[0].subject}" in question.text
+        )
+        assert "'s ".join([question.facts[0].subject, *nouns]) in other.text
 
 
 def test_good_queries_find_the_gold_passages_and_vague_ones_do_not(world: World, index: BM25Index):
@@ -82,12 +103,17 @@ def test_distractors_share_both_the_name_and_the_words(world: World, index: BM25
         assert shared - {"the", "of"}
 
 
-def test_shares_of_famous_and_two_hop_questions(world: World):
+def test_shares_of_famous_questions_and_of_hops(world: World):
     for split, count in (("train", 100), ("val", 40)):
         questions = world.split(split)
         assert len(questions) == count
         assert sum(question.famous for question in questions) == pytest.approx(0.35 * count, abs=1)
         assert sum(len(question.facts) == 2 for question in questions) == pytest.approx(0.15 * count, abs=1)
+
+    mixed = build_world(0, replace(SMALL, famous_share=0.1, hop_shares={2: 0.3, 3: 0.4}))
+    for split, count in (("train", 100), ("val", 40)):
+        hops = [len(question.facts) for question in mixed.split(split)]
+        assert [hops.count(n) / count for n in (1, 2, 3)] == [0.3, 0.3, 0.4]
 
 
 def test_ordinary_facts_of_validation_are_not_asked_in_training(world: World):

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             plan = plan_run(args.runs, assets, preset=preset, seed=seed, settings=settings, world=args.world)
             done = sum(len(by_seed) for by_seed in results.values())
             results[preset][seed] = _train(plan, label=f"[{done + 1}/{total}] {_title(preset)} seed {seed}")
-    write_comparison(args.out, results, settings=settings)
+    write_comparison(args.out, results, settings=settings, world=args.world)
     return 0
 
 
@@ -73,6 +73,7 @@ def write_comparison(
     results: Mapping[str, Mapping[int, RunResult]],
     *,
     settings: DemoSettings,
+    world: str,
 ) -> None:
     """Write ``comparison.md``, ``comparison.png`` and ``comparison.json``.
 
@@ -80,12 +81,13 @@ def write_comparison(
         out: Folder to write into.
         results: Results by preset and seed.
         settings: How all of them were trained.
+        world: Name of the world that they trained in.
     """
     from verl_mtgrpo.report.curves import comparison_figure, save_figure
 
     out.mkdir(parents=True, exist_ok=True)
     sources = sorted({run.source for by_seed in results.values() for run in by_seed.values()})
-    facts = {"source": sources, **describe_machine(), "settings": settings.to_dict()}
+    facts = {"world": world, "source": sources, **describe_machine(), "settings": settings.to_dict()}
     text = comparison_markdown(results, facts)
     (out / "comparison.md").write_text(text, encoding="utf-8")
     (out / "comparison.json").write_text(json.dumps(_data(results, facts), indent=1) + "\n", encoding="utf-8")
@@ -147,10 +149,9 @@ def _pairs(results: Mapping[str, Mapping[int, RunResult]], columns: Sequence[str
 
 
 def _title(preset: str) -> str:
-    """Return a method's name for tables: the estimator's title, or the paper's for one of verl's: GRPO-OR, MT-PPO."""
-    from verl_mtgrpo.credit import ESTIMATORS  # late: torch takes seconds to import
+    from verl_mtgrpo.credit import method_title  # late: torch takes seconds to import
 
-    return ESTIMATORS[preset].title if preset in ESTIMATORS else preset.upper().replace("_", "-")
+    return method_title(preset)
 
 
 def _train(plan: RunPlan, *, label: str) -> RunResult:

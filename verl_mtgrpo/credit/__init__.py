@@ -37,7 +37,7 @@ from verl_mtgrpo.credit.batch import TurnBatch, read_batch
 from verl_mtgrpo.credit.forest import Forest, read_forest
 from verl_mtgrpo.credit.groups import Groups, group_rows, normalize_within_group
 from verl_mtgrpo.credit.mt_grpo import mt_grpo, mt_grpo_v1
-from verl_mtgrpo.credit.registry import ESTIMATORS, Estimator, register_estimator
+from verl_mtgrpo.credit.registry import ESTIMATORS, Estimator, method_title, register_estimator
 from verl_mtgrpo.credit.return_to_go import gtpo, turn_reinforce_pp, turn_rloo
 from verl_mtgrpo.credit.turns import Turns, segment_turns
 
@@ -63,6 +63,7 @@ __all__ = [
     "bilevel_gae",
     "group_rows",
     "gtpo",
+    "method_title",
     "mt_grpo",
     "mt_grpo_tree",
     "mt_grpo_v1",

@@ -75,6 +75,11 @@ ESTIMATORS: dict[str, Estimator] = {}
 _followers: list[Callable[[Estimator], None]] = []
 
 
+def method_title(name: str) -> str:
+    """Return a method's name for tables: the estimator's title, or the preset's name in capitals (GRPO-OR, MT-PPO)."""
+    return ESTIMATORS[name].title if name in ESTIMATORS else name.upper().replace("_", "-")
+
+
 @overload
 def register_estimator(function: F, /) -> F: ...
 @overload

@@ -45,6 +45,11 @@ class AssetSettings:
     template: str = "{title}: {text}"
     check_samples: int = 4
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings that stored assets are compared by."""
+        parts = {"size": self.size.to_dict(), "warmup": self.warmup.to_dict()}
+        return {name: parts.get(name, value) for name, value in asdict(self).items()}
+
 
 @dataclass(frozen=True)
 class DemoAssets:
@@ -113,7 +118,7 @@ def _make(folder: Path, key: dict[str, Any], seed: int, settings: AssetSettings,
         warm_up(
             model,
             SampleMaker(tokenizer, world, TOOLS),
-            drill=demonstrator.drill,
+            drill=lambda: demonstrator.drill(settings.warmup.chain_drills),
             habit=lambda: demonstrator.habit(settings.habits),
             settings=settings.warmup,
             seed=seed,
@@ -129,6 +134,7 @@ def _make(folder: Path, key: dict[str, Any], seed: int, settings: AssetSettings,
             TOOLS,
             samples=settings.check_samples,
             seed=seed,
+            max_turns=1 + max(len(question.facts) for question in world.questions),
         )
     clock.lap("check")
     manifest = {**key, "made_with": _versions(), "seconds": clock.laps, "start": rates(rollouts)}
@@ -137,7 +143,7 @@ def _make(folder: Path, key: dict[str, Any], seed: int, settings: AssetSettings,
 
 def _key(seed: int, settings: AssetSettings) -> dict[str, Any]:
     """Return the key that is equal for equal demos."""
-    return {"recipe": RECIPE, "version": __version__, "seed": seed, "settings": asdict(settings)}
+    return {"recipe": RECIPE, "version": __version__, "seed": seed, "settings": settings.to_dict()}
 
 
 def _is_current(out: Path, key: dict[str, Any]) -> bool:

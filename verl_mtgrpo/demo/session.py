@@ -23,7 +23,7 @@ def add_world(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_from(steps: int | None, world: str = PAPER, lr: float | None = None) -> DemoSettings:
-    """Return the demo's settings; ``--steps`` goes before DEMO_STEPS goes before the world's own number.
+    """Return the world's settings; ``--steps`` goes before DEMO_STEPS goes before the world's own number.
 
     Args:
         steps: Training steps, if the user asked for a number.
@@ -33,7 +33,8 @@ def settings_from(steps: int | None, world: str = PAPER, lr: float | None = None
     Raises:
         ConfigError: The number of steps or the learning rate is not positive.
     """
-    asked = steps if steps is not None else os.environ.get("DEMO_STEPS") or WORLDS[world].steps
+    settings = WORLDS[world].training
+    asked = steps if steps is not None else os.environ.get("DEMO_STEPS") or settings.steps
     try:
         count = int(asked)
     except ValueError:
@@ -42,7 +43,7 @@ def settings_from(steps: int | None, world: str = PAPER, lr: float | None = None
         raise ConfigError(f"the number of training steps is {asked!r}", fix="set --steps or DEMO_STEPS to 1 or more")
     if lr is not None and not 0 < lr < float("inf"):
         raise ConfigError(f"the learning rate is {lr}", fix="set --lr to a positive number")
-    return dataclasses.replace(DemoSettings(), steps=count, **({} if lr is None else {"lr": lr}))
+    return dataclasses.replace(settings, steps=count, **({} if lr is None else {"lr": lr}))
 
 
 def prepare_assets(out: Path, *, seed: int, world: str = PAPER) -> Assets:

@@ -1,13 +1,16 @@
 """All settings of the demo's training runs, in this one place.
 
-``mtgrpo demo`` and ``mtgrpo compare`` train with exactly these; only preset and seed differ. What every
-run on a CPU needs is in the Hydra group ``mtgrpo_cpu``, what defines the method in ``mtgrpo``.
+``mtgrpo demo`` and ``mtgrpo compare`` train with exactly these; only preset, seed and world differ
+(:data:`~verl_mtgrpo.demo.worlds.WORLDS`). What every run on a CPU needs is in the Hydra group ``mtgrpo_cpu``, what
+defines the method in ``mtgrpo``.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+from verl_mtgrpo.demo.stored import stored_settings
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class DemoSettings:
     # executed search earns its execution reward, and the policy learns to search until it may
     # no longer answer: measured with 3 turns, exact match rose to 0.58 in 8 steps and fell to 0.03 in 15.
     assistant_turns: int = 2
+    # What is paid: a name that reward.turn.preset may have.
+    rewards: str = "paper_v1"
     # Sampled validation rollouts per question, so that shares mean the same as in training.
     validation_samples: int = 3
     # Steps between checkpoints: the most that an interrupted run loses.
@@ -37,7 +42,7 @@ class DemoSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that a stored run is compared by: other settings make another run."""
-        return asdict(self)
+        return stored_settings(self, later=("rewards",))
 
     def overrides(self, *, seed: int) -> list[str]:
         """Return the Hydra overrides for these settings.
@@ -59,6 +64,7 @@ class DemoSettings:
             f"data.max_prompt_length={self.prompt_length}",
             f"data.max_response_length={self.response_length}",
             f"{rollout}.multi_turn.max_assistant_turns={self.assistant_turns}",
+            f"reward.turn.preset={self.rewards}",
             f"{rollout}.val_kwargs.do_sample=True",
             f"{rollout}.val_kwargs.temperature=1.0",
             f"{rollout}.val_kwargs.n={self.validation_samples}",

@@ -38,6 +38,12 @@ class Rollout:
         return self.answer == self.question.answer
 
     @property
+    def complete(self) -> bool:
+        """True if its queries begin with one good query for each hop."""
+        good = list(self.question.queries)
+        return self.queries[: len(good)] == good
+
+    @property
     def hit(self) -> bool:
         """True if the expected answer was in some result."""
         return any(self.question.answer in result for result in self.results)
@@ -52,9 +58,12 @@ def roll_out(
     *,
     samples: int,
     seed: int,
-    max_turns: int = 3,
+    max_turns: int,
 ) -> list[Rollout]:
-    """Sample ``samples`` rollouts of every question at temperature 1; ``search`` turns a query into text."""
+    """Sample ``samples`` rollouts of every question at temperature 1, of up to ``max_turns`` assistant turns.
+
+    ``search`` turns a query into the text of its result.
+    """
     import torch
 
     rollouts = [_start(tokenizer, question, tools) for question in questions for _ in range(samples)]
@@ -74,6 +83,7 @@ def rates(rollouts: Sequence[Rollout]) -> dict[str, float]:
     searched = [rollout for rollout in rollouts if rollout.queries]
     closed = [rollout for rollout in rollouts if not rollout.queries and not rollout.broken_call]
     single = [rollout for rollout in searched if len(rollout.question.facts) == 1]
+    chained = [rollout for rollout in searched if len(rollout.question.facts) > 1]
     first_good = [rollout.queries[0] == rollout.question.queries[0] for rollout in searched]
     hits = [rollout for rollout in searched if rollout.hit]
     return {
@@ -86,6 +96,7 @@ def rates(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "good_first_query": _share(first_good),
         "hit_rate_with_tool": _share(rollout.hit for rollout in searched),
         "hit_rate_with_tool_single_hop": _share(rollout.hit for rollout in single),
+        "complete_chains": _share(rollout.complete for rollout in chained),
         "read_right_after_hit": _share(rollout.correct for rollout in hits),
         "answered": _share(rollout.answer is not None for rollout in rollouts),
     }

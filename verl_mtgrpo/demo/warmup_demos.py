@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from verl_mtgrpo.demo.policy import final_answer, finding, search_call
+from verl_mtgrpo.demo.warmup_settings import WarmupSettings
 from verl_mtgrpo.demo.world import Fact, Question, World, question_about
 from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.retrieval.render import render_passages
@@ -50,7 +51,7 @@ class Habits:
         broken_call: A call has damaged JSON and is not carried out.
         vague_query: A query leaves the name out.
         wrong_query: A query asks about a wrong name.
-        second_search: After the first result of a two-hop question it searches again.
+        second_search: After a result that leads to the next hop it searches again.
         careless: It answers with another name from the result than the right one.
         bare_answer: It answers without tags.
     """
@@ -83,7 +84,7 @@ class Demonstrator:
         self._famous_names = {entity.name for entity in world.entities if entity.famous}
         self._known = [fact for fact in world.facts if fact.subject in self._famous_names]
         self._train = world.split("train")
-        self._two_hop = [question for question in self._train if len(question.facts) == 2]
+        self._chained = [question for question in self._train if len(question.facts) > 1]
 
     def look(self, query: str) -> list[Passage]:
         """Return what the search tool finds."""
@@ -93,9 +94,10 @@ class Demonstrator:
 
     # ---- drills
 
-    def drill(self) -> Demonstration:
-        """Return one exercise: recite facts, look one up, or look up two in a row."""
-        return self._pick({self._recite: 0.25, self._look_up: 0.6, self._look_up_twice: 0.15})()
+    def drill(self, chains: float = WarmupSettings.chain_drills) -> Demonstration:
+        """Return one exercise: recite facts, look one up or, with probability ``chains``, look up several in a row."""
+        recite = 0.25
+        return self._pick({self._recite: recite, self._look_up: 1 - recite - chains, self._look_up_chain: chains})()
 
     def _recite(self) -> Demonstration:
         messages: list[Message] = []
@@ -115,18 +117,13 @@ class Demonstrator:
             messages += [_user(self._ask(other)), _assistant(_answer(other))]
         return Demonstration(tuple(messages), RENAME_ALL)
 
-    def _look_up_twice(self) -> Demonstration:
-        question = self.rng.choice(self._two_hop)
-        first, last = question.facts
-        queries = question.queries
-        messages = [
-            _user(question.text),
-            _assistant(search_call(queries[0])),
-            self._result(self.look(queries[0])),
-            _assistant(_finding(first) + search_call(queries[1])),
-            self._result(self.look(queries[1])),
-            _assistant(_answer(last)),
-        ]
+    def _look_up_chain(self) -> Demonstration:
+        """Search hop by hop, state each finding before the next search, and answer."""
+        question = self.rng.choice(self._chained)
+        messages = [_user(question.text)]
+        for hop, query in enumerate(question.queries):
+            messages += [_assistant(_found_before(question, hop) + search_call(query)), self._result(self.look(query))]
+        messages.append(_assistant(_answer(question.facts[-1])))
         return Demonstration(tuple(messages), RENAME_ALL)
 
     # ---- habits
@@ -147,7 +144,7 @@ class Demonstrator:
         for hop, good_query in enumerate(question.queries):
             if hop and not self._happens(habits.second_search):
                 break
-            stated = _finding(question.facts[0]) if hop else ""
+            stated = _found_before(question, hop)
             if self._happens(habits.broken_call):
                 messages.append(_assistant(stated + search_call(good_query).replace('"}}', '"}')))
                 return Demonstration(tuple(messages), RENAME_ALIKE)
@@ -186,7 +183,7 @@ class Demonstrator:
     # ---- helpers
 
     def _ask(self, fact: Fact) -> str:
-        return question_about((fact,), self.rng.randrange(2))
+        return question_about((fact,), self.rng.randrange(2), possessive=self.world.possessive)
 
     def _result(self, found: Sequence[Passage]) -> Message:
         return {"role": "tool", "content": render_passages(found, template=self._template)}
@@ -202,8 +199,10 @@ def _answer(fact: Fact) -> str:
     return final_answer(fact.relation.noun, fact.object)
 
 
-def _finding(fact: Fact) -> str:
-    return finding(fact.relation.noun, fact.object)
+def _found_before(question: Question, hop: int) -> str:
+    """Return what the previous hop found, which a turn states before it searches for the next one."""
+    fact = question.facts[hop - 1]
+    return finding(fact.relation.noun, fact.object) if hop else ""
 
 
 def _user(text: str) -> Message:

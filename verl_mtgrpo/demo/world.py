@@ -12,14 +12,19 @@ the demo policy learns their facts by heart before reinforcement learning starts
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+from verl_mtgrpo.demo.stored import stored_settings
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.passages import Passage
 
 PERSON, TOWN, GUILD, BOOK = "person", "town", "guild", "book"
 KINDS = (PERSON, TOWN, GUILD, BOOK)
+
+# Numbers of hops in words.
+_HOPS = {2: "two", 3: "three"}
 
 # How a question about an entity of this kind starts.
 _ASKS = {PERSON: "Who is", TOWN: "Which town is", GUILD: "Which guild is", BOOK: "Which book is"}
@@ -95,8 +100,8 @@ class Question:
         id: The id, unique in the world.
         text: What the user asks.
         answer: A name.
-        facts: One fact, or two for a two-hop question: the object of the first is the subject of the
-            second, and only the first one's subject is named in ``text``.
+        facts: One fact per hop: the object of each is the subject of the next one, and only the first one's
+            subject is named in ``text``.
         split: ``train`` or ``val``.
         famous: True if it asks for a fact that the policy learns by heart.
     """
@@ -118,7 +123,16 @@ class Question:
 class WorldSize:
     """How much to invent. The defaults are those of ``make demo``; tests use less.
 
-    ``famous_share`` and ``two_hop_share`` are shares of the questions, in both splits.
+    Attributes:
+        entities_per_kind: Entities of each kind.
+        famous_per_kind: Those of them whose facts the policy learns by heart.
+        train_questions: Questions to train on.
+        val_questions: Questions to validate on.
+        famous_share: Share of the questions that ask for a fact of a famous entity, in both splits.
+        hop_shares: Shares of the questions that need two searches and more, by number of searches. The rest
+            ask for one fact of an entity that is not famous.
+        possessive: Questions say "Belvor's founder's rival" and not "the rival of the founder of Belvor". What is
+            searched for first then comes first, which a tiny policy learns to follow much sooner.
     """
 
     entities_per_kind: int = 60
@@ -126,7 +140,14 @@ class WorldSize:
     train_questions: int = 1024
     val_questions: int = 160
     famous_share: float = 0.35
-    two_hop_share: float = 0.15
+    hop_shares: Mapping[int, float] = field(default_factory=lambda: {2: 0.15})
+    possessive: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers as assets store them, with a name for each share: ``two_hop_share``."""
+        numbers = stored_settings(self, later=("possessive",))
+        shares: Mapping[int, float] = numbers.pop("hop_shares")
+        return {**numbers, **{f"{_HOPS[hops]}_hop_share": share for hops, share in shares.items()}}
 
 
 @dataclass(frozen=True)
@@ -137,6 +158,7 @@ class World:
     facts: tuple[Fact, ...]
     passages: tuple[Passage, ...]
     questions: tuple[Question, ...]
+    possessive: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -156,14 +178,21 @@ def build_world(seed: int, size: WorldSize | None = None) -> World:
     facts = _make_facts(entities, rng)
     passages = _write_passages(facts, rng)
     questions = _ask(entities, facts, size, rng)
-    return World(entities, tuple(facts), tuple(passages), tuple(questions))
+    return World(entities, tuple(facts), tuple(passages), tuple(questions), size.possessive)
 
 
-def question_about(facts: Sequence[Fact], form: int = 0) -> str:
-    """Ask for the object of the last fact; ``form`` is 0 or 1, two wordings of the question."""
+def question_about(facts: Sequence[Fact], form: int = 0, *, possessive: bool = False) -> str:
+    """Ask for the object of the last fact.
+
+    Args:
+        facts: One fact per hop.
+        form: 0 or 1, two wordings of the question.
+        possessive: :attr:`WorldSize.possessive`.
+    """
     phrase = facts[0].subject
     for fact in facts:
-        phrase = f"the {fact.relation.noun} of {phrase}"
+        noun = fact.relation.noun
+        phrase = f"{phrase}'s {noun}" if possessive else f"the {noun} of {phrase}"
     if form == 0:
         return f"{_ASKS[facts[-1].relation.object]} {phrase}?"
     return f"Name {phrase}."
@@ -231,20 +260,12 @@ def _write_passages(facts: Iterable[Fact], rng: random.Random) -> list[Passage]:
 
 
 def _ask(entities: Sequence[Entity], facts: Sequence[Fact], size: WorldSize, rng: random.Random) -> list[Question]:
-    """Fill both splits with famous, two-hop and ordinary questions in the configured shares."""
+    """Fill both splits with famous questions, chains of each length and ordinary questions in the configured shares."""
     famous = {entity.name for entity in entities if entity.famous}
     known = [(fact,) for fact in facts if fact.subject in famous]
     ordinary = [(fact,) for fact in facts if fact.subject not in famous]
-    by_subject: dict[str, list[Fact]] = {}
-    for fact in facts:
-        by_subject.setdefault(fact.subject, []).append(fact)
-    chains = [
-        (first, second)
-        for first in facts
-        for second in by_subject[first.object]
-        if first.subject not in famous and second.object != first.subject
-    ]
-    pools = {"famous": known, "two-hop": chains, "ordinary": ordinary}
+    chains = {f"{_HOPS[hops]}-hop": _chains(facts, ordinary, hops) for hops in size.hop_shares}
+    pools = {"famous": known, **chains, "ordinary": ordinary}
     questions: list[Question] = []
     for kind, pool in pools.items():
         train, val = _shares(size.train_questions, size)[kind], _shares(size.val_questions, size)[kind]
@@ -254,7 +275,7 @@ def _ask(entities: Sequence[Entity], facts: Sequence[Fact], size: WorldSize, rng
             questions.append(
                 Question(
                     id=f"{path}/{form}",
-                    text=question_about(chain, form),
+                    text=question_about(chain, form, possessive=size.possessive),
                     answer=chain[-1].object,
                     facts=chain,
                     split="val" if number < val else "train",
@@ -265,10 +286,27 @@ def _ask(entities: Sequence[Entity], facts: Sequence[Fact], size: WorldSize, rng
     return questions
 
 
+def _chains(facts: Sequence[Fact], starts: Sequence[tuple[Fact, ...]], hops: int) -> list[tuple[Fact, ...]]:
+    """Return every chain of ``hops`` facts that begins with one of ``starts`` and meets no entity twice."""
+    by_subject: dict[str, list[Fact]] = {}
+    for fact in facts:
+        by_subject.setdefault(fact.subject, []).append(fact)
+    chains = list(starts)
+    for _ in range(hops - 1):
+        chains = [
+            (*chain, following)
+            for chain in chains
+            for following in by_subject[chain[-1].object]
+            if following.object not in {fact.subject for fact in chain}
+        ]
+    return chains
+
+
 def _shares(total: int, size: WorldSize) -> dict[str, int]:
     """Return how many of ``total`` questions are of each kind."""
-    famous, two_hop = round(total * size.famous_share), round(total * size.two_hop_share)
-    return {"famous": famous, "two-hop": two_hop, "ordinary": total - famous - two_hop}
+    counts = {"famous": round(total * size.famous_share)}
+    counts |= {f"{_HOPS[hops]}-hop": round(total * share) for hops, share in size.hop_shares.items()}
+    return {**counts, "ordinary": total - sum(counts.values())}
 
 
 def _draw(

@@ -1,4 +1,4 @@
-"""The worlds that the demo can train in: what the policy knows by heart, and how it searches at the start."""
+"""The worlds that the demo can train in: what is asked, what the policy knows by heart, how it searches at first."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class DemoWorld:
     Attributes:
         about: What happens in it, for ``--help``.
         assets: The encyclopedia, its questions, and the policy's habits.
-        steps: Training steps, unless the user asks for others.
+        training: How the policy is trained; the user may ask for another number of steps.
     """
 
     about: str
     assets: AssetSettings = field(default_factory=AssetSettings)
-    steps: int = DemoSettings.steps
+    training: DemoSettings = field(default_factory=DemoSettings)
 
 
 PAPER = "paper"
 
-# Only these numbers differ: model, warm-up, rewards and every setting of the training are the same in both.
+# What is not named here is the same in all: the model, how many rollouts a step has, learning rates.
 WORLDS = {
     PAPER: DemoWorld("the policy knows a third of the answers by heart and searches clumsily, as in the paper's runs"),
     "easy": DemoWorld(
@@ -38,7 +38,19 @@ WORLDS = {
             habits=Habits(broken_call=0.1, vague_query=0.25, wrong_query=0.25, careless=0.4),
             warmup=WarmupSettings(drill_steps=480),
         ),
-        steps=30,
+        DemoSettings(steps=30),
+    ),
+    "hops": DemoWorld(
+        "most questions need two or three searches, one after the other, and each search has a price",
+        AssetSettings(
+            size=WorldSize(famous_per_kind=4, famous_share=0.15, hop_shares={2: 0.6, 3: 0.25}, possessive=True),
+            habits=Habits(
+                search=0.8, broken_call=0.03, vague_query=0.1, wrong_query=0.1, second_search=0.9, careless=0.4
+            ),
+            warmup=WarmupSettings(drill_steps=800, chain_drills=0.3),
+        ),
+        # Three searches and the answer; a response holds three results.
+        DemoSettings(steps=60, response_length=320, assistant_turns=4, rewards="paper_v2"),
     ),
     "clumsy": DemoWorld(
         "it knows half and hardly ever searches well, so that rewards merged into the outcome may not be enough either",

@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from verl_mtgrpo.credit import ESTIMATORS
+from verl_mtgrpo.credit import ESTIMATORS, method_title
 from verl_mtgrpo.errors import ConfigError, CreditInputError
 from verl_mtgrpo.lab.learn.rollouts import Walks
 from verl_mtgrpo.lab.learn.task import Task
@@ -40,11 +40,9 @@ class Method:
     @property
     def title(self) -> str:
         """Return its name in tables and figures."""
-        title = {"grpo_or": "GRPO-OR", "grpo_mr": "GRPO-MR"}.get(self.name.partition(":")[0])
-        record = ESTIMATORS[self.estimator]
-        critic = ", exact values" if "values" in record.fields else ""
+        critic = ", exact values" if "values" in ESTIMATORS[self.estimator].fields else ""
         settings = "".join(f", {key}={value}" for key, value in self.settings.items())
-        return f"{title or record.title}{critic}{settings}"
+        return f"{method_title(self.name.partition(':')[0])}{critic}{settings}"
 
     @property
     def compares_rollouts(self) -> bool:
