@@ -10,7 +10,7 @@ from verl_mtgrpo.demo.stored import stored_settings
 
 @dataclass(frozen=True)
 class WarmupSettings:
-    """Length and pace of the warm-up; the defaults of ``make demo`` take about three minutes on two idle cores.
+    """Length and pace of the warm-up; the defaults of ``make demo`` take about four minutes on two idle cores.
 
     Small batches: how soon the policy learns to read depends on the number of steps, not samples.
 
@@ -24,7 +24,7 @@ class WarmupSettings:
     """
 
     drill_steps: int = 800
-    habit_steps: int = 150
+    habit_steps: int = 300
     batch_size: int = 16
     learning_rate: float = 2e-3
     warmup_steps: int = 50

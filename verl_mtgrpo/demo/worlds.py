@@ -36,7 +36,7 @@ WORLDS = {
         AssetSettings(
             size=WorldSize(famous_per_kind=7, famous_share=0.28),
             habits=Habits(broken_call=0.1, vague_query=0.25, wrong_query=0.25, careless=0.4),
-            warmup=WarmupSettings(drill_steps=480),
+            warmup=WarmupSettings(drill_steps=480, habit_steps=150),
         ),
         DemoSettings(steps=30),
     ),
@@ -47,7 +47,7 @@ WORLDS = {
             habits=Habits(
                 search=0.8, broken_call=0.03, vague_query=0.1, wrong_query=0.1, second_search=0.9, careless=0.4
             ),
-            warmup=WarmupSettings(drill_steps=800, chain_drills=0.3),
+            warmup=WarmupSettings(habit_steps=150, chain_drills=0.3),
         ),
         # Three searches and the answer; a response holds three results.
         DemoSettings(steps=60, response_length=320, assistant_turns=4, rewards="paper_v2"),
