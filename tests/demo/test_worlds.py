@@ -21,7 +21,8 @@ def checksum(data: object) -> str:
     return hashlib.sha256(json.dumps(data, default=asdict).encode()).hexdigest()[:16]
 
 
-# Made at commit 929c8f6, before there was a world with chains of three; settings of two with their longer warm-up. New ones for a world whose numbers change.
+# Made at commit 929c8f6, before there was a world with chains of three; the settings of the first two anew with their
+# longer warm-up. Make new ones for a world whose numbers change.
 @pytest.mark.parametrize(
     ("name", "settings", "world", "demonstrations"),
     [
