@@ -25,7 +25,6 @@ HOOKS = (
     ("verl.trainer.ppo.core_algos", "verl_mtgrpo.integration.advantage.policy_losses"),
     ("verl.experimental.agent_loop.tool_parser", "verl_mtgrpo.integration.rollout.tool_parsers"),
     ("verl.experimental.agent_loop.tool_agent_loop", "verl_mtgrpo.integration.rollout.agent_loop"),
-    ("verl.experimental.agent_loop.tool_agent_loop", "verl_mtgrpo.integration.rollout.tree_loop"),
     ("verl.experimental.reward_loop.reward_manager", "verl_mtgrpo.integration.reward_manager"),
     ("verl.trainer.ppo.v1", "verl_mtgrpo.integration.trainer.trainer"),
     ("omegaconf", "verl_mtgrpo.integration.hydra.resolvers"),

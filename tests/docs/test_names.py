@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from tests.composed import composed
 from tests.docs.pages import OTHERS_PAGE, PAGES, ROOT, code_spans, name_of
+from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
 
 pytestmark = pytest.mark.compose
@@ -22,7 +23,8 @@ OPEN = "data.apply_chat_template_kwargs."
 """A node that accepts any argument of the chat template."""
 COLUMNS = ("reward_model.ground_truth",)
 """Columns of verl's question files, which are not config keys."""
-GROUPS = ("+mtgrpo=mt_grpo", "+mtgrpo=turn_gae", "+mtgrpo=bilevel_gae", "+mtgrpo=mt_ppo", "+mtgrpo_cpu=vllm")
+TREES = tuple(f"+mtgrpo={name}" for name, function in ESTIMATORS.items() if "node_path" in function.fields)
+GROUPS = ("+mtgrpo=mt_grpo", "+mtgrpo=turn_gae", "+mtgrpo=bilevel_gae", "+mtgrpo=mt_ppo", "+mtgrpo_cpu=vllm", *TREES)
 
 
 @cache

@@ -53,7 +53,9 @@ METHODS = [
 def test_every_preset_composes_with_verls_config(preset, estimator, pay):
     run = resolved(preset=preset)
     assert (run.algorithm.adv_estimator, run.reward.turn.pay) == (estimator, pay)
-    assert run.actor_rollout_ref.rollout.agent.default_agent_loop == "mtgrpo_tool_agent"
+    trees = estimator in ESTIMATORS and "node_path" in ESTIMATORS[estimator].fields
+    loop = "mtgrpo_tree_agent" if trees else "mtgrpo_tool_agent"
+    assert run.actor_rollout_ref.rollout.agent.default_agent_loop == loop
     check_run(run)
     findings = examine(Setup(run), checks_at_start("config"))
     assert {finding.status for finding in findings} == {"ok"}, findings

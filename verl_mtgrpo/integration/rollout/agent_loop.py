@@ -46,6 +46,7 @@ import json
 import time
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -392,3 +393,7 @@ class RawContinuationAgentLoop(TurnToolAgentLoop):
 # Not as decorators: verl's would hide the classes from type checkers.
 register("mtgrpo_tool_agent")(TurnToolAgentLoop)
 register("mtgrpo_raw_agent")(RawContinuationAgentLoop)
+
+# The loops that grow trees derive from those above and register with verl too. They are loaded here and by no hook of
+# their own: whoever imports this module first makes verl run the hooks while nothing above exists yet.
+import_module("verl_mtgrpo.integration.rollout.tree_loop")
