@@ -82,7 +82,7 @@ def test_why_a_shared_turn_got_its_advantage(tmp_path: Path) -> None:
     """turn_rloo_tree: G of the shared turn is .6 + (1 + 0) / 2 = 1.1; its siblings' are 1.0 and 0.5, mean .75.
     4 leaves · 1/3 / 2 rows = 2/3, so it is (1.1 - .75) · 2/3 = .2333."""
     rollouts = dumped(tmp_path, tree_rows(estimator="turn_rloo_tree"))
-    advantages = [(0.2333, 2 / 3), (0.2333, -2 / 3), (0.3333, ), (-0.7333, 0.0)]
+    advantages = [(0.2333, 2 / 3), (0.2333, -2 / 3), (0.3333,), (-0.7333, 0.0)]
     why = explain_group(rollouts, advantages, "turn_rloo_tree")
     assert why[0][0].words == (
         "From turn 1 on 1.10 was paid, averaged over the branches to 2 rollouts; the 2 others sampled in this state "
@@ -116,11 +116,15 @@ def test_the_page_gets_numbers_instead_of_paths(tmp_path: Path) -> None:
     ]
     assert "secret" not in page + "".join(groups) and "onerror" not in page + "".join(groups)
     drawn, other, markup, without = (json.loads(text)["tree"] for text in groups)
-    assert drawn == other == {
-        "nodes": [[0, 1], [0, 2], [3], [4, 5]],
-        "parents": [-1, 0, 0, -1, -1, 4],
-        "order": [0, 1, 2, 3],
-        "note": "",
-    }
+    assert (
+        drawn
+        == other
+        == {
+            "nodes": [[0, 1], [0, 2], [3], [4, 5]],
+            "parents": [-1, 0, 0, -1, -1, 4],
+            "order": [0, 1, 2, 3],
+            "note": "",
+        }
+    )
     assert markup["note"] and markup["nodes"] == [[0, 1], [2, 3], [4], [5, 6]]
     assert without is None
