@@ -36,9 +36,8 @@ from verl_mtgrpo.text import encodable
 
 _PAGE = package_files("verl_mtgrpo.report").joinpath("page")
 _STYLES = ("page.css", "rollouts.css")
-_SCRIPTS = tuple(
-    f"{name}.js" for name in "dom data charts calibration overview filters list tree group rollout main".split()
-)
+_PARTS = ("dom", "data", "charts", "calibration", "overview", "filters", "list", "tree", "group", "rollout", "main")
+_SCRIPTS = tuple(f"{name}.js" for name in _PARTS)
 # Points of a logged metric that are drawn: more than a chart has pixels on a screen.
 _MOST_POINTS = 400
 
