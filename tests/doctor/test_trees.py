@@ -44,7 +44,7 @@ REFUSED = [
     ("at2po", (f"{BRANCH}.initial=9",), r"initial=9 is more than actor_rollout_ref.rollout.n=8"),
     ("mt_grpo_tree", (f"{BRANCH}.width=3",), r"3\^2 = 9 leaves per prompt, but actor_rollout_ref.rollout.n=8"),
     ("tree_grpo", (f"{ROLLOUT}.n=1",), r"rollout.n=1 is the number of leaves of each tree"),
-    ("arpo", (f"{BRANCH}.width=1",), r"width.* greater than or equal to 2"),
+    ("arpo", (f"{BRANCH}.width=1",), r"branch.width is 1, expected at least 2, or null"),
 ]
 
 

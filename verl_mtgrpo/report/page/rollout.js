@@ -18,7 +18,7 @@ const BASELINES = {
 const ENDS = new Map([
   ['answered', 'ended by answering'], ['max_turns', 'had no turn left'],
   ['response_length', 'cut off: the response was full'], ['outage', 'ended because the search was down'],
-  ['no_tokens', 'ended because the server gave no token'],
+  ['no_tokens', 'ended because the server gave no token'], ['failed', 'ended by an error'],
 ]);
 
 function rolloutView(group, text, at, turn) {
