@@ -144,7 +144,7 @@ def _sentence(term: Term) -> str:
         "return": f"From turn {term.turn} on {_plain(term.value)} was paid",
         "total": f"The rollout was paid {_plain(term.value)} in all",
         "intermediate": f"From turn {term.turn} on {_plain(term.value)} was paid before the last turns",
-        "outcomes": f"The last turns behind turn {term.turn} were paid {_plain(term.value)} with the outcome",
+        "outcomes": f"The last turns behind turn {term.turn} were paid {_plain(term.value)}, outcome included",
         "totals": f"Rollouts with this turn are worth {_plain(term.value)} in all",
         "lambda_return": f"The return from turn {term.turn} on is estimated at {_plain(term.value)}",
     }[term.kind]
