@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from verl_mtgrpo.doctor.findings import Finding
@@ -20,7 +20,7 @@ ON_CHAINS = {
     "at2po": "verl's grpo with the standard deviation of N rollouts instead of N - 1",
 }
 """Estimators on trees -> what they are, with their default settings, where rollouts share no turn."""
-READS = {
+READS: Mapping[str, tuple[str, ...]] = {
     "none": (),
     "full": ("width", "turns"),
     "arpo": ("width", "initial", "probability", "weight", "decide", "threshold", "tokens", "seed"),

@@ -244,7 +244,8 @@ def at2po(group: Grown, settings: Settings) -> Working | None:
         leaf = [totals[rows[0]] - low if group.is_last(n) else 0.0 for n, rows in enumerate(group.tree.rollouts)]
         worth = group.ahead(leaf, 1.0, average)
         first = group.tree.children[-1]
-        prompt = (average or (lambda nodes, values: mean_of(values)))(first, [worth[node] for node in first])
+        values = [worth[node] for node in first]
+        prompt = mean_of(values) if average is None else average(first, values)
     std = math.sqrt(math.fsum((x - mean_of(kept)) ** 2 for x in kept) / len(kept))
 
     def minus(node: int, baseline: str, other: float) -> Term:
