@@ -17,6 +17,7 @@ from verl_mtgrpo.doctor import (
     services,
     tokenizer,
     tools,
+    trees,
     trial,
     unused,
     values,
@@ -52,6 +53,7 @@ CHECKS = (
     Check("rewards", fit.rewards),
     Check("batch", fit.batch),
     Check("turns", fit.turns),
+    Check("trees", trees.trees),
     Check("watch", fit.watch),
     Check("unused", unused.unused),
     Check("verl", fit.verls_own, at_start=False),  # verl runs these checks itself right afterwards

@@ -123,7 +123,7 @@ class Catalog:
                 yield (
                     group,
                     [
-                        replace(rollout, advantages=entry.advantages)
+                        replace(rollout, advantages=entry.advantages, number=entry.number)
                         for rollout, entry in zip(read, group.entries, strict=True)
                     ],
                 )
@@ -150,8 +150,16 @@ def read_catalog(files: Sequence[Path], on_rollout: Callable[[Iterable[Any]], It
         if rollout.estimator and rollout.settings not in estimators.setdefault(rollout.estimator, []):
             estimators[rollout.estimator].append(rollout.settings)
     ordered = sorted(groups.values(), key=lambda group: (not group.training, group.step))
+    _number_anew(ordered)
     _recompute([group for group in ordered if not group.training])
     return Catalog(tuple(files), tuple(ordered), estimators)
+
+
+def _number_anew(groups: Sequence[Group]) -> None:
+    """Count the rollouts of a group from 0 if two of them have one number, as those of several trees may."""
+    for group in groups:
+        if len({entry.number for entry in group.entries}) < len(group.entries):
+            group.entries = [replace(entry, number=number) for number, entry in enumerate(group.entries)]
 
 
 def _recompute(groups: Sequence[Group]) -> None:

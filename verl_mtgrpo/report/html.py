@@ -25,20 +25,19 @@ from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.report.calibration import calibrate
 from verl_mtgrpo.report.calibration_tables import for_page
 from verl_mtgrpo.report.catalog import Catalog, Entry, Group
-from verl_mtgrpo.report.explain import Term
 from verl_mtgrpo.report.metrics import RunMetrics
 from verl_mtgrpo.report.overview import curves, histograms, turn_rows
 from verl_mtgrpo.report.rollouts import DumpedRollout
+from verl_mtgrpo.report.terms import Term
+from verl_mtgrpo.report.tree import tree_of
 from verl_mtgrpo.report.why import Why, explain_group, in_words
 from verl_mtgrpo.rewards.transcript import ToolCall
 from verl_mtgrpo.text import encodable
 
 _PAGE = package_files("verl_mtgrpo.report").joinpath("page")
 _STYLES = ("page.css", "rollouts.css")
-_SCRIPTS = tuple(
-    f"{name}.js"
-    for name in ("dom", "data", "charts", "calibration", "overview", "filters", "list", "group", "rollout", "main")
-)
+_PARTS = ("dom", "data", "charts", "calibration", "overview", "filters", "list", "tree", "group", "rollout", "main")
+_SCRIPTS = tuple(f"{name}.js" for name in _PARTS)
 # Points of a logged metric that are drawn: more than a chart has pixels on a screen.
 _MOST_POINTS = 400
 
@@ -217,8 +216,17 @@ def _details(group: Group, rollouts: Sequence[DumpedRollout]) -> dict[str, Any]:
         "questionId": rollouts[0].question_id,
         "settings": dict(rollouts[0].settings),
         "rollouts": shown,
+        "tree": _tree(rollouts),
         "documents": list(documents),
     }
+
+
+def _tree(rollouts: Sequence[DumpedRollout]) -> dict[str, Any] | None:
+    """Return the tree as page/tree.js reads it: numbers only, whatever the paths say; None if there are no paths."""
+    tree, note = tree_of(rollouts)
+    if tree is None:
+        return None
+    return {"nodes": tree.nodes, "parents": tree.parents, "order": tree.order, "note": note}
 
 
 def _message(message: Mapping[str, Any]) -> list[str]:
@@ -255,7 +263,7 @@ def _term(term: Term) -> list[Any]:
     """Return the term as page/rollout.js reads it."""
     std = None if term.std is None else _round(term.std)
     weight, adds = _round(term.weight), _round(term.adds)
-    of = [term.count, term.baseline, term.ended]
+    of = [term.count, term.baseline, term.ended, term.leaves]
     return [term.kind, term.turn, _round(term.value), _round(term.mean), std, weight, adds, *of]
 
 

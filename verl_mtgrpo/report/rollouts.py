@@ -31,10 +31,18 @@ from verl_mtgrpo.rewards.transcript import (
 
 # What a training dump has in addition to TURN_REWARDS; lists are JSON with one number per turn.
 TURN_ADVANTAGES, TURN_CREDITED, TURN_VALUES = "turn_advantages", "turn_credited", "turn_values"
+TURN_SURPRISAL = "turn_surprisal"
 ESTIMATOR, ESTIMATOR_SETTINGS = "estimator", "estimator_settings"
 
+_OF_TRAINING = {
+    "advantages": TURN_ADVANTAGES,
+    "credited": TURN_CREDITED,
+    "values": TURN_VALUES,
+    "surprisal": TURN_SURPRISAL,
+}
+
 # verl numbers the rollouts of a prompt: <prompt>_<rollout>_<output>.
-_UID = re.compile(r"(?P<prompt>.*)_(?P<rollout>\d+)_\d+", re.DOTALL)
+_UID = re.compile(r"(?P<prompt>.*)_(?P<rollout>\d+)_(?P<output>\d+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,8 @@ class DumpedRollout:
         credited: The rewards that the estimator saw, which differ from ``turn_rewards`` by a KL penalty in the reward;
             None in a validation.
         values: The critic's value at each turn's first token; None without a critic.
+        surprisal: The mean of -log π over each turn's tokens; None if the estimator does not ask for log-probs.
+        node_path: Which turns it shares with others of its group, as the dump has it; None if it is not of a tree.
         estimator: verl's name of the estimator; empty in a validation.
         settings: The estimator's knobs.
     """
@@ -73,6 +83,8 @@ class DumpedRollout:
     advantages: tuple[float, ...] | None = None
     credited: tuple[float, ...] | None = None
     values: tuple[float, ...] | None = None
+    surprisal: tuple[float, ...] | None = None
+    node_path: str | None = None
     estimator: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -103,7 +115,7 @@ def iter_dump(path: Path) -> Iterator[DumpedRollout]:
 
 def iter_located(path: Path) -> Iterator[tuple[int, DumpedRollout]]:
     """Yield rollouts as :func:`iter_dump` does, each with its byte offset for :func:`read_located`."""
-    seen: set[str] = set()
+    seen: set[tuple[str, str, int]] = set()
     at = lines = 0
     # Bytes: text lines also end at U+2028, which verl leaves unescaped inside strings.
     with path.open("rb") as file:
@@ -114,9 +126,10 @@ def iter_located(path: Path) -> Iterator[tuple[int, DumpedRollout]]:
             lines += 1
             where = f"{path}, line {number}"
             row = _parse(line, where)
-            if not row.get(NODE_PATH) and (session := _UID.fullmatch(str(row.get("uid", "")))):
-                # An agent loop with several outputs has one row for each. Those of a tree are rollouts of their own.
-                key = f"{session['prompt']}_{session['rollout']}"
+            # An agent loop with several outputs has one row for each, all with the transcript of the last one. Those of
+            # a tree are rollouts of their own.
+            if row.get(NODE_PATH) is None and (session := _UID.fullmatch(str(row.get("uid", "")))):
+                key = (session["prompt"], session["rollout"], hash(str(row.get(TRANSCRIPT))))
                 if key in seen:
                     continue
                 seen.add(key)
@@ -242,7 +255,7 @@ def _rollout_from_row(row: Mapping[str, Any], where: str) -> DumpedRollout:
         paid = _numbers(row[TURN_REWARDS], len(transcript.turns), "turn rewards")
         of_training = {
             name: _numbers(row[key], len(transcript.turns), name)
-            for name, key in (("advantages", TURN_ADVANTAGES), ("credited", TURN_CREDITED), ("values", TURN_VALUES))
+            for name, key in _OF_TRAINING.items()
             if row.get(key) is not None
         }
         settings = dict(json.loads(row.get(ESTIMATOR_SETTINGS) or "{}"))
@@ -251,7 +264,7 @@ def _rollout_from_row(row: Mapping[str, Any], where: str) -> DumpedRollout:
             f"{where}: no usable transcript ({type(error).__name__}: {error})",
             expected="what the reward manager mtgrpo of this package wrote",
         ) from error
-    uid, step = str(row.get("uid", "")), row.get("step")
+    uid, step, path = str(row.get("uid", "")), row.get("step"), row.get(NODE_PATH)
     session = _UID.fullmatch(uid)
     return DumpedRollout(
         group=session["prompt"] if session else uid,
@@ -262,8 +275,9 @@ def _rollout_from_row(row: Mapping[str, Any], where: str) -> DumpedRollout:
         data_source=str(row.get("data_source") or ""),
         question_id=str(row.get("question_id") or ""),
         dropped=_why_dropped(row, transcript),
-        number=int(session["rollout"]) if session else 0,
+        number=int(session["rollout" if path is None else "output"]) if session else 0,
         step=step if isinstance(step, int) else None,
+        node_path=None if path is None else str(path),
         estimator=str(row.get(ESTIMATOR) or ""),
         settings=settings,
         **of_training,

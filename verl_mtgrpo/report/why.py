@@ -6,8 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from verl_mtgrpo.report.explain import Term, explain
+from verl_mtgrpo.report.explain import explain
 from verl_mtgrpo.report.rollouts import DumpedRollout
+from verl_mtgrpo.report.terms import Rewards, Term, Working
+from verl_mtgrpo.report.tree import Tree, tree_of
 
 VERLS_WORDS: Mapping[str, str] = {
     "grpo": "GRPO: the total reward of the rollout, normalised over the rollouts of the prompt; the same at each turn.",
@@ -26,6 +28,14 @@ _BASELINES = {
     "others": "the {count} others that got this far averaged",
     "others_outcome": "no other rollout got this far, and the last turns of the {count} others averaged",
     "turns_of_group": "all {count} turns of the group averaged",
+    "siblings": "the {count} turns sampled in this state averaged",
+    "place": "no other turn was sampled in this state, and the {count} turns at this place averaged",
+    "other_siblings": "the {count} others sampled in this state averaged",
+    "other_places": "no other turn was sampled in this state, and the {count} others at this place averaged",
+    "tree": "the {count} rollouts with the same first turn averaged",
+    "parent": "the turn before it is worth",
+    "prompt": "the prompt is worth",
+    "critic": "the critic expected",
 }
 
 
@@ -63,19 +73,43 @@ def explain_group(
         estimator: The estimator that computed them.
     """
     seen = [() if one.dropped is not None else one.credited or one.turn_rewards for one in rollouts]
-    working = explain(estimator, seen, rollouts[0].settings) if rollouts else None
+    tree, note = tree_of(rollouts)
+    working = None if note or not rollouts else _working(rollouts, seen, estimator)
     found: list[list[Why]] = []
     for number, (rollout, mine) in enumerate(zip(rollouts, advantages, strict=True)):
         if rollout.dropped is not None:
             found.append([Why((), f"Left out of the update: {rollout.dropped}.", None) for _ in mine])
         elif working is None:
-            found.append([_statistics(rollouts, seen, number, turn) for turn in range(len(mine))])
+            found.append([_statistics(rollouts, seen, number, turn, tree) for turn in range(len(mine))])
         else:
             pairs = zip(working[number], mine, strict=True)
             found.append([_checked(tuple(terms), advantage) for terms, advantage in pairs])
+    if tree is not None:
+        found = [
+            [_with_share(why, len(tree.rollouts[node])) for why, node in zip(some, mine, strict=True)]
+            for some, mine in zip(found, tree.nodes, strict=True)
+        ]
     if any(map(_differs, rollouts)):
         found = [[replace(why, words=why.words + _WITH_KL) for why in some] for some in found]
     return found
+
+
+def _working(rollouts: Sequence[DumpedRollout], seen: Rewards, estimator: str) -> Working | None:
+    """Return the terms of a group, from all that its rollouts say of themselves."""
+    values, surprisal = (
+        None if None in some else [one or () for one in some]
+        for some in (
+            [() if one.dropped is not None else one.values for one in rollouts],
+            [() if one.dropped is not None else one.surprisal for one in rollouts],
+        )
+    )
+    paths = [one.node_path for one in rollouts]
+    return explain(estimator, seen, rollouts[0].settings, paths=paths, values=values, surprisal=surprisal)
+
+
+def _with_share(why: Why, rollouts: int) -> Why:
+    """Say of a turn that it is in several rollouts."""
+    return replace(why, words=f"{why.words} This turn is in {rollouts} rollouts.") if rollouts > 1 else why
 
 
 def _differs(rollout: DumpedRollout) -> bool:
@@ -109,26 +143,41 @@ def _sentence(term: Term) -> str:
         "turns": f"The turns before the last were paid {_plain(term.value)}",
         "return": f"From turn {term.turn} on {_plain(term.value)} was paid",
         "total": f"The rollout was paid {_plain(term.value)} in all",
+        "intermediate": f"From turn {term.turn} on {_plain(term.value)} was paid before the last turns",
+        "outcomes": f"The last turns behind turn {term.turn} were paid {_plain(term.value)}, outcome included",
+        "totals": f"Rollouts with this turn are worth {_plain(term.value)} in all",
+        "lambda_return": f"The return from turn {term.turn} on is estimated at {_plain(term.value)}",
     }[term.kind]
+    if term.leaves > 1:
+        subject += f", averaged over the branches to {term.leaves} rollouts"
+    times = "" if term.weight == 1.0 else f", times {_plain(term.weight)}"
     if term.baseline == "nobody":
-        return f"{subject}; there is no other rollout to compare with: {signed(term.adds)}."
+        return f"{subject}; there is no other rollout to compare with{times}: {signed(term.adds)}."
     compared = _BASELINES[term.baseline].format(count=term.count)
     if term.kind == "turn" and term.ended:
         compared = compared.replace(" averaged", f" ({term.ended} ended there: counted as 0) averaged")
     if not term.adds and term.std == 0.0:
         return f"{subject}, as in all {term.count} that are compared: nothing."
     spread = "" if term.std is None else f" ± {_plain(term.std)}"  # what the difference is divided by
-    return f"{subject}; {compared} {_plain(term.mean)}{spread}: {signed(term.adds)}."
+    return f"{subject}; {compared} {_plain(term.mean)}{spread}{times}: {signed(term.adds)}."
 
 
-def _statistics(rollouts: Sequence[DumpedRollout], seen: Sequence[Sequence[float]], number: int, turn: int) -> Why:
+def _statistics(
+    rollouts: Sequence[DumpedRollout], seen: Sequence[Sequence[float]], number: int, turn: int, tree: Tree | None
+) -> Why:
     """Describe a turn by the statistics of its group, where the group does not determine the advantage."""
-    alive = [one for one in seen if len(one) > turn]
+    kept = [row for row, one in enumerate(seen) if len(one) > turn]
+    compared = f"the {len(kept)} rollouts that got this far"
+    if tree is not None and tree.is_shared:  # one rollout for each turn that was sampled in the state
+        siblings = tree.siblings(tree.nodes[number][turn])
+        first = (next((row for row in tree.rollouts[node] if row in kept), None) for node in siblings)
+        kept = [row for row in first if row is not None]
+        compared = f"the {len(kept)} turns sampled in this state"
     mine, to_come = seen[number][turn], sum(seen[number][turn:])
-    here = statistics.fmean(one[turn] for one in alive)
-    after = statistics.fmean(sum(one[turn:]) for one in alive)
+    here = statistics.fmean(seen[row][turn] for row in kept)
+    after = statistics.fmean(sum(seen[row][turn:]) for row in kept)
     words = (
-        f"This turn was paid {_plain(mine)}; the {len(alive)} rollouts that got this far averaged {_plain(here)}. "
+        f"This turn was paid {_plain(mine)}; {compared} averaged {_plain(here)}. "
         f"From here on {_plain(to_come)} was paid; they averaged {_plain(after)}."
     )
     if (values := rollouts[number].values) is not None:

@@ -30,7 +30,10 @@ def test_turns_by_hand():
     assert columns["turn_credited"] == [pytest.approx([0.8, 1.0]), pytest.approx([0.2]), []]
     assert columns["turn_advantages"] == [[2.0, -1.0], [0.5], []], "the mean over a turn's tokens"
     assert columns["turn_values"] == [[0.25, 0.75], [0.125], []], "where a turn begins"
-    assert "turn_values" not in turn_columns(mask.float(), mask.float(), mask)
+    assert not {"turn_values", "turn_surprisal"} & set(turn_columns(mask.float(), mask.float(), mask))
+    log_probs = -torch.tensor([[1.0, 3.0, 9.0, 0.5], [0.25, 0, 0, 0], [0, 0, 0, 0]])
+    columns = turn_columns(mask.float(), mask.float(), mask, log_probs=log_probs)
+    assert columns["turn_surprisal"] == [[2.0, 0.5], [0.25], []], "the mean of -log p over a turn's tokens"
 
 
 def test_groups_are_taken_whole_and_the_same_ones_again():

@@ -2,7 +2,8 @@
 
 verl writes text and score. A row gets, as in validation dumps, the transcript, what each turn was paid and what was
 measured, and beyond that what the turns were trained with: ``turn_advantages``, ``turn_credited`` (the rewards that the
-estimator saw), ``turn_values`` (with a critic), the estimator and its knobs. ``mtgrpo report`` shows it.
+estimator saw), ``turn_values`` (with a critic), ``turn_surprisal`` (the mean of -log π, if the estimator asks for
+log-probs), ``node_path`` (of trees), the estimator and its knobs. ``mtgrpo report`` shows it.
 """
 
 from __future__ import annotations
@@ -64,8 +65,17 @@ def credit_rows(
     others = select(batch, [row for row, key in enumerate(batch.keys) if key in dropped | alone])
     rows = _trained_rows(trained, config, documents=documents) if trained.keys else {}
     rows |= _untrained_rows(others, alone=alone, documents=documents) if others.keys else {}
+    _mark_leaves(rows)
     estimator = _estimator(config)
     return {key: {**row, **estimator} for key, row in rows.items()}
+
+
+def _mark_leaves(rows: Mapping[str, dict[str, Any]]) -> None:
+    """Give rows of a tree that have no path, because they were dropped, an empty one: they are rollouts, too."""
+    trees = {_session(key) for key, row in rows.items() if NODE_PATH in row}
+    for key, row in rows.items():
+        if _session(key) in trees:
+            row.setdefault(NODE_PATH, "")
 
 
 def keys_of(batches: Sequence[KVBatchMeta]) -> set[str]:
@@ -86,8 +96,11 @@ def _trained_rows(batch: KVBatchMeta, config: Any, *, documents: bool) -> dict[s
     """Describe rows whose advantages verl has computed."""
     rewards = rewards_column(config)
     names = [rewards, "advantages", "values", "response_mask"]
+    if "old_log_probs" in _fields(str(config.algorithm.adv_estimator)):
+        names.append("old_log_probs")
     tokens, data = token_columns(batch, names, ["extra_fields"])
-    turns = turn_columns(tokens[rewards], tokens["advantages"], tokens["response_mask"], tokens.get("values"))
+    of_turns = (tokens.get("values"), tokens.get("old_log_probs"))
+    turns = turn_columns(tokens[rewards], tokens["advantages"], tokens["response_mask"], *of_turns)
     rows: dict[str, dict[str, Any]] = {}
     transcripts = fetch_transcripts(batch)
     for row, (key, fields) in enumerate(zip(batch.keys, rollout_fields(data), strict=True)):
@@ -130,7 +143,11 @@ def _estimator(config: Any) -> dict[str, str]:
 
 
 def turn_columns(
-    rewards: Tensor, advantages: Tensor, response_mask: Tensor, values: Tensor | None = None
+    rewards: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    values: Tensor | None = None,
+    log_probs: Tensor | None = None,
 ) -> dict[str, list[list[float]]]:
     """Token columns as numbers of turns; for each row as many as it has turns.
 
@@ -139,6 +156,7 @@ def turn_columns(
         advantages: ``(B, T)``: the mean over the turn's tokens (they are all equal but in token-level estimators).
         response_mask: ``(B, T)``, 1 at generated tokens.
         values: ``(B, T)``, a critic's, read at a turn's first token; None: no such column.
+        log_probs: ``(B, T)``, log π: minus the mean over the turn's tokens; None: no such column.
     """
     turns = segment_turns(response_mask)
     columns = {
@@ -147,6 +165,8 @@ def turn_columns(
     }
     if values is not None:
         columns["turn_values"] = turns.at_first(values.float())
+    if log_probs is not None:
+        columns["turn_surprisal"] = -turns.sum_over_turns(log_probs.float()) / turns.tokens_BK.clamp(min=1)
     counts = turns.count_B.tolist()
     return {
         name: [row[:count] for row, count in zip(column.tolist(), counts, strict=True)]
@@ -170,6 +190,14 @@ def with_credit(infos: Mapping[str, list[Any]], rows: Mapping[str, Mapping[str, 
 
 def _prompt(key: str) -> str:
     return key.rsplit("_", 2)[0]
+
+
+def _session(key: str) -> str:
+    return key.rsplit("_", 1)[0]
+
+
+def _fields(estimator: str) -> tuple[str, ...]:
+    return ESTIMATORS[estimator].fields if estimator in ESTIMATORS else ()
 
 
 def _settings(estimator: str, algorithm: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ async function showGroup(number, at, turn) {
   if (shownGroup !== number) return undefined; // another one was chosen meanwhile
   const inside = detail.contains(document.activeElement);
   const chosen = at == null || !group.rollouts[at] ? mostCredited(group) : at;
-  detail.replaceChildren(groupHead(group, text), matrix(group, chosen, turn), legend(SCALE), rolloutView(group, text, chosen, turn));
+  detail.replaceChildren(groupHead(group, text), matrix(group, text.tree, chosen, turn), legend(SCALE), rolloutView(group, text, chosen, turn));
   // What had the focus is gone: whoever uses the keyboard stays where they were.
   if (inside) (detail.querySelector('.cell[aria-current]') || detail).focus({ preventScroll: true });
   const target = turn == null ? null : byId(`turn${turn}`);
@@ -54,19 +54,27 @@ function groupHead(group, text) {
 }
 
 /** Rollouts × turns; each cell opens its turn. */
-function matrix(group, chosen, turn) {
+function matrix(group, tree, chosen, turn) {
   const turns = Array.from({ length: group.turns }, (_, k) => k);
   const head = el('tr', {}, el('th', { scope: 'col' }, 'rollout'), ...turns.map((k) => el('th', { scope: 'col' }, `turn ${k + 1}`)),
     el('th', { scope: 'col' }, 'paid'), el('th', { scope: 'col' }, 'answer'));
-  const rows = group.rollouts.map((rollout) => el('tr', { class: rollout.at === chosen ? 'chosen' : '' },
-    el('th', { scope: 'row' }, el('a', { href: `#rollouts/${group.number}/${rollout.at}` }, rollout.name)),
-    ...turns.map((k) => cell(group, rollout, k, rollout.at === chosen && k + 1 === turn)),
-    el('td', {}, plain(rollout.total)), el('td', { class: 'verdict' }, verdict(rollout) || '–')));
-  const means = el('tr', { class: 'means' }, el('th', { scope: 'row' }, 'mean'), ...turns.map((k) => meanCell(group, k)),
+  const rows = tree ? treeRows(group, tree, chosen, turn) : group.rollouts.map((rollout) =>
+    matrixRow(group, rollout, rollout.at === chosen, turns.map((k) => cell(group, rollout, k, rollout.at === chosen && k + 1 === turn))));
+  const means = el('tr', { class: 'means' }, el('th', { scope: 'row' }, 'mean'),
+    ...turns.map((k) => (tree ? meanOfNodes(group, tree, k) : meanCell(group, k))),
     el('td', {}, plain(mean(kept(group).map((one) => one.total)))), el('td', {}));
-  return el('div', { class: 'scroll' }, el('table', { class: 'matrix' },
-    el('caption', {}, 'Advantage, and below it what was paid, by rollout and turn'),
-    el('thead', {}, head), el('tbody', {}, ...rows), el('tfoot', {}, means)));
+  const drawn = tree && !tree.note ? '; a turn that rollouts share is drawn once' : '';
+  return el('div', { class: 'scroll' },
+    tree && tree.note && el('p', { class: 'warning' }, `The tree is not drawn, and its turns are not compared: ${visible(tree.note)}.`),
+    el('table', { class: tree ? 'matrix tree' : 'matrix' },
+      el('caption', {}, `Advantage, and below it what was paid, by rollout and turn${drawn}`),
+      el('thead', {}, head), el('tbody', {}, ...rows), el('tfoot', {}, means)));
+}
+
+function matrixRow(group, rollout, chosen, cells) {
+  return el('tr', { class: chosen ? 'chosen' : '' },
+    el('th', { scope: 'row' }, el('a', { href: `#rollouts/${group.number}/${rollout.at}` }, rollout.name)), ...cells,
+    el('td', {}, plain(rollout.total)), el('td', { class: 'verdict' }, verdict(rollout) || '–'));
 }
 
 function cell(group, rollout, k, current) {

@@ -4,16 +4,21 @@
 const TERM_NAMES = {
   turn: (k) => `paid at turn ${k}`, ended: (k) => `ended with turn ${k}`, outcome: () => 'paid at the last turn (outcome)',
   turns: () => 'paid before the last turn', return: (k) => `paid from turn ${k} on`, total: () => 'paid in all',
+  intermediate: (k) => `paid from turn ${k} on, before the last`, outcomes: (k) => `paid at the last turns behind turn ${k}`,
+  totals: (k) => `paid in all by those with turn ${k}`, lambda_return: (k) => `estimated return from turn ${k} on`,
 };
 const BASELINES = {
   alive: (n) => `${n} with this turn`, group: (n) => `${n} rollouts`, others: (n) => `${n} others with it`,
   others_outcome: (n) => `last turns of ${n} others`, turns_of_group: (n) => `${n} turns of the group`, nobody: () => 'nobody',
+  siblings: (n) => `${n} siblings, itself included`, place: (n) => `${n} turns at this place: no sibling`,
+  other_siblings: (n) => `${n} other siblings`, other_places: (n) => `${n} others at this place: no sibling`,
+  tree: (n) => `${n} with the same first turn`, parent: () => 'the turn before', prompt: () => 'the prompt', critic: () => 'the critic',
 };
 // A map: what a dump says is no name of a property.
 const ENDS = new Map([
   ['answered', 'ended by answering'], ['max_turns', 'had no turn left'],
   ['response_length', 'cut off: the response was full'], ['outage', 'ended because the search was down'],
-  ['no_tokens', 'ended because the server gave no token'],
+  ['no_tokens', 'ended because the server gave no token'], ['failed', 'ended by an error'],
 ]);
 
 function rolloutView(group, text, at, turn) {
@@ -27,12 +32,12 @@ function rolloutView(group, text, at, turn) {
         at > 0 && el('a', { href: to(-1) }, '← previous'), ' ',
         at + 1 < group.rollouts.length && el('a', { href: to(1) }, 'next →'))),
     said.dropped != null && el('p', { class: 'warning' }, `Left out of the update: ${visible(said.dropped)}`),
-    ...said.turns.map((one, k) => turnCard(one, k, text, k + 1 === turn)),
+    ...said.turns.map((one, k) => turnCard(one, k, text, k + 1 === turn, text.tree && kinOf(group, text.tree, at, k))),
     !said.turns.length && el('p', { class: 'quiet' }, 'The model wrote nothing that was kept.'),
     components(said.components));
 }
 
-function turnCard(one, k, text, current) {
+function turnCard(one, k, text, current, kin) {
   const differs = one.credited != null && Math.abs(one.credited - one.reward) > 1e-6;
   return el('section', { class: current ? 'turn card current' : 'turn card', id: `turn${k + 1}`, 'aria-label': `Turn ${k + 1}` },
     el('div', { class: 'turn-head' },
@@ -42,6 +47,7 @@ function turnCard(one, k, text, current) {
       one.value != null && el('span', {}, `critic ${plain(one.value)}`),
       shade(el('span', { class: 'chip' }, `advantage ${signed(one.advantage)}`), one.advantage, SCALE)),
     why(one, current),
+    kin,
     el('p', { class: 'label' }, 'The model wrote'), verbatim(one.text),
     ...one.calls.map((call) => callView(call, text.documents)));
 }
@@ -51,8 +57,8 @@ function why(one, open) {
   const sentence = el('p', { class: one.addsUp === false && 'warning' }, el('strong', {}, 'Why? '), visible(one.words));
   if (!one.terms.length) return el('div', { class: 'why' }, sentence);
   const head = ['what', '(value', '− mean)', '÷ std', '× weight', '= adds', 'compared with'];
-  const rows = one.terms.map(([kind, turn, value, average, std, weight, adds, number, baseline, ended]) => el('tr', {},
-    el('th', { scope: 'row' }, TERM_NAMES[kind](turn)),
+  const rows = one.terms.map(([kind, turn, value, average, std, weight, adds, number, baseline, ended, leaves]) => el('tr', {},
+    el('th', { scope: 'row' }, TERM_NAMES[kind](turn), leaves > 1 && `, over ${leaves} rollouts`),
     el('td', {}, plain(value, 3)), el('td', {}, plain(average, 3)), el('td', {}, std == null ? '–' : plain(std, 3)),
     el('td', {}, compact(weight)), shade(el('td', { class: 'adds' }, signed(adds, 3)), adds, SCALE),
     el('td', { class: 'words' }, BASELINES[baseline](number), ended > 0 && `, ${ended} of them ended: 0`)));
