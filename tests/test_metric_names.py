@@ -26,6 +26,7 @@ from verl_mtgrpo.rewards.judge_client import JudgeSettings
 from verl_mtgrpo.rewards.measures import tool_trouble
 from verl_mtgrpo.rewards.metric_names import COMPONENT_METRICS, ROLLOUT_METRICS, STEP_METRICS, own_metrics
 from verl_mtgrpo.watch.diagnostics import measure_credit
+from verl_mtgrpo.watch.forest import forest_metrics
 from verl_mtgrpo.watch.guards import Guards, GuardSettings
 
 pytestmark = [pytest.mark.network, pytest.mark.compose]
@@ -66,6 +67,8 @@ def of_a_step() -> Iterator[str]:
     values = torch.zeros_like(rewards)
     credit = measure_credit(rewards, rewards, mask, ["a", "a"], paid=rewards, values=values, returns=rewards)
     yield from credit
+    shared = torch.tensor([[0.2, 0, 1.0], [0.2, 0, 0]])
+    yield from forest_metrics(shared, mask, ["a", "a"], ["0/0.1", "0/0.2"])
     guards = Guards(GuardSettings(), turn_rewards=True, masked_advantages=True, keys={})
     yield from guards.look({**credit, **rollout_metrics([of_a_rollout()])})[0]
 
