@@ -16,7 +16,6 @@ from tests import oracles
 from tests.credit.batches import ON_ROWS
 from tests.gpu import estimators, machine, measure, simulated
 from tests.gpu.made import copied_grpo, make_rollouts
-from verl_mtgrpo.credit import ESTIMATORS
 
 SMALL = (12, 96)
 
