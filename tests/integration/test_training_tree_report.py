@@ -19,10 +19,15 @@ from verl_mtgrpo.report.why import explain_group
 pytestmark = [pytest.mark.imports_verl, pytest.mark.verl]
 
 
+@pytest.mark.slow  # that runs of trees reach the report is a minute; what the report says of them is tested without a run
 def test_at2po_with_log_probs_in_the_dump(assets: Path, tmp_path: Path):
-    """``at2po`` weighs children by surprisal, which the report knows from the dump alone."""
+    """``at2po`` weighs children by surprisal, which the report knows from the dump alone.
+
+    The tree grows as ARPO's does: with two turns AT2PO's own growth writes first turns again, and nothing is shared.
+    """
+    grow = ["trainer.turn.branch.grow=arpo", "trainer.turn.branch.probability=0.9"]
     dump = [f"trainer.rollout_data_dir={tmp_path / 'rollouts'}", "trainer.turn.dump.groups=0"]
-    result = run(assets, tmp_path, *dump, preset="at2po")
+    result = run(assets, tmp_path, *grow, *dump, preset="at2po")
     assert result.returncode == 0, result.tail()
     files = dump_files(tmp_path / "rollouts")
     catalog = read_catalog(files)
