@@ -19,7 +19,7 @@ from verl_mtgrpo.report.why import explain_group
 pytestmark = [pytest.mark.imports_verl, pytest.mark.verl]
 
 
-@pytest.mark.slow  # that runs of trees reach the report is a minute; what the report says of them is tested without a run
+@pytest.mark.slow  # a minute of verl; what the report says of trees is tested without a run as well
 def test_at2po_with_log_probs_in_the_dump(assets: Path, tmp_path: Path):
     """``at2po`` weighs children by surprisal, which the report knows from the dump alone.
 
