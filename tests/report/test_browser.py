@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.report.browser import Watched, chromium, foreign_elements, mean_colour, pixels_of, watched_page
+from tests.report.browser import Watched, foreign_elements, mean_colour, pixels_of, watched_page
 from tests.report.hostile import HOSTILE, hostile_rows
 from tests.report.large import GROUPS, large_dump
 from tests.report.made import dump_row, rollout_of, training_row, transcript, write_rows
@@ -24,12 +23,6 @@ pytestmark = pytest.mark.browser
 README = [[0.7, 1.0], [0.2, 0.0], [0.5]]
 ADVANTAGES = [[2.1094, 1.0], [-1.2774, -1.0], [-0.8321]]
 """The example at the top of the README, worked out in tests/report/test_explain.py."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +59,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked(question: str, said: Transcript) -> Transcript:
     return Transcript(said.turns, said.end_reason, ({"role": "user", "content": question},), said.max_turns)
-
-
-@pytest.fixture
-def seen(browser: Any, report: Path) -> Iterator[Watched]:
-    """The report, opened; whatever is done with it, it never complains and never asks for anything."""
-    with watched_page(browser) as watched:
-        watched.page.goto(report.as_uri())
-        yield watched
-        assert watched.console == [] and watched.dialogs == []
-        assert {url.split("#")[0] for url in watched.requests} == {report.as_uri()}
 
 
 def numbers(seen: Watched, selector: str) -> list[float]:

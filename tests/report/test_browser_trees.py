@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.report.browser import Watched, chromium, foreign_elements, watched_page
+from tests.report.browser import Watched, foreign_elements, watched_page
 from tests.report.hostile import EVERYTHING, hostile_rows
 from tests.report.made import training_row, write_rows
 from tests.report.trees import MALFORMED, tree_rows
@@ -19,12 +18,6 @@ from verl_mtgrpo.rewards.transcript import Transcript, Turn
 pytestmark = pytest.mark.browser
 
 DEEP = 1_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +39,6 @@ def page_of(folder: Path, rows: list[dict[str, Any]]) -> Path:
     dump = write_rows(folder / "3.jsonl", rows)
     write_page(folder / "r.html", read_catalog([dump]), title="Trees", made_by="tests")
     return folder / "r.html"
-
-
-@pytest.fixture
-def seen(browser: Any, report: Path) -> Iterator[Watched]:
-    with watched_page(browser) as watched:
-        watched.page.goto(report.as_uri())
-        yield watched
-        assert watched.console == [] and watched.dialogs == []
-        assert {url.split("#")[0] for url in watched.requests} == {report.as_uri()}
 
 
 def open_address(seen: Watched, group: int, rollout: int, turn: int = 1) -> None:

@@ -34,7 +34,7 @@ from verl_mtgrpo.integration.rollout.agent_loop import (
 )
 from verl_mtgrpo.integration.rollout.branches import Leaf, State, Tree, running_leaf
 from verl_mtgrpo.integration.rollout.record import record_of
-from verl_mtgrpo.integration.trees import BRANCH, LEAVES, branch_settings
+from verl_mtgrpo.integration.trees import BRANCH, LEAVES, RAW_TREE, TREE, branch_settings
 from verl_mtgrpo.rewards import FAILED, FAILURE, NODE_PATH, TRANSCRIPT
 
 logger = logging.getLogger(__name__)
@@ -141,5 +141,5 @@ class RawTreeAgentLoop(Branching, RawContinuationAgentLoop):
     """``mtgrpo_raw_agent`` that grows trees."""
 
 
-register("mtgrpo_tree_agent")(TreeAgentLoop)
-register("mtgrpo_raw_tree_agent")(RawTreeAgentLoop)
+register(TREE)(TreeAgentLoop)
+register(RAW_TREE)(RawTreeAgentLoop)

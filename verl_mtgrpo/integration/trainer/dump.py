@@ -20,6 +20,7 @@ from transfer_queue import KVBatchMeta
 from verl_mtgrpo.credit import ESTIMATORS, segment_turns
 from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts, to_json
 from verl_mtgrpo.integration.settings import estimator_settings
+from verl_mtgrpo.integration.trainer.left_out import rollout_of
 from verl_mtgrpo.integration.trainer.queue import LeftOut, rewards_column, rollout_fields, select, token_columns
 from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON, NODE_PATH, TRANSCRIPT, TURN_REWARDS
 
@@ -72,9 +73,9 @@ def credit_rows(
 
 def _mark_leaves(rows: Mapping[str, dict[str, Any]]) -> None:
     """Give rows of a tree that have no path, because they were dropped, an empty one: they are rollouts, too."""
-    trees = {_session(key) for key, row in rows.items() if NODE_PATH in row}
+    trees = {rollout_of(key) for key, row in rows.items() if NODE_PATH in row}
     for key, row in rows.items():
-        if _session(key) in trees:
+        if rollout_of(key) in trees:
             row.setdefault(NODE_PATH, "")
 
 
@@ -190,10 +191,6 @@ def with_credit(infos: Mapping[str, list[Any]], rows: Mapping[str, Mapping[str, 
 
 def _prompt(key: str) -> str:
     return key.rsplit("_", 2)[0]
-
-
-def _session(key: str) -> str:
-    return key.rsplit("_", 1)[0]
 
 
 def _fields(estimator: str) -> tuple[str, ...]:
