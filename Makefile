@@ -20,6 +20,8 @@ SEED ?= 0
 ROLLOUT ?= hf_cpu
 # Test processes: one more than cores, because many tests wait for servers and processes.
 WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 1) + 1)
+# Training runs at once: each takes one core for most of its time, and 5 GB.
+RUNS ?= $(shell [ $$(nproc 2>/dev/null || echo 1) -gt 1 ] && echo 2 || echo 1)
 UNIT := not verl and not slow and not recipes and not gpu and not vllm and not browser
 # vLLM wants an environment of its own: it holds back numpy, fastapi and others.
 VENV_VLLM ?= .venv-vllm
@@ -59,7 +61,7 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)" $(TORCH_INDEX)
 	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,judge,dev]"
-	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,judge,serve,dense,dev]"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,judge,serve,dense,documents,panels,env,dev]"
 	$(BIN)/python -m pip install --quiet $(TOOLS)
 	touch $@
 
@@ -99,8 +101,8 @@ test-unit: $(INSTALLED) ## tests that take seconds (WORKERS=, one more than the 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "$(UNIT) and not fast and not clock"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(UNIT) and clock"
 
-test-verl: $(INSTALLED) ## end-to-end tests with verl's real trainer (minutes)
-	$(BIN)/python -m pytest -m "verl and not slow" --durations=0 --durations-min=5
+test-verl: $(INSTALLED) ## end-to-end tests with verl's real trainer (minutes; RUNS=, training runs at once)
+	$(BIN)/python -m pytest -n $(RUNS) --dist loadfile -m "verl and not slow" --durations=0 --durations-min=5
 
 install-browser: ## Chromium for make test-browser (apt-get as root; else any `chromium` on the PATH)
 	@if command -v chromium >/dev/null; then \
@@ -150,7 +152,7 @@ audit: $(INSTALLED) ## known vulnerabilities of what is installed (where the pac
 	$(BIN)/python .ci/audit.py
 
 .PHONY: reference dist
-reference: $(INSTALLED) ## write docs/reference.md from the code and the YAML files
+reference: $(INSTALLED) ## write docs/reference.md and docs/metrics.md from the code and the YAML files
 	$(BIN)/python .ci/reference.py
 
 dist: ## the wheel and the source distribution, in dist/

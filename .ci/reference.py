@@ -1,4 +1,4 @@
-"""Write docs/reference.md, every setting with its default and its meaning and every metric; and comments in YAML files.
+"""Write docs/reference.md, every setting with its meaning; docs/metrics.md, every metric; and comments in YAML files.
 
     python .ci/reference.py        (make reference)
 
@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "reference.md"
+PAGE, METRICS_PAGE = ROOT / "docs" / "reference.md", ROOT / "docs" / "metrics.md"
 CONFIG = ROOT / "verl_mtgrpo" / "config"
 KNOBS, OURS = "algorithm.turn.", ("algorithm.turn.", "reward.turn.", "trainer.turn.")
 BASE_YAML, TOOL_YAML = CONFIG / "mtgrpo" / "_base.yaml", CONFIG / "tools" / "search_tool.yaml"
@@ -33,8 +33,8 @@ INTRODUCTION = """\
 
 <!-- Written by `make reference`. Change the YAML files, the signatures or the settings classes, and run it again. -->
 
-Every setting of this package with its default, and every metric. An unknown key below `algorithm.turn`, `reward.turn`,
-`trainer.turn` or in the search tool's `config` is an error that lists the known ones.
+Every setting of this package with its default; [every metric](metrics.md) has a page of its own. An unknown key below
+`algorithm.turn`, `reward.turn`, `trainer.turn` or in the search tool's `config` is an error that lists the known ones.
 """
 GROUPS = """\
 `+mtgrpo=NAME` on verl's command line, or `mtgrpo=NAME` with the primary config `mtgrpo_trainer`. Groups with a critic
@@ -53,6 +53,9 @@ VERLS = "What the groups change in verl's own settings. A value on the command l
 CPU = """\
 `+mtgrpo_cpu=default` with the environment variable `VERL_PLATFORM=cpu`: everything verl needs to train without a GPU.
 `+mtgrpo_cpu=vllm` is the same with real vLLM in place of the built-in rollout server."""
+ENVIRONMENTS = """\
+`+mtgrpo_env=default` after a group `+mtgrpo=NAME`: each turn of the model is a step in an
+[environment](environments.md), and no tool is called."""
 RECIPE = """\
 `+mtgrpo_recipe=default`, beside a group `+mtgrpo=NAME`: what all [recipes](../recipes/README.md) share. It works in a
 command of your own too, where anything can be overridden as ever."""
@@ -60,10 +63,19 @@ TOOL = """\
 `tools[].config` of `verl_mtgrpo/config/tools/search_tool.yaml`. To change a value, copy the file and name the copy in
 `actor_rollout_ref.rollout.multi_turn.tool_config_path`."""
 METRICS = """\
+# Metrics
+
+<!-- Written by `make reference`. Change rewards/metric_names.py, and run it again. -->
+
+Every number that this package logs, beside verl's own. [Dashboards](dashboards.md) shows them where you look.
+`<k>` is the number of a turn, counted from 1.
+
 Training logs all of them per step; a metric that is undefined for a rollout is averaged over the others. Validation
 logs those of rollouts, as `val-aux/<data source>/<name>/mean@<n>`. In `trainer.v1.trainer_mode=sync`, which is verl's
 own trainer, only validation logs any of them."""
-KINDS = "`<kind>` of the model's own errors, or of your own tool's: {call}. `<kind>` of the search's: {service}."
+KINDS = """\
+`<kind>` of the model's own errors, or of your own tool's: {call}. `<kind>` of the search's: {service}. \
+`<kind>` of an environment's: {environment}."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +190,7 @@ def as_yaml(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(as_yaml, value))}]"
     if isinstance(value, Mapping):
-        return "…"
+        return "…" if value else "{}"
     return "null" if value is None else str(value)
 
 
@@ -230,11 +242,18 @@ def groups() -> dict[str, Path]:
     return {path.stem: path for path in sorted((CONFIG / "mtgrpo").glob("[!_]*.yaml"))}
 
 
+def whole(path: Path) -> dict[str, str]:
+    """Return the keys and values of a config group, with those of the groups that it extends."""
+    extended = re.findall(r"^  - ([a-z]\w*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    files = [*(path.with_name(f"{name}.yaml") for name in extended), path]
+    return {entry.key: entry.value for file in files for entry in read_yaml(file)}
+
+
 def groups_table() -> str:
     """Return what each config group is."""
     rows = []
     for name, path in groups().items():
-        values = {entry.key: entry.value for entry in read_yaml(path)}
+        values = whole(path)
         critic = "yes" if "_critic" in path.read_text(encoding="utf-8") else "no"
         own = [values["algorithm.adv_estimator"], values["reward.turn.pay"]]
         rows.append([code(name), *map(code, own), critic, cell(header(path))])
@@ -314,11 +333,7 @@ def metrics_table(metrics: Mapping[str, str]) -> str:
 
 def reference() -> str:
     """Return the whole page."""
-    from verl_mtgrpo.rewards.measures import CALL_ERRORS, SERVICE_ERRORS
-    from verl_mtgrpo.rewards.metric_names import COMPONENT_METRICS, ROLLOUT_METRICS, STEP_METRICS
-
     config = verls_defaults()
-    kinds = KINDS.format(call=", ".join(map(code, CALL_ERRORS)), service=", ".join(map(code, SERVICE_ERRORS)))
     parts = [
         INTRODUCTION,
         *("## Config groups", GROUPS, groups_table(), PRIMARY),
@@ -327,18 +342,39 @@ def reference() -> str:
         *("## Rewards, checks, guards and dumps", SETTINGS, settings_table()),
         *("## verl's settings in the groups", VERLS, verls_table(config)),
         *("## Training on a CPU", CPU, group_table(config, "mtgrpo_cpu", "default", "vllm")),
+        *("## Environments", ENVIRONMENTS, group_table(config, "mtgrpo_env", "default")),
         *("## What the recipes share", RECIPE, group_table(config, "mtgrpo_recipe", "default")),
         *("## The search tool", TOOL, tool_table()),
-        *("## Metrics", METRICS),
-        *("### Of every rollout", metrics_table(ROLLOUT_METRICS), kinds),
-        *("### Of a training step", metrics_table(STEP_METRICS)),
-        *("### Of the packaged rewards", metrics_table(COMPONENT_METRICS)),
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def metrics_page() -> str:
+    """Return the page of metrics."""
+    from verl_mtgrpo.rewards.measures import CALL_ERRORS, ENVIRONMENT_ERRORS, SERVICE_ERRORS
+    from verl_mtgrpo.rewards.metric_names import (
+        COMPONENT_METRICS,
+        DECIDE_METRICS,
+        ROLE_METRICS,
+        ROLLOUT_METRICS,
+        STEP_METRICS,
+    )
+
+    listed = {"call": CALL_ERRORS, "service": SERVICE_ERRORS, "environment": ENVIRONMENT_ERRORS}
+    kinds = KINDS.format(**{of: ", ".join(map(code, names)) for of, names in listed.items()})
+    parts = [
+        METRICS,
+        *("## Of every rollout", metrics_table(ROLLOUT_METRICS), kinds),
+        *("## Of every rollout whose turns were decided", metrics_table(DECIDE_METRICS)),
+        *("## Of every output of a role", metrics_table(ROLE_METRICS)),
+        *("## Of a training step", metrics_table(STEP_METRICS)),
+        *("## Of the packaged rewards", metrics_table(COMPONENT_METRICS)),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
 if __name__ == "__main__":
     files = {path: commented(path, entries) for path, entries in our_settings().items()}
-    for path, text in {**files, PAGE: reference()}.items():
+    for path, text in {**files, PAGE: reference(), METRICS_PAGE: metrics_page()}.items():
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path.relative_to(ROOT)}")

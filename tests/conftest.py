@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.costs import Costs, marked_module
+from tests.costs import Costs, may_select
 
 if TYPE_CHECKING:
     from tests.doctor.setups import Healthy
@@ -19,8 +19,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Skip modules that are marked as a whole in ``make t``: importing them would already import verl."""
-    return True if config.option.markexpr == "fast" and marked_module(collection_path) else None
+    """Skip modules of which no test is selected: importing them would cost seconds, and import verl in ``make t``."""
+    return None if may_select(config.option.markexpr, collection_path) else True
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with a long module that is last by name: alone at the end, it would leave the other processes idle."""
+    items.sort(key=lambda item: item.path.name != "test_try_step.py")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,11 +6,13 @@ of verl, does not import verl and opens no socket. One that does is failed and t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +43,32 @@ COVERED_BY = {
 _MODULE_MARKS = re.compile(r"^pytestmark = .*?(?=^\S)", re.MULTILINE | re.DOTALL)
 
 
-def marked_module(path: Path) -> bool:
-    """Return True if a test module is marked as a whole (``pytestmark``) as costly."""
-    if not (path.name.startswith("test_") and path.suffix == ".py"):
-        return False
-    found = _MODULE_MARKS.search(path.read_text() + "\nend")
-    return bool(found and (SMALL | set(LARGE)) & set(re.findall(r"pytest\.mark\.(\w+)", found[0])))
+def marks_in(text: str) -> set[str]:
+    """Return the marks of this file that a piece of a test module names."""
+    return (SMALL | set(LARGE)) & set(re.findall(r"pytest\.mark\.(\w+)", text))
+
+
+def may_select(expression: str, path: Path) -> bool:
+    """Return False if ``-m EXPRESSION`` selects no test of a module, whichever of the marks in it a test has.
+
+    Importing a module costs more than reading it, and most import verl. Of other words than marks of cost nothing is
+    known.
+    """
+    if not (path.name.startswith("test_") and path.suffix == ".py") or not expression:
+        return True
+    known = SMALL | set(LARGE) | {"fast"}
+    if not set(re.findall(r"\w+", expression)) <= known | {"and", "or", "not"}:
+        return True
+    text = path.read_text(encoding="utf-8")
+    whole = _MODULE_MARKS.search(text + "\nend")
+    always = marks_in(whole[0]) if whole else set()
+    some = sorted(marks_in(text) - always)
+    for count in range(len(some) + 1):
+        for chosen in combinations(some, count):
+            marks = always | set(chosen) or {"fast"}
+            if eval(expression, {"__builtins__": {}}, {name: name in marks for name in known}):
+                return True
+    return False
 
 
 class Costs:
@@ -56,20 +78,35 @@ class Costs:
         self.spent: set[str] = set()
         self.thread: int | None = None  # of the test that is running
         self.of_children = 0.0
+        self.children: set[int] = set()
+        self.named: dict[Path, set[str]] = {}
         sys.addaudithook(self._happened)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
             marks = {mark.name for mark in item.iter_markers()}
+            hidden = marks & (SMALL | set(LARGE)) - self.marks_of(item.path)
+            if hidden:
+                raise pytest.UsageError(
+                    f"{item.nodeid} is marked with {sorted(hidden)} outside of its module: write pytest.mark.… there, "
+                    "or it is not found by -m (tests/costs.py, may_select)"
+                )
             if not marks & (SMALL | set(LARGE)):
                 item.add_marker(pytest.mark.fast)
             if "timeout" not in marks and marks & set(LARGE):
                 item.add_marker(pytest.mark.timeout(max(LARGE[mark] for mark in marks & set(LARGE))))
 
+    def marks_of(self, path: Path) -> set[str]:
+        """Return the marks that a test module names; it is read once."""
+        if path not in self.named:
+            self.named[path] = marks_in(path.read_text(encoding="utf-8"))
+        return self.named[path]
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self) -> Iterator[Any]:
-        self.spent, self.thread, self.of_children = set(), threading.get_ident(), children_s()
+        self.spent, self.thread = set(), threading.get_ident()
+        self.of_children, self.children = children_s(), children_now()
         try:
             return (yield)
         finally:
@@ -78,7 +115,8 @@ class Costs:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Iterator[Any]:
         result = yield
-        if children_s() > self.of_children:  # as multiprocessing starts them, without a word to Python
+        # Python says nothing of what multiprocessing starts. A child of an earlier test may end in this one.
+        if children_s() > self.of_children and self.children <= children_now():
             self.spent.add("process")
         forgotten = unmarked(self.spent, {mark.name for mark in item.iter_markers()})
         if forgotten:
@@ -106,6 +144,15 @@ def children_s() -> float:
     """Return the processor time of all children that have ended."""
     times = os.times()
     return times.children_user + times.children_system
+
+
+def children_now() -> set[int]:
+    """Return the ids of this process's children: those that run, and those that have ended and not been waited for."""
+    found: set[int] = set()
+    for thread in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            found.update(map(int, thread.read_text().split()))
+    return found
 
 
 def unmarked(spent: set[str], marks: set[str]) -> list[str]:

@@ -201,6 +201,37 @@ def turn_gae(
     return advantages, returns
 
 
+def turn_td(
+    rewards: list[list[float]],
+    masks: list[list[int]],
+    before: list[list[float]],
+    after: list[list[float]],
+    *,
+    gamma: float = 1.0,
+    fresh: list[bool] | None = None,
+) -> tuple[list[list[float]], list[dict[int, float]]]:
+    """Return Q - V at each token, not whitened, and for each row what is learned after how many tokens.
+
+    ArCHer, arXiv 2402.19446: Q(s, a) is pulled towards r + γ V(s'), V(s) towards Q(s, a) of a sampled a.
+    """
+    turns, paid = _read(rewards, masks)
+    advantages: list[list[float]] = []
+    targets: list[dict[int, float]] = []
+    for i, mask in enumerate(masks):
+        row, learned = [0.0] * len(mask), {}
+        for k, tokens in enumerate(turns[i]):
+            state, taken = before[i][tokens[0]], after[i][tokens[-1]]
+            follows = k + 1 < len(turns[i])
+            learned[tokens[-1] + 1] = paid[i][k] + (gamma * before[i][turns[i][k + 1][0]] if follows else 0.0)
+            if fresh is None or fresh[i]:
+                learned[tokens[0]] = taken
+            for t in tokens:
+                row[t] = taken - state
+        advantages.append(row)
+        targets.append(learned)
+    return advantages, targets
+
+
 def bilevel_gae(
     rewards: list[list[float]],
     masks: list[list[int]],

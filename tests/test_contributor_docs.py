@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from verl_mtgrpo.rewards.metric_names import COMPONENT_METRICS, ROLLOUT_METRICS, STEP_METRICS
+from verl_mtgrpo.rewards.metric_names import (
+    COMPONENT_METRICS,
+    DECIDE_METRICS,
+    ROLE_METRICS,
+    ROLLOUT_METRICS,
+    STEP_METRICS,
+)
 
 ROOT = Path(__file__).parents[1]
 NOTES = sorted((ROOT / "docs" / "decisions").glob("0*.md"))
@@ -29,7 +35,7 @@ def metrics_in(text: str) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_path_is_there(page):
-    known = {*ROLLOUT_METRICS, *STEP_METRICS, *COMPONENT_METRICS, *OF_VERL}
+    known = {*ROLLOUT_METRICS, *DECIDE_METRICS, *ROLE_METRICS, *STEP_METRICS, *COMPONENT_METRICS, *OF_VERL}
     text = page.read_text()
     assert metrics_in(text) <= known
     code = "\n".join(line for line in text.splitlines() if not line.startswith("    "))

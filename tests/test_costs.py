@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.costs import LARGE, SMALL, marked_module, unmarked
+from tests.costs import LARGE, SMALL, may_select, unmarked
 
 ROOT = Path(__file__).parents[1]
 TESTS = """
@@ -46,6 +46,13 @@ def test_marked():
     test_compose()
     test_process()
 
+@pytest.mark.process
+def test_leaves_a_child():
+    globals()["left"] = subprocess.Popen([sys.executable, "-c", ""])
+
+def test_in_which_a_child_of_another_ends():
+    left.wait()
+
 def test_cheap(tmp_path):
     thread = threading.Thread(target=lambda: socket.create_server(("127.0.0.1", 0)).close())  # a server's own
     thread.start()
@@ -61,25 +68,11 @@ def test_what_no_mark_says_is_an_error(tmp_path: Path):
     (tmp_path / "verl" / "__init__.py").touch()
     (tmp_path / "ppo_trainer.yaml").touch()
     (tmp_path / "test_made.py").write_text(TESTS)
-    command = [
-        "pytest",
-        "-q",
-        "-c",
-        ROOT / "pyproject.toml",
-        "-p",
-        "tests.conftest",
-        "-p",
-        "no:cacheprovider",
-        tmp_path,
-    ]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, command)], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = pytest_in(tmp_path)
     errors = {line.split("::")[1].split(" ")[0] for line in done.stdout.splitlines() if line.startswith("ERROR ")}
     costly = {"process", "fork", "multiprocessing", "network", "compose", "imports_verl"}
     assert errors == {f"test_{cost}" for cost in costly}, done.stdout
-    assert "8 passed, 6 errors" in done.stdout
+    assert "10 passed, 6 errors" in done.stdout
 
 
 @pytest.mark.process
@@ -114,4 +107,57 @@ IN_PART = ["pytestmark = pytest.mark.usefixtures('x')\nY = pytest.mark.{}\n", "@
 def test_only_modules_that_are_marked_as_a_whole_are_not_read(tmp_path: Path, mark: str, text: str, whole: bool):
     file = tmp_path / "test_it.py"
     file.write_text(text.format(mark))
-    assert marked_module(file) is whole
+    assert may_select("fast", file) is not whole
+    assert may_select(mark, file)
+    assert not may_select(f"not {mark} and not fast", file)
+
+
+SELECTED = [
+    ("verl and not slow", "", False),
+    ("verl and not slow", "@pytest.mark.verl\ndef test(): ...\n", True),
+    ("verl and not slow", "pytestmark = pytest.mark.slow\n@pytest.mark.verl\ndef test(): ...\n", False),
+    ("verl and not slow", "@pytest.mark.slow\n@pytest.mark.verl\ndef test(): ...\n", True),  # one may have verl alone
+    ("not verl and not fast", "@pytest.mark.verl\ndef test(): ...\n", False),
+    ("not verl and not fast", "@pytest.mark.process\ndef test(): ...\n", True),
+    ("(clock or browser) and not slow", "@pytest.mark.clock\ndef test(): ...\n", True),
+    ("(clock or browser) and not slow", "@pytest.mark.process\ndef test(): ...\n", False),
+    ("skipif", "", True),  # of a mark that is not ours nothing is known
+    ("", "", True),
+]
+
+
+@pytest.mark.parametrize(("expression", "text", "read"), SELECTED)
+def test_modules_without_a_test_that_is_selected_are_not_read(tmp_path: Path, expression: str, text: str, read: bool):
+    file = tmp_path / "test_it.py"
+    file.write_text(text)
+    assert may_select(expression, file) is read
+    assert may_select(expression, tmp_path / "conftest.py"), "only test modules are left out"
+
+
+@pytest.mark.process
+def test_a_mark_from_elsewhere_is_refused(tmp_path: Path):
+    (tmp_path / "test_made.py").write_text(
+        "import pytest\npytestmark = getattr(pytest.mark, 've' 'rl')\ndef test_it(): ...\n"
+    )
+    done = pytest_in(tmp_path)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "test_it is marked with ['verl'] outside of its module" in done.stderr
+
+
+def pytest_in(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the test modules of a folder with our conftest."""
+    command = [
+        "pytest",
+        "-q",
+        "-c",
+        ROOT / "pyproject.toml",
+        "-p",
+        "tests.conftest",
+        "-p",
+        "no:cacheprovider",
+        folder,
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, command)], cwd=folder, env=environment, capture_output=True, text=True
+    )

@@ -227,3 +227,21 @@ def test_the_point_of_a_dump(tmp_path: Path):
     assert got == pytest.approx({"heart": 1 / 4, "broken": 1 / 6, "good": 3 / 4, "read": 1 / 3, "use": 6 / 10})
     with pytest.raises(SystemExit, match="no rollout of the dump called the tool"):
         script.point(heart)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read: No such file"),
+        ("", "is empty"),
+        ('{"tool/calls": 1, "tool/used": 1, "outcome/em": 1}\n{"tool/ca', "line 2: not JSON, perhaps cut off"),
+        ('{"outcome/dropped": 1}\n{"tool/calls": 1}\n', "without tool/used, outcome/em"),
+    ],
+)
+def test_a_file_that_is_no_dump_is_named(tmp_path: Path, text: str | None, said: str):
+    script = SimpleNamespace(**runpy.run_path(str(EXAMPLES.parent / "learn" / "from_dump.py")))
+    file = tmp_path / "0.jsonl"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SystemExit, match=said):
+        script.read(str(file))

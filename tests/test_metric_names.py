@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,15 +17,22 @@ import torch
 
 from tests.judge_server import JudgeServer
 from tests.trees import grown
+from verl_mtgrpo.credit import segment_turns
+from verl_mtgrpo.credit.discriminator import discriminator_quality
+from verl_mtgrpo.credit.turn_td import critic_quality
 from verl_mtgrpo.integration.reward_manager import metrics
+from verl_mtgrpo.integration.settings import TurnCriticSettings
 from verl_mtgrpo.integration.trainer.accounting import Batch, count_rollouts, rollout_metrics, share_failed
 from verl_mtgrpo.integration.trainer.left_out import Sorted
+from verl_mtgrpo.integration.trainer.replay import Replay
+from verl_mtgrpo.integration.trainer.turn_critic import MEMORY_ERROR
 from verl_mtgrpo.integration.verl_score import read_score
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn, TurnRewards, load_preset
 from verl_mtgrpo.rewards.judge import Judge
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
 from verl_mtgrpo.rewards.measures import tool_trouble
 from verl_mtgrpo.rewards.metric_names import COMPONENT_METRICS, ROLLOUT_METRICS, STEP_METRICS, own_metrics
+from verl_mtgrpo.watch.dense import dense_metrics
 from verl_mtgrpo.watch.diagnostics import measure_credit
 from verl_mtgrpo.watch.forest import forest_metrics
 from verl_mtgrpo.watch.guards import Guards, GuardSettings
@@ -46,8 +54,9 @@ def transcript(format: str) -> Transcript:
 
 
 def documented(names: Iterable[str]) -> set[str]:
-    """The names as they are documented, with ``<k>`` and ``<kind>``."""
+    """The names as they are documented, with ``<k>``, ``<kind>`` and ``<name>``."""
     by_turn = {re.sub(r"^turn/\d+/", "turn/<k>/", name) for name in names}
+    by_turn = {re.sub(r"^(turn/<k>/dense)/\w+$", r"\1/<name>", name) for name in by_turn}
     return {re.sub(r"^(tool/(?:errors|retried))/\w+$", r"\1/<kind>", name) for name in by_turn}
 
 
@@ -69,8 +78,16 @@ def of_a_step() -> Iterator[str]:
     yield from credit
     shared = torch.tensor([[0.2, 0, 1.0], [0.2, 0, 0]])
     yield from forest_metrics(shared, mask, ["a", "a"], ["0/0.1", "0/0.2"])
+    yield from dense_metrics(segment_turns(mask), {"implicit": torch.zeros(2, 2)}, probe_s=0.1)
+    yield from critic_quality(rewards, mask, values, values + 0.1)
+    replay = Replay(TurnCriticSettings(memory=1), mini_batch=1, seed=0)
+    yield from replay.measures([1])
+    yield MEMORY_ERROR
+    yield from discriminator_quality(values, mask, ["expert", "own"])
     guards = Guards(GuardSettings(), turn_rewards=True, masked_advantages=True, keys={})
-    yield from guards.look({**credit, **rollout_metrics([of_a_rollout()])})[0]
+    for _ in range(5):  # one of them looks back
+        fired, _ = guards.look({**credit, **rollout_metrics([of_a_rollout()])})
+    yield from fired
 
 
 def test_of_every_rollout():
@@ -94,9 +111,14 @@ def test_of_the_packaged_rewards():
         "paper_v2": "search_r1",
         "search_r1_em": "search_r1",
         "search_r1_format": "hermes",
+        "tool_use": "hermes",
     }
     asked += [load_preset(name)(transcript(format), TRUTH) for name, format in formats.items()]
+    played = replace(transcript("hermes"), info={"outcome": 1.0, "coins": 3.0, "place": "a cave"})
+    asked.append(load_preset("env")(played, None))
     given = {name for rewards in asked for name in rewards.components} | set(read_score(1.0)[1])
+    assert {"env/outcome", "env/coins"} < given, "texts are no metrics"
+    given = {re.sub("^env/(outcome|coins)$", "env/<name>", name) for name in given}
     assert given == set(COMPONENT_METRICS)
     assert own_metrics(given) == [], "a reward function may give these"
 

@@ -89,7 +89,9 @@ def test_the_choices_and_the_tables_of_compare(
     monkeypatch.setattr(config, "GROUPS", groups)
     assert build_parser().parse_args(asked).methods == [NAME, "ppo_or"]
     run = RunResult(RunMetrics(train={}, validation={"tool/used": {0: 0.25, 2: 0.5}}), 90.0, 1, "0.1", reused=False)
-    table = comparison_markdown({NAME: {0: run}, "ppo_or": {0: run}, "mt_grpo": {0: run}}, {})
+    table = comparison_markdown(
+        {NAME: {0: run}, "ppo_or": {0: run}, "mt_grpo": {0: run}}, {}, {"tool/used": "tool execution"}
+    )
     assert table.startswith("# First turn only, PPO-OR, MT-GRPO\n")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from tests.composed import composed
 from tests.recipes import RECIPES
 from verl_mtgrpo.integration.parts import uses_turns
 from verl_mtgrpo.integration.preflight import check_run
+from verl_mtgrpo.toy import shrink as dry
 
 pytestmark = [pytest.mark.process, pytest.mark.compose]
 
@@ -33,6 +33,10 @@ SCRIPTS = {
     "small_single_gpu/run.sh": ["mt_grpo", "turn_rloo", "grpo_or", "grpo_mr"],
     "megatron/run.sh": ["mt_grpo", "turn_rloo", "mt_ppo", "turn_gae"],
     "multi_node/run.sh": ["mt_grpo", "mt_ppo"],
+    "arpo/run.sh": ["arpo", "tree_grpo", "at2po", "grpo_or", "mt_grpo"],
+    "mt_grpo_tree/run.sh": ["mt_grpo_tree", "turn_rloo_tree", "mt_grpo", "turn_rloo"],
+    "mhgpo_search/run.sh": ["mhgpo_search"],
+    "rema/run.sh": ["rema"],
     "migrate/before.sh": [],
     "migrate/after.sh": [],
 }
@@ -164,17 +168,8 @@ def test_the_migration_is_what_the_readme_shows():
     assert shown == [one.replace("'", "") for one in after[len(before) :]]
 
 
-def dry_run_module():
-    spec = importlib.util.spec_from_file_location("dry_run", RECIPES / "dry_run.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("script", [script for script, methods in SCRIPTS.items() if methods])
 def test_a_script_takes_what_recipes_share_and_does_not_repeat_it(script):
-    dry = dry_run_module()
     group = OmegaConf.load(Path(verl_mtgrpo.config.__path__[0]) / "mtgrpo_recipe" / "default.yaml")
     said = dry.written(arguments(script).stdout.splitlines())
     assert said["mtgrpo_recipe"] == "default"
@@ -183,10 +178,10 @@ def test_a_script_takes_what_recipes_share_and_does_not_repeat_it(script):
 
 @pytest.mark.parametrize("script", ["paper_v2_search_r1/run.sh", "megatron/run.sh"])
 def test_a_dry_run_changes_what_it_says_and_nothing_else(script, tmp_path: Path):
-    dry = dry_run_module()
     overrides, dropped = dry.without_megatron(arguments(script, "mt_ppo").stdout.splitlines())
     assert bool(dropped) == script.startswith("megatron")
-    changes = {**dry.cpu_values(overrides), **dry.sizes(overrides), **dry.files(tmp_path, tmp_path)}
+    sizes = dry.sizes(composed(*overrides), steps=2)
+    changes = {**dry.cpu_values(overrides), **sizes, **dry.files(tmp_path, tmp_path)}
     changes.pop("hydra.run.dir")
     written = composed(*overrides)
     changed = composed(*overrides, "+mtgrpo_cpu=default", *dry.as_overrides(changes))

@@ -26,6 +26,8 @@ RUNS = [
     ("small_single_gpu/run.sh", "mt_grpo"),
     ("megatron/run.sh", "mt_ppo"),
     ("multi_node/run.sh", "mt_grpo"),
+    ("arpo/run.sh", "arpo"),
+    ("mt_grpo_tree/run.sh", "mt_grpo_tree"),
 ]
 
 

@@ -63,6 +63,19 @@ class ToolError(MTGRPOError, TypeError):
     """A tool returned something that a tool cannot return."""
 
 
+class EnvironmentFailed(MTGRPOError, RuntimeError):
+    """An environment raised, hung or answered nonsense: the rollout is left out of the update and counted."""
+
+    kind = "environment_error"
+    """Name of the failure in transcripts and metrics (``tool/errors/<kind>``)."""
+
+
+class EnvironmentTimeout(EnvironmentFailed):
+    """An environment did not answer in time."""
+
+    kind = "environment_timeout"
+
+
 class JudgeError(MTGRPOError, RuntimeError):
     """The model that judges rollouts could not be asked, or gave no score."""
 

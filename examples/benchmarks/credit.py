@@ -26,6 +26,7 @@ from verl.trainer.ppo.core_algos import compute_gae_advantage_return as verl_gae
 from verl.trainer.ppo.core_algos import compute_grpo_vectorized_outcome_advantage as verl_grpo
 
 from verl_mtgrpo.credit import ESTIMATORS
+from verl_mtgrpo.credit.registry import ROW_NAMES
 
 SIZES = ((512, 4096), (1024, 8192), (4096, 8192))
 TURNS, GROUP = 32, 8
@@ -84,8 +85,8 @@ def main() -> None:
         calls = {"verl grpo": lambda: verl_grpo(rewards, mask, uid)}  # noqa: B023 used within the iteration
         calls["verl gae"] = lambda: verl_gae(rewards, values, mask, 1.0, 1.0)  # noqa: B023
         for name, function in ESTIMATORS.items():
-            chains = [None] * rows  # no two rows share a turn; trees: forest.py
-            fields = {field: chains if field == "node_path" else values for field in ESTIMATORS[name].fields}
+            names = [None] * rows  # no two rows share a turn or a role's output; trees: forest.py
+            fields = {field: names if field in ROW_NAMES else values for field in ESTIMATORS[name].fields}
             calls[name] = lambda function=function, fields=fields: function(rewards, mask, uid, **fields)  # noqa: B023
         seconds = time_alternating(calls, args.repeats, args.device)
         print(f"\n(B, T) = ({rows}, {length}), up to {TURNS} turns a row, groups of {GROUP}")

@@ -4,10 +4,8 @@ It uses nothing of this package; it is one of verl's function tools. Its second 
 the reward function uses it (``call.reward``, as own_turn_reward.py does), the turn that made the call is paid for it.
 
     TOOL=actor_rollout_ref.rollout.multi_turn
-    mtgrpo train -- $TOOL.function_tool_path=$PWD/examples/extend/own_tool.py $TOOL.tool_config_path=null \
+    mtgrpo train -- $TOOL.function_tool_path=$PWD/examples/extend/own_tool.py \
         reward.turn.preset=$PWD/examples/extend/own_turn_reward.py:evidence ...
-
-(``tool_config_path=null`` removes the search tool; otherwise the policy has both.)
 """
 
 import ast
@@ -30,8 +28,9 @@ def calculate(expression: str) -> tuple[ToolResponse, float, dict]:
         tree = ast.parse(expression, mode="eval").body
         text = f"{value(tree):g}"
     except (SyntaxError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-        # ok: False makes it a failed call, in metrics and rewards.
-        return ToolResponse(text=f"Error: {error}"), 0.0, {"ok": False, "error_kind": "bad_arguments"}
+        # ok: False makes it a failed call, in metrics and rewards; why is for people who read the report.
+        report = {"ok": False, "error_kind": "bad_arguments", "why": str(error)}
+        return ToolResponse(text=f"Error: {error}"), 0.0, report
     worth = 0.2 if isinstance(tree, ast.BinOp) else 0.0  # a single number is not a calculation
     return ToolResponse(text=text), worth, {"ok": True}
 

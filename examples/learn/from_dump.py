@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 Row = dict[str, Any]
+NEEDED = ("tool/calls", "tool/used", "outcome/em")
 
 
 def point(rows: list[Row]) -> dict[str, float]:
@@ -45,11 +46,34 @@ def _share(rows: list[Row], what: Callable[[Row], Any], of: str) -> float:
     return min(max(sum(bool(what(row)) for row in rows) / len(rows), 0.01), 0.99)
 
 
+def read(path: str) -> list[Row]:
+    """Return the rollouts of a dump.
+
+    Raises:
+        SystemExit: The file cannot be read, is empty, or is no dump of a run with turn rewards.
+    """
+    rows: list[Row] = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                rows.append(json.loads(line))
+    except OSError as error:
+        sys.exit(f"{path} cannot be read: {error.strerror}; a validation writes it (trainer.validation_data_dir)")
+    except ValueError:
+        sys.exit(f"{path}, line {len(rows) + 1}: not JSON, perhaps cut off; remove the line, or validate again")
+    if not rows:
+        sys.exit(f"{path} is empty; validate again")
+    missing = [name for name in NEEDED if any(name not in row for row in rows if not row.get("outcome/dropped"))]
+    if missing:
+        sys.exit(
+            f"{path} has rollouts without {', '.join(missing)}; expected the dump of a validation with our rewards"
+        )
+    return rows
+
+
 def main(path: str) -> None:
     """Print the command for a dump."""
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    print("mtgrpo lab learn --set " + " ".join(f"{name}={share:.2f}" for name, share in point(rows).items()))
+    print("mtgrpo lab learn --set " + " ".join(f"{name}={share:.2f}" for name, share in point(read(path)).items()))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,8 @@ overrides=(
     # before.sh sets these two, and a command line wins over a group: so they are said again.
     algorithm.adv_estimator=mt_grpo
     $rollout.agent.default_agent_loop=mtgrpo_tool_agent
-    # The group brings its own search tool; this agent has one.
-    $rollout.multi_turn.tool_config_path=null
-    # The outcome stays the reward function of before.sh; the preset adds what each turn earns. It is given what the model
-    # wrote, without tool results (reward.turn.solution=response: the whole response, as verl gives it).
-    reward.turn.outcome=compute_score
+    # The outcome stays the reward function of before.sh; the preset, paper_v1, adds what each turn earns. That function is
+    # given what the model wrote, without tool results (reward.turn.solution=response: the whole response, as verl gives it).
     trainer.experiment_name=mt_grpo
 )
 exec bash "$(dirname "$0")/before.sh" "${overrides[@]}" "$@"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from verl_mtgrpo.credit import ESTIMATORS
+from verl_mtgrpo.credit.registry import ROW_NAMES
 
 
 @dataclass
@@ -20,15 +21,13 @@ class Batch:
     index: list[str]
 
 
-ON_ROWS = [name for name, record in ESTIMATORS.items() if "node_path" not in record.fields]
-"""Estimators for which every row is a rollout of its own; the others are on trees (test_forest.py)."""
+ON_ROWS = [name for name, record in ESTIMATORS.items() if record.takes_rollouts]
+"""Estimators for which every row is a rollout of its own; the others: test_forest.py, test_roles.py."""
 
 
 def fields_of(name: str, rewards: Tensor, made: Callable[[Tensor], Tensor] = torch.zeros_like) -> dict[str, Any]:
-    """What an estimator asks for: numbers of tokens as ``made`` makes them, and paths that share no turn."""
-    return {
-        field: [None] * len(rewards) if field == "node_path" else made(rewards) for field in ESTIMATORS[name].fields
-    }
+    """What an estimator asks for: numbers of tokens as ``made`` makes them, and names that say nothing."""
+    return {field: [None] * len(rewards) if field in ROW_NAMES else made(rewards) for field in ESTIMATORS[name].fields}
 
 
 def estimate(name: str, token_level_rewards: Tensor, response_mask: Tensor, index, **settings) -> tuple[Tensor, Tensor]:

@@ -127,9 +127,9 @@ def test_broken_corpora(tmp_path: Path, content: bytes, message: str):
 def test_files_that_cannot_be_read(tmp_path: Path):
     with pytest.raises(DataError, match=r"missing.json is not a file"):
         list(read_corpus(tmp_path / "missing.json"))
-    (tmp_path / "c.txt").write_text("text")
-    with pytest.raises(DataError, match=r"c.txt is of an unknown kind, expected a .json, .jsonl, .*or .parquet"):
-        list(read_corpus(tmp_path / "c.txt"))
+    (tmp_path / "c.doc").write_text("text")
+    with pytest.raises(DataError, match=r"c.doc is of an unknown kind, expected a .json, .jsonl, .*or .parquet"):
+        list(read_corpus(tmp_path / "c.doc"))
     whole = gzip.compress(b'{"text": "x"}\n' * 1000)
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"cut.jsonl.gz is a damaged gzip file"):

@@ -71,7 +71,16 @@ def test_settings_compose_with_verls_config(preset: str, world: str, tmp_path: P
     assert config.trainer.default_local_dir == str(tmp_path / "a run" / "checkpoints")
     assert config.actor_rollout_ref.rollout.multi_turn.tool_config_path == str(tmp_path / "search_tool.yaml")
     assert config.data.seed == 3
-    of_verl = {"grpo_or": "grpo", "grpo_mr": "grpo", "ppo_or": "gae", "ppo_mr": "gae", "mt_ppo": "gae"}
+    of_verl = {
+        "grpo_or": "grpo",
+        "grpo_mr": "grpo",
+        "ppo_or": "gae",
+        "ppo_mr": "gae",
+        "mt_ppo": "gae",
+        "mhgpo_search": "mhgpo",
+        "rema": "mhgpo",
+        "archer": "turn_td",
+    }
     assert config.algorithm.adv_estimator == of_verl.get(preset, preset)
     assert config.critic.optim.lr == settings.critic_lr
 

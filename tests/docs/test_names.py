@@ -16,15 +16,26 @@ from tests.composed import composed
 from tests.docs.pages import OTHERS_PAGE, PAGES, ROOT, code_spans, name_of
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
+from verl_mtgrpo.roles import Role
 
 pytestmark = pytest.mark.compose
 
-OPEN = "data.apply_chat_template_kwargs."
-"""A node that accepts any argument of the chat template."""
+OPEN = ("data.apply_chat_template_kwargs.", "trainer.turn.environment.options.", "trainer.turn.dense.")
+"""Nodes that accept any argument: of the chat template, of an environment, of a dense reward."""
 COLUMNS = ("reward_model.ground_truth",)
 """Columns of verl's question files, which are not config keys."""
 TREES = tuple(f"+mtgrpo={name}" for name, function in ESTIMATORS.items() if "node_path" in function.fields)
-GROUPS = ("+mtgrpo=mt_grpo", "+mtgrpo=turn_gae", "+mtgrpo=bilevel_gae", "+mtgrpo=mt_ppo", "+mtgrpo_cpu=vllm", *TREES)
+GROUPS = (
+    "+mtgrpo=mt_grpo",
+    "+mtgrpo=turn_gae",
+    "+mtgrpo=bilevel_gae",
+    "+mtgrpo=mt_ppo",
+    "+mtgrpo=pair_dpo",
+    "+mtgrpo=pair_rloo",
+    "+mtgrpo=mhgpo",
+    "+mtgrpo_cpu=vllm",
+    *TREES,
+)
 
 
 @cache
@@ -58,6 +69,8 @@ def test_config_keys_exist(page):
         path = key.removeprefix("…")
         if key.startswith("…"):
             assert any(one.endswith(f".{path}") for one in keys()), f"{key} in {name_of(page)}"
+        elif of_role := re.fullmatch(r"trainer\.turn\.roles\.names\.\w+\.(\w+)", path):
+            assert of_role[1] in Role.model_fields, f"{key} in {name_of(page)}"
         elif path.partition(".")[0] in roots and path not in COLUMNS and not path.startswith(OPEN):
             assert path in keys(), f"{key} in {name_of(page)}"
 

@@ -40,3 +40,22 @@ def test_the_reward_function():
     turns = (Turn("x", (0, 1), (ToolCall("search", "{}"),)), Turn("<answer>the Oslo</answer>", (2, 3)))
     rewards = block_with("short_queries")["short_queries"](Transcript(turns, "answered"), {"target": ["Oslo"]})
     assert (rewards.turns, rewards.outcome) == (pytest.approx((0.3, 0.0)), 1.0)
+
+
+def test_the_environment():
+    import asyncio
+
+    from verl_mtgrpo.environments.episode import Episode
+
+    async def play():
+        episode = Episode(lambda: block_with("class Guess")["Guess"](most=50), 5)
+        await episode.reset({"seed": 141})  # the number is 42
+        return [await episode.step(text) for text in ("hm", "10", "<think>43? No.</think> 42")]
+
+    answers = asyncio.run(play())
+    assert [(one.text, one.reward, one.done) for one in answers] == [
+        ("Say a number.", -0.2, False),
+        ("larger", 0.0, False),
+        ("smaller", 0.0, True),
+    ]
+    assert [one.info.get("outcome") for one in answers] == [None, 0.0, 1.0]

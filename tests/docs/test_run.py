@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from tests.docs.pages import PAGES, Command, commands, name_of
+from tests.data.pdf import pdf_of
+from tests.docs.pages import PAGES, ROOT, Command, commands, name_of
 from tests.report.made import dump_row, training_row, transcript, write_rows
 from verl_mtgrpo.cli.main import main
 from verl_mtgrpo.data.known import KNOWN
@@ -51,11 +52,17 @@ def files(tmp_path, monkeypatch):
     (tmp_path / "train-v2.0.json").write_text(json.dumps({"version": "v2.0", "data": squad}))
     rollout = transcript("Vel", searches=["Orrin"])
     validation = [dump_row(f"q{n}", 0, rollout, (0.7, 1.0)) for n in range(4)]
-    for folder in ("runs/mine/rollouts", "runs/mine/validation", "grpo", "mt_grpo"):
+    runs = ("runs/mine", "runs/other", "runs/try/run")
+    for folder in (*(f"{run}/rollouts" for run in runs), "runs/mine/validation", "grpo", "mt_grpo"):
         (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "handbook").mkdir()
+    (tmp_path / "handbook" / "travel.md").write_text("# Travel\n\nTrains run every hour.\n")
+    (tmp_path / "manual.pdf").write_bytes(pdf_of(["Press the red button."]))
     for step in (10, 20):
         rows = [training_row("q", n, rollout, (0.7, 1.0), (0.0, 0.0), step=step) for n in range(2)]
-        write_rows(tmp_path / f"runs/mine/rollouts/{step}.jsonl", rows)
+        for folder in runs:
+            write_rows(tmp_path / folder / f"rollouts/{step}.jsonl", rows)
     for dump in ("runs/mine/validation", "grpo", "mt_grpo"):
         write_rows(tmp_path / dump / "500.jsonl", validation)
     return tmp_path

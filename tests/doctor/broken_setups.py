@@ -165,6 +165,7 @@ SETUPS = [
         r"custom_reward_function.path=mine.py would not be used",
         "rewards",
         "reward.custom_reward_function.path=mine.py",
+        "reward.turn.outcome=preset",
     ),
     broken(
         "updates larger than the batch",

@@ -19,6 +19,7 @@ from verl_mtgrpo.errors import AbsentError
 
 pytestmark = [pytest.mark.usefixtures("surroundings"), pytest.mark.network, pytest.mark.compose]
 
+MODEL = "actor_rollout_ref.model.path"
 GROUPS = ("hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo", "+mtgrpo_cpu=default")
 RUNS = {
     "healthy": (),
@@ -105,3 +106,15 @@ def test_what_is_not_here_may_be_elsewhere(healthy):
 
 def test_checks_by_name():
     assert [check.name for check in named("index", "turns")] == ["turns", "index"]
+
+
+def test_a_tool_that_is_not_search_is_not_told_to_find_less(tmp_path):
+    (tmp_path / "tools.py").write_text(
+        "from verl.tools.function_tool import function_tool\n\n\n"
+        "@function_tool\ndef weigh_it(thing: str) -> str:\n"
+        '    """Weigh a thing.\n\n    Args:\n        thing: For example a stone.\n    """\n    return "3"\n'
+    )
+    overrides = (*GROUPS, f"{TURNS}.function_tool_path={tmp_path}/tools.py", "data.max_response_length=100")
+    (found,) = examine(Setup(compose_config(CommandLine((*overrides, f"{MODEL}=/no/model")))), named("lengths"))
+    assert found.message.startswith("weigh_it may return 4096 characters")
+    assert found.fix == f"raise data.max_response_length, or lower {TURNS}.max_tool_response_length"

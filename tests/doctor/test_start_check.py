@@ -15,7 +15,8 @@ from tests.doctor.setups import main_ppo
 from verl_mtgrpo.data.rows import make_row, write_parquet
 from verl_mtgrpo.doctor.start_check import StartCheck
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.parts import check_agent_names, check_parts, check_tool_file, uses_turns
+from verl_mtgrpo.integration.agent_names import check_agent_names
+from verl_mtgrpo.integration.parts import check_parts, check_tool_file, uses_turns
 
 pytestmark = pytest.mark.compose
 

@@ -66,7 +66,7 @@ def measurable(report: Report) -> list[str]:
     """Return the estimators for which made-up fields are enough."""
     names = []
     for name in ESTIMATORS:
-        if unknown := set(ESTIMATORS[name].fields) - {"values"}:
+        if unknown := set(ESTIMATORS[name].fields) - {"values", "values_after"}:
             report.not_run.append(f"estimator {name}, because it needs the fields {sorted(unknown)}")
         else:
             names.append(name)

@@ -97,8 +97,8 @@ def test_the_table_adds_up(capsys, tmp_path):
     estimators.check_times(report, "cpu", (SMALL,), repeats=1)
     assert {row["name"] for row in report.times} >= {*ON_ROWS}
     for row in report.times:
-        # Mask of 8 bytes; rewards, values if any, and one or two results of 4: by hand for the three kinds.
-        token = {"turn_reinforce_pp": 20, "turn_gae": 24, "bilevel_gae": 24}.get(row["name"], 16)
+        # Mask of 8 bytes; rewards, values (turn_td: two) and one or two results of 4: by hand for the four kinds.
+        token = {"turn_reinforce_pp": 20, "turn_gae": 24, "bilevel_gae": 24, "turn_td": 28}.get(row["name"], 16)
         assert row["bytes"] == token * SMALL[0] * SMALL[1]
         assert row["seconds"] > 0 and row["copy_seconds"] > 0 and row["peak_tensors"] >= 1
     assert report.times[0]["grpo"] == 1

@@ -69,7 +69,6 @@ def test_own_reward_own_tool_and_own_estimator_train_together(tmp_path: Path):
     settings = [
         f"reward.turn.preset={REWARD}",
         f"{multi_turn}.function_tool_path={EXAMPLES / 'own_tool.py'}",
-        f"{multi_turn}.tool_config_path=null",
         "algorithm.adv_estimator=bounded_returns",
         "~algorithm.turn",
         f"+algorithm.turn.bound={BOUND}",

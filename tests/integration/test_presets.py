@@ -35,7 +35,7 @@ def resolved(*overrides: str, **how: str):
 
 
 def test_there_is_a_preset_for_every_method():
-    baselines = {"grpo_or", "grpo_mr", "mt_ppo", "ppo_or", "ppo_mr"}
+    baselines = {"grpo_or", "grpo_mr", "mt_ppo", "ppo_or", "ppo_mr", "mhgpo_search", "rema", "archer"}
     assert set(PRESETS) == baselines | set(ESTIMATORS)
 
 
@@ -45,7 +45,10 @@ METHODS = [
     ("mt_ppo", "gae", "turns"),
     ("ppo_or", "gae", "outcome"),
     ("ppo_mr", "gae", "merged"),
-    *((name, name, "turns") for name in ESTIMATORS),
+    ("archer", "turn_td", "turns"),
+    *((name, name, "turns") for name in ESTIMATORS if name != "mhgpo"),  # which has no roles of its own
+    ("mhgpo_search", "mhgpo", "turns"),
+    ("rema", "mhgpo", "turns"),
 ]
 
 
@@ -53,18 +56,36 @@ METHODS = [
 def test_every_preset_composes_with_verls_config(preset, estimator, pay):
     run = resolved(preset=preset)
     assert (run.algorithm.adv_estimator, run.reward.turn.pay) == (estimator, pay)
-    trees = estimator in ESTIMATORS and "node_path" in ESTIMATORS[estimator].fields
-    loop = "mtgrpo_tree_agent" if trees else "mtgrpo_tool_agent"
-    assert run.actor_rollout_ref.rollout.agent.default_agent_loop == loop
+    fields = ESTIMATORS[estimator].fields if estimator in ESTIMATORS else ()
+    kinds = {"node_path": "tree", "role": "roles", "pair_side": "pairs"}
+    loop = next((kind for field, kind in kinds.items() if field in fields), "tool")
+    assert run.actor_rollout_ref.rollout.agent.default_agent_loop == f"mtgrpo_{loop}_agent"
     check_run(run)
     findings = examine(Setup(run), checks_at_start("config"))
     assert {finding.status for finding in findings} == {"ok"}, findings
-    critic = estimator == "gae" or "values" in (ESTIMATORS[estimator].fields if estimator in ESTIMATORS else ())
+    critic = estimator == "gae" or "values" in fields or preset == "pair_rloo"  # whose critic is a discriminator
     assert need_critic(run) == critic
     if critic:
         assert run.critic.model.path == run.actor_rollout_ref.model.path
     if estimator in ESTIMATORS:
         assert set(run.algorithm.turn) == set(estimator_settings(estimator, None)), "every knob is there"
+
+
+TOOLS = "actor_rollout_ref.rollout.multi_turn.function_tool_path=examples/own_tool/tools.py"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tool", "rewards"),
+    [
+        ([], "search_tool.yaml", "paper_v1"),
+        ([TOOLS], "None", "tool_use"),
+        ([TOOLS, "reward.turn.preset=judge"], "None", "judge"),
+    ],
+)
+def test_a_run_with_tools_of_its_own_neither_searches_nor_is_paid_for_searching(overrides, tool, rewards):
+    run = resolved(*overrides, preset="mt_grpo")
+    assert str(run.actor_rollout_ref.rollout.multi_turn.tool_config_path).endswith(tool)
+    assert run.reward.turn.preset == rewards
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -74,11 +95,19 @@ def test_the_primary_config_is_verls_own_with_the_group(preset):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_with_megatron(preset):
-    run, stock = resolved(preset=preset, primary="ppo_megatron_trainer"), resolved(primary="ppo_megatron_trainer")
+    # one with no roles of its own is not complete without
+    own = ("+trainer.turn.roles.names.solver={}",) if preset == "mhgpo" else ()
+    run = resolved(*own, preset=preset, primary="ppo_megatron_trainer")
+    loss = {"policy_loss.loss_mode": "turn_rema", "loss_agg_mode": "seq-mean-token-sum"} if preset == "rema" else {}
+    losses = (f"actor_rollout_ref.actor.{key}={value}" for key, value in loss.items())
+    stock = resolved(*losses, primary="ppo_megatron_trainer")
     check_run(run)
     assert {engine.strategy for engine in (run.actor_rollout_ref.actor, run.actor_rollout_ref.ref, run.critic)} == {
         "megatron"
     }
+    if preset == "pair_dpo":  # a loss of its own, on any engine
+        for key in ("use_kl_loss", "kl_loss_coef", "loss_agg_mode"):
+            stock.actor_rollout_ref.actor[key] = run.actor_rollout_ref.actor[key]
     for part in ("critic.megatron", "critic.optim", "actor_rollout_ref.actor", "actor_rollout_ref.ref"):
         assert OmegaConf.select(run, part) == OmegaConf.select(stock, part), "the engine's own settings are not touched"
     if need_critic(run):

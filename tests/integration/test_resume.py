@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("verl")
 
@@ -132,6 +133,37 @@ def test_with_a_critic_the_numbers_are_those_of_the_unbroken_run(preset: str, as
         assert unbroken.steps[3][name] != pytest.approx(unbroken.steps[1][name], rel=1e-2), name
 
 
+REMEMBERED = ("critic/memory_rollouts", "critic/memory_replayed", "critic/memory_age", "critic/memory_td_error")
+"""Metrics of a critic that learns from earlier rollouts too."""
+
+
+def test_a_critics_memory_goes_on_where_it_was(assets: Path, tmp_path: Path):
+    rows = QUESTIONS * ROLLOUTS
+    more = (
+        "trainer.critic_warmup=0",
+        "critic.ppo_epochs=1",
+        "trainer.turn.critic.rounds=2",
+        f"trainer.turn.critic.memory={3 * rows}",
+    )
+    unbroken, killed, again = run_killed_and_unbroken(assets, tmp_path, "archer", *GREEDY, *more, begin=2)
+    for step, numbers in {**killed.steps, **again.steps}.items():
+        for name in (*VALUED, *REMEMBERED):
+            assert numbers[name] == pytest.approx(unbroken.steps[step][name], rel=1e-3, abs=1e-4), (step, name)
+    assert [unbroken.steps[step]["critic/memory_rollouts"] for step in (1, 2, 3, 4)] == [
+        *(rows, 2 * rows, 3 * rows),
+        3 * rows,  # the oldest are forgotten
+    ]
+    assert "critic/memory_age" not in unbroken.steps[1], "there was nothing to learn again"
+    assert unbroken.steps[2]["critic/memory_age"] == 1
+    files = [tmp_path / name / "checkpoints" / "global_step_3" / "turn_memory.pt" for name in ("unbroken", "broken")]
+    one, other = (torch.load(file, weights_only=True) for file in files)
+    assert sorted(set(one["step"])) == [1, 2, 3]
+    for name in ("step", "lengths"):
+        assert one[name] == other[name]
+    for name in ("prompt", "response", "mask", "positions"):
+        assert torch.equal(one[name], other[name]), name
+
+
 VAL = "actor_rollout_ref.rollout.val_kwargs"
 # Rollouts of a prompt have to differ to be compared, so they are sampled. What is validated greedily can be compared:
 # behind step 2, and before the first step of the run that goes on.
@@ -139,7 +171,7 @@ VAL = "actor_rollout_ref.rollout.val_kwargs"
 SAMPLED = (f"{VAL}.temperature=0", f"{VAL}.n=1", "trainer.test_freq=2", "trainer.val_before_train=True")
 
 
-@pytest.mark.parametrize("preset", ["mt_grpo", "mt_grpo_v1", "turn_rloo", "gtpo", "turn_reinforce_pp"])
+@pytest.mark.parametrize("preset", ["mt_grpo", "mt_grpo_v1", "turn_rloo", "gtpo", "turn_reinforce_pp", "arpo"])
 def test_without_a_critic_the_policy_is_that_of_the_checkpoint(preset: str, assets: Path, tmp_path: Path):
     runs = run_killed_and_unbroken(assets, tmp_path, preset, *SAMPLED)
     assert_the_same_questions(tmp_path)

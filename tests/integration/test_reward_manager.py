@@ -21,6 +21,7 @@ from tests.integration.reward_managers import TRANSCRIPT, config, manager, score
 from tests.judge_server import JudgeServer
 from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run
+from verl_mtgrpo.integration.settings import turn_reward_settings
 from verl_mtgrpo.integration.trainer.accounting import refuse_empty_batch, rollout_metrics
 from verl_mtgrpo.integration.trainer.left_out import Sorted
 
@@ -133,7 +134,7 @@ def test_a_rollout_of_another_agent_loop_is_an_error(extra_fields):
         ("actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent", "set it to mtgrpo_tool_agent"),
         ("+algorithm.turn.gama=1", r"unknown keys \['gama'\]"),
         ("+reward.turn.payment=all", r"unknown keys \['payment'\]"),
-        ("reward.custom_reward_function.path=mine.py", "mine.py would not be used: .*set reward.turn.outcome"),
+        ("reward.turn.outcome=preset reward.custom_reward_function.path=mine.py", "mine.py would not be used: .*=auto"),
         ("reward.turn.outcome=both", "reward.turn.outcome is 'both', expected one of"),
         ("reward.turn.preset=paper_v7", "reward.turn.preset is 'paper_v7', expected one of"),
         ("algorithm.rollout_correction.rollout_rs='seq_mean_k1,token_k2'", "removes single tokens from response_mask"),
@@ -143,7 +144,7 @@ def test_a_rollout_of_another_agent_loop_is_an_error(extra_fields):
 )
 def test_settings_that_do_not_fit_stop_the_run_before_the_first_rollout(override, message):
     with pytest.raises(ConfigError, match=message):
-        manager(override)
+        manager(*override.split(" "))
 
 
 @pytest.mark.parametrize(
@@ -308,3 +309,32 @@ def test_training_metrics_average_what_is_defined():
         "turn/2/rollouts": 1.0,
     }
     assert rollout_metrics([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), "preset"),
+        (("reward.custom_reward_function.path=mine.py",), "compute_score"),
+        (("reward.custom_reward_function.path=mine.py", "reward.turn.outcome=preset"), "preset"),
+        (("reward.custom_reward_function.path=pkg://verl_mtgrpo.rewards.judge",), "preset"),
+        (("reward.turn.outcome=compute_score",), "compute_score"),
+    ],
+)
+def test_whose_outcome_it_is(overrides, expected):
+    assert turn_reward_settings(config(*overrides).reward).outcome == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), "search_tool.yaml"),
+        (("function_tool_path=mine.py",), ""),
+        (("function_tool_path=mine.py", "tool_config_path=mine.yaml"), "mine.yaml"),
+        (("tool_config_path=null",), ""),
+    ],
+)
+def test_the_search_tool_is_there_unless_the_run_names_tools(overrides, expected):
+    turns = "actor_rollout_ref.rollout.multi_turn"
+    multi_turn = config(*(f"{turns}.{override}" for override in overrides)).actor_rollout_ref.rollout.multi_turn
+    assert str(multi_turn.tool_config_path or "").rpartition("/")[2] == expected

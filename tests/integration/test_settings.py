@@ -27,6 +27,7 @@ DEFAULTS = {
     "turn_reinforce_pp": {"discount": 1.0},
     "turn_gae": {"discount": 1.0, "lam": 1.0, "whiten": True},
     "bilevel_gae": {"discount": 1.0, "token_discount": 1.0, "lam": 1.0, "whiten": True},
+    "turn_td": {"discount": 1.0, "whiten": True},
 }
 
 
@@ -93,7 +94,9 @@ def test_a_node_that_is_no_mapping():
 
 
 def test_reward_settings():
-    assert turn_reward_settings(OmegaConf.create({"turn": {"pay": "merged"}})) == TurnRewardSettings(pay="merged")
+    assert turn_reward_settings(OmegaConf.create({"turn": {"pay": "merged"}})) == TurnRewardSettings(
+        pay="merged", outcome="preset"
+    )
     assert turn_reward_settings(None) == TurnRewardSettings(
         preset="paper_v1", outcome="preset", pay="turns", repeat_penalty=0.0, judge=JudgeSettings()
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from verl_mtgrpo.credit import bilevel_gae, mt_grpo, turn_gae, turn_rloo
+from verl_mtgrpo.credit import bilevel_gae, mt_grpo, turn_gae, turn_rloo, turn_td
 from verl_mtgrpo.lab import PROCESSES, Process, Rollouts, measure
 from verl_mtgrpo.lab.measure import group_gradients
 from verl_mtgrpo.lab.processes import STOPPING, TWO_TURNS
@@ -158,3 +158,26 @@ def test_a_later_turns_value_lowers_the_noise_below_lambda_one():
     found = measure(STOPPING, {"one": critic(turn_gae), "zero": critic(turn_gae, lam=0.0)}, size=2, groups=50_000)
     assert not found["zero"].biased
     assert found["zero"].noise < 0.9 * found["one"].noise
+
+
+def of_turns(wrong_by: float = 0.0):
+    """turn_td with the exact values; Q of the turns that lead nowhere else is wrong by a number."""
+
+    def credit(rollouts: Rollouts) -> torch.Tensor:
+        after = rollouts.values_after + wrong_by * (rollouts.rewards != 0)
+        return turn_td(rollouts.rewards, rollouts.mask, rollouts.index, rollouts.values, after, whiten=False)[0]
+
+    return credit
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda p: p.name)
+def test_turn_td_with_exact_values_is_unbiased_and_turn_gae_with_lambda_zero(process: Process):
+    # These processes have no chance of their own: Q is what the turn was paid plus V of the next state.
+    found = measure(process, {"td": of_turns(), "gae": critic(turn_gae, lam=0.0)}, size=2, groups=20_000)
+    assert not found["td"].biased, found["td"]
+    assert found["td"].noise == pytest.approx(found["gae"].noise, rel=1e-3)
+
+
+def test_nothing_corrects_a_turn_critic_that_is_wrong():
+    found = measure(STOPPING, {"wrong": of_turns(0.4)}, size=2, groups=50_000)
+    assert found["wrong"].direction_biased

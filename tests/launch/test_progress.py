@@ -62,3 +62,8 @@ def test_on_a_terminal_one_line_is_redrawn(tmp_path: Path) -> None:
 
 def test_durations() -> None:
     assert [format_duration(seconds) for seconds in (0, 75.9, 3600)] == ["0:00", "1:15", "60:00"]
+
+
+def test_a_run_in_an_environment_shows_its_outcome() -> None:
+    row = {"env/return": 0.75, "env/outcome": 0.5, "tool/used": 1.0, "timing_s/step": 9.0}
+    assert describe_row(1, row, 2).endswith("step 1/2  outcome 0.50  step rewards 0.75  9.0 s/step")

@@ -172,7 +172,6 @@ NAMES = [
         "row 27",
         "turns",
         r"max_tool_response_length=5: verl cuts every tool result",
-        f"{TURNS}.tool_config_path=null",
         f"{TURNS}.max_tool_response_length=5",
         make=own_tool,
     ),

@@ -162,28 +162,14 @@ REWARDS = [
     ),
     fails("E29", "kind of row 31", "reward", r"score.py cannot be loaded: SyntaxError", *SCORE, make=score("return (")),
     # ---- E31: the user's tools and the group's search tool
-    fails(
-        "E31",
-        "F9",
-        "index",
-        r"if .*own_tools.py has all tools of this run, set .*tool_config_path=null; otherwise",
-        make=own_tool,
-        env={"MTGRPO_INDEX": ""},
-    ),
-    warns(
-        "E31",
-        "row 40",
-        "parts",
-        r"two kinds of tools: .*MTGRPO_INDEX is set; set .*tool_config_path=null",
-        make=own_tool,
-    ),
-    is_sound("E31", "one's own alone", "tools", r"^sql; $", f"{TURNS}.tool_config_path=null", SHORT, make=own_tool),
+    is_sound("E31", "F9", "tools", r"^sql; $", SHORT, make=own_tool, env={"MTGRPO_INDEX": ""}),
+    is_sound("E31", "row 40", "tools", r"^sql; $", SHORT, make=own_tool),
     is_sound(
         "E31",
         "both, asked for",
         "tools",
         r"search \(k=3\), sql",
-        f"trainer.turn.on_purpose=[{TURNS}.tool_config_path]",
+        f"{TURNS}.tool_config_path='${{mtgrpo_asset:tools/search_tool.yaml}}'",
         make=own_tool,
     ),
     # ---- E34

@@ -361,7 +361,7 @@ def test_large_and_small_rewards_keep_their_advantages(name, size):
     result, returns = estimate(name, rewards * size, mask, ["q"] * 3)
     assert torch.isfinite(result).all()
     assert torch.isfinite(returns).all()
-    if size > 1 and name not in ("turn_rloo", "turn_rloo_tree"):
+    if size > 1 and name not in ("turn_rloo", "turn_rloo_tree", "pair_rloo"):
         expected, _ = estimate(name, rewards, mask, ["q"] * 3)
         assert np.allclose(result, expected, atol=2e-3)
 

@@ -24,8 +24,8 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_control_token_is_left_and_the_data_is_the_same(text: str):
-    data = quoted({"turns": [{"assistant wrote": text, "search returned": [text, "Vel"]}]})
-    assert json.loads(data)["turns"][0] == {"assistant wrote": text, "search returned": [text, "Vel"]}
+    data = quoted({"turns": [{"assistant wrote": text, "tool returned": [text, "Vel"]}]})
+    assert json.loads(data)["turns"][0] == {"assistant wrote": text, "tool returned": [text, "Vel"]}
     for mark in ("<|", "<\\uff5c", "<end_of_turn>", "<start_of_turn>", "<s>", "</s>", "[INST]", "[/INST]"):
         assert mark not in data
         assert mark not in unicodedata.normalize("NFKC", data)

@@ -100,7 +100,7 @@ def test_a_setting_out_of_range_is_said_once(healthy, configs, capsys):
 
 def test_a_function_that_is_no_tool_yet(healthy, capsys):
     file = healthy.file("plain.py", "def look(query: str) -> str:\n    return query\n")
-    _, findings = doctor(capsys, healthy, f"{TURNS}.function_tool_path={file}", f"{TURNS}.tool_config_path=null")
+    _, findings = doctor(capsys, healthy, f"{TURNS}.function_tool_path={file}")
     (told,) = [one for one in findings if one["status"] == "fail"]
     assert told["message"].endswith("plain.py declares no tool")
     assert told["fix"].startswith("put @function_tool")
@@ -132,6 +132,15 @@ def test_a_group_of_settings_to_which_others_refer():
 def test_a_key_that_only_other_groups_have_is_not_suggested_to_itself():
     with pytest.raises(ConfigError, match=r"verl has no setting algorithm.turn; correct the name \(to add"):
         compose_config(parse(["hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_ppo", "algorithm.turn=null"]))
+
+
+def test_an_unknown_name_of_ours_is_not_told_to_be_added_with_a_plus():
+    with pytest.raises(
+        ConfigError, match=r"verl has no setting reward.turn.presset; did you mean reward.turn.preset\?$"
+    ):
+        compose_config(
+            parse(["hydra.searchpath=[pkg://verl_mtgrpo.config]", "+mtgrpo=mt_grpo", "reward.turn.presset=x"])
+        )
 
 
 def test_a_question_without_a_value(tmp_path):

@@ -73,7 +73,7 @@ def test_review_20_a_verl_in_front_of_the_installed_one_is_the_one_that_is_looke
 
 OURS = {
     "rollout.agent_loop:TurnAgentLoopOutput", "rollout.agent_loop:TurnToolAgentLoop", "rollout.tool_parsers:_TagParser",
-    "rollout.tree_loop:TreeAgentLoop",
+    "rollout.tree_loop:TreeAgentLoop", "rollout.env_loop:EnvironmentAgentLoop", "rollout.env_loop:EveryTurnActs",
     "reward_manager:TurnRewardManager", "rollout.search_tool:SearchTool", "rollout.workers:TurnAgentLoopManager",
     "trainer.buffer:TurnReplayBuffer", "trainer.buffer:TurnReplayBufferAsync", "trainer.trainer:TurnTrainerSync",
     "trainer.trainer:TurnTrainerColocateAsync", "trainer.trainer:TurnTrainerSeparateAsync",

@@ -32,6 +32,7 @@ from verl_mtgrpo.doctor import fit
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.advantage.comparing import compares
+from verl_mtgrpo.integration.dense import chosen_dense
 from verl_mtgrpo.integration.preflight import check_estimator
 from verl_mtgrpo.integration.trainer.buffer import TurnReplayBuffer, TurnReplayBufferAsync
 from verl_mtgrpo.integration.trainer.left_out import Sorted, sort_rows
@@ -152,7 +153,7 @@ def advantages(batch: Any, estimator: str) -> dict[str, list[float]]:
     """Let verl's trainer compute advantages, and read the one of each turn by row."""
     trainer = object.__new__(TurnTrainerSync)
     trainer.config, trainer.global_steps = run_with(estimator), 1
-    trainer._guards = guards_of(trainer.config)
+    trainer._guards, trainer._dense_rewards = guards_of(trainer.config), chosen_dense(trainer.config)
     metrics: dict[str, float] = {}
     trainer._compute_advantage(batch, metrics)
     again = measure(batch, "rm_scores")
@@ -257,6 +258,7 @@ DIVIDES: dict[tuple[str, str], tuple[dict[str, Any], bool]] = {
     ("turn_reinforce_pp", ""): ({}, False),
     ("turn_gae", ""): ({"whiten": False}, False),
     ("bilevel_gae", ""): ({"whiten": False}, False),
+    ("turn_td", ""): ({"whiten": False}, False),
     ("mt_grpo_tree", ""): ({"scale": "std"}, True),
     ("mt_grpo_tree", "scale=none"): ({"scale": "none"}, False),
     ("turn_rloo_tree", ""): ({"scale": "none"}, False),
@@ -265,6 +267,8 @@ DIVIDES: dict[tuple[str, str], tuple[dict[str, Any], bool]] = {
     ("arpo", ""): ({}, True),
     ("tree_grpo", ""): ({"scale": "std"}, True),
     ("at2po", ""): ({}, True),
+    ("mhgpo", ""): ({"scale": "std"}, True),
+    ("mhgpo", "scale=none"): ({"scale": "none"}, False),
 }
 """Estimator and knobs -> whether a difference in a group, however small, becomes an advantage of size 1."""
 
@@ -290,8 +294,9 @@ def test_which_estimators_divide_by_a_groups_deviation(case: tuple[str, str]):
 
 def test_each_estimator_of_ours_is_in_the_table():
     assert {name for name, _ in DIVIDES} == {
-        *("mt_grpo", "mt_grpo_v1", "turn_rloo", "gtpo", "turn_reinforce_pp", "turn_gae", "bilevel_gae"),
+        *("mt_grpo", "mt_grpo_v1", "turn_rloo", "gtpo", "turn_reinforce_pp", "turn_gae", "bilevel_gae", "turn_td"),
         *("mt_grpo_tree", "turn_rloo_tree", "turn_gae_tree", "arpo", "tree_grpo", "at2po"),
+        "mhgpo",
     }
 
 
@@ -355,7 +360,8 @@ def test_guards_of_a_real_step_see_what_was_paid(queue: None):
     )
     run = composed("algorithm.use_kl_in_reward=True", "trainer.turn.guards.steps=1", preset="turn_rloo")
     trainer = object.__new__(TurnTrainerSync)
-    trainer.config, trainer.global_steps, trainer._guards = run, 1, guards_of(run)
+    trainer.config, trainer.global_steps = run, 1
+    trainer._guards, trainer._dense_rewards = guards_of(run), chosen_dense(run)
     trainer.kl_ctrl_in_reward = get_kl_controller(run.algorithm.kl_ctrl)
     metrics: dict[str, float] = {}
     trainer._compute_advantage(batch, metrics)

@@ -33,6 +33,7 @@ def hostile_transcript(text: str = EVERYTHING) -> Transcript:
     calls = (
         ToolCall(text, text, text, documents=documents, faults=(text,)),
         ToolCall(text, text, text, ok=False, error_kind=text, error=text, seen=False),
+        ToolCall(text, text, text, ok=False, error_kind=text, why=text, changed=True),
     )
     prompt = ({"role": text, "content": text}, {"role": "user", "content": text})
     return Transcript((Turn(text, (0, 2), calls), Turn(text, (3, 4))), text, prompt, 2, text)
@@ -48,6 +49,7 @@ def hostile_rows(text: str = EVERYTHING) -> list[dict[str, Any]]:
         "estimator_settings": json.dumps({text: text}),
         f"tool/{text}": 1.0,
         f"outcome/{text}": float("nan"),
+        "turn_notes": json.dumps({"turns": [text, text], "outcome": text}),
     }
     rollout = hostile_transcript(text)
     return [

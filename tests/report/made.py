@@ -89,3 +89,8 @@ def rollout_of(answer: str | None, *calls: ToolCall, call_text: str = CALL, **mo
     said = "I do not know." if answer is None else f"So <answer>{answer}</answer>"
     last = Turn(said, (9 * len(calls), 9 * len(calls) + 2))
     return Transcript(turns=(*turns, last), end_reason="answered", **more)
+
+
+def asked(question: str, said: Transcript) -> Transcript:
+    """The same rollout of another question."""
+    return Transcript(said.turns, said.end_reason, ({"role": "user", "content": question},), said.max_turns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from pathlib import Path
@@ -12,11 +13,11 @@ import pytest
 from tests.report.browser import Watched, foreign_elements, mean_colour, pixels_of, watched_page
 from tests.report.hostile import HOSTILE, hostile_rows
 from tests.report.large import GROUPS, large_dump
-from tests.report.made import dump_row, rollout_of, training_row, transcript, write_rows
+from tests.report.made import asked, dump_row, rollout_of, training_row, transcript, write_rows
 from verl_mtgrpo.report.catalog import read_catalog
 from verl_mtgrpo.report.html import write_page
 from verl_mtgrpo.report.metrics import RunMetrics
-from verl_mtgrpo.rewards.transcript import ToolCall, Transcript
+from verl_mtgrpo.rewards.transcript import ToolCall
 
 pytestmark = pytest.mark.browser
 
@@ -55,10 +56,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "report.html", read_catalog([training, validation]), title="A report", made_by="tests", metrics=metrics
     )
     return folder / "report.html"
-
-
-def asked(question: str, said: Transcript) -> Transcript:
-    return Transcript(said.turns, said.end_reason, ({"role": "user", "content": question},), said.max_turns)
 
 
 def numbers(seen: Watched, selector: str) -> list[float]:
@@ -100,6 +97,20 @@ def test_the_group_shows_the_numbers_that_were_put_in(seen: Watched) -> None:
     blue, orange = (seen.page.locator("#detail .cell").nth(n).screenshot() for n in (0, 2))
     assert mean_colour(blue)[2] > mean_colour(blue)[0] + 30 and mean_colour(orange)[0] > mean_colour(orange)[2] + 30
     seen.look("group", full=True)
+
+
+def test_what_a_judge_said_stands_at_its_turn(browser: Any, tmp_path: Path) -> None:
+    said = json.dumps({"turns": ["judge +0.5: <b>precise</b>", "the last"], "outcome": "judge 1: right"})
+    opened = ToolCall("door", "{}", "It opens.", changed=True)
+    row = training_row("q", 0, asked("Which?", rollout_of("Vel", opened)), [0.4, 1.0], [0.1, 0.2], turn_notes=said)
+    write_page(tmp_path / "r.html", read_catalog([write_rows(tmp_path / "1.jsonl", [row])]), title="t", made_by="t")
+    with watched_page(browser) as watched:
+        watched.page.goto((tmp_path / "r.html").as_uri() + "#rollouts/0/0")
+        assert watched.text("#turn1 .note") == "The reward function: judge +0.5: <b>precise</b>"
+        assert watched.text("article > .note") == "The outcome: judge 1: right"
+        assert "changed something" in watched.text("#turn1 .call .label")
+        watched.look("notes", full=True)
+        assert watched.console == [] and watched.dialogs == []
 
 
 def test_a_click_on_a_cell_answers_why(seen: Watched) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from verl_mtgrpo.report.curves import comparison_figure, save_figure, training_figure
 from verl_mtgrpo.report.metrics import RunMetrics
+from verl_mtgrpo.report.tables import ENVIRONMENT_HEADLINES
 
 _RUN = RunMetrics(
     train={
@@ -46,6 +47,17 @@ def test_the_band_goes_from_the_lowest_to_the_highest_seed() -> None:
     (band,) = panel.collections
     heights = {(x, round(y, 6)) for x, y in band.get_paths()[0].vertices}
     assert {(1, 0.1), (1, 0.5), (2, 0.2), (2, 0.8)} <= heights
+
+
+def test_a_run_in_an_environment_has_its_own_panels() -> None:
+    run = RunMetrics(train={"env/outcome": {1: 0.1, 2: 0.4}, "env/return": {1: -0.5, 2: 1.3}})
+    outcome, rewards, _ = training_figure(run, title="t").axes
+    assert [line.get_label() for line in outcome.lines if line.get_label()[0] != "_"] == ["outcome"]
+    assert list(rewards.lines[0].get_ydata()) == [-0.5, 1.3]
+    assert outcome.get_ylim() == (-0.02, 1.02)
+    assert rewards.get_ylim()[0] < -0.5 and rewards.get_ylim()[1] > 1.3, "it is no share"
+    panels = comparison_figure({"MT-GRPO": [run]}, title="t", headlines=ENVIRONMENT_HEADLINES).axes
+    assert [panel.get_title() for panel in panels] == ["outcome", "step rewards", "turns"]
 
 
 def test_writes_a_valid_png_with_something_on_it(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 
 from tests import oracles_tree
 from tests.credit.trees import TreeBatch, random_forest
+from tests.report.trees import by_turn
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.report.explain import explain
 from verl_mtgrpo.report.explain_trees import EXPLAINED_ON_TREES
@@ -39,24 +39,6 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
         for mode in ("node_value", "diff_parent", "diff_global", "diff_localglobal")
     ),
 ]
-
-
-def by_turn(batch: TreeBatch, tokens: Any, how: str = "first") -> list[list[float]]:
-    """One number per turn: at its first token, or over its tokens."""
-    found = []
-    for row, mask in enumerate(batch.mask.tolist()):
-        of_row = []
-        for t, generated in enumerate(mask):
-            starts = generated and (t == 0 or not mask[t - 1])
-            if starts:
-                of_row.append([])
-            if generated:
-                of_row[-1].append(float(tokens[row][t]))
-        if how == "first":
-            found.append([one[0] for one in of_row])
-        else:
-            found.append([math.fsum(one) / (len(one) if how == "mean" else 1) for one in of_row])
-    return found
 
 
 def workings(name: str, batch: TreeBatch, settings: dict[str, Any]) -> list[list[float]]:

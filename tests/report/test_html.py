@@ -7,7 +7,6 @@ import hashlib
 import json
 import tracemalloc
 import zlib
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,50 +16,13 @@ from hypothesis import strategies as st
 
 from tests.report.hostile import EVERYTHING, HOSTILE, hostile_rows
 from tests.report.made import dump_row, training_row, transcript, write_rows
+from tests.report.parsed import Page
 from verl_mtgrpo.report.catalog import read_catalog
 from verl_mtgrpo.report.html import embedded, packed, write_page
 from verl_mtgrpo.report.metrics import RunMetrics
 
 README = [[0.7, 1.0], [0.2, 0.0], [0.5]]
 ADVANTAGES = [[2.1094, 1.0], [-1.2774, -1.0], [-0.8321]]
-
-
-class Page(HTMLParser):
-    """A page as a browser's parser sees it: elements, and the content of its scripts by id."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.scripts: dict[str, str] = {}
-        self.code: list[str] = []
-        self.policy = ""
-        self._open: dict[str, str | None] | None = None
-        self.text = path.read_text(encoding="utf-8")
-        self.feed(self.text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        named = dict(attrs)
-        if named.get("http-equiv") == "Content-Security-Policy":
-            self.policy = named["content"] or ""
-        if tag == "script":
-            self._open = named
-
-    def handle_endtag(self, tag: str) -> None:
-        self._open = None
-
-    def handle_data(self, data: str) -> None:
-        if self._open is not None and "id" in self._open:
-            self.scripts[self._open["id"] or ""] = data
-        elif self._open is not None:
-            self.code.append(data)
-
-    @property
-    def index(self) -> dict[str, Any]:
-        return json.loads(self.scripts["index"])
-
-    def group(self, number: int) -> dict[str, Any]:
-        return json.loads(zlib.decompress(base64.b64decode(self.scripts[f"g{number}"])))
 
 
 def page_of(tmp_path: Path, rows: list[dict[str, Any]], **more: Any) -> Page:
@@ -74,6 +36,15 @@ def readme_rows() -> list[dict[str, Any]]:
         training_row("q", n, transcript("Vel", searches=["Orrin"] * (len(paid) - 1)), paid, credit, step=3)
         for n, (paid, credit) in enumerate(zip(README, ADVANTAGES, strict=True))
     ]
+
+
+def test_a_group_has_what_the_reward_function_said(tmp_path: Path) -> None:
+    said = json.dumps({"turns": ["judge +0.5: precise", "the last"], "outcome": "judge 1: right"})
+    page = page_of(tmp_path, [{**readme_rows()[0], "turn_notes": said}, *readme_rows()[1:]])
+    told, silent, _ = page.group(0)["rollouts"]
+    assert [turn["note"] for turn in told["turns"]] == ["judge +0.5: precise", "the last"]
+    assert told["outcomeNote"] == "judge 1: right"
+    assert ([turn["note"] for turn in silent["turns"]], silent["outcomeNote"]) == (["", ""], "")
 
 
 def test_the_list_has_the_numbers(tmp_path: Path) -> None:

@@ -65,12 +65,23 @@ def test_picks_both_ends_of_a_group_that_differs_first(dump: Path) -> None:
         ({"turn_rewards": "[NaN]"}, "expected finite numbers"),
         ({"turn_advantages": "[]"}, "0 advantages for 1 turns"),
         ({"estimator_settings": "[1]"}, "TypeError"),
+        ({"turn_notes": '{"turns": [], "outcome": ""}'}, "0 notes for 1 turns"),
+        ({"turn_notes": "[]"}, "TypeError"),
     ],
 )
 def test_a_dump_of_another_run_is_refused(tmp_path: Path, change: dict[str, object], cause: str) -> None:
     path = write_rows(tmp_path / "0.jsonl", [{**dump_row("p", 0, _GUESSED, [1.0]), **change}])
     with pytest.raises(DataError, match=cause):
         read_dump(path)
+
+
+def test_what_the_reward_function_says_of_a_row(tmp_path: Path) -> None:
+    said = json.dumps({"turns": ["succeeded 1 of 1: +0.2", "the last"], "outcome": "an accepted answer"})
+    row = dump_row("p", 0, _SEARCHED, [0.5, 1.0], turn_notes=said, **{"judge/turn_score": 0.5})
+    silent, told = read_dump(write_rows(tmp_path / "0.jsonl", [dump_row("p", 1, _SEARCHED, [0.5, 1.0]), row]))
+    assert (silent.notes, silent.outcome_note) == ((), "")
+    assert told.notes == ("succeeded 1 of 1: +0.2", "the last") and told.outcome_note == "an accepted answer"
+    assert told.components["judge/turn_score"] == 0.5
 
 
 def test_a_row_of_training_has_its_credit(tmp_path: Path) -> None:

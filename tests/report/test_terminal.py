@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 from rich.console import Console
 
-from tests.report.made import dump_row, training_row, transcript, write_rows
+from tests.report.made import dump_row, rollout_of, training_row, transcript, write_rows
 from verl_mtgrpo.report.catalog import read_catalog
 from verl_mtgrpo.report.terminal import print_catalog, print_rollouts
 from verl_mtgrpo.rewards.transcript import ToolCall, Transcript, Turn
@@ -50,6 +51,16 @@ def test_shows_what_was_said_and_what_it_was_worth(tmp_path: Path) -> None:
         "    model: <answer>Vel</answer>",
         "  measured: outcome/em 1, tool/used 1",
     ]
+
+
+def test_says_what_the_reward_function_says_on_one_line_each(tmp_path: Path) -> None:
+    broken = ToolCall("sql", "{}", "Error", ok=False, error_kind="tool_error", why="no table\x1b[2J")
+    said = json.dumps({"turns": ["judge -1\n: no\x1b[2J", "the last"], "outcome": "judge 0: wrong"})
+    row = dump_row("p", 0, rollout_of("Mar", broken), [-1.0, 0.0], turn_notes=said)
+    lines = [line.strip() for line in shown(write_rows(tmp_path / "0.jsonl", [row]), 1).splitlines()]
+    assert "reward function: judge -1 : no\ufffd[2J" in lines
+    assert "reward function: the last" in lines and "outcome: judge 0: wrong" in lines
+    assert "sql: [tool_error: no table\ufffd[2J] Error" in lines
 
 
 def test_both_ends_of_the_group_that_differs_come_first(tmp_path: Path) -> None:

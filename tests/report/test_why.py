@@ -50,6 +50,19 @@ def test_what_the_estimator_saw_counts() -> None:
     assert why.adds_up and "was paid 1.00" in why.words and "with the KL penalty" in why.words
 
 
+def test_dense_rewards_are_told_apart_from_paid_ones() -> None:
+    dense = {"implicit": (0.25, -0.5), "information_gain": (0.5, 0.0)}
+    group = [rollout((0.5, 1.0), credited=(1.25, 0.5), dense=dense), rollout((0.5, 1.0), credited=(0.5, 1.0))]
+    # turn_rloo: 1.75 - 1.5 from turn 1 on, 0.5 - 1.0 at turn 2
+    (first, second), _ = explain_group(group, [(0.25, -0.5), (-0.25, 0.5)], "turn_rloo")
+    assert first.adds_up and second.adds_up
+    assert "here implicit +0.250, information_gain +0.500, beside the 0.50 paid" in first.words
+    assert "here implicit −0.500, information_gain 0.000, beside the 1.00 paid" in second.words
+    assert "KL" not in first.words + second.words
+    more = [rollout((0.5, 1.0), credited=(1.0, 0.5), dense=dense), group[1]]
+    assert "with the KL penalty" in explain_group(more, [(0.0, -0.5), (0.0, 0.5)], "turn_rloo")[0][0].words
+
+
 def test_a_dropped_rollout() -> None:
     group = [rollout((1.0,)), rollout((0.0,)), rollout((0.0,), dropped="no answer in 20 s")]
     why = explain_group(group, [(0.7071,), (-0.7071,), (0.0,)], "mt_grpo")

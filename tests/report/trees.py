@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tests.report.made import training_row, transcript
@@ -52,3 +53,21 @@ MALFORMED: dict[str, tuple[Any, ...]] = {
     "no text": ({"__proto__": [1]}, ["0", "1"], 7, True),
 }
 """What hostile or broken dumps may say. ``markup`` has three ids for two turns."""
+
+
+def by_turn(batch: Any, tokens: Any, how: str = "first") -> list[list[float]]:
+    """Return one number per turn of a batch with a ``mask``: at its first token, or over its tokens."""
+    found = []
+    for row, mask in enumerate(batch.mask.tolist()):
+        of_row = []
+        for t, generated in enumerate(mask):
+            starts = generated and (t == 0 or not mask[t - 1])
+            if starts:
+                of_row.append([])
+            if generated:
+                of_row[-1].append(float(tokens[row][t]))
+        if how == "first":
+            found.append([one[0] for one in of_row])
+        else:
+            found.append([math.fsum(one) / (len(one) if how == "mean" else 1) for one in of_row])
+    return found

@@ -84,3 +84,12 @@ def test_a_model_that_is_not_there(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"the model '.*nothing' cannot be loaded .*local folder"):
         DenseIndex.build(PASSAGES, tmp_path / "index", source="t", model=str(tmp_path / "nothing"))
     assert not (tmp_path / "index").exists()
+
+
+def test_mtgrpo_query_searches_vectors(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from verl_mtgrpo.cli.main import main
+
+    DenseIndex.build(PASSAGES, tmp_path / "index", source="t", model=model)
+    ((hit,),) = open_retriever(tmp_path / "index").search(["a school"], 1)
+    assert main(["query", str(tmp_path / "index"), "a school", "--top", "1"]) == 0
+    assert f"1. {hit.score:.4g}  {hit.title or '(no title)'}  [{hit.id}]" in capsys.readouterr().out

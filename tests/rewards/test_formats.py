@@ -52,6 +52,8 @@ RANGES = {
     "paper_v2": ((-0.2 - 0.1 * 8, 0.3), (-1.0, 1.0)),
     "search_r1_em": ((0.0, 0.0), (0.0, 1.0)),
     "search_r1_format": ((0.0, 0.0), (0.0, 1.0)),
+    "tool_use": ((0.0, 0.5), (0.0, 1.0)),
+    "env": ((0.0, 0.0), (0.0, 0.0)),  # a tool that says nothing of rewards
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from tests.judge_server import JudgeServer
+from tests.judge_server import JudgeServer, Says
 from tests.rewards.judged import CALL, TRANSCRIPT, TRUTH, case_of, judge, settings
 from verl_mtgrpo.errors import ConfigError, DropRollout, JudgeError
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
@@ -59,8 +59,8 @@ def test_turns_are_graded_without_their_ending(server: JudgeServer):
         "accepted answers": ["Paris"],
         "format": "search_r1",
         "turns": [
-            {"turn": 1, "assistant wrote": CALL, "search returned": ["Paris is the capital."]},
-            {"turn": 2, "assistant wrote": CALL, "search returned": ["Lyon."]},
+            {"turn": 1, "assistant wrote": CALL, "tool returned": ["Paris is the capital."]},
+            {"turn": 2, "assistant wrote": CALL, "tool returned": ["Lyon."]},
         ],
     }
     assert "[<turn 1>, <turn 2>]" in body["messages"][1]["content"]
@@ -260,3 +260,129 @@ def test_all_rollouts_have_the_same_rules(server: JudgeServer):
 def test_a_judge_without_endpoint_or_model(server: JudgeServer, changes):
     with pytest.raises(ConfigError, match=r"needs reward.turn.judge.base_url"):
         Judge(settings(server, **changes))
+
+
+# ---- the user's own rubric, price and currency
+
+
+def systems(server: JudgeServer) -> dict[bool, str]:
+    """The rules that the judge was given: of the turns (True), and of the answer."""
+    return {"turns" in case_of(body): body["messages"][0]["content"] for body in server.bodies}
+
+
+def test_our_rubric_names_no_kind_of_tool(server: JudgeServer):
+    judge(server)
+    for rules in systems(server).values():
+        assert "search" not in rules.lower()
+    assert "search" not in json.dumps({**asked_of_turns(server), "messages": []})
+
+
+def test_a_rubric_of_ones_own_as_text_and_as_a_file(server: JudgeServer, tmp_path):
+    (tmp_path / "right.md").write_text("Right is SQL that runs.\n\n")
+    server.scoring(1, -1, outcome=1)
+    rewards = judge(server, rubric="Good is a query that reads few rows.", outcome_rubric=str(tmp_path / "right.md"))
+    assert (rewards.turns, rewards.outcome) == (pytest.approx((0.9, -1.2, 0.0)), 1.0)
+    rules = systems(server)
+    assert rules[True].startswith("Good is a query that reads few rows.\nGive each turn a score from -1 (harmful)")
+    assert rules[False].startswith("Right is SQL that runs.\nGive the final answer 1 if it is right, else 0.")
+    assert all(re.search("data-[0-9a-f]{24}", text) for text in rules.values()), "the fence is always ours"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "FileNotFoundError"), ("\n ", "is empty"), (b"\xff", "Unicode")]
+)
+def test_a_rubric_that_is_not_there(server: JudgeServer, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "r.md").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=rf"reward.turn.judge.rubric=.*r.md .*{message}"):
+        Judge(settings(server, rubric=str(tmp_path / "r.md")))
+
+
+def test_another_rubric_is_another_question_to_the_cache(server: JudgeServer, tmp_path):
+    cache = {"cache": str(tmp_path / "scores.db")}
+    judge(server, **cache)
+    assert judge(server, rubric="Another.", **cache).components["judge/requests"] == 1.0, "the answer's is known"
+
+
+@pytest.mark.parametrize(("price", "turns"), [(0.0, (0.5, -0.5, 0.0)), (0.25, (0.25, -1.0, 0.0))])
+def test_the_price_of_a_call(server: JudgeServer, price, turns):
+    server.scoring(0.5, -0.5, outcome=1)
+    assert judge(server, call_price=price).turns == pytest.approx(turns)
+
+
+def test_dollars(server: JudgeServer):
+    """Two requests of 90 tokens read and 10 written: 180 · 2 $ + 20 · 8 $ per million."""
+    prices = {"usd_per_million_prompt": 2.0, "usd_per_million_completion": 8.0}
+    assert judge(server, **prices).components["judge/cost_usd"] == pytest.approx(520e-6)
+    assert judge(server).components["judge/cost_usd"] is None, "no price is known"
+    without = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+    text = {True: '{"scores": [0, 0]}', False: '{"score": 0}'}
+    server.answer = lambda body, n: Says(
+        200,
+        json.dumps(
+            {
+                **without,
+                "choices": [{"index": 0, "message": {"role": "assistant", "content": text["turns" in case_of(body)]}}],
+            }
+        ),
+    )
+    components = judge(server, **prices).components
+    assert (components["judge/cost_usd"], components["judge/tokens"]) == (None, 0.0), "the server counts no tokens"
+
+
+# ---- reasons
+
+
+def answering(server: JudgeServer, turns: dict[str, Any], outcome: dict[str, Any]) -> None:
+    server.answer = lambda body, n: json.dumps(turns if "turns" in case_of(body) else outcome)
+
+
+def test_reasons_are_kept_by_turn_with_the_price(server: JudgeServer):
+    answering(
+        server,
+        {"reasons": ["precise", "the same\n again"], "scores": [0.5, -0.5]},
+        {"reason": "it names Paris", "score": 1},
+    )
+    rewards = judge(server)
+    assert rewards.notes == (
+        "judge +0.5; 1 call so far: -0.1: precise",
+        "judge -0.5; 2 calls so far: -0.2: the same again",
+        "the last turn is paid the outcome alone",
+    )
+    assert rewards.outcome_note == "judge +1: it names Paris"
+    assert judge(server, call_price=0).notes[0] == "judge +0.5: precise"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({}, ["", ""]),
+        ({"reason": "both"}, [": both", ": both"]),
+        ({"reasons": ["one of two"]}, ["", ""]),
+        ({"reasons": [1, None]}, ["", ""]),
+        ({"reasons": {"1": "x"}}, ["", ""]),
+        ({"reasons": ["x" * 1000, "\ud800 <script>"]}, [f": {'x' * 399}…", ": ? <script>"]),
+    ],
+    ids=["none", "one for all", "too few", "no texts", "no list", "long and odd"],
+)
+def test_scores_count_whatever_the_reasons_look_like(server: JudgeServer, given, kept):
+    answering(server, {"scores": [0.5, 0.5], **given}, {"score": 0})
+    rewards = judge(server, call_price=0)
+    assert rewards.turns == pytest.approx((0.5, 0.5, 0.0))
+    assert rewards.notes[:2] == tuple(f"judge +0.5{reason}" for reason in kept)
+    assert rewards.outcome_note == "judge +0"
+    assert rewards.components["judge/requests"] == 2.0, "nothing is asked again"
+
+
+def test_reasons_come_from_the_cache_too(server: JudgeServer, tmp_path):
+    answering(server, {"reasons": ["a", "b"], "scores": [0, 0]}, {"reason": "c", "score": 0})
+    cache = {"cache": str(tmp_path / "scores.db")}
+    first, again = judge(server, **cache), judge(server, **cache)
+    assert again.components["judge/cached"] == 2.0
+    assert (again.notes, again.outcome_note) == (first.notes, first.outcome_note) and first.notes[0].endswith(": a")
+
+
+def test_what_was_not_asked_is_noted(server: JudgeServer):
+    rewards = judge(server, Transcript((Turn("Hm.", (0, 1)), Turn("I do not know", (2, 3))), "answered"))
+    assert rewards.notes[0] == "no tool call, so the judge was not asked"
+    assert (rewards.outcome_note, server.bodies) == ("no answer, so the judge was not asked", [])

@@ -150,7 +150,7 @@ def with_room_for(server: JudgeServer, characters: int, status: int, body: str) 
 def shown_results(server: JudgeServer) -> list[str]:
     """Results in the last request about turns."""
     cases = [case for case in map(case_of, server.bodies) if "turns" in case]
-    return [result for turn in cases[-1]["turns"] for result in turn["search returned"]]
+    return [result for turn in cases[-1]["turns"] for result in turn["tool returned"]]
 
 
 @pytest.mark.parametrize(("status", "body"), TOO_LONG)
@@ -182,7 +182,7 @@ def test_a_rollout_that_is_too_long_without_its_results_is_an_error(server: Judg
     cut = replace(TRANSCRIPT, turns=(rollout(LONG).turns[0], silent))
     with pytest.raises(JudgeError, match=r"maximum context length is 8192.*serve the judge with a longer context"):
         judge(server, cut)
-    lengths = [len(case_of(body)["turns"][0]["search returned"][0]) for body in server.bodies]
+    lengths = [len(case_of(body)["turns"][0]["tool returned"][0]) for body in server.bodies]
     assert lengths == sorted(set(lengths), reverse=True) and len(lengths) == 8, "9000, 4500, ..., 70 characters"
     with pytest.raises(DropRollout):
         judge(server, cut, on_error="drop")

@@ -70,7 +70,7 @@ def test_the_judge_is_shown_every_turn_and_the_tags(server: JudgeServer):
     rules, case = (message["content"] for message in server.bodies[0]["messages"])
     data = json.loads(case.split("\n")[1])
     assert [turn["turn"] for turn in data["turns"]] == [1, 2, 3]
-    assert data["turns"][0] == {"turn": 1, "assistant wrote": CALL, "search returned": ["Paris is the capital."]}
+    assert data["turns"][0] == {"turn": 1, "assistant wrote": CALL, "tool returned": ["Paris is the capital."]}
     assert (data["tags"]["thought"], data["tags"]["search"]) == ("<think>", "<search>")
     assert "exactly 3 scores" in case
     for value in ("-1.0", "0.2", "1.0", "0.1", "-0.2", "0.3", "-0.1", "5 tokens"):

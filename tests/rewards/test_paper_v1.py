@@ -171,7 +171,7 @@ def test_one_reward_per_turn_is_demanded():
 
 def test_unknown_preset_and_payment():
     with pytest.raises(
-        ConfigError, match=r"'v9', expected one of \['judge', 'judge_paper', 'paper_v1', .*\], or a function"
+        ConfigError, match=r"'v9', expected one of \['env', 'judge', 'judge_paper', 'paper_v1', .*\], or a function"
     ):
         load_preset("v9")
     with pytest.raises(ConfigError, match="pay is 'later'"):

@@ -52,6 +52,43 @@ def test_a_healthy_run_is_left_alone():
     }
 
 
+def outcomes(watch: Guards, series: list[tuple[float, float]]) -> list[int]:
+    """Return the steps, from 1, in which the guard of the outcome fires; each has (outcome, rest of what is paid)."""
+    found = []
+    for step, (outcome, rest) in enumerate(series, start=1):
+        firing, messages = fired(watch, outcome__reward=outcome, guard__paid=outcome + rest)
+        found += [step] if "guard/outcome" in firing else []
+        if messages:
+            assert found == [step], "said when it begins"
+            assert re.search("the outcome fell to 0.33 from 0.90 at best, while .* rose from 0.10 to 0.40", messages[0])
+    return found
+
+
+# Means over three steps, from the third on: 0.9 (best), 0.9, 0.73, 0.53, 0.37, 0.33, 0.33, 0.5, 0.7: below 0.45 from
+# the seventh step to the ninth.
+FALLS = [0.9, 0.9, 0.9, 0.9, 0.4, 0.3, 0.4, 0.3, 0.3, 0.9, 0.9]
+
+
+def test_an_outcome_that_falls_while_more_is_paid_is_said():
+    rest = [0.1, 0.1, 0.1, 0.1, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4]
+    assert outcomes(guards(), list(zip(FALLS, rest, strict=True))) == [9]
+    assert outcomes(guards(outcome_fall=0.3), list(zip(FALLS, rest, strict=True))) == []
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        [(outcome, 0.1) for outcome in FALLS],  # nothing else is paid more: the policy is simply getting worse
+        [(outcome, 0.0) for outcome in FALLS],  # only the outcome is paid
+        [(outcome - 1.0, 0.4 - 0.3 * outcome) for outcome in FALLS],  # a share of something below 0 says nothing
+        [(0.9, 0.1 + step / 10) for step in range(11)],
+        [(0.9 if step % 3 else 0.0, step / 10) for step in range(11)],  # noise
+    ],
+)
+def test_an_outcome_that_falls_alone_or_not_is_not_said(series):
+    assert outcomes(guards(), series) == []
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
@@ -62,7 +99,11 @@ def test_a_healthy_run_is_left_alone():
             {"tool__failures": 0.75, "tool__errors__timeout": 0.5, "tool__errors__no_query": 0.25},
             r"75% of the tool calls fail \(per rollout: timeout 0.5, no_query 0.25\)",
         ),
-        ("tool_use", {"tool__used": 0.01, "turn__count": 1.01}, r"1% of the rollouts use a tool \(60% at best"),
+        (
+            "tool_use",
+            {"tool__used": 0.01, "turn__count": 1.01},
+            r"1% of the rollouts use a tool \(60% at best.* its calls fail",
+        ),
         ("tool_use", {"tool__used": 0.25}, r"25% of the rollouts use a tool \(60% at best"),
     ],
 )
@@ -139,6 +180,7 @@ def test_health_by_hand():
     health = credit_health(rewards, advantages, mask, ["a", "a", "b", "b", "c", "c"])
     assert health == {
         "guard/turn_rewarded": pytest.approx(2 / 5),
+        "guard/paid": pytest.approx((1.5 + 1.5 + 1.0 + 1.0 + 2.0) / 5),
         "guard/zero_variance_groups": pytest.approx(1 / 2),
         "guard/bad_advantage_tokens": 2.0,
         "guard/masked_advantage_tokens": 2.0,

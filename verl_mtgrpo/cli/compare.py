@@ -88,28 +88,32 @@ def write_comparison(
     out.mkdir(parents=True, exist_ok=True)
     sources = sorted({run.source for by_seed in results.values() for run in by_seed.values()})
     facts = {"world": world, "source": sources, **describe_machine(), "settings": settings.to_dict()}
-    text = comparison_markdown(results, facts)
+    headlines = settings.headlines
+    text = comparison_markdown(results, facts, headlines)
     (out / "comparison.md").write_text(text, encoding="utf-8")
-    (out / "comparison.json").write_text(json.dumps(_data(results, facts), indent=1) + "\n", encoding="utf-8")
+    (out / "comparison.json").write_text(_data(results, facts, headlines), encoding="utf-8")
     series = {_title(preset): [run.metrics for run in by_seed.values()] for preset, by_seed in results.items()}
     seeds = len(next(iter(results.values())))
-    figure = comparison_figure(series, title=f"mean of {seeds} seeds, band from lowest to highest")
+    title = f"mean of {seeds} seeds, band from lowest to highest"
+    figure = comparison_figure(series, title=title, headlines=headlines)
     save_figure(figure, out / "comparison.png")
     print(f"\n{text}\nwritten to {out}: comparison.md, comparison.png, comparison.json")
 
 
-def comparison_markdown(results: Mapping[str, Mapping[int, RunResult]], facts: Mapping[str, Any]) -> str:
+def comparison_markdown(
+    results: Mapping[str, Mapping[int, RunResult]], facts: Mapping[str, Any], headlines: Mapping[str, str]
+) -> str:
     """Return the comparison as Markdown: the means with their spread, each run, and how they were trained."""
-    from verl_mtgrpo.report.tables import HEADLINES, markdown_table, mean_and_spread
+    from verl_mtgrpo.report.tables import markdown_table, mean_and_spread
 
-    columns = list(HEADLINES)
-    header = ["method", *(HEADLINES[name] for name in columns)]
-    reached = f"first step with tool execution ≥ {REACHED}"
+    columns = list(headlines)
+    header = ["method", *(headlines[name] for name in columns)]
+    reached = f"first step with {header[1]} ≥ {REACHED}"
     start = [value for by_seed in results.values() for value in by_seed.values()]
     summary = [["before training", *(mean_and_spread(_ends(start, name, first=True)) for name in columns), ""]]
     for preset, by_seed in results.items():
         runs = list(by_seed.values())
-        steps = ", ".join(_first_step(run) for run in runs)
+        steps = ", ".join(_first_step(run, columns[0]) for run in runs)
         summary.append([_title(preset), *(mean_and_spread(_ends(runs, name)) for name in columns), steps])
     single = [
         [f"{_title(preset)}, seed {seed}", *(mean_and_spread(_ends([run], name)) for name in columns),
@@ -167,27 +171,24 @@ def _ends(runs: Sequence[RunResult], name: str, *, first: bool = False) -> list[
     return [values[min(values) if first else max(values)] for values in series]
 
 
-def _first_step(run: RunResult) -> str:
-    """Return the first training step in which the share of rollouts that search reached ``REACHED``."""
-    series = run.metrics.train.get("tool/used", {})
+def _first_step(run: RunResult, name: str) -> str:
+    """Return the first training step in which the metric ``name`` reached ``REACHED``."""
+    series = run.metrics.train.get(name, {})
     return str(next((step for step in sorted(series) if series[step] >= REACHED), "never"))
 
 
-def _data(results: Mapping[str, Mapping[int, RunResult]], facts: Mapping[str, Any]) -> dict[str, Any]:
+def _data(
+    results: Mapping[str, Mapping[int, RunResult]], facts: Mapping[str, Any], headlines: Mapping[str, str]
+) -> str:
+    """Return the comparison as JSON. Its training series are those that are plotted; verl logs a hundred more."""
     runs = [
         {"preset": preset, "seed": seed, "train_seconds": run.train_seconds, "starts": run.starts,
-         "validation": run.metrics.validation, "train": _headline_series(run)}
+         "validation": run.metrics.validation,
+         "train": {name: run.metrics.train[name] for name in headlines if name in run.metrics.train}}
         for preset, by_seed in results.items()
         for seed, run in by_seed.items()
     ]  # fmt: skip
-    return {"facts": dict(facts), "runs": runs}
-
-
-def _headline_series(run: RunResult) -> dict[str, Mapping[int, float]]:
-    """Return the training series that are plotted; verl logs a hundred more."""
-    from verl_mtgrpo.report.tables import HEADLINES
-
-    return {name: run.metrics.train[name] for name in HEADLINES if name in run.metrics.train}
+    return json.dumps({"facts": dict(facts), "runs": runs}, indent=1) + "\n"
 
 
 def _plain(value: object) -> str:

@@ -81,7 +81,7 @@ def show_result(plan: RunPlan, result: RunResult, *, curve: Path, page: Path) ->
 
     samples = plan.settings.validation_samples
     header = [f"validation, {samples} samples per question", "before", f"step {plan.settings.steps}", "change"]
-    print(text_table(header, start_end_rows(result.metrics)))
+    print(text_table(header, start_end_rows(result.metrics, plan.settings.headlines)))
     title = f"MT-GRPO on a CPU: {plan.settings.steps} steps, seed {plan.seed}"
     save_figure(training_figure(result.metrics, title=title), curve)
     print("\nValidation rollouts after training; the advantages are those of MT-GRPO within the samples of a question:")

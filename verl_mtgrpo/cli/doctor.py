@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Generator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from verl_mtgrpo.cli import Subparsers
@@ -24,13 +25,15 @@ _DESCRIPTION = """\
 Look for what would stop a training run, or silently make it train something else: versions, the plugin in a fresh
 process and in a Ray worker, and, for a command line, its config, data, tools, tokenizer and chat template, index, room
 for tool results, judge. Each check prints one line (ok, warn, fail, skip), and a fix if something is wrong.
-Nothing is trained and no model is loaded. Exit code 0 if nothing failed, else 1.
+Nothing is trained and no model is loaded, but with --try-step. Exit code 0 if nothing failed, else 1.
 
-The command line goes after --: overrides as in mtgrpo train, or a whole command copied from a recipe.
+The command line goes after --: overrides as in mtgrpo train, a whole command copied from a recipe, or a shell script. A
+script runs up to its command of verl's trainer, which is checked in place of being run.
 
   mtgrpo doctor
   mtgrpo doctor --preset mt_grpo --index runs/index -- actor_rollout_ref.model.path=Qwen/Qwen2.5-3B-Instruct ...
   mtgrpo doctor -- python -m verl.trainer.main_ppo 'hydra.searchpath=[pkg://verl_mtgrpo.config]' +mtgrpo=mt_grpo ...
+  mtgrpo doctor -- bash train.sh
 """
 
 
@@ -49,6 +52,17 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--index", metavar="DIR|URL", help="index of the search tool (default: MTGRPO_INDEX)")
     parser.add_argument("--no-ray", action="store_true", help="do not start Ray to look into a worker")
+    parser.add_argument(
+        "--try-step",
+        type=int,
+        nargs="?",
+        const=2,
+        metavar="N",
+        help="train N steps (2) of the command line on this machine's CPU, with a tiny policy, in place of the checks",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/try"), metavar="DIR", help="of --try-step (default: %(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="start no processes: neither Ray nor a fresh Python")
     parser.add_argument(
         "overrides", nargs="*", metavar="-- COMMAND LINE", help="overrides for verl, or a whole command"
@@ -62,8 +76,10 @@ def run(args: argparse.Namespace) -> int:
     from verl_mtgrpo.doctor.look import look
 
     try:
-        line = _command_line(args)
-        with _environment(line.env), _quiet():
+        line, cwd = _command_line(args)
+        if args.try_step is not None:
+            return _try_steps(args, line, cwd)
+        with _environment(line.env, cwd), _quiet():
             found = look(line, quick=args.quick, with_ray=not args.no_ray)
     except ConfigError as error:
         found = [from_error("command", error)]
@@ -74,12 +90,31 @@ def run(args: argparse.Namespace) -> int:
     return int(any_failed(found))
 
 
-def _command_line(args: argparse.Namespace) -> CommandLine:
-    """Return the command line to check: what was typed, plus what the options add, as in `mtgrpo train`."""
-    from verl_mtgrpo.doctor.compose import parse
+def _try_steps(args: argparse.Namespace, line: CommandLine, cwd: Path) -> int:
+    """Train the steps, in the run's own environment; an error is one of the run and not a finding."""
+    from verl_mtgrpo.toy.try_step import Trial, try_steps
 
-    typed = parse(args.overrides)
-    env = dict(typed.env)
+    if args.try_step < 1:
+        raise ConfigError(f"--try-step is {args.try_step}", expected="1 or more")
+    out = args.out.resolve()
+    with _environment(line.env, cwd):
+        return try_steps(Trial("try", line, out / "run", out, args.try_step, env=line.env, cwd=cwd))
+
+
+def _command_line(args: argparse.Namespace) -> tuple[CommandLine, Path]:
+    """Return the command line to check, and its working directory.
+
+    That is what was typed, or what a script would run, plus what the options add, as in `mtgrpo train`.
+    """
+    from verl_mtgrpo.doctor.compose import parse
+    from verl_mtgrpo.launch.caught import caught, runs_a_script
+
+    cwd, words, env = Path.cwd(), args.overrides, dict[str, str]()
+    if runs_a_script(words):
+        script = caught(words)
+        cwd, words, env = script.cwd, script.words, dict(script.env)
+    typed = parse(words)
+    env |= typed.env
     if args.cpu:
         env["VERL_PLATFORM"] = "cpu"
     if args.index:
@@ -89,20 +124,23 @@ def _command_line(args: argparse.Namespace) -> CommandLine:
         added += ["hydra.searchpath=[pkg://verl_mtgrpo.config]", f"+mtgrpo={args.preset}"]
     if args.cpu and not any(one.startswith("+mtgrpo_cpu=") for one in typed.overrides) and (added or typed.overrides):
         added += ["+mtgrpo_cpu=default"]
-    return replace(typed, overrides=(*added, *typed.overrides), env=env)
+    return replace(typed, overrides=(*added, *typed.overrides), env=env), cwd
 
 
 @contextlib.contextmanager
-def _environment(wanted: Mapping[str, str]) -> Generator[None]:
-    """Set the run's variables, and the module search path of ``python -m``, inside the ``with`` block."""
-    before = {name: os.environ.get(name) for name in wanted}
+def _environment(wanted: Mapping[str, str], cwd: Path) -> Generator[None]:
+    """Set the run's variables, working directory and module search path (as ``python -m`` does) inside the ``with``."""
+    before, start = {name: os.environ.get(name) for name in wanted}, os.getcwd()
     os.environ.update(wanted)
-    here = os.getcwd()
-    sys.path.insert(0, here)
+    os.chdir(cwd)
+    folders = [str(cwd), *filter(None, wanted.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.path[:0] = folders
     try:
         yield
     finally:
-        sys.path.remove(here)
+        os.chdir(start)
+        for folder in folders:
+            sys.path.remove(folder)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

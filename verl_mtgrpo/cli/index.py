@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -22,8 +23,11 @@ Build the index that the search tool reads (MTGRPO_INDEX), from one or several c
 A corpus is a .json, .jsonl, .jsonlines, .csv, .tsv (all also as .gz) or .parquet file of {id, contents} (Search-R1) or
 {id, title, text} records, SQuAD's JSON (one passage per paragraph), {title: [sentences]}, or a question set with
 passages (NQ-open, HotpotQA, MuSiQue, QED). hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT streams a dataset of the
-Hugging Face hub, or a local folder of data files; a plain folder has to be one that Dataset.save_to_disk wrote.
+Hugging Face hub, or a local folder of data files; a plain folder may be one that Dataset.save_to_disk wrote.
 Passages without an id are added once, however often they occur. Text that is not UTF-8 is an error that names the line.
+
+A corpus may also be a .txt, .md, .html or .pdf document, or a folder of them (extra `documents`). They are split into
+passages of at most --chunk-chars characters; documents that cannot be read are left out and named.
 
 The index is BM25; with --dense or --vectors it is an index of vectors (extra `dense`).
 
@@ -36,7 +40,9 @@ examples:
   mtgrpo index wiki.jsonl.gz --out indexes/e5 --dense intfloat/e5-base-v2 \\
       --query-prefix 'query: ' --passage-prefix 'passage: '
   mtgrpo index wiki.jsonl.gz --out indexes/e5 --dense intfloat/e5-base-v2 --vectors wiki.npy ...
+  mtgrpo index handbook/ manual.pdf --out indexes/handbook
   mtgrpo index --check indexes/wiki
+  mtgrpo query indexes/wiki "who wrote The Hobbit"
 """
 
 
@@ -48,7 +54,7 @@ def add_parser(subparsers: Subparsers) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("corpora", nargs="*", metavar="CORPUS", help="a file or dataset of passages")
+    parser.add_argument("corpora", nargs="*", metavar="CORPUS", help="a file, dataset or folder")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the index")
     parser.add_argument(
         "--check",
@@ -62,6 +68,12 @@ def add_parser(subparsers: Subparsers) -> None:
         choices=("english", "plain"),
         default="english",
         help="BM25: how text becomes words: with English stemming, or as written (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--chunk-chars",
+        type=int,
+        metavar="N",
+        help="documents: characters of the longest passage (default: 1000)",
     )
     dense = parser.add_argument_group("vectors instead of words (extra `dense`)")
     dense.add_argument("--dense", metavar="MODEL", help="sentence-transformers model: hub name or local folder")
@@ -93,15 +105,21 @@ def run(args: argparse.Namespace) -> int:
     if not args.corpora or args.out is None:
         raise ConfigError("mtgrpo index needs a CORPUS and --out DIR, or --check DIR", fix="see: mtgrpo index --help")
     from verl_mtgrpo.data.corpus import read_corpora
+    from verl_mtgrpo.data.documents import CHUNK_CHARS
+    from verl_mtgrpo.data.notes import Notes
 
+    notes, chunk_chars = Notes(), CHUNK_CHARS if args.chunk_chars is None else args.chunk_chars
     start = time.perf_counter()
     source = ", ".join(name if name.startswith("hf:") else Path(name).name for name in args.corpora)
-    index = _build(args, read_corpora(args.corpora), source)
+    passages = notes.watching(read_corpora(args.corpora, notes=notes, chunk_chars=chunk_chars))
+    index = _build(args, passages, source)
     seconds = time.perf_counter() - start
     size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
     manifest = {name: value for name, value in asdict(index.manifest).items() if name != "files"}
     print(json.dumps(manifest, indent=2, ensure_ascii=False))
     print(f"{args.out}: {len(index)} passages, {size / 1e6:.1f} MB, {seconds:.1f} s")
+    for line in notes.lines():
+        print(line if line.startswith(" ") else f"mtgrpo: warning: {line}", file=sys.stderr)
     return 0
 
 

@@ -220,7 +220,7 @@ def chosen_estimators(names: Sequence[str] | None) -> dict[str, Credit]:
         "turn_rloo": ({"scale": "std"},),
     }
     estimators: dict[str, Credit] = {}
-    for name in (name for name, record in ESTIMATORS.items() if "node_path" not in record.fields):
+    for name in (name for name, record in ESTIMATORS.items() if record.takes_rollouts):
         for settings in ({}, *variants.get(name, ())):
             critic = ["exact values"] if "values" in ESTIMATORS[name].fields else []
             label = ", ".join([name, *critic, *(f"{value}" for value in settings.values())])

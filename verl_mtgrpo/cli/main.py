@@ -13,11 +13,27 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from verl_mtgrpo.cli import compare, data, demo, doctor, eval, index, lab, report, serve, train
+from verl_mtgrpo.cli import (
+    compare,
+    data,
+    demo,
+    doctor,
+    eval,
+    export,
+    index,
+    init,
+    lab,
+    panels,
+    query,
+    report,
+    serve,
+    toy,
+    train,
+)
 from verl_mtgrpo.errors import MTGRPOError
 from verl_mtgrpo.version import __version__
 
-_SUBCOMMANDS = (demo, doctor, compare, train, report, eval, data, index, serve, lab)
+_SUBCOMMANDS = (demo, init, doctor, toy, compare, train, report, export, panels, eval, data, index, query, serve, lab)
 
 # What a shell reports for a command ended by Ctrl-C.
 _EXIT_INTERRUPTED = 130

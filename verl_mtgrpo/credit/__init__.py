@@ -18,13 +18,20 @@ prompt share it. ``mt_grpo`` turns that into advantages in five steps, and each 
    are taken per group and per column of the table, over the cells that are marked as valid.
 4. **What was each turn paid?** (``batch.py``) ``read_batch`` checks the input, does steps 1 to 3 and returns a
    ``TurnBatch``: turns, groups and the reward R_{i,k} of every turn. The reward of the last turn is the outcome.
-5. **What is the advantage?** (``mt_grpo.py``, ``return_to_go.py``, ``critic.py``) The equation itself: a few lines on
-   ``(B, K)`` tables, below a docstring with the formula, its special cases and its source. ``batch.advantages`` hands
-   the result to the tokens.
+5. **What is the advantage?** (``mt_grpo.py``, ``return_to_go.py``, ``critic.py``, ``turn_td.py``) The equation itself:
+   a few lines on ``(B, K)`` tables, below a docstring with the formula, its special cases and its source.
+   ``batch.advantages`` hands the result to the tokens.
 
 Rollouts that branch share turns. ``forest.py`` finds these from ``node_path``: every shared turn is one node, with
 siblings and children, and the estimators of ``tree.py`` and ``leaves.py`` are equations over nodes. Without paths they
 are those over rollouts.
+
+Roles that read each other's outputs are in ``roles.py``: an output is a row, and what it was worth comes back from the
+rows that read it.
+
+``dense.py`` makes rewards of turns out of the policies' own log-probs, for any of these estimators; ``pairs.py`` has
+those for pairs of actions, an expert's beside the policy's own, and ``discriminator.py`` teaches a critic to tell these
+apart.
 
 Beside this path: ``checks.py`` refuses settings that are out of range, ``registry.py`` holds one record per estimator
 (:class:`~.registry.Estimator`), and ``policy_loss.py`` is a loss that clips whole turns instead of tokens.
@@ -44,12 +51,19 @@ from verl_mtgrpo.credit.turns import Turns, segment_turns
 # isort: split
 # Estimators are listed in the order of their imports; those with a critic come last, and then those on trees.
 from verl_mtgrpo.credit.critic import bilevel_gae, turn_gae
+from verl_mtgrpo.credit.turn_td import turn_td
 
 # isort: split
 from verl_mtgrpo.credit.tree import mt_grpo_tree, turn_gae_tree, turn_rloo_tree
 
 # isort: split
 from verl_mtgrpo.credit.leaves import arpo, at2po, tree_grpo
+
+# isort: split
+from verl_mtgrpo.credit.pairs import pair_dpo, pair_rloo
+
+# isort: split
+from verl_mtgrpo.credit.roles import mhgpo
 
 __all__ = [
     "ESTIMATORS",
@@ -64,10 +78,13 @@ __all__ = [
     "group_rows",
     "gtpo",
     "method_title",
+    "mhgpo",
     "mt_grpo",
     "mt_grpo_tree",
     "mt_grpo_v1",
     "normalize_within_group",
+    "pair_dpo",
+    "pair_rloo",
     "read_batch",
     "read_forest",
     "register_estimator",
@@ -78,4 +95,5 @@ __all__ = [
     "turn_reinforce_pp",
     "turn_rloo",
     "turn_rloo_tree",
+    "turn_td",
 ]

@@ -65,7 +65,11 @@ class TurnBatch:
 
 
 def read_batch(
-    token_level_rewards: Tensor, response_mask: Tensor, index: Index, values: Tensor | None = None
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    index: Index,
+    values: Tensor | None = None,
+    values_after: Tensor | None = None,
 ) -> TurnBatch:
     """Check the input of an estimator and reduce it to turns, with one host synchronisation.
 
@@ -77,6 +81,7 @@ def read_batch(
         index: ``(B,)`` group labels.
         values: ``(B, T)`` float, a critic's values, checked in the same synchronisation; None without a critic.
             Values outside every turn are ignored.
+        values_after: ``(B, T)`` float, the same after each token, checked in the same way.
 
     Raises:
         CreditInputError: shapes differ, the mask holds something other than 0 and 1, the number of group labels is not
@@ -92,18 +97,22 @@ def read_batch(
     groups = group_rows(index, len(response_mask), response_mask.device)
     rewards = token_level_rewards.detach().float()
     # One pass over all tokens; masked ones are left out, and rows looked at one by one, only if a reward is odd.
-    turns, (odd, bad_values) = segment_turns_and_fetch(
-        response_mask, _any_odd(rewards), _count_bad_values(values, response_mask)
+    critic = {"values": values, "values_after": values_after}
+    turns, (odd, *bad) = segment_turns_and_fetch(
+        response_mask,
+        _any_odd(rewards),
+        *(_count_bad_values(name, one, response_mask) for name, one in critic.items() if one is not None),
     )
     if odd:
         rewards = rewards.masked_fill(response_mask == 0, 0.0)
         _refuse_bad_rewards(rewards)
-    if bad_values:
-        raise refusal(
-            "values",
-            f"values is NaN, infinite or beyond {LARGEST:g} at {bad_values} generated tokens: the critic has diverged",
-            fix="lower its learning rate, or go back to a checkpoint from before it diverged",
-        )
+    for name, count in zip((name for name, one in critic.items() if one is not None), bad, strict=True):
+        if count:
+            raise refusal(
+                "values",
+                f"{name} is NaN, infinite or beyond {LARGEST:g} at {count} generated tokens: the critic has diverged",
+                fix="lower its learning rate, or go back to a checkpoint from before it diverged",
+            )
     return TurnBatch(turns, groups, turns.sum_over_turns(rewards))
 
 
@@ -116,13 +125,11 @@ def discounted_sum(values_BK: Tensor, discount: float) -> Tensor:
     return (values_BK.double() @ weights).to(values_BK.dtype)
 
 
-def _count_bad_values(values: Tensor | None, response_mask: Tensor) -> Tensor:
+def _count_bad_values(name: str, values: Tensor, response_mask: Tensor) -> Tensor:
     """Count the generated tokens whose value is NaN or beyond :data:`LARGEST`; return a scalar."""
-    if values is None:
-        return torch.zeros((), dtype=torch.int64, device=response_mask.device)
     if values.shape != response_mask.shape:
         raise CreditInputError(
-            f"values has shape {tuple(values.shape)} and response_mask {tuple(response_mask.shape)}",
+            f"{name} has shape {tuple(values.shape)} and response_mask {tuple(response_mask.shape)}",
             expected="one value per response token",
         )
     values = values.detach().float()

@@ -20,6 +20,9 @@ F = TypeVar("F", bound=Function)
 
 _GIVEN = ("token_level_rewards", "response_mask", "index")
 
+ROW_NAMES = ("node_path", "role", "output_id", "fed_by", "pair_id", "pair_side")
+"""Fields that are one string per row, and say what the rows of a prompt are to each other. None: nothing."""
+
 
 @dataclass(frozen=True)
 class Estimator:
@@ -59,6 +62,11 @@ class Estimator:
         """Return its settings and their defaults: the keyword-only parameters of the function."""
         parameters = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    @property
+    def takes_rollouts(self) -> bool:
+        """Return True if every row is a rollout of its own, with no turns or roles that rows share."""
+        return not any(name in ROW_NAMES for name in self.fields)
 
     def divides(self, settings: Mapping[str, Any]) -> bool:
         """Return True if, with these settings, it divides by a standard deviation over the rollouts of one group.

@@ -10,6 +10,7 @@ A record is recognised by its columns, whatever file it comes from:
   ``paragraph_text`` (QED).
 
 Passages without an id get one made from their content, and are returned once, however often they occur.
+Documents (.txt, .md, .html, .pdf), and folders of them, are split into passages (``documents``).
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from verl_mtgrpo.data.documents import CHUNK_CHARS, is_documents, read_documents
 from verl_mtgrpo.data.files import describe, read_records
 from verl_mtgrpo.data.hub import dataset_records, is_dataset
+from verl_mtgrpo.data.notes import Notes
 from verl_mtgrpo.errors import DataError
 from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.retrieval.types import content_id, split_contents
@@ -37,10 +40,21 @@ def read_corpus(path: Path | str) -> Iterator[Passage]:
     return read_corpora([path])
 
 
-def read_corpora(paths: Sequence[Path | str]) -> Iterator[Passage]:
-    """Stream the passages of several files or datasets; each one without an id is returned once overall."""
+def read_corpora(
+    paths: Sequence[Path | str], *, notes: Notes | None = None, chunk_chars: int = CHUNK_CHARS
+) -> Iterator[Passage]:
+    """Stream the passages of several files, datasets or folders of documents.
+
+    Args:
+        paths: Where they are; a passage without an id is returned once overall.
+        notes: Is told of documents that are left out.
+        chunk_chars: Characters of the longest passage that a document is split into.
+    """
     seen: set[str] = set()
     for path in paths:
+        if is_documents(path):
+            yield from read_documents(path, notes or Notes(), chunk_chars=chunk_chars)
+            continue
         for where, record in dataset_records(path) if is_dataset(path) else read_records(path):
             for id, title, text in _passages_of(where, record):
                 if id is None:

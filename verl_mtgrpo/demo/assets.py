@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import random
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from verl_mtgrpo.atomic import atomic_folder, lock_beside
 from verl_mtgrpo.data.rows import make_row, write_parquet
+from verl_mtgrpo.demo.folder import Clock, make_once, versions, warmup_bar
 from verl_mtgrpo.demo.warmup_demos import Demonstrator, Habits
 from verl_mtgrpo.demo.warmup_settings import WarmupSettings
 from verl_mtgrpo.demo.world import Question, World, WorldSize, build_world
-from verl_mtgrpo.errors import DataError
 from verl_mtgrpo.retrieval.bm25 import BM25Index
 from verl_mtgrpo.retrieval.render import render_passages
 from verl_mtgrpo.version import __version__
@@ -25,7 +20,6 @@ from verl_mtgrpo.version import __version__
 # Raise it when equal settings no longer give an equal policy: existing assets are then made again.
 RECIPE = 3
 DATA_SOURCE = "demo_world"
-_MANIFEST = "demo.json"
 
 # What the policy sees of the tool; its chat template shows only the name.
 TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}]
@@ -79,33 +73,26 @@ def prepare_demo(
 ) -> DemoAssets:
     """Make the assets in the folder ``out``, or return the existing ones.
 
-    The folder appears under its name only when it is complete: a killed run leaves nothing that a
-    later run could mistake for finished. Assets of another seed, version or other settings are replaced.
+    Assets of another seed, version or other settings are replaced.
 
     Raises:
         DataError: ``out`` holds something else.
     """
     settings = settings or AssetSettings()
     out = Path(out)
-    key = _key(seed, settings)
-    with lock_beside(out):
-        if not _is_current(out, key):
-            _refuse_foreign(out)
-            with atomic_folder(out) as draft:
-                _make(draft, key, seed, settings, progress)
-    return _assets(out)
+    return _assets(out, make_once(out, _key(seed, settings), lambda draft: _make(draft, seed, settings, progress)))
 
 
-def _make(folder: Path, key: dict[str, Any], seed: int, settings: AssetSettings, progress: bool) -> None:
+def _make(folder: Path, seed: int, settings: AssetSettings, progress: bool) -> dict[str, Any]:
     from verl_mtgrpo.demo.policy import build_model, build_tokenizer, save_policy
     from verl_mtgrpo.demo.warmup import SampleMaker, torch_threads, warm_up
     from verl_mtgrpo.demo.warmup_check import rates, roll_out
 
-    clock = _Clock()
+    clock = Clock()
     world = build_world(seed, settings.size)
     for split in ("train", "val"):
         write_parquet(_rows(world.split(split)), folder / f"{split}.parquet")
-    _write_tool_config(folder / "search_tool.yaml", settings)
+    write_tool_config(folder / "search_tool.yaml", settings)
     index = BM25Index.build(world.passages, folder / "index", source=f"synthetic world, seed {seed}", analyser="plain")
     clock.lap("world")
 
@@ -114,7 +101,7 @@ def _make(folder: Path, key: dict[str, Any], seed: int, settings: AssetSettings,
     clock.lap("model")
 
     demonstrator = Demonstrator(world, index, k=settings.k, template=settings.template, rng=random.Random(seed))
-    with torch_threads(), _bar(settings.warmup.steps, progress) as advance:
+    with torch_threads(), warmup_bar(settings.warmup.steps, progress) as advance:
         warm_up(
             model,
             SampleMaker(tokenizer, world, TOOLS),
@@ -137,8 +124,7 @@ def _make(folder: Path, key: dict[str, Any], seed: int, settings: AssetSettings,
             max_turns=1 + max(len(question.facts) for question in world.questions),
         )
     clock.lap("check")
-    manifest = {**key, "made_with": _versions(), "seconds": clock.laps, "start": rates(rollouts)}
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return {"made_with": versions("tantivy"), "seconds": clock.laps, "start": rates(rollouts)}
 
 
 def _key(seed: int, settings: AssetSettings) -> dict[str, Any]:
@@ -146,27 +132,14 @@ def _key(seed: int, settings: AssetSettings) -> dict[str, Any]:
     return {"recipe": RECIPE, "version": __version__, "seed": seed, "settings": settings.to_dict()}
 
 
-def _is_current(out: Path, key: dict[str, Any]) -> bool:
-    try:
-        manifest = json.loads((out / _MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return {name: manifest.get(name) for name in key} == key
-
-
-def _refuse_foreign(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and ((out / _MANIFEST).exists() or not any(out.iterdir()))):
-        raise DataError(f"{out} holds something that is not a demo of verl-mtgrpo", fix="choose another folder")
-
-
-def _assets(out: Path) -> DemoAssets:
+def _assets(out: Path, manifest: dict[str, Any]) -> DemoAssets:
     return DemoAssets(
         policy=out / "policy",
         index=out / "index",
         train_file=out / "train.parquet",
         val_file=out / "val.parquet",
         tool_config=out / "search_tool.yaml",
-        manifest=json.loads((out / _MANIFEST).read_text(encoding="utf-8")),
+        manifest=manifest,
     )
 
 
@@ -194,7 +167,7 @@ def _rows(questions: list[Question]) -> Iterator[dict[str, Any]]:
         )
 
 
-def _write_tool_config(path: Path, settings: AssetSettings) -> None:
+def write_tool_config(path: Path, settings: AssetSettings) -> None:
     """Write the package's tool YAML with the demo's ``k`` and ``template``."""
     from importlib.resources import files
 
@@ -204,35 +177,3 @@ def _write_tool_config(path: Path, settings: AssetSettings) -> None:
     config = yaml.safe_load(packaged.read_text(encoding="utf-8"))
     config["tools"][0]["config"].update(k=settings.k, template=settings.template)
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-
-
-def _versions() -> dict[str, str]:
-    names = ("torch", "transformers", "tokenizers", "accelerate", "tantivy")
-    return {"verl-mtgrpo": __version__, **{name: version(name) for name in names}}
-
-
-class _Clock:
-    """Measures the seconds of each stage."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        """Store the seconds since the last lap under ``name``."""
-        now = time.monotonic()
-        self.laps[name] = round(now - self._last, 1)
-        self._last = now
-
-
-@contextlib.contextmanager
-def _bar(steps: int, progress: bool) -> Generator[Callable[[], None], None, None]:
-    """Show a progress bar for the warm-up; yield the function to call after each step."""
-    from tqdm import tqdm
-
-    with tqdm(total=steps, desc="warming up the policy", unit=" steps", disable=not progress) as bar:
-
-        def advance() -> None:
-            bar.update()
-
-        yield advance

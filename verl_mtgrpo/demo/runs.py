@@ -36,8 +36,8 @@ class Assets(Protocol):
         ...
 
     @property
-    def index(self) -> Path:
-        """The index folder of the search tool."""
+    def index(self) -> Path | None:
+        """The index folder of the search tool; None where nothing is searched."""
         ...
 
     @property
@@ -51,8 +51,8 @@ class Assets(Protocol):
         ...
 
     @property
-    def tool_config(self) -> Path:
-        """The tool YAML."""
+    def tool_config(self) -> Path | None:
+        """The tool YAML; None where no tool is called."""
         ...
 
     @property
@@ -112,11 +112,15 @@ class RunPlan:
             "trainer.rollout_data_dir": self.folder / "rollouts",
             "hydra.run.dir": self.folder / "hydra",
         }
-        overrides = [f"{key}={hydra_value(path.resolve())}" for key, path in paths.items()]
+        overrides = [f"{key}={hydra_value(path.resolve())}" for key, path in paths.items() if path is not None]
         overrides += self.settings.overrides(seed=self.seed)
         overrides += [f"trainer.experiment_name={self.preset}_seed{self.seed}"]
         overrides += ["trainer.resume_mode=auto", f"trainer.val_before_train={validate_first}"]
-        env = {"MTGRPO_INDEX": str(self.assets.index.resolve()), "VERL_FILE_LOGGER_PATH": str(metrics.resolve())}
+        index = self.assets.index
+        env = {
+            **({} if index is None else {"MTGRPO_INDEX": str(index.resolve())}),
+            "VERL_FILE_LOGGER_PATH": str(metrics.resolve()),
+        }
         cpu_config = "default" if self.rollout == ROLLOUT_NAME else self.rollout
         return TrainCommand(preset=self.preset, cpu=True, cpu_config=cpu_config, overrides=tuple(overrides), env=env)
 
@@ -228,7 +232,8 @@ def _store_result(plan: RunPlan, state: dict[str, Any]) -> RunResult:
     # The row of the last step has the last validation; after a stop right before it was written, verl has
     # nothing left to train and repeats the validation alone.
     wanted = {0, plan.settings.steps}
-    missing = [name for name in ("tool/used", "outcome/em") if not wanted <= set(metrics.validation.get(name, {}))]
+    needed = ("env/outcome",) if plan.settings.environment else ("tool/used", "outcome/em")
+    missing = [name for name in needed if not wanted <= set(metrics.validation.get(name, {}))]
     if missing:
         raise TrainingFailed(
             f"the run ended without an error at step {metrics.last_step} of {plan.settings.steps}, but {missing} are "

@@ -53,12 +53,17 @@ def prepare_assets(out: Path, *, seed: int, world: str = PAPER) -> Assets:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     from verl_mtgrpo.demo.assets import prepare_demo
+    from verl_mtgrpo.demo.lake import LakeSettings, prepare_lake
 
     started = time.monotonic()
     folder = out / f"assets{suffix(world=world)}-seed{seed}"
-    assets = prepare_demo(folder, seed=seed, progress=True, settings=WORLDS[world].assets)
+    settings, turns = WORLDS[world].assets, WORLDS[world].training.assistant_turns
+    if isinstance(settings, LakeSettings):
+        assets = prepare_lake(folder, seed=seed, progress=True, settings=settings, turns=turns)
+    else:
+        assets = prepare_demo(folder, seed=seed, progress=True, settings=settings)
     took = format_duration(time.monotonic() - started)
-    print(f"world, index and policy of seed {seed} ready after {took}: {assets.policy.parent}", flush=True)
+    print(f"world and policy of seed {seed} ready after {took}: {assets.policy.parent}", flush=True)
     return assets
 
 

@@ -7,10 +7,12 @@ defines the method in ``mtgrpo``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from verl_mtgrpo.demo.stored import stored_settings
+from verl_mtgrpo.report.tables import ENVIRONMENT_HEADLINES, HEADLINES
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class DemoSettings:
     rollouts: int = 8
     # Large for RL, right for a model of a million parameters; at 1e-3 tool use rises but exact match collapses.
     lr: float = 3e-4
+    # Steps over which it rises from 0. Adam's first steps are as long as any; without this, the luck of the first two
+    # batches decided what the policy searches for (decision 0038).
+    lr_warmup: int = 10
     # Learning rate of the critic, for methods that have one: it starts from the policy's weights with a new value head.
     critic_lr: float = 1e-3
     # In tokens. A prompt is one question; a response holds a call, its passages and the answer.
@@ -35,14 +40,21 @@ class DemoSettings:
     assistant_turns: int = 2
     # What is paid: a name that reward.turn.preset may have.
     rewards: str = "paper_v1"
+    # The environment that each turn is a step in; empty: turns search. What it pays is reward.turn.preset=env.
+    environment: str = ""
     # Sampled validation rollouts per question, so that shares mean the same as in training.
     validation_samples: int = 3
     # Steps between checkpoints: the most that an interrupted run loses.
     save_every: int = 10
 
+    @property
+    def headlines(self) -> Mapping[str, str]:
+        """The metrics that tables and plots of such a run show, with their names; the first is what it is to learn."""
+        return ENVIRONMENT_HEADLINES if self.environment else HEADLINES
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that a stored run is compared by: other settings make another run."""
-        return stored_settings(self, later=("rewards",))
+        return stored_settings(self, later=("rewards", "environment"))
 
     def overrides(self, *, seed: int) -> list[str]:
         """Return the Hydra overrides for these settings.
@@ -51,8 +63,10 @@ class DemoSettings:
             seed: Seed of the order of questions and of sampling.
         """
         rollout = "actor_rollout_ref.rollout"
+        played = ["+mtgrpo_env=default", f"trainer.turn.environment.name={self.environment}"]
         actor = "actor_rollout_ref.actor"
         return [
+            *(played if self.environment else []),
             f"data.seed={seed}",
             f"{rollout}.seed={seed}",
             f"data.train_batch_size={self.prompts}",
@@ -60,6 +74,7 @@ class DemoSettings:
             f"{actor}.ppo_mini_batch_size={self.prompts}",
             f"{rollout}.n={self.rollouts}",
             f"{actor}.optim.lr={self.lr:g}",
+            f"{actor}.optim.lr_warmup_steps={self.lr_warmup}",
             f"critic.optim.lr={self.critic_lr:g}",
             f"data.max_prompt_length={self.prompt_length}",
             f"data.max_response_length={self.response_length}",

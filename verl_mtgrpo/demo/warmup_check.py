@@ -73,7 +73,9 @@ def roll_out(
             open_ = [rollout for rollout in rollouts if not rollout.done]
             if not open_:
                 break
-            for rollout, ids in zip(open_, _generate(model, tokenizer, open_), strict=True):
+            for rollout, ids in zip(
+                open_, generate_turns(model, tokenizer, [rollout.ids for rollout in open_]), strict=True
+            ):
                 _advance(rollout, ids, tokenizer, search, tools)
     return rollouts
 
@@ -117,16 +119,16 @@ def _render(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def _generate(model: Any, tokenizer: Any, rollouts: Sequence[Rollout]) -> list[list[int]]:
-    """Generate one assistant turn of each rollout, up to and including the end token."""
+def generate_turns(model: Any, tokenizer: Any, chats: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Sample the next assistant turn of each chat at temperature 1, up to and including the end token."""
     import torch
 
-    width = max(len(rollout.ids) for rollout in rollouts)
-    ids = torch.full((len(rollouts), width), tokenizer.pad_token_id)
+    width = max(len(chat) for chat in chats)
+    ids = torch.full((len(chats), width), tokenizer.pad_token_id)
     mask = torch.zeros_like(ids)
-    for row, rollout in enumerate(rollouts):
-        ids[row, width - len(rollout.ids) :] = torch.tensor(rollout.ids)
-        mask[row, width - len(rollout.ids) :] = 1
+    for row, chat in enumerate(chats):
+        ids[row, width - len(chat) :] = torch.tensor(chat)
+        mask[row, width - len(chat) :] = 1
     model.eval()
     output = model.generate(
         input_ids=ids,

@@ -58,7 +58,7 @@ class Habits:
 
     search: float = 0.35
     broken_call: float = 0.2
-    vague_query: float = 0.3
+    vague_query: float = 0.15
     wrong_query: float = 0.35
     second_search: float = 0.5
     careless: float = 0.85

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from verl_mtgrpo.demo.assets import AssetSettings
+from verl_mtgrpo.demo.lake import LakeSettings
 from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.demo.warmup_demos import Habits
 from verl_mtgrpo.demo.warmup_settings import WarmupSettings
@@ -17,12 +18,12 @@ class DemoWorld:
 
     Attributes:
         about: What happens in it, for ``--help``.
-        assets: The encyclopedia, its questions, and the policy's habits.
+        assets: The encyclopedia, its questions, and the policy's habits; or the boards of a lake.
         training: How the policy is trained; the user may ask for another number of steps.
     """
 
     about: str
-    assets: AssetSettings = field(default_factory=AssetSettings)
+    assets: AssetSettings | LakeSettings = field(default_factory=AssetSettings)
     training: DemoSettings = field(default_factory=DemoSettings)
 
 
@@ -51,6 +52,19 @@ WORLDS = {
         ),
         # Three searches and the answer; a response holds three results.
         DemoSettings(steps=60, response_length=320, assistant_turns=4, rewards="paper_v2"),
+    ),
+    "lake": DemoWorld(
+        "no search: gymnasium's FrozenLake in words, where each turn is a step with its own reward (needs gymnasium)",
+        LakeSettings(),
+        # The straight way takes six turns. A response holds the observations of all turns.
+        DemoSettings(
+            steps=40,
+            prompt_length=96,
+            response_length=448,
+            assistant_turns=12,
+            rewards="env",
+            environment="frozen_lake",
+        ),
     ),
     "clumsy": DemoWorld(
         "it knows half and hardly ever searches well, so that rewards merged into the outcome may not be enough either",

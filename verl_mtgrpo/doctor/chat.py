@@ -6,10 +6,8 @@ function. So the check sees what training would see: which tokens count as gener
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -17,10 +15,11 @@ from omegaconf import OmegaConf
 from verl_mtgrpo.doctor.findings import Finding, one_line
 from verl_mtgrpo.doctor.models import MODEL
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup, Tool
-from verl_mtgrpo.integration.parts import LOOPS, RAW, RAW_LOOPS
+from verl_mtgrpo.integration.parts import RAW, RAW_LOOPS, TOOL_LOOPS
 from verl_mtgrpo.integration.rollout.end_of_turn import EndOfTurn, closing_tags, end_of_turn
 from verl_mtgrpo.rewards.formats import ANSWER as ANSWER_TAG
 from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS
+from verl_mtgrpo.threads import run_apart
 
 QUESTION, RESULT, ANSWER = "Where is the tower?", "The tower is in Oslo, by the harbour.", "<answer>Oslo</answer>"
 _THOUGHT = "I have to look."
@@ -31,8 +30,8 @@ def chat(setup: Setup) -> Iterator[Finding]:
     """Run a question, a tool call, its result and an answer through the run's agent loop."""
     spoken = str(setup.get(f"{MULTI_TURN}.format"))
     loop = setup.get(f"{ROLLOUT}.agent.default_agent_loop")
-    if setup.builder is None or loop not in LOOPS:
-        what = "the tokenizer" if setup.builder is None else "an agent loop of this package"
+    if setup.builder is None or loop not in TOOL_LOOPS:
+        what = "the tokenizer" if setup.builder is None else "an agent loop of this package that calls tools"
         yield Finding("chat", "skip", f"two turns were not tried without {what}")
         return
     if spoken not in FORMATS:
@@ -68,8 +67,7 @@ def _two_turns(setup: Setup, loop: str, spoken: str) -> Iterator[Finding]:
     tool = setup.tools[0] if setup.tools else Tool("search", None, {}, True)
     ends = end_of_turn(setup.tokenizer, setup.get("data.apply_chat_template_kwargs"), [setup.get(f"{MODEL}.path")])
     server = _Reciter(setup.tokenizer, ends, [call_text(spoken, tool), _thought(spoken) + ANSWER])
-    with ThreadPoolExecutor(1) as pool:  # asyncio.run needs a thread without a running event loop
-        output = pool.submit(asyncio.run, _rollout(setup, loop, tool, server)).result()
+    output = run_apart(_rollout(setup, loop, tool, server))
     decode, ids, mask = setup.tokenizer.decode, output.response_ids, output.response_mask
     spans = [list(ids[start:end]) for start, end in _spans(mask)]
     between = decode([token for token, ours in zip(ids, mask, strict=True) if not ours])

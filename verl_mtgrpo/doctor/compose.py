@@ -22,6 +22,10 @@ _REPLACED = re.compile(r"Error merging override (?P<override>.*)|node `(?P<key>[
 """Hydra's messages about a group of settings that was replaced by a list, or by a value or null."""
 
 
+_OURS = re.compile(r"(reward|algorithm|trainer)\.turn\.")
+"""Our settings, of which an unknown one is an error, with a plus too."""
+
+
 @dataclass(frozen=True)
 class CommandLine:
     """A command line that a user has typed or pasted.
@@ -128,7 +132,7 @@ def _explained(error: Exception) -> ConfigError:
         others = [one for one in _known_keys() if one != key and not one.startswith(f"{key}.")]
         close = difflib.get_close_matches(key, others, n=3, cutoff=0.8)
         meant = f"did you mean {' or '.join(close)}?" if close else "correct the name"
-        fix = f"{meant} (to add a new key, write +{key}=...)"
+        fix = meant if close and _OURS.match(key) else f"{meant} (to add a new key, write +{key}=...)"
         return ConfigError(f"verl has no setting {key}", fix=fix)
     if options[1]:
         _, _, listed = options[2].partition(":")
@@ -144,7 +148,9 @@ def _explained(error: Exception) -> ConfigError:
     if isinstance(error, TypeError | ValueError):  # Hydra fails on a value where it expects a mapping or a list
         message = f"Hydra cannot apply the overrides: {type(error).__name__}: {one_line(message)}"
         return ConfigError(message, fix="look for one that replaces a whole group of settings, and set single keys")
-    if "mtgrpo_asset" in message or "mtgrpo_skip_tokenizer" in message:
+    if any(
+        name in message for name in ("mtgrpo_asset", "mtgrpo_search_tool", "mtgrpo_rewards", "mtgrpo_skip_tokenizer")
+    ):
         return ConfigError(one_line(message), fix="the plugin is not loaded here: see the check plugin")
     return ConfigError(one_line(message), fix="fix it on the command line")
 

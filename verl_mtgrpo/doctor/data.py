@@ -11,8 +11,10 @@ from verl_mtgrpo.doctor.findings import Finding, from_error, one_line
 from verl_mtgrpo.doctor.rows import as_table, question_set, shape_problem
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.errors import DataError, MTGRPOError
+from verl_mtgrpo.integration.agent_names import check_agent_names
 from verl_mtgrpo.integration.data_sources import refuse_unscored
-from verl_mtgrpo.integration.parts import VERLS_MANAGERS, check_agent_names
+from verl_mtgrpo.integration.parts import VERLS_MANAGERS
+from verl_mtgrpo.integration.settings import turn_reward_settings
 from verl_mtgrpo.rewards import PACKAGED
 from verl_mtgrpo.rewards.answers import accepted_answers
 
@@ -130,7 +132,9 @@ def _rows_problems(setup: Setup, key: str, file: str, rows: Sequence[Any]) -> It
         if file.endswith(".parquet"):
             check_agent_names(file)
         ours = setup.get("reward.reward_manager.name") == "mtgrpo" and "reward_model" in columns
-        if ours and setup.get("reward.turn.preset") in (None, *PACKAGED):
+        preset = setup.get("reward.turn.preset")  # where compute_score has the outcome, the truth is its alone
+        unread = preset == "tool_use" and turn_reward_settings(setup.get("reward")).outcome == "compute_score"
+        if ours and preset in (None, *PACKAGED) and not unread:
             for row in rows:
                 accepted_answers((row["reward_model"] or {}).get("ground_truth"))
         if _scored_by_verl(setup):

@@ -23,7 +23,6 @@ from verl_mtgrpo.integration.advantage.fields import builds_our_buffer
 from verl_mtgrpo.integration.advantage.kl_in_reward import INSTEAD, kl_noise_of_verls
 from verl_mtgrpo.integration.advantage.knobs import is_ours, try_knobs
 from verl_mtgrpo.integration.compat import check_compatible
-from verl_mtgrpo.integration.hydra.resolvers import asset
 from verl_mtgrpo.integration.intent import check_preset
 from verl_mtgrpo.integration.parts import RAW_LOOPS, check_parts, uses_turns
 from verl_mtgrpo.integration.preflight import OF_ESTIMATOR, check_rewards, group_of_one
@@ -58,23 +57,6 @@ def parts(setup: Setup) -> Iterator[Finding]:
     loop, manager = setup.get(f"{ROLLOUT}.agent.default_agent_loop"), setup.get("reward.reward_manager.name")
     spoken = setup.get(f"{MULTI_TURN}.format")
     yield Finding("parts", "ok", f"agent loop {loop} speaking {spoken}, reward manager {manager}")
-    yield from _two_kinds_of_tools(setup)
-
-
-def _two_kinds_of_tools(setup: Setup) -> Iterator[Finding]:
-    """Warn if the run has tools of the user's and also the group's search tool, because MTGRPO_INDEX happens to be set.
-
-    The search tool is not removed, because a run may want both and would silently lose the search.
-    """
-    key, own = f"{MULTI_TURN}.tool_config_path", setup.get(f"{MULTI_TURN}.function_tool_path")
-    packaged = setup.get(key) == asset("tools/search_tool.yaml") and os.environ.get("MTGRPO_INDEX")
-    if own and packaged and key not in trainer_turn_settings(setup.get("trainer")).on_purpose:
-        message = (
-            f"the agent gets two kinds of tools: those of {own}, and the group's search tool, because the environment "
-            "variable MTGRPO_INDEX is set"
-        )
-        fix = f"set {key}=null, if the first are all; if both are meant, 'trainer.turn.on_purpose=[{key}]'"
-        yield Finding("parts", "warn", message, fix)
 
 
 def estimator(setup: Setup) -> Iterator[Finding]:

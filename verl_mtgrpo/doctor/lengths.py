@@ -14,6 +14,7 @@ CHECK = "lengths"
 CHARS_PER_TOKEN = 4
 """Rough number of characters per token of English text, for results that could not be measured."""
 LONGER = "raise data.max_response_length, or lower k or max_chars of the search tool"
+LONGER_OWN = f"raise data.max_response_length, or lower {MULTI_TURN}.max_tool_response_length"
 
 
 def lengths(setup: Setup) -> Iterator[Finding]:
@@ -31,7 +32,7 @@ def lengths(setup: Setup) -> Iterator[Finding]:
     else:
         problems += _estimated(setup)
     if not measured and not problems:
-        yield Finding(CHECK, "skip", "nothing to measure without tokenizer, questions and index")
+        yield Finding(CHECK, "skip", "nothing to measure without a tokenizer and questions that pass the check data")
         return
     yield from problems or [Finding(CHECK, "ok", ", ".join(measured))]
 
@@ -87,4 +88,4 @@ def _estimated(setup: Setup) -> Iterator[Finding]:
         if longest // CHARS_PER_TOKEN >= room:
             message = f"{tool.name} may return {longest} characters, about {longest // CHARS_PER_TOKEN} tokens"
             message += f" at {CHARS_PER_TOKEN} characters each, and data.max_response_length={room}"
-            yield Finding(CHECK, "warn", message, LONGER)
+            yield Finding(CHECK, "warn", message, LONGER if tool.searches else LONGER_OWN)

@@ -15,7 +15,7 @@ from typing import Any
 from verl_mtgrpo.doctor.chat import prompt_ids
 from verl_mtgrpo.doctor.findings import Finding, one_line
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup
-from verl_mtgrpo.integration.parts import LOOPS
+from verl_mtgrpo.integration.parts import TOOL_LOOPS
 from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS, TextFormat
 
 CHECK = "prompts"
@@ -26,8 +26,11 @@ _SHOWN = "as the system prompt of `mtgrpo data --format {0}` does"
 def prompts(setup: Setup) -> Iterator[Finding]:
     """Yield whether the first training questions tell the model how to call tools."""
     spoken, loop = str(setup.get(f"{MULTI_TURN}.format")), setup.get(f"{ROLLOUT}.agent.default_agent_loop")
-    if not setup.rows or not setup.tools or loop not in LOOPS:
-        yield Finding(CHECK, "skip", "needs the questions and the tools, but one of them could not be read")
+    if loop not in TOOL_LOOPS:
+        yield Finding(CHECK, "skip", "the agent loop calls no tools, or is not one of this package")
+        return
+    if not setup.rows or not setup.tools:
+        yield Finding(CHECK, "skip", "needs questions that passed the check data, and the tools, but has not got both")
         return
     if setup.builder is None and spoken not in CUT_FORMATS:
         yield Finding(CHECK, "skip", "without the tokenizer, how the chat template shows the tools was not checked")

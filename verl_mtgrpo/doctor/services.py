@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from verl_mtgrpo.doctor.findings import Finding, from_error, one_line
-from verl_mtgrpo.doctor.setup import MULTI_TURN, Found, Setup, Tool, question_of
+from verl_mtgrpo.doctor.setup import Found, Setup, Tool, question_of
 from verl_mtgrpo.errors import ConfigError, IndexFormatError, MTGRPOError, NoIndexError, RetrievalError
 from verl_mtgrpo.integration.rollout.search_settings import open_index, search_settings
 from verl_mtgrpo.integration.settings import turn_reward_settings
@@ -47,17 +47,11 @@ def open_searches(setup: Setup) -> Generator[Finding, None, list[Found]]:
             yield from_error("index", error)
         except ConfigError as error:
             wrong = from_error("index", error)
-            yield wrong if spec else setup.absent("index", wrong.message, without_search(setup) + wrong.fix)
+            yield wrong if spec else setup.absent("index", wrong.message, wrong.fix)
         except RetrievalError as error:
             wrong = from_error("index", error, DEAD)
             yield setup.absent("index", wrong.message, wrong.fix)  # other machines may reach it
     return found
-
-
-def without_search(setup: Setup) -> str:
-    """Return how to leave out the search tool, for a run with custom tools; otherwise an empty text."""
-    own = setup.get(f"{MULTI_TURN}.function_tool_path")
-    return f"if {own} has all tools of this run, set {MULTI_TURN}.tool_config_path=null; otherwise " if own else ""
 
 
 def _search(setup: Setup, tool: Tool, spec: Any) -> tuple[Finding, list[Found]]:

@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.experimental.callback import Callback
 
 from verl_mtgrpo.errors import ConfigError, MTGRPOError
+from verl_mtgrpo.launch.caught import stop_if_asked
 
 importlib.import_module("hydra.conf")  # stores the defaults that we extend below
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class StartCheck(Callback):
         """
         if "actor_rollout_ref" not in config or "algorithm" not in config:  # not verl's trainer
             return
+        stop_if_asked()
         try:
             failures = _failures(config)
         except MTGRPOError as error:

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from verl_mtgrpo.doctor.findings import Finding, one_line
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup, Tool
 from verl_mtgrpo.errors import AbsentError, ConfigError
-from verl_mtgrpo.integration.parts import LOOPS, check_tool_file
+from verl_mtgrpo.integration.parts import TOOL_LOOPS, check_tool_file
+from verl_mtgrpo.integration.roles import cast_of, plays_roles
 from verl_mtgrpo.integration.rollout.search_settings import search_settings
 
 CHECK = "tools"
@@ -22,20 +23,48 @@ def tools(setup: Setup) -> Iterator[Finding]:
     yield from setup.toolbox.said()
     names = [tool.name for tool in setup.tools]
     if names:
-        problems = [*_names(setup, names), *_lengths(setup)]
+        problems = [*(_of_roles if plays_roles(setup.config) else _names)(setup, names), *_lengths(setup)]
         yield from problems or [Finding(CHECK, "ok", ", ".join(_described(tool) for tool in setup.tools))]
 
 
 def open_tools(setup: Setup) -> Generator[Finding, None, list[Tool]]:
     """Read the tools from their files and return them."""
-    if setup.get(f"{ROLLOUT}.agent.default_agent_loop") not in LOOPS:
-        yield Finding(CHECK, "skip", "the agent loop is not one of this package")
+    loop = setup.get(f"{ROLLOUT}.agent.default_agent_loop")
+    if loop not in TOOL_LOOPS and not (plays_roles(setup.config) and _used_by_roles(setup)):
+        yield Finding(CHECK, "skip", "the agent loop calls no tools, or is not one of this package")
         return []
     check_tool_file(setup.config)
-    found = [*_native(setup.get(f"{MULTI_TURN}.tool_config_path")), *_functions(setup)]
+    found = declared(setup)
     if not found:
         yield _no_tool(setup)
     return found
+
+
+def _used_by_roles(setup: Setup) -> dict[str, list[str]]:
+    """Return the tools that roles may call, each with those roles."""
+    used: dict[str, list[str]] = {}
+    for name, role in cast_of(setup.config).roles.items():
+        for tool in role.tools:
+            used.setdefault(tool, []).append(name)
+    return used
+
+
+def _of_roles(setup: Setup, names: list[str]) -> Iterator[Finding]:
+    """Refuse tools of roles that the run does not have: each output of such a role would fail."""
+    for tool, users in _used_by_roles(setup).items():
+        if tool not in names:
+            message = f"trainer.turn.roles.names.{users[0]}.tools has {tool}, but the tools of this run are "
+            fix = "correct the name, or add the tool to the file of tools"
+            yield Finding(CHECK, "fail", f"{message}{', '.join(names)}", fix)
+
+
+def declared(setup: Setup) -> list[Tool]:
+    """Return the tools of the run's two files, whichever agent loop is to call them.
+
+    Raises:
+        ConfigError: One of the files, or a tool in it, cannot be read.
+    """
+    return [*_native(setup.get(f"{MULTI_TURN}.tool_config_path")), *_functions(setup)]
 
 
 def _no_tool(setup: Setup) -> Finding:

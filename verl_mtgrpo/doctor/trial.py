@@ -21,13 +21,14 @@ from verl_mtgrpo.errors import DropRollout, MTGRPOError
 from verl_mtgrpo.integration.data_sources import is_scored_by_verl
 from verl_mtgrpo.integration.settings import TurnRewardSettings, turn_reward_settings
 from verl_mtgrpo.integration.verl_score import model_text, read_score, score_arguments
+from verl_mtgrpo.own_code import described
 from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.rewards import JUDGES, PRESETS, ToolCall, Transcript, Turn, load_preset
 from verl_mtgrpo.rewards.answers import accepted_answers
 from verl_mtgrpo.rewards.formats import FORMATS, HERMES, TextFormat
 from verl_mtgrpo.rewards.measures import tool_trouble
 from verl_mtgrpo.rewards.pattern import TURN_PATTERN
-from verl_mtgrpo.rewards.presets import check_kind, check_numbers, described, pay
+from verl_mtgrpo.rewards.presets import check_kind, check_numbers, pay
 from verl_mtgrpo.settings import did_you_mean
 
 CHECK = "reward"
@@ -107,7 +108,7 @@ def _own_preset(setup: Setup, preset: str) -> Iterator[Finding]:
     if problem := _no_truth(setup):
         yield problem
     elif row is None:
-        yield Finding(CHECK, "ok", f"{preset} can be loaded (not called: no question could be read)")
+        yield Finding(CHECK, "ok", f"{preset} can be loaded (not called: no question passed the check data)")
     else:
         truth = row["reward_model"]["ground_truth"]
         yield _judged(preset, truth, made_up(setup, truth), function)

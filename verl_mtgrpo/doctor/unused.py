@@ -14,11 +14,13 @@ from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.parts import LOOPS, pays_turns
-from verl_mtgrpo.integration.settings import turn_reward_settings
+from verl_mtgrpo.integration.settings import TurnCriticSettings, trainer_turn_settings, turn_reward_settings
 from verl_mtgrpo.rewards.pattern import TURN_PATTERN
 
 READS = {"gamma": ("gae", "reinforce_plus_plus"), "lam": ("gae",)}
 """Keys of ``algorithm`` -> verl's estimators that read them (verl 0.9.1, trainer/ppo/core_algos.py)."""
+VALUE_CLIP = 0.5
+"""verl's default of ``critic.cliprange_value``."""
 WIDE_CLIP = 0.01
 """A clip range of this size or more is meant for ratios of tokens: the geometric mean of a turn's ratios hardly ever
 moves that far, unless turns have only a few tokens. GSPO's paper (arXiv 2507.18071) clips at 3e-4 and 4e-4."""
@@ -28,9 +30,20 @@ def unused(setup: Setup) -> Iterator[Finding]:
     """Yield a warning for each such setting."""
     try:
         turn_reward_settings(setup.get("reward"))
+        trainer_turn_settings(setup.get("trainer"))
     except ConfigError:
-        return  # the check rewards reports it
-    for look in (_discounts, _pf_ppo, _filter_metric, _filter_batches, _reward_settings, _data_source, _loop, _clip):
+        return  # another check reports it
+    for look in (
+        _discounts,
+        _pf_ppo,
+        _filter_metric,
+        _filter_batches,
+        _reward_settings,
+        _data_source,
+        _loop,
+        _clip,
+        _critic,
+    ):
         for message, fix in look(setup):
             yield Finding("unused", "warn", message, fix)
 
@@ -152,3 +165,22 @@ def _clip(setup: Setup) -> Iterator[tuple[str, str]]:
             "only where these two are null)"
         )
         yield message, fix
+
+
+def _critic(setup: Setup) -> Iterator[tuple[str, str]]:
+    """Warn of settings of a critic of states and turns without one, and of those of verl's critic that it ignores."""
+    name = str(setup.get("algorithm.adv_estimator"))
+    classifies = "discriminator" in (setup.get("trainer.turn.dense") or {})
+    if classifies or (name in ESTIMATORS and "values_after" in ESTIMATORS[name].fields):
+        clip = setup.get("critic.cliprange_value")
+        if clip is not None and clip != VALUE_CLIP:
+            message = f"critic.cliprange_value={clip} is not read: the loss of {name}'s critic clips nothing"
+            yield message, f"leave it at {VALUE_CLIP}"
+        return
+    told = trainer_turn_settings(setup.get("trainer")).critic
+    changed = [key for key, value in told if value != getattr(TurnCriticSettings(), key)]
+    if changed:
+        yield (
+            f"trainer.turn.critic.{changed[0]} does nothing with {name}, which does not learn the values of turns",
+            "choose +mtgrpo=turn_td or +mtgrpo=archer, or leave it out",
+        )

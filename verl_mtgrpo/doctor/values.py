@@ -35,7 +35,7 @@ FILES = ("data.train_files", "data.val_files")
 MAPPINGS_OR_NULL = ("data.apply_chat_template_kwargs",)
 OUR_GROUPS = (
     *("algorithm.turn", "reward.turn", "reward.turn.judge"),
-    *("trainer.turn", "trainer.turn.guards", "trainer.turn.dump"),
+    *("trainer.turn", "trainer.turn.guards", "trainer.turn.dump", "trainer.turn.dense"),
 )
 """Our groups of settings, each after the one that it is in."""
 _ABSENT = object()

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.core_algos import AdvantageEstimator
 
-from verl_mtgrpo.config import GROUPS, group_names
+from verl_mtgrpo.config import group_names, packaged
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.advantage.knobs import is_ours
@@ -114,17 +113,6 @@ def _differences(config: Any, group: DictConfig, name: str) -> Iterator[Override
     needs = "values" in ESTIMATORS[str(estimator)].fields if estimator in ESTIMATORS else critic
     if has and not needs and not critic and (estimator in ESTIMATORS or estimator == wanted):
         yield Override(_CRITIC, needs, has, "a critic would be trained but not used")
-
-
-@cache
-def packaged(name: str) -> DictConfig:
-    """Return the settings of a packaged group: its file merged over its defaults; nothing is resolved."""
-    own = OmegaConf.create((GROUPS / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert isinstance(own, DictConfig)  # the files of this package are mappings
-    below = [packaged(one) for one in own.pop("defaults", []) if one != "_self_"]
-    merged = OmegaConf.merge(*below, own)
-    assert isinstance(merged, DictConfig)
-    return merged
 
 
 def _value(group: DictConfig, key: str) -> Any:

@@ -16,18 +16,23 @@ from verl.utils.import_utils import resolve_config_path
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import AbsentError, ConfigError
+from verl_mtgrpo.integration.agent_names import VERLS_LOOPS
+from verl_mtgrpo.integration.decide import DECIDE_LOOPS, RAW_DECIDE, check_decide
+from verl_mtgrpo.integration.environments import ENV, check_environment
+from verl_mtgrpo.integration.pairs import PAIRS, check_pairs
+from verl_mtgrpo.integration.roles import ROLES, cast_of, check_roles
 from verl_mtgrpo.integration.trees import RAW_TREE, TREE_LOOPS, check_trees
 
 RAW = "mtgrpo_raw_agent"
-RAW_LOOPS = (RAW, RAW_TREE)
+RAW_LOOPS = (RAW, RAW_TREE, RAW_DECIDE)
 """Those that continue in plain text."""
-LOOPS = ("mtgrpo_tool_agent", RAW, *TREE_LOOPS)
+TOOL_LOOPS = ("mtgrpo_tool_agent", RAW, *TREE_LOOPS, *DECIDE_LOOPS)
+"""Those that call tools."""
+LOOPS = (*TOOL_LOOPS, ENV, ROLES, PAIRS)
 """Our agent loops."""
-VERLS_LOOPS = ("single_turn_agent", "tool_agent")
-"""verl's loops, which put one reward on a rollout's last token. A custom loop may differ."""
 VERLS_MANAGERS = ("naive", "dapo", "gdpo", "rate_limited", "remote")
 """verl's reward managers, which return one number per rollout."""
-GROUPS = ("mtgrpo", "mtgrpo_cpu", "mtgrpo_recipe")
+GROUPS = ("mtgrpo", "mtgrpo_cpu", "mtgrpo_env", "mtgrpo_recipe")
 """Our config groups."""
 
 _LOOP = "actor_rollout_ref.rollout.agent.default_agent_loop"
@@ -68,9 +73,13 @@ def check_parts(config: Any) -> None:
             fix="leave it True",
         )
     _check_loop_and_manager(config)
+    check_roles(config)
     if OmegaConf.select(config, _LOOP) in LOOPS:
         _check_tool(config)
     check_trees(config)
+    check_environment(config)
+    check_pairs(config)
+    check_decide(config)
 
 
 def check_tool_file(config: Any) -> None:
@@ -150,6 +159,9 @@ def _check_tool(config: Any) -> None:
     multi_turn = OmegaConf.select(config, _MULTI_TURN)
     if not multi_turn.enable:
         raise ConfigError(f"{_MULTI_TURN}.enable={multi_turn.enable}, but an agent needs turns", fix="set it to True")
+    loop = OmegaConf.select(config, _LOOP)
+    if loop == ENV or (loop == ROLES and not any(role.tools for role in cast_of(config).roles.values())):
+        return
     if not (multi_turn.get("tool_config_path") or multi_turn.get("function_tool_path")):
         raise ConfigError(
             "the agent has no tool, so every rollout would have one turn",
@@ -165,19 +177,3 @@ def _exists(path: str) -> bool:
         return Path(resolve_config_path(path)).is_file()
     except FileNotFoundError:
         return False
-
-
-def check_agent_names(file: str) -> None:
-    """Raise ``ConfigError`` if rows of a parquet file name one of verl's own agent loops."""
-    import pyarrow.parquet as pq
-
-    path = Path(file).expanduser()
-    if "agent_name" not in pq.read_schema(path).names:
-        return
-    names = set(pq.read_table(path, columns=["agent_name"])["agent_name"].to_pylist())
-    others = sorted(str(name) for name in names if name in VERLS_LOOPS)
-    if others:
-        raise ConfigError(
-            f"{file} has a column agent_name with {', '.join(others)}, which verl prefers to {_LOOP}",
-            fix="drop the column, or write mtgrpo_tool_agent into it",
-        )

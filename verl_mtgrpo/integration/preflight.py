@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from omegaconf import OmegaConf
 from verl.trainer.ppo.core_algos import AdvantageEstimator
-from verl.trainer.ppo.utils import need_critic, need_reference_policy
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.integration.advantage.available import COMPUTED
 from verl_mtgrpo.integration.advantage.comparing import compares
 from verl_mtgrpo.integration.advantage.fields import MODES, needs_our_trainer, source_of
 from verl_mtgrpo.integration.advantage.kl_in_reward import check_kl
 from verl_mtgrpo.integration.advantage.knobs import is_ours, try_knobs
+from verl_mtgrpo.integration.dense import check_dense
 from verl_mtgrpo.integration.intent import check_preset, check_signs, overridden
 from verl_mtgrpo.integration.parts import check_parts
-from verl_mtgrpo.integration.settings import TurnRewardSettings, estimator_settings, turn_reward_settings
+from verl_mtgrpo.integration.settings import (
+    JUDGED_BY,
+    TurnRewardSettings,
+    estimator_settings,
+    turn_reward_settings,
+)
 from verl_mtgrpo.rewards import JUDGES, NEED_RULES, load_preset
+from verl_mtgrpo.rewards.any_tool.settings import ToolUseSettings
 from verl_mtgrpo.rewards.formats import text_format
-from verl_mtgrpo.rewards.judge_client import check_judge_settings
-
-JUDGED_BY = "pkg://verl_mtgrpo.rewards.judge"
-"""Value of ``reward.custom_reward_function.path`` if the judge is verl's generative reward model."""
-
-
-_COMPUTED: dict[str, Callable[[Any], bool]] = {
-    "values": need_critic,
-    "ref_log_prob": need_reference_policy,
-    "rollout_log_probs": lambda config: config.actor_rollout_ref.rollout.calculate_log_probs,
-    "entropies": lambda config: not OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode"),
-}
-"""Fields that verl computes only in some runs -> a function that says whether it does in this one."""
+from verl_mtgrpo.rewards.judge_client import check_judge_settings, check_rubrics
 
 
 def only_validates(config: Any) -> bool:
@@ -122,7 +116,7 @@ def _check_fields(estimator: str, names: tuple[str, ...], config: Any) -> None:
     if names and mode not in MODES:
         raise needs_our_trainer(estimator, names, mode)
     for name in names:
-        if name in _COMPUTED and not _COMPUTED[name](config):
+        if name in COMPUTED and not COMPUTED[name](config):
             raise ConfigError(
                 f"algorithm.adv_estimator={estimator} needs {name}, which this run does not have",
                 fix=source_of(name),
@@ -196,6 +190,7 @@ def check_rewards(config: Any) -> None:
     own = OmegaConf.select(config, "reward.custom_reward_function.path")
     _check_reward_model(config, settings, own)
     if settings.preset in JUDGES:
+        check_rubrics(settings.judge, settings.preset)
         if not OmegaConf.select(config, "reward.reward_model.enable"):
             check_judge_settings(settings.judge, settings.preset)
     elif ":" not in settings.preset:
@@ -204,7 +199,7 @@ def check_rewards(config: Any) -> None:
         raise ConfigError(
             f"reward.custom_reward_function.path={own} would not be used: the outcome reward comes from the preset "
             f"{settings.preset}",
-            fix="set reward.turn.outcome=compute_score, or remove it",
+            fix="set reward.turn.outcome=auto, or remove it",
         )
     if own == JUDGED_BY and settings.outcome == "compute_score":
         raise ConfigError(
@@ -218,9 +213,27 @@ def check_rewards(config: Any) -> None:
             f"{settings.preset}",
             fix="set reward.turn.outcome=compute_score, or leave it at turns",
         )
+    _check_tool_use(settings)
     spoken = config.actor_rollout_ref.rollout.multi_turn.format
     if settings.preset in NEED_RULES:
         text_format(spoken)
+
+
+def _check_tool_use(settings: TurnRewardSettings) -> None:
+    own = settings.preset == "tool_use"
+    changed = [name for name, value in settings.tool_use if value != getattr(ToolUseSettings(), name)]
+    if changed and not own:
+        raise ConfigError(
+            f"reward.turn.tool_use.{changed[0]} would not be used: the turn rewards come from the preset "
+            f"{settings.preset}",
+            fix="set reward.turn.preset=tool_use, or leave reward.turn.tool_use alone",
+        )
+    if own and settings.repeat_penalty:
+        raise ConfigError(
+            f"reward.turn.repeat_penalty={settings.repeat_penalty:g} counts repeated searches only, and the preset "
+            "tool_use has a price of its own for repeated calls of any tool",
+            fix="set reward.turn.tool_use.repeat_price instead, and reward.turn.repeat_penalty=0",
+        )
 
 
 OF_ESTIMATOR = (check_preset, check_signs, check_estimator, check_group_size, check_filtering)
@@ -236,5 +249,6 @@ def check_run(config: Any) -> None:
     check_parts(config)
     for check in OF_ESTIMATOR:
         check(config)
+    check_dense(config)
     if config.reward.reward_manager.name == "mtgrpo":
         check_rewards(config)

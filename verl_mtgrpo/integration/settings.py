@@ -9,8 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, Strict, create_model
 
 from verl_mtgrpo.credit import ESTIMATORS
+from verl_mtgrpo.deciders.settings import DecideSettings
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.rewards.any_tool.settings import ToolUseSettings
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
+from verl_mtgrpo.roles.settings import RolesSettings
 from verl_mtgrpo.settings import Number, Settings
 from verl_mtgrpo.watch.guards import GuardSettings
 
@@ -22,25 +25,31 @@ OnPurpose = Literal[
     "reward.turn.pay",
     "algorithm.turn.turn_coef",
     "reward.turn.repeat_penalty",
-    "actor_rollout_ref.rollout.multi_turn.tool_config_path",
 ]
+
+
+JUDGED_BY = "pkg://verl_mtgrpo.rewards.judge"
+"""A reward function that only stands in: verl asks for one before it starts a judge of its own."""
 
 
 class TurnRewardSettings(Settings):
     """``reward.turn``: which rewards are computed and where they are paid."""
 
     preset: str = "paper_v1"
-    """A preset (``paper_v1``, ``paper_v2``, ``search_r1_em``, ``search_r1_format``, ``judge``, ``judge_paper``) or a
-    function of your own: ``package.module:fn`` or ``file.py:fn``."""
-    outcome: Literal["preset", "compute_score"] = "preset"
+    """A preset (``paper_v1``, ``paper_v2``, ``search_r1_em``, ``search_r1_format``, ``tool_use``, ``env``,
+    ``judge``, ``judge_paper``) or a function of your own: ``package.module:fn`` or ``file.py:fn``. The groups choose
+    ``paper_v1``, or ``tool_use`` if ``function_tool_path`` names tools."""
+    outcome: Literal["auto", "preset", "compute_score"] = "auto"
     """``preset``: the outcome reward comes from the preset; ``compute_score``: from verl's reward function
     (``reward.custom_reward_function``, or verl's own for the row's ``data_source``: ``nq`` of ``mtgrpo data`` is scored
-    as verl's ``searchR1_nq``). What that function is given as ``solution_str``: ``reward.turn.solution``."""
+    as verl's ``searchR1_nq``); ``auto``: from ``reward.custom_reward_function`` if there is one, and otherwise from the
+    preset. What that function is given as ``solution_str``: ``reward.turn.solution``."""
     pay: Pay = "turns"
     """``turns``: each turn's reward on its last token (MT-GRPO, MT-PPO); ``merged``: their sum with the
     outcome on the last turn; ``outcome``: the outcome only."""
     repeat_penalty: Number = 0.0
     """Taken from a turn's reward for each search in it that repeats an earlier one of the rollout."""
+    tool_use: ToolUseSettings = ToolUseSettings()
     judge: JudgeSettings = JudgeSettings()
     solution: Literal["turns", "response"] = "turns"
     """What ``outcome=compute_score`` gives to the reward function as ``solution_str``. ``turns``: what the model wrote,
@@ -97,6 +106,50 @@ class BranchSettings(Settings):
     """Seed of the draws: together with step, question and node it decides where a tree branches."""
 
 
+class TurnCriticSettings(Settings):
+    """``trainer.turn.critic``: how a critic of states and turns learns (estimators that ask for ``values_after``)."""
+
+    rounds: int = Field(default=1, ge=1)
+    """How often per step the critic's targets are computed; after each time it makes ``critic.ppo_epochs`` passes."""
+    memory: int = Field(default=0, ge=0)
+    """Rollouts of earlier steps that are kept for the critic, which learns the value of their turns again; 0: none. One
+    takes about 13 bytes per token, in the trainer's memory and in each checkpoint."""
+    max_age: int | None = Field(default=None, ge=1)
+    """Rollouts of more steps ago than this are forgotten; null: only when the memory is full."""
+    replay: Number = Field(default=1.0, gt=0)
+    """Rollouts of earlier steps learned in each round, as a multiple of the step's own, in whole mini-batches, and no
+    more than there are."""
+
+
+class EnvironmentSettings(Settings):
+    """``trainer.turn.environment``: which environment ``mtgrpo_env_agent`` plays, and how."""
+
+    name: str = ""
+    """The environment that ``mtgrpo_env_agent`` plays: a packaged one (``gymnasium``, ``frozen_lake``) or a class of
+    your own, ``package.module:Class`` or ``file.py:Class``."""
+    options: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
+    """Its keyword arguments. New keys need a ``+``, as in ``+trainer.turn.environment.options.size=4``."""
+    role: Literal["user", "tool"] = "user"
+    """Role of the messages in which observations reach the model."""
+    timeout_s: Number = Field(default=60.0, gt=0)
+    """Longest time in seconds for one call of the environment. A rollout that waits longer is left out of the update
+    and counted."""
+    seed: int = 0
+    """Together with the content of a row it gives the seed that ``reset`` gets, the same for all rollouts of the
+    row."""
+
+
+class ProbeSettings(Settings):
+    """``trainer.turn.probe``: how the gold answer is measured, for dense rewards that ask for ``answer_log_probs``."""
+
+    by: Literal["policy", "reference"] = "policy"
+    """Whose log-probs of the gold answer are measured: those of the ``policy`` before the update, or of the
+    ``reference``, which stays the same."""
+    before: str = "<answer>"
+    """The text between the state and the gold answer, as the model would write it, white space included. Only the
+    answer's tokens count."""
+
+
 class TrainerTurnSettings(Settings):
     """``trainer.turn``: how a run is checked, watched and written down."""
 
@@ -112,6 +165,17 @@ class TrainerTurnSettings(Settings):
     guards: GuardSettings = GuardSettings()
     dump: DumpSettings = DumpSettings()
     branch: BranchSettings = BranchSettings()
+    decide: DecideSettings = DecideSettings()
+    critic: TurnCriticSettings = TurnCriticSettings()
+    environment: EnvironmentSettings = EnvironmentSettings()
+    roles: RolesSettings = RolesSettings()
+    dense: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - pydantic copies it
+    """Rewards of turns that come from the policies themselves, by name, each with its settings: ``implicit``
+    (beta), ``information_gain`` (of), ``discriminator`` (form; its critic is a classifier, see the preset
+    ``pair_rloo``), or one of your own (``register_dense``). All have ``weight`` (1.0) and ``clip`` (null: no limit).
+    They are added to what the turns are paid before the estimator. New keys need a ``+``, as in
+    ``+trainer.turn.dense.implicit.beta=0.05``."""
+    probe: ProbeSettings = ProbeSettings()
 
 
 class _Knobs(Settings, allow_inf_nan=True, arbitrary_types_allowed=True):
@@ -135,9 +199,7 @@ def estimator_settings(name: str, algorithm: Any) -> dict[str, Any]:
         algorithm: verl's ``algorithm`` node (DictConfig, mapping or dataclass) or None.
     """
     known = ESTIMATORS[name].knobs
-    fields: Any = {knob: (_KINDS.get(type(default), type(default)), default) for knob, default in known.items()}
-    model = create_model(name, __base__=_Knobs, **fields)
-    settings = dict(model.read(_child(algorithm, "turn"), "algorithm.turn", name))
+    settings = read_knobs(name, known, _child(algorithm, "turn"), "algorithm.turn", of=name)
     if _child(algorithm, "norm_adv_by_std_in_grpo") is False:
         if "whiten" in known:
             raise ConfigError(
@@ -153,14 +215,39 @@ def estimator_settings(name: str, algorithm: Any) -> dict[str, Any]:
     return settings
 
 
+def read_knobs(name: str, known: Mapping[str, Any], values: Any, where: str, *, of: str = "", **more: Any) -> Any:
+    """Return the knobs of a function, those that are set in ``values`` and the defaults of the others.
+
+    Args:
+        name: The function's name.
+        known: Its knobs and their defaults.
+        values: A mapping; None for none.
+        where: The config key of ``values``, for messages.
+        of: What ``where`` belongs to if the key alone does not say it.
+        more: Further settings beside its knobs, each as pydantic takes it: a type and a default.
+    """
+    fields: Any = {knob: (_KINDS.get(type(default), type(default)), default) for knob, default in known.items()}
+    return dict(create_model(name, __base__=_Knobs, **fields, **more).read(values, where, of))
+
+
 def turn_reward_settings(reward: Any) -> TurnRewardSettings:
-    """Read ``reward.turn`` from verl's ``reward`` node."""
-    return TurnRewardSettings.read(_child(reward, "turn"), "reward.turn")
+    """Read ``reward.turn`` from verl's ``reward`` node; ``outcome=auto`` is decided here, and nobody else sees it."""
+    settings = TurnRewardSettings.read(_child(reward, "turn"), "reward.turn")
+    if settings.outcome != "auto":
+        return settings
+    own = (_child(reward, "custom_reward_function") or {}).get("path")
+    scored = own and own != JUDGED_BY
+    return settings.model_copy(update={"outcome": "compute_score" if scored else "preset"})
 
 
 def trainer_turn_settings(trainer: Any) -> TrainerTurnSettings:
     """Read ``trainer.turn`` from verl's ``trainer`` node."""
     return TrainerTurnSettings.read(_child(trainer, "turn"), "trainer.turn")
+
+
+def run_turn_settings(config: Any) -> TrainerTurnSettings:
+    """Read ``trainer.turn`` of verl's whole config; the defaults if it has no node ``trainer``."""
+    return trainer_turn_settings(OmegaConf.select(config, "trainer") or {})
 
 
 def _child(node: Any, key: str) -> Any:

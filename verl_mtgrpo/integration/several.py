@@ -1,4 +1,4 @@
-"""Scores of a session that has several outputs: verl keeps one dict for all of them, and each needs its own."""
+"""Sessions of several outputs (trees, roles, pairs): verl keeps one dict of scores for all, and each needs its own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,27 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from verl_mtgrpo.errors import ConfigError
+
 OUTPUTS = "outputs"
 """Where the ``reward_extra_info`` of a session with several outputs has a list, one entry for each."""
+
+
+def refuse_teacher(config: Any, several: str, otherwise: str = "") -> None:
+    """Raise ``ConfigError`` if verl's teacher is to be asked of sessions that have several outputs.
+
+    Args:
+        config: verl's whole config.
+        several: Who has several outputs: "a tree has several".
+        otherwise: What else the user may change.
+    """
+    if OmegaConf.select(config, "distillation.enabled"):
+        raise ConfigError(
+            f"verl asks its teacher for the last output of a session only, and {several}",
+            fix=f"set distillation.enabled=False{otherwise}",
+        )
 
 
 def with_entries(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -13,8 +13,12 @@ from omegaconf import OmegaConf
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.growth import NEED_LOG_PROBS, check_growth
-from verl_mtgrpo.integration.settings import BranchSettings, trainer_turn_settings
+from verl_mtgrpo.integration.pairs import PAIR_SIDE
+from verl_mtgrpo.integration.roles import ROLES
+from verl_mtgrpo.integration.settings import BranchSettings, run_turn_settings
+from verl_mtgrpo.integration.several import refuse_teacher
 from verl_mtgrpo.rewards import NODE_PATH
+from verl_mtgrpo.roles import ROLE
 
 TREE, RAW_TREE = "mtgrpo_tree_agent", "mtgrpo_raw_tree_agent"
 TREE_LOOPS = (TREE, RAW_TREE)
@@ -23,7 +27,7 @@ LEAVES = "mtgrpo_leaves"
 """Column of a row that asks for a tree: how many leaves; 0 asks for none."""
 BRANCH = "branch"
 """Where ``extra_fields`` of one row of each tree keep what is logged of the tree."""
-OF_ROWS = (NODE_PATH, "role")
+OF_ROWS = (NODE_PATH, ROLE)
 """Fields by which an estimator tells the rows of a session apart. An estimator that names one takes several rows."""
 
 _ROLLOUT = "actor_rollout_ref.rollout"
@@ -33,7 +37,7 @@ _OURS = "verl_mtgrpo.integration.rollout.workers.TurnAgentLoopManager"
 
 def branch_settings(config: Any) -> BranchSettings:
     """Read ``trainer.turn.branch`` of verl's whole config."""
-    return trainer_turn_settings(OmegaConf.select(config, "trainer") or {}).branch
+    return run_turn_settings(config).branch
 
 
 def grows(config: Any) -> bool:
@@ -43,16 +47,18 @@ def grows(config: Any) -> bool:
 
 def tells_rows_apart(estimator: str) -> bool:
     """Return True if an estimator knows what several rows of a session are to each other."""
-    return estimator in ESTIMATORS and any(name in OF_ROWS for name in ESTIMATORS[estimator].fields)
+    return estimator in ESTIMATORS and any(name in (*OF_ROWS, PAIR_SIDE) for name in ESTIMATORS[estimator].fields)
 
 
 def takes_leaves(estimator: str) -> bool:
-    """Return True if every row of a session is a rollout of its own to an estimator: a leaf of a tree."""
+    """Return True if every row of a session is a leaf of a tree to an estimator."""
     return estimator in ESTIMATORS and NODE_PATH in ESTIMATORS[estimator].fields
 
 
 def ask_for_trees(prompts: Any, config: Any) -> None:
-    """Make training prompts ask for one session and a tree, in place; those that name another agent loop are left.
+    """Make training prompts ask for one session with all their rollouts, in place, where the agent loop makes them so.
+
+    These are trees and roles; prompts that name another agent loop are left.
 
     Args:
         prompts: verl's TensorDict of prompts.
@@ -60,14 +66,13 @@ def ask_for_trees(prompts: Any, config: Any) -> None:
     """
     from verl.utils.tensordict_utils import assign_non_tensor_stack, get
 
-    if branch_settings(config).grow == "none":
-        return
+    one_session = (ROLES,) if branch_settings(config).grow == "none" else (ROLES, *TREE_LOOPS)
     rollout, rows = config.actor_rollout_ref.rollout, len(prompts)
     names = _column(get(prompts, "agent_name"), rows, rollout.agent.default_agent_loop)
-    if not any(name in TREE_LOOPS for name in names):
+    if not any(name in one_session for name in names):
         return
     sessions = _column(get(prompts, "__rollout_n__"), rows, rollout.n)
-    trees = [name in TREE_LOOPS for name in names]
+    trees = [name in one_session for name in names]
     assign_non_tensor_stack(prompts, LEAVES, [int(n) if tree else 0 for n, tree in zip(sessions, trees, strict=True)])
     each = [1 if tree else int(n) for n, tree in zip(sessions, trees, strict=True)]
     assign_non_tensor_stack(prompts, "__rollout_n__", each)
@@ -116,8 +121,4 @@ def check_trees(config: Any) -> None:
             f"{_ROLLOUT}.calculate_log_probs=False",
             fix="set it to True",
         )
-    if select(config, "distillation.enabled"):
-        raise ConfigError(
-            "verl asks its teacher for the last output of a session only, and a tree has several",
-            fix="set distillation.enabled=False or trainer.turn.branch.grow=none",
-        )
+    refuse_teacher(config, "a tree has several", " or trainer.turn.branch.grow=none")

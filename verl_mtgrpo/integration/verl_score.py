@@ -103,4 +103,5 @@ def read_score(result: Any) -> tuple[float, dict[str, Any]]:
 
 def with_score(rewards: TurnRewards, score: float, parts: Mapping[str, Any]) -> TurnRewards:
     """Return the rewards with this outcome instead of the preset's."""
-    return replace(rewards, outcome=score, components={**rewards.components, **parts})
+    note = "what compute_score returned" if rewards.notes else ""
+    return replace(rewards, outcome=score, components={**rewards.components, **parts}, outcome_note=note)

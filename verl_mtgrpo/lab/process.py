@@ -40,6 +40,7 @@ class Rollouts:
         mask: ``(B, T)`` int64 response mask; one observation token between turns.
         index: ``(B,)`` int64 group labels.
         values: ``(B, T)`` exact values: V(state) at a turn's first token, Q(state, action) after it.
+        values_after: ``(B, T)``, Q(state, action) at all tokens of the turn.
         state_BK: ``(B, K)`` int64, -1 where the rollout has no turn.
         action_BK: ``(B, K)`` int64, -1 where the rollout has no turn.
         start_BK: ``(B, K)`` int64, position of each turn's first token.
@@ -52,6 +53,7 @@ class Rollouts:
     mask: Tensor
     index: Tensor
     values: Tensor
+    values_after: Tensor
     state_BK: Tensor
     action_BK: Tensor
     start_BK: Tensor
@@ -171,7 +173,7 @@ class Process:
         value_S, value_SA = (x.detach() for x in self.values(self.logits))
         last = int((start_BK + length_BK).max())
         token = torch.arange(last)
-        rewards, values, log_probs = torch.zeros(3, rows, last)
+        rewards, values, after, log_probs = torch.zeros(4, rows, last)
         mask = torch.zeros(rows, last, dtype=torch.int64)
         for k in range(state_BK.shape[1]):
             start, end = start_BK[:, k, None], (start_BK + length_BK)[:, k, None]
@@ -179,8 +181,9 @@ class Process:
             mask += inside
             rewards += (inside & (token == end - 1)) * reward_BK[:, k, None]
             first = token == start
-            known = value_S[state_BK[:, k], None].where(first, value_SA[state_BK[:, k], action_BK[:, k]][:, None])
-            values = known.float().where(inside, values)
+            q_B1 = value_SA[state_BK[:, k], action_BK[:, k]][:, None]
+            values = value_S[state_BK[:, k], None].where(first, q_B1).float().where(inside, values)
+            after = q_B1.float().where(inside, after)
             chosen = self.policy.log()[state_BK[:, k], action_BK[:, k], None].float()
             log_probs = chosen.where(inside & first, log_probs)
         return Rollouts(
@@ -188,6 +191,7 @@ class Process:
             mask,
             index,
             values,
+            after,
             state_BK,
             action_BK,
             start_BK,

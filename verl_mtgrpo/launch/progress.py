@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from verl_mtgrpo.report.metrics import collect_metrics, parse_rows, validation_values
 
 _SHOWN = (("tool/used", "tool use"), ("tool/hit", "hit"), ("outcome/em", "exact match"))
+_SHOWN_IN_ENVIRONMENT = (("env/outcome", "outcome"), ("env/return", "step rewards"))
 _BAR_WIDTH = 20
 # Nothing is logged while verl starts; without a terminal, print a sign of life now and then.
 _PLAIN_HEARTBEAT_S = 30.0
@@ -110,4 +111,5 @@ def format_duration(seconds: float) -> str:
 
 
 def _values(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{label} {values[name]:.2f}" for name, label in _SHOWN if name in values)
+    shown = _SHOWN_IN_ENVIRONMENT if "env/return" in values else _SHOWN
+    return "  ".join(f"{label} {values[name]:.2f}" for name, label in shown if name in values)

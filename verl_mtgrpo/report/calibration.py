@@ -22,7 +22,7 @@ from verl_mtgrpo.report.explain import explain
 OUTCOME = "outcome/reward"
 NORMALISE_EACH_TERM = ("mt_grpo", "mt_grpo_v1")
 """Estimators that normalise turn rewards and the outcome one by one; others add them up first."""
-_TURN_REWARD = re.compile(r"turn/\d+/reward")
+_LEFT_OUT = re.compile(r"turn/\d+/reward|judge/(?!turn_score).*")  # what judging a rollout took says nothing of it
 _NAME_CHARS = 60
 # Sums of the same rewards in another order are equal to this many decimals.
 _DECIMALS = 9
@@ -184,7 +184,7 @@ def _correlations(groups: Sequence[Sequence[_Rollout]]) -> Iterator[Correlation]
         yield _correlation(f"reward of turn {turn + 1}", turn + 1, [[(one.at(turn), one) for one in g] for g in groups])
     yield _correlation("turn rewards", 0, [[(one.turn_rewards(), one) for one in some] for some in groups])
     logged = {name for some in groups for one in some for name in one.entry.components}
-    for name in sorted(name for name in logged if name != OUTCOME and not _TURN_REWARD.fullmatch(name)):
+    for name in sorted(name for name in logged if name != OUTCOME and not _LEFT_OUT.fullmatch(name)):
         pairs = [[(one.entry.components.get(name), one) for one in some] for some in groups]
         yield _correlation(shown(name), None, pairs)
 

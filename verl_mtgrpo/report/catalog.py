@@ -76,6 +76,7 @@ class Group:
         answers: The accepted answers.
         estimator: The estimator that computed the advantages.
         settings: Its knobs, as the dump names them.
+        question_id: The question's id in its set; empty if unknown.
         entries: The rollouts, in the dump's order.
     """
 
@@ -86,6 +87,7 @@ class Group:
     answers: tuple[str, ...]
     estimator: str
     settings: Mapping[str, Any]
+    question_id: str = ""
     entries: list[Entry] = field(default_factory=list[Entry])
 
     @property
@@ -187,6 +189,7 @@ def _group_of(rollout: DumpedRollout, path: Path) -> Group:
         answers=rollout.answers,
         estimator=rollout.estimator if rollout.advantages is not None else RECOMPUTED,
         settings=rollout.settings,
+        question_id=rollout.question_id,
     )
 
 

@@ -6,10 +6,14 @@ import importlib.util
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.report.catalog import Catalog
 from verl_mtgrpo.report.metrics import RunMetrics
+
+if TYPE_CHECKING:
+    from verl_mtgrpo.report.against import Run
 
 
 def write_report(out: Path, catalog: Catalog, *, title: str, made_by: str, metrics: RunMetrics | None = None) -> None:
@@ -19,6 +23,16 @@ def write_report(out: Path, catalog: Catalog, *, title: str, made_by: str, metri
 
     counted = partial(with_progress, progress=True, label="writing", unit="groups", total=len(catalog.groups))
     write_page(out, catalog, title=title, made_by=made_by, metrics=metrics, on_group=counted)
+
+
+def write_against(out: Path, runs: tuple[Run, Run], *, title: str, made_by: str) -> None:
+    """Write the page of two runs side by side, with a progress bar on the terminal."""
+    from verl_mtgrpo.bars import with_progress
+    from verl_mtgrpo.report.against import write_comparison
+
+    total = sum(len(run.catalog.groups) for run in runs)
+    counted = partial(with_progress, progress=True, label="writing", unit="groups", total=total)
+    write_comparison(out, runs, title=title, made_by=made_by, on_group=counted)
 
 
 def print_credit(catalog: Catalog, *, rollouts: int, overview: bool) -> None:

@@ -11,15 +11,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from verl_mtgrpo.report.metrics import RunMetrics, Series
-from verl_mtgrpo.report.tables import HEADLINES
+from verl_mtgrpo.report.tables import ENVIRONMENT_HEADLINES, HEADLINES
 
 # Distinguishable with red-green colour blindness (Okabe and Ito's palette).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--", ":")
+_LABELS = {**HEADLINES, **ENVIRONMENT_HEADLINES}
 _PANELS: Sequence[tuple[str, Sequence[str]]] = (
     ("search", ("tool/used", "tool/hit")),
     ("answer", ("outcome/em", "outcome/format")),
 )
+_ENVIRONMENT_PANELS: Sequence[tuple[str, Sequence[str]]] = (
+    ("outcome", ("env/outcome",)),
+    ("rewards of all steps", ("env/return",)),
+)
+_NO_SHARES = ("env/return", "turn/count")
+"""Headlines that are not shares of the rollouts."""
 _WIDTH, _HEIGHT = 4.2, 3.4
 
 
@@ -32,16 +39,17 @@ def line_style(number: int) -> dict[str, str]:
 def training_figure(metrics: RunMetrics, *, title: str) -> Figure:
     """Plot shares by step: lines are the training rollouts of each step, rings the sampled validation.
 
-    A third panel shows the mean reward paid at each turn.
+    A third panel shows the mean reward paid at each turn. A run in an environment has panels of its own.
     """
     figure = Figure(figsize=(3 * _WIDTH, _HEIGHT), layout="constrained")
-    search, answer, reward = figure.subplots(1, 3)
-    for axes, (name, keys) in zip((search, answer), _PANELS, strict=True):
+    first, second, reward = figure.subplots(1, 3)
+    panels = _ENVIRONMENT_PANELS if "env/return" in metrics.train else _PANELS
+    for axes, (name, keys) in zip((first, second), panels, strict=True):
         for color, key in zip(COLORS, keys, strict=False):
-            _plot_series(axes, metrics.train.get(key, {}), color=color, label=HEADLINES[key])
+            _plot_series(axes, metrics.train.get(key, {}), color=color, label=_LABELS[key])
             validation = metrics.validation.get(key, {})
             axes.plot(*_points(validation), "o", color=color, fillstyle="none", markersize=8)
-        _dress(axes, title=f"{name} (rings: validation)", label="share of rollouts", share=True)
+        _dress_headline(axes, keys[0], title=f"{name} (rings: validation)")
     turn_keys = sorted(key for key in metrics.train if key.startswith("turn/") and key.endswith("/reward"))
     for color, key in zip(COLORS, turn_keys, strict=False):
         _plot_series(reward, metrics.train[key], color=color, label=f"turn {key.split('/')[1]}")
@@ -50,7 +58,9 @@ def training_figure(metrics: RunMetrics, *, title: str) -> Figure:
     return figure
 
 
-def comparison_figure(runs: Mapping[str, Sequence[RunMetrics]], *, title: str) -> Figure:
+def comparison_figure(
+    runs: Mapping[str, Sequence[RunMetrics]], *, title: str, headlines: Mapping[str, str] = HEADLINES
+) -> Figure:
     """Plot one panel per headline metric, and in it one line per method.
 
     A line is the mean over the method's seeds, in a band from the lowest to the highest seed.
@@ -58,13 +68,14 @@ def comparison_figure(runs: Mapping[str, Sequence[RunMetrics]], *, title: str) -
     Args:
         runs: Method name -> the runs of its seeds.
         title: Title of the figure.
+        headlines: The metrics, one panel each, and their titles.
     """
-    figure = Figure(figsize=(len(HEADLINES) * _WIDTH, _HEIGHT), layout="constrained")
-    panels = figure.subplots(1, len(HEADLINES))
-    for axes, (key, label) in zip(panels, HEADLINES.items(), strict=True):
+    figure = Figure(figsize=(len(headlines) * _WIDTH, _HEIGHT), layout="constrained")
+    panels = figure.subplots(1, len(headlines))
+    for axes, (key, label) in zip(panels, headlines.items(), strict=True):
         for color, (method, seeds) in zip(COLORS, runs.items(), strict=False):
             _plot_spread(axes, [run.train.get(key, {}) for run in seeds], color=color, label=method)
-        _dress(axes, title=label, label="share of rollouts", share=True)
+        _dress_headline(axes, key, title=label)
     figure.suptitle(title)
     return figure
 
@@ -95,6 +106,11 @@ def _plot_spread(axes: Axes, seeds: Sequence[Series], *, color: str, label: str)
 def _points(series: Series) -> tuple[list[int], list[float]]:
     steps = sorted(series)
     return steps, [series[step] for step in steps]
+
+
+def _dress_headline(axes: Axes, key: str, *, title: str) -> None:
+    share = key not in _NO_SHARES
+    _dress(axes, title=title, label="share of rollouts" if share else "mean of the rollouts", share=share)
 
 
 def _dress(axes: Axes, *, title: str, label: str, share: bool) -> None:

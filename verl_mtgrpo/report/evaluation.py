@@ -244,6 +244,8 @@ def _collect(path: Path) -> tuple[dict[str, DataSet], dict[str, int], bool]:
     reasons: Counter[str] = Counter()
     for rollout in iter_dump(path):
         training = training or rollout.advantages is not None
+        if not rollout.answering:  # what led to an answer is no answer
+            continue
         tally = tallies[natural_name(rollout.data_source)]
         tally.ids[rollout.group] = rollout.question_id
         scores = tally.scores.setdefault(rollout.group, [])

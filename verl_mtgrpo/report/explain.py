@@ -1,7 +1,8 @@
 """Work out the advantages of one group number by number.
 
 This repeats the arithmetic in plain Python, independent of the tensors that train: a report shows it next to the
-advantage that was trained on, and says so if the two differ. Estimators on trees are in :mod:`.explain_trees`.
+advantage that was trained on, and says so if the two differ. Estimators on trees are in :mod:`.explain_trees`, those
+of roles in :mod:`.explain_roles`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from verl_mtgrpo.report.explain_roles import EXPLAINED_WITH_ROLES, Output, read_outputs
 from verl_mtgrpo.report.explain_trees import EXPLAINED_ON_TREES, Grown, PerTurn
 from verl_mtgrpo.report.terms import (
     Norm,
@@ -38,20 +40,23 @@ def explain(
     paths: Sequence[str | None] | None = None,
     values: PerTurn | None = None,
     surprisal: PerTurn | None = None,
+    outputs: Sequence[Output] | None = None,
 ) -> Working | None:
     """Return the terms of every advantage of one group.
 
     Args:
-        estimator: Its name in verl, one of :data:`EXPLAINED` or :data:`~.explain_trees.EXPLAINED_ON_TREES`.
+        estimator: Its name in verl, one of :data:`EXPLAINED`, :data:`~.explain_trees.EXPLAINED_ON_TREES` or
+            :data:`~.explain_roles.EXPLAINED_WITH_ROLES`.
         rewards: The group, as the estimator saw it.
         settings: The knobs that differ from the estimator's defaults.
         paths: The ``node_path`` of each rollout, for estimators on trees; None: no rollouts share a turn.
         values: The critic's value at the first token of each turn, for ``turn_gae_tree``.
         surprisal: The mean of -log π over the tokens of each turn, for ``at2po``.
+        outputs: What the rollouts say of their roles, for estimators with roles; None: they are no outputs of roles.
 
     Returns:
-        None if the advantages depend on more than what is given (a critic, the batch), the paths make no tree, a
-        rollout has more than :data:`MOST_TURNS` turns, or the estimator is unknown.
+        None if the advantages depend on more than what is given (a critic, the batch), the paths make no tree, the
+        names of outputs make no sense, a rollout has more than :data:`MOST_TURNS` turns, or the estimator is unknown.
     """
     from verl_mtgrpo.credit import ESTIMATORS  # late: torch takes seconds to import, and reading dumps does not need it
 
@@ -62,9 +67,11 @@ def explain(
     seen, knobs = [[float32(reward) for reward in one] for one in rewards], {**defaults, **settings}
     if estimator in EXPLAINED:
         return EXPLAINED[estimator](seen, knobs)
-    if estimator not in EXPLAINED_ON_TREES:
-        return None
     try:
+        if estimator in EXPLAINED_WITH_ROLES and outputs is not None:
+            return EXPLAINED_WITH_ROLES[estimator](read_outputs(outputs, seen), knobs)
+        if estimator not in EXPLAINED_ON_TREES:
+            return None
         tree = read_tree(paths or [None] * len(seen), [len(one) for one in seen])
     except ValueError:
         return None

@@ -27,6 +27,8 @@ from verl_mtgrpo.report.calibration_tables import for_page
 from verl_mtgrpo.report.catalog import Catalog, Entry, Group
 from verl_mtgrpo.report.metrics import RunMetrics
 from verl_mtgrpo.report.overview import curves, histograms, turn_rows
+from verl_mtgrpo.report.pairs import pairs_of
+from verl_mtgrpo.report.roles import places_of
 from verl_mtgrpo.report.rollouts import DumpedRollout
 from verl_mtgrpo.report.terms import Term
 from verl_mtgrpo.report.tree import tree_of
@@ -36,8 +38,10 @@ from verl_mtgrpo.text import encodable
 
 _PAGE = package_files("verl_mtgrpo.report").joinpath("page")
 _STYLES = ("page.css", "rollouts.css")
-_PARTS = ("dom", "data", "charts", "calibration", "overview", "filters", "list", "tree", "group", "rollout", "main")
-_SCRIPTS = tuple(f"{name}.js" for name in _PARTS)
+_SCRIPTS = (
+    *("dom", "data", "charts", "calibration", "overview", "filters", "list"),
+    *("tree", "roles", "pairs", "group", "rollout", "route"),
+)
 # Points of a logged metric that are drawn: more than a chart has pixels on a screen.
 _MOST_POINTS = 400
 
@@ -69,13 +73,13 @@ def write_page(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     index = _index(catalog, title=title, made_by=made_by, metrics=metrics)
-    head, middle, end = _frame(title)
+    head, middle, end = frame(title)
     with atomic_write(path) as draft, draft.open("w", encoding="utf-8", newline="\n") as file:
         file.write(head)
         file.write(f'<script type="application/json" id="index">{embedded(index)}</script>\n')
         file.write(middle)
         for number, (group, rollouts) in enumerate(on_group(catalog.read_groups(catalog.groups))):
-            chunk = packed(_details(group, rollouts))
+            chunk = packed(details(group, rollouts))
             file.write(f'<script type="application/octet-stream" id="g{number}">{chunk}</script>\n')
         file.write(end)
 
@@ -98,10 +102,16 @@ def packed(value: Any) -> str:
     return base64.b64encode(zlib.compress(embedded(value).encode("ascii"), 6)).decode("ascii")
 
 
-def _frame(title: str) -> tuple[str, str, str]:
-    """Return the page before the index, between index and groups, and after them."""
+def frame(title: str, template: str = "page", main: str = "main") -> tuple[str, str, str]:
+    """Return the page before the index, between index and groups, and after them.
+
+    Args:
+        title: Title of the page.
+        template: Name of its HTML.
+        main: Name of the script that draws it, after those that all pages share.
+    """
     styles = "".join(_asset(name) for name in _STYLES)
-    scripts = [_asset(name) for name in _SCRIPTS]
+    scripts = [_asset(f"{name}.js") for name in (*_SCRIPTS, main)]
     policy = "; ".join(
         [
             "default-src 'none'",
@@ -114,8 +124,8 @@ def _frame(title: str) -> tuple[str, str, str]:
             "trusted-types 'none'",
         ]
     )
-    template = _asset("page.html").replace("{{policy}}", policy).replace("{{title}}", _escaped(title))
-    head, rest = template.replace("{{styles}}", styles).split("{{index}}\n")
+    page = _asset(f"{template}.html").replace("{{policy}}", policy).replace("{{title}}", _escaped(title))
+    head, rest = page.replace("{{styles}}", styles).split("{{index}}\n")
     middle, end = rest.split("{{groups}}\n")
     # Before the groups: the list is shown while the browser is still reading their text.
     return head, middle.replace("{{scripts}}", "\n".join(f"<script>{script}</script>" for script in scripts)), end
@@ -136,27 +146,34 @@ def _escaped(text: str) -> str:
 
 def _index(catalog: Catalog, *, title: str, made_by: str, metrics: RunMetrics | None) -> dict[str, Any]:
     sources = sorted({group.data_source for group in catalog.groups})
-    kinds = {
-        name: _overview([group for group in catalog.groups if group.training is training])
-        for name, training in (("training", True), ("validation", False))
-        if any(group.training is training for group in catalog.groups)
-    }
-    names = {group.estimator for group in catalog.groups}
     return {
         "title": title,
         "madeBy": made_by,
+        "sources": sources,
+        **run_of(catalog, metrics),
+        "groups": [group_row(group, sources) for group in catalog.groups],
+    }
+
+
+def run_of(catalog: Catalog, metrics: RunMetrics | None) -> dict[str, Any]:
+    """Return what the page says of a run as a whole: files, estimators, numbers over all rollouts, logged metrics."""
+    names = {group.estimator for group in catalog.groups}
+    return {
         "files": [str(path) for path in catalog.files],
         "estimators": {
             name: {"words": in_words(name), "settings": catalog.estimators.get(name, [])} for name in sorted(names)
         },
-        "sources": sources,
-        "kinds": kinds,
-        "metrics": _logged(metrics) if metrics else {},
-        "groups": [_group_row(group, sources) for group in catalog.groups],
+        "kinds": {
+            name: overview_of([group for group in catalog.groups if group.training is training])
+            for name, training in (("training", True), ("validation", False))
+            if any(group.training is training for group in catalog.groups)
+        },
+        "metrics": logged(metrics) if metrics else {},
     }
 
 
-def _overview(groups: Sequence[Group]) -> dict[str, Any]:
+def overview_of(groups: Sequence[Group]) -> dict[str, Any]:
+    """Return the numbers over all rollouts, as page/overview.js draws them."""
     return {
         "turns": [_rounded(asdict(row)) for row in turn_rows(groups)],
         "curves": {
@@ -168,7 +185,7 @@ def _overview(groups: Sequence[Group]) -> dict[str, Any]:
     }
 
 
-def _logged(metrics: RunMetrics) -> dict[str, list[list[float]]]:
+def logged(metrics: RunMetrics) -> dict[str, list[list[float]]]:
     """Return name -> points, at most as many as can be seen."""
     found: dict[str, list[list[float]]] = {}
     for name, series in sorted(metrics.train.items()):
@@ -179,7 +196,7 @@ def _logged(metrics: RunMetrics) -> dict[str, list[list[float]]]:
     return found
 
 
-def _group_row(group: Group, sources: Sequence[str]) -> list[Any]:
+def group_row(group: Group, sources: Sequence[str]) -> list[Any]:
     """Return the group as page/data.js reads it."""
     return [
         group.step,
@@ -205,7 +222,7 @@ def _flags(entry: Entry) -> int:
     )
 
 
-def _details(group: Group, rollouts: Sequence[DumpedRollout]) -> dict[str, Any]:
+def details(group: Group, rollouts: Sequence[DumpedRollout]) -> dict[str, Any]:
     """Return all that is shown of a group; a passage found by several searches is included once."""
     documents: dict[_Passage, int] = {}
     why = explain_group(rollouts, [rollout.advantages or () for rollout in rollouts], group.estimator)
@@ -217,6 +234,8 @@ def _details(group: Group, rollouts: Sequence[DumpedRollout]) -> dict[str, Any]:
         "settings": dict(rollouts[0].settings),
         "rollouts": shown,
         "tree": _tree(rollouts),
+        "roles": _roles(rollouts),
+        "pairs": _pairs(rollouts),
         "documents": list(documents),
     }
 
@@ -229,6 +248,35 @@ def _tree(rollouts: Sequence[DumpedRollout]) -> dict[str, Any] | None:
     return {"nodes": tree.nodes, "parents": tree.parents, "order": tree.order, "note": note}
 
 
+def _roles(rollouts: Sequence[DumpedRollout]) -> list[dict[str, Any]] | None:
+    """Return the outputs of roles as page/roles.js reads them, each with the prompt of its role; None without roles."""
+    places = places_of(rollouts)
+    if places is None:
+        return None
+    return [
+        {
+            "role": place.role,
+            "reads": list(place.reads),
+            "talk": place.conversation,
+            "learnt": place.learnt,
+            "prompt": [_message(message) for message in one.transcript.prompt],
+        }
+        for place, one in zip(places, rollouts, strict=True)
+    ]
+
+
+def _pairs(rollouts: Sequence[DumpedRollout]) -> dict[str, Any] | None:
+    """Return the pairs of actions as page/pairs.js reads them; None without any."""
+    pairs = pairs_of(rollouts)
+    if pairs is None:
+        return None
+    numbers = [(one.expert_ratio, one.own_ratio, one.beta, one.margin, one.share) for one in pairs]
+    return {
+        "sides": [one.pair_side for one in rollouts],
+        "pairs": [[one.expert, one.own, *map(_round, some)] for one, some in zip(pairs, numbers, strict=True)],
+    }
+
+
 def _message(message: Mapping[str, Any]) -> list[str]:
     content = message.get("content")
     return [str(message.get("role", "")), content if isinstance(content, str) else json.dumps(content, default=str)]
@@ -239,10 +287,12 @@ def _rollout(rollout: DumpedRollout, why: Sequence[Why], documents: dict[_Passag
         {
             "text": turn.text,
             "reward": rollout.turn_rewards[k],
-            "credited": rollout.credited[k] if rollout.credited else None,
+            "credited": rollout.credited[k] if rollout.credited and rollout.learnt else None,
+            "dense": [[name, values[k]] for name, values in rollout.dense.items()],
             "value": rollout.values[k] if rollout.values else None,
             "advantage": _round((rollout.advantages or ())[k]),
             "calls": [_call(call, documents) for call in turn.tool_calls],
+            "note": rollout.notes[k] if rollout.notes else "",
             "words": why[k].words,
             "addsUp": why[k].adds_up,
             "terms": [_term(term) for term in why[k].terms],
@@ -255,6 +305,7 @@ def _rollout(rollout: DumpedRollout, why: Sequence[Why], documents: dict[_Passag
         "maxTurns": rollout.transcript.max_turns,
         "format": rollout.transcript.format,
         "dropped": rollout.dropped,
+        "outcomeNote": rollout.outcome_note,
         "components": _rounded(dict(sorted(rollout.components.items()))),
     }
 
@@ -263,7 +314,11 @@ def _term(term: Term) -> list[Any]:
     """Return the term as page/rollout.js reads it."""
     std = None if term.std is None else _round(term.std)
     weight, adds = _round(term.weight), _round(term.adds)
-    of = [term.count, term.baseline, term.ended, term.leaves]
+    parts = [
+        [part.kind, _round(part.value), _round(part.weight), part.reduce, [[at, _round(x)] for at, x in part.readers]]
+        for part in term.parts
+    ]
+    of = [term.count, term.baseline, term.ended, term.leaves, parts]
     return [term.kind, term.turn, _round(term.value), _round(term.mean), std, weight, adds, *of]
 
 
@@ -274,7 +329,8 @@ def _call(call: ToolCall, documents: dict[_Passage, int]) -> dict[str, Any]:
         "result": call.result,
         "ok": call.ok,
         "kind": call.error_kind,
-        "error": call.error,
+        "error": call.error or call.why,
+        "changed": call.changed,
         "seen": call.seen,
         "repeat": call.repeat,
         "faults": list(call.faults),

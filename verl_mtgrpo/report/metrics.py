@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 # verl names the mean over the n samples of a validation prompt val-aux/<data source>/<name>/mean@n.
-_VALIDATION = re.compile(r"^val-(?:aux|core)/(?P<source>.+?)/(?P<name>(?:turn|tool|outcome)/.+)/mean@\d+$")
+_VALIDATION = re.compile(r"^val-(?:aux|core)/(?P<source>.+?)/(?P<name>(?:turn|tool|outcome|judge|env)/.+)/mean@\d+$")
 
 Series = dict[int, float]
 

@@ -25,20 +25,20 @@ from verl_mtgrpo.rewards.transcript import (
     NODE_PATH,
     OUTAGE,
     TRANSCRIPT,
+    TURN_DENSE,
+    TURN_NOTES,
     TURN_REWARDS,
     Transcript,
 )
 
 # What a training dump has in addition to TURN_REWARDS; lists are JSON with one number per turn.
 TURN_ADVANTAGES, TURN_CREDITED, TURN_VALUES = "turn_advantages", "turn_credited", "turn_values"
-TURN_SURPRISAL = "turn_surprisal"
+TURN_SURPRISAL, TURN_LOG_RATIO = "turn_surprisal", "turn_log_ratio"
 ESTIMATOR, ESTIMATOR_SETTINGS = "estimator", "estimator_settings"
 
 _OF_TRAINING = {
-    "advantages": TURN_ADVANTAGES,
-    "credited": TURN_CREDITED,
-    "values": TURN_VALUES,
-    "surprisal": TURN_SURPRISAL,
+    **{"advantages": TURN_ADVANTAGES, "credited": TURN_CREDITED, "values": TURN_VALUES},
+    **{"surprisal": TURN_SURPRISAL, "log_ratio": TURN_LOG_RATIO},
 }
 
 # verl numbers the rollouts of a prompt: <prompt>_<rollout>_<output>.
@@ -61,13 +61,25 @@ class DumpedRollout:
         number: The rollout's number within its group, as verl counts them.
         step: The training step; 0 before training, None if the row does not say.
         advantages: The mean advantage over each turn's tokens, as trained on; None in a validation.
-        credited: The rewards that the estimator saw, which differ from ``turn_rewards`` by a KL penalty in the reward;
-            None in a validation.
+        credited: The rewards that the estimator saw, which differ from ``turn_rewards`` by a KL penalty in the reward
+            and by dense rewards; None in a validation.
+        dense: What each dense reward added to each turn, by its name; empty without any.
         values: The critic's value at each turn's first token; None without a critic.
         surprisal: The mean of -log π over each turn's tokens; None if the estimator does not ask for log-probs.
+        log_ratio: The sum of log π - log π_ref over each turn's tokens; None if the estimator does not ask for both.
+        pair_id: What both actions of its pair have in common; empty if it is of none. ``pair_side``: whose it is.
         node_path: Which turns it shares with others of its group, as the dump has it; None if it is not of a tree.
+        role: The role that wrote it; empty without roles.
+        output_id: Its name within its group, by which outputs of roles refer to each other.
+        fed_by: The outputs that its prompt contains.
+        conversation: The conversation that it is one side of; empty outside of one.
+        learnt: False for an output of a frozen role, or one that was written only to find out what another is worth.
+        penalty: What was taken from what it was paid because it lacks the form of its role's outputs.
+        answering: False for an output of a role that is not the one that answers.
         estimator: verl's name of the estimator; empty in a validation.
         settings: The estimator's knobs.
+        notes: What the reward function says that each turn earned its reward for; empty if it says nothing.
+        outcome_note: The same of the outcome.
     """
 
     group: str
@@ -82,11 +94,24 @@ class DumpedRollout:
     step: int | None = None
     advantages: tuple[float, ...] | None = None
     credited: tuple[float, ...] | None = None
+    dense: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
     values: tuple[float, ...] | None = None
     surprisal: tuple[float, ...] | None = None
+    log_ratio: tuple[float, ...] | None = None
+    pair_id: str = ""
+    pair_side: str = ""
     node_path: str | None = None
+    role: str = ""
+    output_id: str = ""
+    fed_by: tuple[str, ...] = ()
+    conversation: str = ""
+    learnt: bool = True
+    penalty: float = 0.0
+    answering: bool = True
     estimator: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    notes: tuple[str, ...] = ()
+    outcome_note: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,9 +151,11 @@ def iter_located(path: Path) -> Iterator[tuple[int, DumpedRollout]]:
             lines += 1
             where = f"{path}, line {number}"
             row = _parse(line, where)
-            # An agent loop with several outputs has one row for each, all with the transcript of the last one. Those of
-            # a tree are rollouts of their own.
-            if row.get(NODE_PATH) is None and (session := _UID.fullmatch(str(row.get("uid", "")))):
+            if _with_others_info(row):
+                continue
+            # An agent loop with several outputs has one row for each, all with the transcript of the last one; not so
+            # those of trees, roles and pairs.
+            if not _of_several(row) and (session := _UID.fullmatch(str(row.get("uid", "")))):
                 key = (session["prompt"], session["rollout"], hash(str(row.get(TRANSCRIPT))))
                 if key in seen:
                     continue
@@ -258,13 +285,16 @@ def _rollout_from_row(row: Mapping[str, Any], where: str) -> DumpedRollout:
             for name, key in _OF_TRAINING.items()
             if row.get(key) is not None
         }
+        dense = _dense(row.get(TURN_DENSE), len(transcript.turns))
         settings = dict(json.loads(row.get(ESTIMATOR_SETTINGS) or "{}"))
+        notes, outcome_note = _notes(row.get(TURN_NOTES), len(transcript.turns))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{where}: no usable transcript ({type(error).__name__}: {error})",
             expected="what the reward manager mtgrpo of this package wrote",
         ) from error
     uid, step, path = str(row.get("uid", "")), row.get("step"), row.get(NODE_PATH)
+    feeding = str(row.get("fed_by") or "")
     session = _UID.fullmatch(uid)
     return DumpedRollout(
         group=session["prompt"] if session else uid,
@@ -275,18 +305,58 @@ def _rollout_from_row(row: Mapping[str, Any], where: str) -> DumpedRollout:
         data_source=str(row.get("data_source") or ""),
         question_id=str(row.get("question_id") or ""),
         dropped=_why_dropped(row, transcript),
-        number=int(session["rollout" if path is None else "output"]) if session else 0,
+        number=int(session["output" if _of_several(row) else "rollout"]) if session else 0,
         step=step if isinstance(step, int) else None,
+        pair_id=str(row.get("pair_id") or ""),
+        pair_side=str(row.get("pair_side") or ""),
         node_path=None if path is None else str(path),
+        role=str(row.get("role") or ""),
+        output_id=str(row.get("output_id") or ""),
+        fed_by=tuple(feeding.split("/")) if feeding else (),
+        conversation=str(row.get("conversation") or ""),
+        learnt=row.get("learnt") is not False,
+        penalty=_number(row.get(f"role/{row.get('role')}/penalty")),
+        answering=row.get("answering") != "",
         estimator=str(row.get(ESTIMATOR) or ""),
         settings=settings,
+        notes=notes,
+        outcome_note=outcome_note,
+        dense=dense,
         **of_training,
     )
 
 
+def _of_several(row: Mapping[str, Any]) -> bool:
+    """Return True if each output of the row's session is a rollout of its own: of a tree, a role or a pair."""
+    return row.get(NODE_PATH) is not None or bool(row.get("role") or row.get("pair_id"))
+
+
+def _with_others_info(row: Mapping[str, Any]) -> bool:
+    """Return True for an output of a role with the rewards of another one.
+
+    In a validation verl dumps every output of a session, all with what was said of the last one, the answer.
+    """
+    session, number = _UID.fullmatch(str(row.get("uid", ""))), str(row.get("output_id") or "").rpartition(":")[2]
+    return bool(row.get("role") and session and number.isdecimal() and number != session["output"])
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
+
+
 def _numbers(text: Any, turns: int, what: str) -> tuple[float, ...]:
     """Parse a JSON list with one finite number per turn."""
-    values = tuple(float(value) for value in json.loads(text))
+    return _one_per_turn(json.loads(text), turns, what)
+
+
+def _dense(text: Any, turns: int) -> dict[str, tuple[float, ...]]:
+    """Parse what dense rewards added to each turn."""
+    said = {} if text is None else dict(json.loads(text))
+    return {str(name): _one_per_turn(values, turns, f"dense rewards {name}") for name, values in said.items()}
+
+
+def _one_per_turn(listed: Sequence[Any], turns: int, what: str) -> tuple[float, ...]:
+    values = tuple(float(value) for value in listed)
     if len(values) != turns:
         raise ValueError(f"{len(values)} {what} for {turns} turns")
     if not all(map(math.isfinite, values)):
@@ -294,11 +364,22 @@ def _numbers(text: Any, turns: int, what: str) -> tuple[float, ...]:
     return values
 
 
+def _notes(text: Any, turns: int) -> tuple[tuple[str, ...], str]:
+    """Parse the notes of a rollout: one text per turn, and one of the outcome."""
+    if text is None:
+        return (), ""
+    said = json.loads(text)
+    notes = tuple(map(str, said["turns"]))
+    if len(notes) != turns:
+        raise ValueError(f"{len(notes)} notes for {turns} turns")
+    return notes, str(said["outcome"])
+
+
 def _components(row: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in row.items()
-        if name.startswith(("turn/", "tool/", "outcome/")) and isinstance(value, (int, float))
+        if name.startswith(("turn/", "tool/", "outcome/", "judge/", "env/")) and isinstance(value, (int, float))
     }
 
 

@@ -15,6 +15,13 @@ HEADLINES: Mapping[str, str] = {
     "outcome/format": "format",
 }
 
+# The same where the turns of the policy are steps in an environment.
+ENVIRONMENT_HEADLINES: Mapping[str, str] = {
+    "env/outcome": "outcome",
+    "env/return": "step rewards",
+    "turn/count": "turns",
+}
+
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Align columns by spaces, first column to the left, the others to the right."""
@@ -31,10 +38,10 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [list(header), rule, *map(list, rows)])
 
 
-def start_end_rows(metrics: RunMetrics) -> list[list[str]]:
+def start_end_rows(metrics: RunMetrics, headlines: Mapping[str, str] = HEADLINES) -> list[list[str]]:
     """Return one row per headline metric: its sampled validation value before and after training, and the change."""
     rows: list[list[str]] = []
-    for name, label in HEADLINES.items():
+    for name, label in headlines.items():
         series = metrics.validation.get(name)
         if series:
             start, end = series[min(series)], series[max(series)]

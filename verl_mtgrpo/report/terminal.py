@@ -69,11 +69,17 @@ def rollout_text(credited: CreditedRollout, why: Sequence[Why]) -> Lines:
         _line(0, Text("accepted: " + one_line(" | ".join(rollout.answers)))),
     ]
     turns = zip(rollout.transcript.turns, rollout.turn_rewards, credited.advantages, why, strict=True)
+    notes = rollout.notes or ("",) * len(rollout.turn_rewards)
     for number, (turn, reward, advantage, reason) in enumerate(turns, start=1):
-        head = Text(f"turn {number}   reward {signed(reward)}   ")
+        parts = "".join(f"{one_line(name)} {signed(some[number - 1], 3)}   " for name, some in rollout.dense.items())
+        head = Text(f"turn {number}   reward {signed(reward)}   {parts}")
         lines.append(_line(2, head.append(f"advantage {signed(advantage)}", style=_style(advantage))))
         lines.append(_line(4, Text(f"why: {one_line(reason.words)}", style="dim")))
+        if note := notes[number - 1]:
+            lines.append(_line(4, Text(f"reward function: {one_line(note)}", style="dim")))
         lines += [_line(4, Text(line)) for line in _turn_lines(turn)]
+    if rollout.outcome_note:
+        lines.append(_line(2, Text(f"outcome: {one_line(rollout.outcome_note)}", style="dim")))
     parts = [f"{one_line(name)} {value:g}" for name, value in sorted(rollout.components.items())]
     return Lines(*lines, _line(2, Text("measured: " + ", ".join(parts), style="dim")))
 
@@ -93,7 +99,8 @@ def _line(indent: int, text: Text) -> Padding:
 def _turn_lines(turn: Turn) -> list[str]:
     lines = ["model: " + one_line(turn.text)]
     for call in turn.tool_calls:
-        said = call.result if call.ok else f"[{call.error_kind}] {call.result}"
+        kind = f"{call.error_kind}: {call.why}" if call.why else call.error_kind
+        said = call.result if call.ok else f"[{kind}] {call.result}"
         unseen = "" if call.seen or not call.ok else " (did not fit; the model never saw it)"
         result = textwrap.shorten(one_line(said), _RESULT_CHARS, placeholder=" […]")
         lines.append(f"{one_line(call.name)}{unseen}: {result}")

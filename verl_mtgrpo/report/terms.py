@@ -16,6 +16,27 @@ Rewards = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
+class Part:
+    """One summand of a term's value, of an output of a role: ``weight · value``; of a pair, one of its margin.
+
+    Attributes:
+        kind: ``outcome``: what the last turn was paid, nobody having read the output. ``back``: what came back from
+            those that read it. ``own``: what it was paid itself. ``expert_ratio`` and ``own_ratio``: the log ratios of
+            the two actions of a pair.
+        value: The number.
+        weight: Its factor.
+        readers: The outputs that read it, by their numbers in the group, and what each is worth.
+        reduce: How ``value`` is made of that: ``mean``, ``max`` or ``min``.
+    """
+
+    kind: str
+    value: float
+    weight: float = 1.0
+    readers: tuple[tuple[int, float], ...] = ()
+    reduce: str = "mean"
+
+
+@dataclass(frozen=True)
 class Term:
     """One summand of an advantage: ``weight · (value - mean) / (std + ε)``.
 
@@ -26,7 +47,8 @@ class Term:
             ``total``: all that the rollout was paid. On trees, where several rollouts may have the turn:
             ``intermediate``: what turns before the last ones were paid from ``turn`` on; ``outcomes``: what the last
             turns were paid; ``totals``: all that these rollouts were paid; ``lambda_return``: the λ-return from
-            ``turn`` on.
+            ``turn`` on. Of outputs of roles: ``worth``: what the output is worth, which ``parts`` sum to; ``own``: what
+            it was paid itself, apart from the outcome. Of pairs: ``pair``: σ(-D), where ``parts`` sum to D.
         turn: From 1; 0 if the value belongs to the whole rollout.
         value: The number of this rollout.
         mean: The baseline that is subtracted from ``value``.
@@ -40,9 +62,14 @@ class Term:
             On trees: ``siblings`` (the turns that were sampled in the same state), ``place`` (the distinct turns with
             this number, because there is no sibling), ``other_siblings`` and ``other_places`` (the same, except this
             turn), ``tree`` (rollouts with the same first turn), ``parent`` (the value of the state in which the turn
-            was sampled), ``prompt`` (the prompt's value), ``critic`` (the critic's value of the state).
+            was sampled), ``prompt`` (the prompt's value), ``critic`` (the critic's value of the state). Of outputs of
+            roles: ``outputs_of_role`` (the outputs of its role), ``turn_of_role`` (those that have this turn),
+            ``other_outputs_of_role`` and ``other_turn_of_role`` (the same, except this one), ``no_output`` (there is no
+            other, and the term is 0). Of pairs: ``pair``, ``equal`` (both actions are the same), ``no_pair`` (the other
+            one was lost).
         ended: How many of them ended with this turn and count as 0, because what they were paid there is the outcome.
         leaves: The number of rollouts that ``value`` is an average over.
+        parts: What ``value`` is the sum of, or of a pair the margin; empty if it is not told.
     """
 
     kind: str
@@ -56,6 +83,7 @@ class Term:
     baseline: str = "group"
     ended: int = 0
     leaves: int = 1
+    parts: tuple[Part, ...] = ()
 
     @property
     def adds(self) -> float:

@@ -200,12 +200,12 @@ def _occurs(answer: str, form: str, text: str, *more: str) -> bool:
     short = len(normal) < _SHORT and any(map(str.isalnum, form))
     if form not in text or not (short or normal in _YES_OR_NO):
         return form in text
-    before = "" if _is_spaceless(form[0]) else rf"(?<![{_LETTER}])(?<!\d[.,])"
-    behind = "" if _is_spaceless(form[-1]) else rf"(?![{_LETTER}])(?![.,]\d)"
+    before = "" if is_spaceless(form[0]) else rf"(?<![{_LETTER}])(?<!\d[.,])"
+    behind = "" if is_spaceless(form[-1]) else rf"(?![{_LETTER}])(?![.,]\d)"
     word = re.compile(f"{before}{re.escape(form)}{behind}")
     return any(word.search(_RANK.sub("", reading)) for reading in (text, *more))
 
 
-def _is_spaceless(character: str) -> bool:
+def is_spaceless(character: str) -> bool:
     """Return True for a letter of a script that puts no spaces between words."""
     return character.isalnum() and not re.match(f"[{_LETTER}]", character)

@@ -11,20 +11,20 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import Field
 
 from verl_mtgrpo.cache import JsonCache
 from verl_mtgrpo.errors import ConfigError, DropRollout, JudgeError, TooLongError
 from verl_mtgrpo.rewards.answers import accepted_answers, contains, exact_match, f1, last_answer
-from verl_mtgrpo.rewards.judge_http import Endpoint
-from verl_mtgrpo.rewards.judge_text import cut_results, longest_result, prompt_for, question_of, quoted, said
-from verl_mtgrpo.rewards.transcript import Transcript, TurnRewards
+from verl_mtgrpo.rewards.judge_http import Endpoint, Tokens
+from verl_mtgrpo.rewards.judge_rubric import rubric_text
+from verl_mtgrpo.rewards.judge_text import Graded, cut_results, longest_result, prompt_for, question_of, quoted, said
+from verl_mtgrpo.rewards.transcript import LAST_TURN, Transcript, TurnRewards
 from verl_mtgrpo.settings import Number, Settings
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 _FEWEST_CHARACTERS = 50  # left of a tool result after a cut
 
@@ -50,6 +50,18 @@ class JudgeSettings(Settings):
     on_error: Literal["raise", "drop"] = "raise"
     """What to do when the judge fails after all tries. ``raise``: an error, for which verl leaves out the whole group
     and, if no group is left, stops; ``drop``: take this one rollout out of the update."""
+    rubric: str = ""
+    """``preset=judge``: what makes a turn good, as a text or as a file that ends in .txt or .md; empty: our own, which
+    asks for format, sound reasoning and tool use that helps to reach an accepted answer."""
+    outcome_rubric: str = ""
+    """``preset=judge``: what makes the final answer right, likewise; empty: the same meaning as an accepted answer."""
+    call_price: Number = Field(default=0.1, ge=0)
+    """``preset=judge``: taken from each turn's reward for every tool call up to and with this turn."""
+    usd_per_million_prompt: Number = Field(default=0.0, ge=0)
+    """What a million tokens that the judge reads cost in dollars, for the metric ``judge/cost_usd``. 0 with
+    ``usd_per_million_completion=0``: there is no such metric."""
+    usd_per_million_completion: Number = Field(default=0.0, ge=0)
+    """The same for tokens that it writes."""
 
 
 def check_judge_settings(settings: JudgeSettings, preset: str) -> None:
@@ -62,35 +74,68 @@ def check_judge_settings(settings: JudgeSettings, preset: str) -> None:
         )
 
 
+def check_rubrics(settings: JudgeSettings, preset: str) -> None:
+    """Raise ``ConfigError`` if a rubric cannot be read, or if the preset has rules and prices of its own."""
+    for name in ("rubric", "outcome_rubric"):
+        rubric_text(getattr(settings, name), f"reward.turn.judge.{name}", "")
+    if preset == "judge":
+        return
+    for name in ("rubric", "outcome_rubric", "call_price"):
+        if (value := getattr(settings, name)) != getattr(JudgeSettings(), name):
+            raise ConfigError(
+                f"reward.turn.judge.{name}={value!r:.80} would not be used: {preset} has the rules and prices of the "
+                "paper",
+                fix=f"set reward.turn.preset=judge, or remove reward.turn.judge.{name}",
+            )
+
+
 @dataclass(frozen=True)
-class Reply(Generic[T]):
+class Reply:
     """The form of a judge's reply.
 
     Attributes:
         form: The form in words, which the prompt states after the case.
-        read: Parses the judge's text; returns None if it is not in this form. Results are cached as JSON.
+        read: Parses the judge's text; returns None if it is not in this form.
         again: A hint that follows the form when a judge is asked again, because its first reply could not be read.
     """
 
     form: str
-    read: Callable[[str], T | None]
+    read: Callable[[str], Graded | None]
     again: str
 
 
 @dataclass
 class Usage:
-    """The cost of judging one rollout."""
+    """The cost of judging one rollout.
+
+    Attributes:
+        unmetered: Number of replies whose tokens the server did not count, or not for prompt and completion.
+    """
 
     requests: int = 0
     cached: int = 0
     repaired: int = 0
     shortened: int = 0
     tokens: int = 0
+    prompt: int = 0
+    completion: int = 0
+    unmetered: int = 0
 
-    @property
-    def components(self) -> dict[str, float]:
-        """Return the numbers as metrics, ``judge/<name>``."""
-        return {f"judge/{name}": float(value) for name, value in vars(self).items()}
+    def add(self, tokens: Tokens) -> None:
+        """Add the tokens of a reply."""
+        self.tokens += tokens.total or 0
+        if tokens.prompt is None or tokens.completion is None:
+            self.unmetered += 1
+        else:
+            self.prompt, self.completion = self.prompt + tokens.prompt, self.completion + tokens.completion
+
+    def components(self, settings: JudgeSettings) -> dict[str, float | None]:
+        """Return the numbers as metrics, ``judge/<name>``; the cost in dollars is None if it is not known."""
+        prices = settings.usd_per_million_prompt, settings.usd_per_million_completion
+        known = any(prices) and not self.unmetered
+        cost = (self.prompt * prices[0] + self.completion * prices[1]) / 1e6 if known else None
+        counts = ("requests", "cached", "repaired", "shortened", "tokens")
+        return {**{f"judge/{name}": float(getattr(self, name)) for name in counts}, "judge/cost_usd": cost}
 
 
 @dataclass(frozen=True)
@@ -122,11 +167,20 @@ class Scores:
         before_last: Rewards of the turns before the last one.
         outcome: The outcome reward.
         given: The judge's scores of single turns.
+        notes: What the turns before the last one earned their rewards for.
+        outcome_note: The same for the outcome.
     """
 
     before_last: Sequence[float]
     outcome: float
     given: Sequence[float]
+    notes: Sequence[str]
+    outcome_note: str
+
+
+def noted(score: float, reason: str, more: str = "") -> str:
+    """Return a note of a reward: the judge's score, what else counts, and the judge's reason, if it gave one."""
+    return f"judge {score:+.3g}{more}{f': {reason}' if reason else ''}"
 
 
 class AskingReward(ABC):
@@ -143,6 +197,7 @@ class AskingReward(ABC):
 
     def __init__(self, settings: JudgeSettings, secret: str = "") -> None:
         check_judge_settings(settings, self.preset)
+        check_rubrics(settings, self.preset)
         self.settings = settings
         self._endpoint = Endpoint(settings, self.preset)
         self._secret = secret or secrets.token_hex(16)
@@ -174,19 +229,25 @@ class AskingReward(ABC):
                 "outcome/contains": float(contains(answer, accepted)),
                 "outcome/f1": f1(answer, accepted),
                 "judge/turn_score": sum(scores.given) / len(scores.given) if scores.given else None,
-                **case.usage.components,
+                **case.usage.components(self.settings),
             },
+            notes=(*scores.notes, LAST_TURN) if transcript.turns else (),
+            outcome_note=scores.outcome_note,
         )
 
     @abstractmethod
     async def judge(self, case: Case) -> Scores:
         """Score one rollout, or raise ``JudgeError``."""
 
-    async def ask_outcome(self, case: Case, rubric: str, reply: Reply[float]) -> float:
-        """Return the score of the final answer, which is shown without the rollout; 0 if there is none."""
-        return await self.ask(rubric, case.data(answer=case.answer), reply, case.usage) if case.answer else 0.0
+    async def ask_outcome(self, case: Case, rubric: str, reply: Reply) -> tuple[float, str]:
+        """Return the score of the final answer, which is shown without the rollout, and why; 0 if there is none."""
+        if not case.answer:
+            return 0.0, "no answer, so the judge was not asked"
+        found = await self.ask(rubric, case.data(answer=case.answer), reply, case.usage)
+        (score,), (reason,) = found["scores"], found["reasons"]
+        return score, noted(score, reason)
 
-    async def ask(self, rubric: str, data: Mapping[str, Any], reply: Reply[T], usage: Usage) -> T:
+    async def ask(self, rubric: str, data: Mapping[str, Any], reply: Reply, usage: Usage) -> Graded:
         """Return the judge's reply to the data; if they are too long for it, shorten tool results and ask again."""
         asked, most = data, longest_result(data)
         while True:
@@ -201,7 +262,7 @@ class AskingReward(ABC):
                 self._warn_of_cuts(error, most)
                 asked, usage.shortened = cut_results(data, most), 1
 
-    async def _known_or_asked(self, rubric: str, data: str, reply: Reply[T], usage: Usage) -> T:
+    async def _known_or_asked(self, rubric: str, data: str, reply: Reply, usage: Usage) -> Graded:
         key = JsonCache.key(self.settings.model, rubric, data, reply.form)  # no mark: it differs between runs
         if self._cache and (known := await self._cache.aget(key)) is not None:
             usage.cached += 1
@@ -211,7 +272,7 @@ class AskingReward(ABC):
             await self._cache.aput(key, found)
         return found
 
-    async def _ask_twice(self, messages: list[dict[str, str]], reply: Reply[T], usage: Usage) -> T:
+    async def _ask_twice(self, messages: list[dict[str, str]], reply: Reply, usage: Usage) -> Graded:
         text = await self._say(messages, usage)
         found = reply.read(text)
         if found is None:
@@ -229,7 +290,7 @@ class AskingReward(ABC):
     async def _say(self, messages: list[dict[str, str]], usage: Usage) -> str:
         usage.requests += 1
         text, tokens = await self._endpoint.say(messages)
-        usage.tokens += tokens
+        usage.add(tokens)
         return text
 
     def _warn_of_cuts(self, error: TooLongError, most: int) -> None:

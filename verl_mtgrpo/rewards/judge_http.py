@@ -15,7 +15,7 @@ import json
 import os
 import random
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from verl_mtgrpo.errors import ConfigError, JudgeError, TooLongError
 from verl_mtgrpo.retry_after import parse_retry_after
@@ -43,6 +43,14 @@ _TRIES_AT_TOKENIZE = 3
 """More than one, because a server that fails in a handler, like verl's router, closes the connection afterwards."""
 _TEMPLATE_TOKENS = 64
 """Room for the tokens that the judge's chat template adds to a prompt, and for the shortest reply."""
+
+
+class Tokens(NamedTuple):
+    """What a request took, as the server counts it; a count that it does not give is None."""
+
+    total: int | None = None
+    prompt: int | None = None
+    completion: int | None = None
 
 
 class Endpoint:
@@ -73,7 +81,7 @@ class Endpoint:
         )
         self._slots = asyncio.Semaphore(settings.concurrency)
 
-    async def say(self, messages: Chat) -> tuple[str, int]:
+    async def say(self, messages: Chat) -> tuple[str, Tokens]:
         """Return the judge's reply to a chat, and the tokens of both.
 
         Raises:
@@ -192,18 +200,19 @@ def _pause_s(tries: int, asked: float) -> float:
     return min(_FIRST_PAUSE_S * 2 ** (tries - 1), _LONGEST_PAUSE_S) * random.uniform(0.75, 1.0)
 
 
-def _read_completion(reply: Any) -> tuple[str | None, int]:
+def _read_completion(reply: Any) -> tuple[str | None, Tokens]:
     """Return the text and the tokens of a completion; the text is None if the reply is not a completion.
 
     The client returns anything that came with status 200: the page of a proxy as a string, or ``null``.
     """
     try:
         content = reply.choices[0].message.content if reply.choices else ""
-        tokens = getattr(getattr(reply, "usage", None), "total_tokens", None)
+        usage = getattr(reply, "usage", None)
+        counts = [getattr(usage, f"{name}_tokens", None) for name in Tokens._fields]
     except (AttributeError, TypeError, LookupError):
-        return None, 0
-    tokens = tokens if isinstance(tokens, int) else 0
+        return None, Tokens()
+    tokens = Tokens(*(count if isinstance(count, int) else None for count in counts))
     if content is not None and not isinstance(content, str):
-        return None, 0
+        return None, Tokens()
     # Half surrogate pairs cannot be sent back when the judge is asked again.
     return encodable(content or ""), tokens

@@ -21,8 +21,8 @@ from __future__ import annotations
 from functools import partial
 
 from verl_mtgrpo.rewards.formats import ANSWER, TextFormat, text_format
-from verl_mtgrpo.rewards.judge_client import AskingReward, Case, JudgeSettings, Reply, Scores
-from verl_mtgrpo.rewards.judge_text import form_of_scores, number_in, read_object, read_scores, shown
+from verl_mtgrpo.rewards.judge_client import AskingReward, Case, JudgeSettings, Reply, Scores, noted
+from verl_mtgrpo.rewards.judge_text import Graded, form_of_scores, graded, number_in, read_object, read_scores, shown
 
 MALFORMED, WRONG, RIGHT = -1.0, 0.2, 1.0
 """The possible scores of the last turn."""
@@ -47,6 +47,7 @@ this order; else -0.2.
 OUTCOME_RULES = """\
 You grade the final answer of an assistant to a question. Give 1.0 if it means the same as one of the accepted \
 answers, else 0.0. An answer of more than 5 tokens is wrong, whatever it says."""
+NOT_ASKED = "only the outcome is paid, so the judge was not asked"
 OUTCOME_FORM = 'Answer with one JSON object and nothing else: {"reason": "<short>", "score": <1.0 or 0.0>}.'
 
 
@@ -64,14 +65,17 @@ class PaperJudge(AskingReward):
         """Score one rollout, or raise ``JudgeError``."""
         if self.only_outcome:
             before_last = [0.0] * (len(case.transcript.turns) - 1)
-            return Scores(before_last, await self.ask_outcome(case, OUTCOME_RULES, OUTCOME), [])
-        *before_last, outcome = await self._turns(case)
-        return Scores(before_last, outcome, before_last)
+            score, why = await self.ask_outcome(case, OUTCOME_RULES, OUTCOME)
+            return Scores(before_last, score, [], [NOT_ASKED] * len(before_last), why)
+        found = await self._turns(case)
+        *before_last, outcome = found["scores"]
+        *notes, last = map(noted, found["scores"], found["reasons"])
+        return Scores(before_last, outcome, before_last, notes, last)
 
-    async def _turns(self, case: Case) -> list[float]:
+    async def _turns(self, case: Case) -> Graded:
         turns = case.transcript.turns
         if not turns:
-            return [MALFORMED]  # nothing to show
+            return {"scores": [MALFORMED], "reasons": ["nothing was written, so the judge was not asked"]}
         count, calls = len(turns), sum(len(turn.tool_calls) for turn in turns)
         data = case.data(tags=_tags(text_format(case.transcript.format)), turns=shown(turns))
         # A judge may count searches that were written but not carried out, so allow for one in every turn.
@@ -79,11 +83,12 @@ class PaperJudge(AskingReward):
         return await self.ask(TURN_RULES, data, _scores(count, least), case.usage)
 
 
-def _scores(count: int, least: float) -> Reply[list[float]]:
+def _scores(count: int, least: float) -> Reply:
     """Describe the reply, which has one score per turn."""
     before = f"The scores before the last are from {least:g} to {MOST:g}. " if count > 1 else ""
     again = f"{before}The last turn's score is {MALFORMED:g}, {WRONG:g} or {RIGHT:g}."
-    return Reply(form_of_scores(range(1, count + 1)), partial(read_turns, count=count, least=least), again)
+    read = partial(read_turns, count=count, least=least)
+    return Reply(form_of_scores(range(1, count + 1)), lambda text: graded(read(text), text), again)
 
 
 def read_turns(text: str, count: int, least: float) -> list[float] | None:
@@ -98,9 +103,9 @@ def read_turns(text: str, count: int, least: float) -> list[float] | None:
     return found if found and found[-1] in (MALFORMED, WRONG, RIGHT) else None
 
 
-def _read_outcome(text: str) -> float | None:
+def _read_outcome(text: str) -> Graded | None:
     score = number_in(read_object(text).get("score"), (0.0, 1.0))
-    return score if score in (0.0, 1.0) else None
+    return graded([score], text) if score in (0.0, 1.0) else None
 
 
 OUTCOME = Reply(OUTCOME_FORM, _read_outcome, "The score is 1.0 or 0.0.")
@@ -112,6 +117,6 @@ def _tags(rules: TextFormat) -> dict[str, str]:
     return {
         "thought": thought,
         "search": f"<{rules.call}>",
-        "result": "without a tag, under 'search returned'",
+        "result": "without a tag, under 'tool returned'",
         "answer": f"<{ANSWER}>",
     }

@@ -23,7 +23,9 @@ CALL_ERRORS = (
 """Kinds of failed calls caused by the model or by a custom tool."""
 SERVICE_ERRORS = ("timeout", "unreachable", "busy", "server_error", "bad_answer", "rejected", "bad_index", "outage")
 """Kinds of failures of the search itself; ``kind`` of the errors below ``RetrievalError``."""
-KINDS = (*CALL_ERRORS, *SERVICE_ERRORS)
+ENVIRONMENT_ERRORS = ("environment_error", "environment_timeout")
+"""Kinds of failures of an environment."""
+KINDS = (*CALL_ERRORS, *SERVICE_ERRORS, *ENVIRONMENT_ERRORS)
 NO_HITS = "no_hits"
 """Kind of a search that worked and found nothing (``ok`` is True)."""
 
@@ -85,7 +87,11 @@ def charge_repeats(transcript: Transcript, rewards: TurnRewards, price: float) -
         return rewards
     repeats = [sum(call.repeat for call in turn.tool_calls) for turn in transcript.turns[:-1]]
     charged = [reward - price * count for reward, count in zip(rewards.turns, repeats, strict=False)]
-    return replace(rewards, turns=(*charged, *rewards.turns[len(charged) :]))
+    notes = [
+        f"{note}; {count} repeated: {-price * count:+.3g}" if count else note
+        for note, count in zip(rewards.notes, [*repeats, 0], strict=False)
+    ]
+    return replace(rewards, turns=(*charged, *rewards.turns[len(charged) :]), notes=tuple(notes))
 
 
 def _calls(transcript: Transcript) -> list[ToolCall]:

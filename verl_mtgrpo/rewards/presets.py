@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
-from types import ModuleType
+from dataclasses import replace
 from typing import Any, cast
 
 from verl_mtgrpo.errors import ConfigError, TranscriptError
+from verl_mtgrpo.own_code import load_own
+from verl_mtgrpo.rewards.any_tool import tool_use
+from verl_mtgrpo.rewards.environment import environment
 from verl_mtgrpo.rewards.metric_names import own_metrics
 from verl_mtgrpo.rewards.paper_v1 import paper_v1
 from verl_mtgrpo.rewards.paper_v2 import paper_v2
@@ -25,6 +24,8 @@ PRESETS: dict[str, RewardFunction] = {
     "paper_v2": paper_v2,
     "search_r1_em": search_r1_em,
     "search_r1_format": search_r1_format,
+    "tool_use": tool_use,
+    "env": environment,
 }
 JUDGES = ("judge", "judge_paper")
 """Presets that ask a language model; :mod:`~verl_mtgrpo.rewards.judge` and :mod:`~verl_mtgrpo.rewards.judge_paper`."""
@@ -49,8 +50,7 @@ def load_preset(name: str) -> RewardFunction:
     """
     if name in PRESETS:
         return PRESETS[name]
-    where, _, function = name.rpartition(":")
-    if not where:
+    if not name.rpartition(":")[0]:
         raise ConfigError(
             f"reward.turn.preset is {name!r}",
             expected=(
@@ -58,48 +58,7 @@ def load_preset(name: str) -> RewardFunction:
                 "path/to/file.py:function"
             ),
         )
-    found = getattr(_load_module(where, name), function, None)
-    if not callable(found):
-        raise ConfigError(
-            f"reward.turn.preset is {name!r}, but {where} has no function {function!r}",
-            fix="correct the name",
-        )
-    return cast(RewardFunction, found)
-
-
-def _load_module(where: str, name: str) -> ModuleType:
-    if where.endswith(".py") and not Path(where).is_file():
-        raise ConfigError(
-            f"reward.turn.preset is {name!r}, but there is no file {where}",
-            fix="name an existing file as FILE.py:FUNCTION, preferably by its absolute path",
-        )
-    try:
-        if not where.endswith(".py"):
-            return importlib.import_module(where)
-        spec = importlib.util.spec_from_file_location(Path(where).stem, where)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"cannot load {where}")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
-        missing = isinstance(error, ModuleNotFoundError) and f"{where}.".startswith(f"{error.name}.")
-        raise ConfigError(
-            f"reward.turn.preset is {name!r}, but {where} cannot be loaded: {described(error, where)}",
-            fix="correct the name, or install the package where the run can import it"
-            if missing
-            else f"correct this error in {where}, or in what it imports",
-        ) from error
-
-
-def described(error: BaseException, file: str) -> str:
-    """Describe an error of the user's code in one line: its kind, its message, and the last line of ``file``."""
-    said = f"{type(error).__name__}: {error}"
-    if isinstance(error, SyntaxError):  # its message already has file and line
-        return said
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if Path(frame.filename).name == Path(file).name]
-    return f"{said} ({own[-1].filename}, line {own[-1].lineno})" if own else said
+    return cast(RewardFunction, load_own(name, "reward.turn.preset", "function"))
 
 
 def check_kind(rewards: Any, name: str) -> TurnRewards:
@@ -136,7 +95,8 @@ def check_numbers(rewards: TurnRewards, turns: int, name: str) -> TurnRewards:
         name: The name of the function in messages.
 
     Raises:
-        TranscriptError: There is not exactly one finite number per turn and one for the outcome.
+        TranscriptError: There is not exactly one finite number per turn and one for the outcome, or the notes are not
+            one text per turn.
     """
     try:
         paid = [float(one) for one in rewards.turns]
@@ -154,7 +114,23 @@ def check_numbers(rewards: TurnRewards, turns: int, name: str) -> TurnRewards:
             fix="raise verl_mtgrpo.errors.DropRollout for a rollout that cannot be scored",
         )
     components = {name: plain_number(value) for name, value in rewards.components.items()}
-    return TurnRewards(tuple(paid), outcome, components)
+    return replace(rewards, turns=tuple(paid), outcome=outcome, components=components, notes=_notes(rewards, name))
+
+
+def _notes(rewards: TurnRewards, name: str) -> tuple[str, ...]:
+    notes: tuple[Any, ...] = tuple(rewards.notes)
+    if isinstance(rewards.notes, str) or not all(isinstance(note, str) for note in (*notes, rewards.outcome_note)):
+        raise TranscriptError(
+            f"the reward function {name} gave notes={rewards.notes!r:.200} and "
+            f"outcome_note={rewards.outcome_note!r:.80}",
+            expected="one text per turn, or no notes, and one text for the outcome",
+        )
+    if notes and len(notes) != len(rewards.turns):
+        raise TranscriptError(
+            f"the reward function {name} gave {len(notes)} notes for {len(rewards.turns)} turns",
+            fix="give one text per turn, the last turn included, or none at all",
+        )
+    return notes
 
 
 def plain_number(value: Any) -> Any:

@@ -26,13 +26,24 @@ NO_TOKENS = "no_tokens"
 FAILED = "failed"
 """``end_reason`` of a branch of a tree of rollouts that raised an error; the other branches go on."""
 FAILURE = "failure"
-"""Where ``extra_fields`` of a failed branch say what error it raised."""
+"""Where ``extra_fields`` of a failed branch say what error it raised, and those of a broken environment."""
+DONE = "done"
+"""``end_reason`` of a rollout whose environment ended the episode."""
+BROKEN = "broken_environment"
+"""``end_reason`` of a rollout whose environment raised an error or did not answer."""
 NODE_PATH = "node_path"
 """Where ``extra_fields`` say which turns a rollout shares with others (:mod:`verl_mtgrpo.credit.forest`)."""
 DROPPED_REASON = "dropped_reason"
 """Key in ``reward_extra_info`` of the reason why a rollout was dropped; empty if it was not."""
 TURN_REWARDS = "turn_rewards"
 """Key in ``reward_extra_info`` and dumps of the rewards paid to the turns, a JSON list of K numbers."""
+LAST_TURN = "the last turn is paid the outcome alone"
+"""Note of a last turn, in the presets that have notes."""
+TURN_DENSE = "turn_dense"
+"""Key in a dump of what dense rewards added to each turn, JSON: ``{name: [K numbers]}``."""
+TURN_NOTES = "turn_notes"
+"""Key there of what the reward function says of its rewards, JSON: ``{"turns": [K texts], "outcome": text}``. It is
+absent if the function says nothing."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,8 @@ class ToolCall:
             or would have closed the block that results are in.
         reward: The tool's own reward for the call (the second value of verl's ``execute``), a finite number; 0.0 if the
             tool returns none, as in verl. It is paid only if the reward function uses it.
+        why: Why an ordinary call failed, in the tool's own words (:class:`~.any_tool.report.ToolReport`); often empty.
+        changed: True or False if the tool reports whether the call changed its state; None if it says nothing of it.
     """
 
     name: str
@@ -73,6 +86,8 @@ class ToolCall:
     faults: tuple[str, ...] = ()
     reward: float = 0.0
     defused: bool = False
+    why: str = ""
+    changed: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -110,11 +125,13 @@ class Transcript:
         turns: Assistant turns that left at least one token in the response, in order.
         end_reason: ``answered`` (a turn without a tool call), ``malformed_call`` (a turn with tool calls, none of which
             verl's parser could read, so that verl ended the rollout), ``max_turns``, ``response_length``, ``outage`` or
-            ``no_tokens``; or ``failed`` (a branch of a tree that raised an error).
+            ``no_tokens``; ``failed`` (a branch of a tree that raised an error); in an environment also ``done`` (the
+            episode is over) or ``broken_environment``.
         prompt: The chat messages of the prompt.
         max_turns: Largest number of assistant turns; 0 for no limit.
         format: Name of the model's text format (verl's ``multi_turn.format``).
         max_parallel_calls: How many calls of one turn are carried out (verl's ``multi_turn.max_parallel_calls``).
+        info: What the environment said beside texts and rewards, names with numbers or texts; empty without one.
     """
 
     turns: tuple[Turn, ...]
@@ -123,6 +140,7 @@ class Transcript:
     max_turns: int = 0
     format: str = "hermes"
     max_parallel_calls: int = 1
+    info: Mapping[str, float | str] = field(default_factory=dict[str, "float | str"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the transcript as plain dicts, lists and scalars, for other processes and for dumps."""
@@ -140,6 +158,7 @@ class Transcript:
                 max_turns=int(data.get("max_turns", 0)),
                 format=str(data.get("format", "hermes")),
                 max_parallel_calls=int(data.get("max_parallel_calls", 1)),
+                info=dict(data.get("info", {})),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise TranscriptError(
@@ -158,11 +177,16 @@ class TurnRewards:
         outcome: The outcome reward R^O, paid at the last turn.
         components: Named parts and measurements, each of which becomes a metric. Names begin with ``turn/``, ``tool/``
             or ``outcome/``; a value may be None if it is not defined for this rollout.
+        notes: What each turn earned its reward for, in words, one text per turn; empty if there is nothing to say. They
+            are kept in dumps and shown by ``mtgrpo report``.
+        outcome_note: The same for the outcome.
     """
 
     turns: tuple[float, ...]
     outcome: float
     components: Mapping[str, float | None] = field(default_factory=dict[str, "float | None"])
+    notes: tuple[str, ...] = ()
+    outcome_note: str = ""
 
 
 def _turn_from_dict(data: Mapping[str, Any]) -> Turn:

@@ -129,6 +129,7 @@ def credit_health(paid: Tensor, advantages: Tensor, response_mask: Tensor, index
     """Measure the numbers that :mod:`.guards` looks at.
 
     ``guard/turn_rewarded``: share of the rollouts that earned something before their last turn.
+    ``guard/paid``: mean over the rollouts of all that they earned.
     ``guard/zero_variance_groups``: of the groups of two or more rollouts, the share whose rollouts all have the same
     number of turns and earned the same at each; left out if there is no such group.
     ``guard/bad_advantage_tokens``: number of generated tokens whose advantage is NaN or infinite.
@@ -150,6 +151,7 @@ def credit_health(paid: Tensor, advantages: Tensor, response_mask: Tensor, index
 def _health(batch: TurnBatch, advantages: Tensor, response_mask: Tensor) -> dict[str, float]:
     rollouts = batch.nonempty_B1.sum().clamp(min=1)
     rewarded = (batch.intermediate_BK != 0).any(dim=1).sum() / rollouts
+    paid = batch.reward_BK.sum() / rollouts
     # A turn that does not exist counts as 0 here, like one that earned 0; the number of turns tells them apart.
     earned_BX = torch.cat([batch.reward_BK, batch.turns.count_B[:, None].to(batch.reward_BK.dtype)], dim=1)
     equal_GX, several_G1 = _all_equal(batch, earned_BX, batch.nonempty_B1)
@@ -158,8 +160,10 @@ def _health(batch: TurnBatch, advantages: Tensor, response_mask: Tensor) -> dict
     finite = (advantages > -torch.inf).logical_and_(advantages < torch.inf)  # False for NaN
     bad = torch.count_nonzero(finite < generated)  # which is: not finite, and generated
     masked = torch.count_nonzero((advantages != 0) > generated)
-    names = ("turn_rewarded", "zero_variance_groups", "bad_advantage_tokens", "masked_advantage_tokens")
-    values = torch.stack([one.double() for one in (rewarded, equal, bad, masked)]).tolist()  # one trip to the host
+    names = ("turn_rewarded", "paid", "zero_variance_groups", "bad_advantage_tokens", "masked_advantage_tokens")
+    values = torch.stack(
+        [one.double() for one in (rewarded, paid, equal, bad, masked)]
+    ).tolist()  # one trip to the host
     return {f"guard/{name}": value for name, value in zip(names, values, strict=True) if value == value}
 
 

@@ -8,6 +8,7 @@ one line, and logs again only if the condition clears and returns. The numbers i
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from pydantic import Field
 from verl_mtgrpo.settings import Number, Settings
 
 Metrics = Mapping[str, float]
+
+_ROUNDING = 1e-4
+"""Two means of the same rewards may differ by this much: one was added up in float32."""
 
 
 class GuardSettings(Settings):
@@ -33,6 +37,8 @@ class GuardSettings(Settings):
     """Fires if no more than this share of the rollouts uses a tool."""
     tool_use_fall: Number = 0.5
     """Fires if tool use is below this share of the best step so far."""
+    outcome_fall: Number = 0.5
+    """Fires if the outcome is below this share of its best, while the rest of what is paid has risen."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,9 @@ class Guards:
     ) -> None:
         self._settings, self._keys = settings, keys
         self._best_use = 0.0
+        # Outcome and the rest of what was paid: of the last steps, and their means where the outcome was best.
+        self._paid: deque[tuple[float, float]] = deque(maxlen=settings.steps)
+        self._best_paid: tuple[float, float] | None = None
         self._streak: dict[str, int] = {}
         self._guards = self._all()
         if not turn_rewards:
@@ -92,6 +101,8 @@ class Guards:
         """
         if not self._settings.enable:
             return {}, []
+        if (paid := _paid(metrics)) is not None:
+            self._paid.append(paid)
         fired: dict[str, float] = {}
         messages: list[str] = []
         for name, guard in self._guards.items():
@@ -106,6 +117,9 @@ class Guards:
                 keys = f" (settings: {', '.join(self._keys[name])})" if self._keys.get(name) else ""
                 messages.append(f"guard {name}: {since}{guard.says(metrics)}{keys}")
         self._best_use = max(self._best_use, metrics.get("tool/used", 0.0))
+        now = self._paid_now()
+        if now is not None and (self._best_paid is None or now[0] > self._best_paid[0]):
+            self._best_paid = now
         return fired, messages
 
     def _all(self) -> dict[str, _Guard]:
@@ -131,6 +145,7 @@ class Guards:
             ),
             _Guard("tool_failures", self._tools_fail, _tool_failures),
             _Guard("tool_use", self._tools_unused, self._tool_use),
+            _Guard("outcome", self._outcome_fell, self._outcome),
         ]
         return {guard.name: guard for guard in guards}
 
@@ -146,9 +161,40 @@ class Guards:
         return (
             f"{metrics['tool/used']:.0%} of the rollouts use a tool ({self._best_use:.0%} at best, "
             f"{metrics.get('turn/count', math.nan):.1f} turns per rollout now): the policy no longer calls the tool, "
-            "or never did. Look at rollouts (mtgrpo report). If they contain calls that were not parsed, set the "
+            "or never did, or its calls fail (a call that the tool reports as failed is no use; tool/calls counts "
+            "every attempt). Look at rollouts (mtgrpo report). If they contain calls that were not parsed, set the "
             "format that the model writes; otherwise reward calls that work, or start from a model that calls tools"
         )
+
+    def _paid_now(self) -> tuple[float, float] | None:
+        """Return the means over the last steps of the outcome and of the rest of what was paid; None before that."""
+        if len(self._paid) < self._settings.steps:
+            return None
+        outcomes, others = zip(*self._paid, strict=True)
+        return sum(outcomes) / len(outcomes), sum(others) / len(others)
+
+    def _outcome_fell(self, metrics: Metrics) -> bool | None:
+        now, best = self._paid_now(), self._best_paid
+        if now is None or best is None or _paid(metrics) is None:
+            return None
+        return best[0] > 0 and now[0] < self._settings.outcome_fall * best[0] and now[1] > best[1] + _ROUNDING
+
+    def _outcome(self, metrics: Metrics) -> str:
+        now, best = self._paid_now(), self._best_paid
+        assert now is not None and best is not None
+        return (
+            f"the outcome fell to {now[0]:.2f} from {best[0]:.2f} at best, while the rest of what is paid rose from "
+            f"{best[1]:.2f} to {now[1]:.2f}. This is normal for a while if the policy learns to call a tool whose "
+            "results it cannot use yet. It is not if it is paid for what does not help, such as searches that find "
+            "nothing: see whether tool/hit rises, and look at rollouts (mtgrpo report). Pay less for the call itself, "
+            "or more for what it finds"
+        )
+
+
+def _paid(metrics: Metrics) -> tuple[float, float] | None:
+    """Return the outcome and the rest of what is paid; None if the step does not have both."""
+    outcome, paid = (metrics.get(name, math.nan) for name in ("outcome/reward", "guard/paid"))
+    return None if math.isnan(outcome) or math.isnan(paid) else (outcome, paid - outcome)
 
 
 def failed_calls(metrics: Metrics) -> float | None:

@@ -42,6 +42,10 @@ def through_verl(rewards=REWARDS, mask=MASK, uid=UID, name="mt_grpo", **algorith
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_verls_dispatch_reaches_every_estimator(name):
     fields = fields_of(name, REWARDS, lambda _: torch.tensor([[0.5, 9.0, 0.2], [0.4, 9.0, 0.1]]))
+    if "values_after" in fields:
+        fields |= {"values_after": torch.tensor([[0.9, 9.0, 0.6], [0.1, 9.0, 0.3]])}
+    if "pair_id" in fields:
+        fields |= {"pair_id": ["p", "p"], "pair_side": ["expert", "own"]}
     with provide(fields):  # as our trainers do
         batch = through_verl(name=name)
     advantages, returns = ESTIMATORS[name](REWARDS, MASK, UID, **fields)

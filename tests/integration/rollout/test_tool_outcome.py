@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from verl.tools.function_tool import FUNCTION_TOOL_REGISTRY, FunctionTool, funct
 from verl.tools.schemas import OpenAIFunctionToolSchema, ToolResponse
 
 from tests.agent_loops import GOOD, final_answer, run, transcript_of
+from verl_mtgrpo.errors import ToolError
 from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
 from verl_mtgrpo.integration.rollout.tool_outcome import ToolOutcome, watched
 from verl_mtgrpo.passages import Passage
@@ -35,6 +37,8 @@ def test_an_outcome_goes_through_verls_dict_and_back():
         outage="overloaded",
         on_outage="raise",
         latency_s=0.5,
+        why="too many",
+        changed=False,
     )
     info = outcome.to_info()
     assert info["documents"] == [{"id": "p1", "title": "Velm", "text": "A town.", "score": 1.5}]
@@ -52,6 +56,16 @@ def test_an_outcome_goes_through_verls_dict_and_back():
         ({"ok": True}, ToolOutcome()),
         ({"ok": False}, ToolOutcome(ok=False, error_kind="tool_error")),
         ({"ok": False, "error_kind": "bad_arguments"}, ToolOutcome(ok=False, error_kind="bad_arguments")),
+        ({"ok": False, "why": "no table"}, ToolOutcome(ok=False, error_kind="tool_error", why="no table")),
+        ({"ok": True, "why": "because"}, ToolOutcome()),
+        ({"why": "measurement of its own"}, ToolOutcome()),
+        ({"ok": 0}, ToolOutcome(ok=False, error_kind="tool_error")),
+        ({"ok": 1.0}, ToolOutcome()),
+        ({"ok": True, "changed": True}, ToolOutcome(changed=True)),
+        ({"ok": True, "changed": False}, ToolOutcome(changed=False)),
+        ({"changed": True}, ToolOutcome(changed=True)),
+        ({"changed": 3}, ToolOutcome()),
+        ({"changed": "3 rows"}, ToolOutcome()),
         ({"ok": True, "error_kind": "no_hits"}, ToolOutcome(error_kind="no_hits")),
         ({"error_kind": "a word of my own"}, ToolOutcome()),
         ({"outage": "why"}, ToolOutcome(ok=False, error_kind="outage", outage="why")),
@@ -73,6 +87,31 @@ def test_a_tool_of_ones_own_may_say_a_part_of_it_or_use_the_names_otherwise(info
     assert ToolOutcome.from_info(info) == expected
 
 
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        (
+            {"ok": "false"},
+            r"the tool 'sql' reported ok='false' \(str\) of a call \(in its third return value\), expected True or "
+            r'False; return \{"ok": False, "why": "the reason"\} for a call that failed, \{"ok": True\} for one that',
+        ),
+        ({"ok": "true"}, "ok='true'"),
+        ({"ok": ""}, "ok=''"),
+        ({"ok": b"no"}, "ok=b'no'"),
+        ({"ok": 0.3}, r"ok=0.3 \(float\)"),
+        ({"ok": float("nan")}, "ok=nan"),
+        ({"ok": 2}, "ok=2"),
+        ({"ok": "x" * 200}, "ok='x{78}…"),
+        ({"ok": True, "changed": "false"}, "reported changed='false'"),
+        ({"ok": False, "changed": 3}, "reported changed=3"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_report_that_python_would_take_for_something_else_is_refused(info, message):
+    with pytest.raises(ToolError, match=message):
+        ToolOutcome.from_info(info, "sql")
+
+
 class Odd(BaseTool):
     """Fails in the given way."""
 
@@ -92,7 +131,9 @@ class Odd(BaseTool):
             raise RuntimeError("no connection")
         if self.how == "two values":
             return ToolResponse(text="found"), 0.0
-        return ToolResponse(text="Error executing tool 'search': an article on error messages"), 0.25, {}
+        reports = {"plain": {"status": "success", "rows": 3}, "no": {"ok": "false"}, "nothing": None}
+        report = reports.get(self.how, {})
+        return ToolResponse(text="Error executing tool 'search': an article on error messages"), 0.25, report
 
     async def release(self, instance_id, **kwargs):
         self.released += 1
@@ -100,7 +141,14 @@ class Odd(BaseTool):
 
 @pytest.mark.parametrize(
     ("how", "kind"),
-    [("create", "tool_exception"), ("execute", "tool_exception"), ("two values", "tool_exception"), ("quotes", None)],
+    [
+        ("create", "tool_exception"),
+        ("execute", "tool_exception"),
+        ("two values", "tool_exception"),
+        ("quotes", None),
+        ("plain", None),
+        ("nothing", None),
+    ],
 )
 def test_a_tool_that_raises_and_one_that_only_sounds_like_it(config, tokenizer, how, kind):
     tool = Odd(how)
@@ -109,6 +157,50 @@ def test_a_tool_that_raises_and_one_that_only_sounds_like_it(config, tokenizer, 
     assert (call.ok, call.error_kind, call.reward) == (kind is None, kind, 0.25 if kind is None else 0.0)
     assert call.result.startswith("Error executing tool 'search'")
     assert tool.released == (how != "create")
+
+
+def search_function_that(answers):
+    """Return a function tool, and leave verl's global registry as it was."""
+
+    @function_tool
+    def search(query: str):
+        """Search.
+
+        Args:
+            query: What to look for.
+        """
+        return answers(query)
+
+    return FUNCTION_TOOL_REGISTRY.pop("search")
+
+
+def test_a_rollout_fails_whose_tool_says_no_in_words(config, tokenizer):
+    script = [GOOD, final_answer("x")]
+    with pytest.raises(ToolError, match=r"the tool 'search' reported ok='false'"):
+        run(TurnToolAgentLoop, config, tokenizer, [Odd("no")], script=script, response_length=400)
+
+
+@pytest.mark.parametrize(
+    ("answer", "ok", "why", "changed"),
+    [
+        ({"ok": False, "why": "no table"}, False, "no table", None),
+        (({"ok": False, "why": "no table"}, 0.0), False, "no table", None),
+        (("no table", 0.0, {"ok": False, "why": "no table"}), False, "no table", None),
+        ({"ok": True, "changed": True, "rows": [1]}, True, "", True),
+        ({"ok": True, "changed": "3 rows"}, True, "", None),
+        ({"ok": "false"}, True, "", None),
+        ({"rows": 3}, True, "", None),
+    ],
+    ids=str,
+)
+def test_a_function_tool_reports_beside_its_answer_or_as_its_answer(config, tokenizer, answer, ok, why, changed):
+    """A dict that is the answer itself is what the model reads: only a boolean ok in it is a report."""
+    tool = search_function_that(lambda query: answer)
+    output = run(TurnToolAgentLoop, config, tokenizer, [tool], script=[GOOD, final_answer("x")], response_length=400)
+    (call,) = transcript_of(output).turns[0].tool_calls
+    assert (call.ok, call.why, call.changed) == (ok, why, changed)
+    first = answer[0] if isinstance(answer, tuple) else answer
+    assert call.result == (first if isinstance(first, str) else json.dumps(first)), "the model reads all of it"
 
 
 @pytest.mark.parametrize(
@@ -122,16 +214,7 @@ def test_a_tool_that_raises_and_one_that_only_sounds_like_it(config, tokenizer, 
     ids=str,
 )
 def test_what_a_function_tool_may_return_is_verls_to_say(config, tokenizer, answer, kind):
-    @function_tool
-    def search(query: str):
-        """Search.
-
-        Args:
-            query: What to look for.
-        """
-        return answer
-
-    tool = FUNCTION_TOOL_REGISTRY.pop("search")  # leave verl's global registry as it was
+    tool = search_function_that(lambda query: answer)
     output = run(TurnToolAgentLoop, config, tokenizer, [tool], script=[GOOD, final_answer("x")], response_length=400)
     (call,) = transcript_of(output).turns[0].tool_calls
     assert (call.ok, call.error_kind) == (kind is None, kind)

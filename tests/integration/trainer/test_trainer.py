@@ -24,6 +24,7 @@ from verl_mtgrpo.integration.rollout.workers import TurnAgentLoopManager
 from verl_mtgrpo.integration.trainer.buffer import TurnBuffer, TurnReplayBuffer
 from verl_mtgrpo.integration.trainer.storage import SafeStorage
 from verl_mtgrpo.integration.trainer.trainer import GUARD_KEYS, _TurnTrainer, guards_of
+from verl_mtgrpo.integration.trainer.turn_critic import TurnCritic
 
 pytestmark = pytest.mark.compose
 
@@ -52,6 +53,14 @@ RELIED_ON = {
     "PPOTrainer._write_generations": (trainer_base.PPOTrainer._write_generations, "9dac31a75a9c687e"),
     # keeps what failed in _dump_futures, where it is looked for, and raises it here and in _shutdown_dump_executor
     "PPOTrainer._shutdown_dump_executor": (trainer_base.PPOTrainer._shutdown_dump_executor, "8746f0f382291534"),
+    # lets the critic read the batch, and keeps its values before each token
+    "PPOTrainer._compute_values": (trainer_base.PPOTrainer._compute_values, "20df171612279e37"),
+    # gives the batch to the critic's workers with everything that it names in fields; metrics of numbers
+    "PPOTrainer._update_critic": (trainer_base.PPOTrainer._update_critic, "1b2879bec14681ba"),
+    # sets the number of the step, 0 without a checkpoint, and the folder that resumed_folder returns
+    "PPOTrainer._load_checkpoint": (trainer_base.PPOTrainer._load_checkpoint, "bb446d77c48ac6cc"),
+    # sets verl's loss of the critic before on_init_end
+    "PPOTrainer._setup": (trainer_base.PPOTrainer._setup, "248aee497276b816"),
     # writes the number of the last checkpoint when everything else of it is written
     "PPOTrainer._save_checkpoint": (trainer_base.PPOTrainer._save_checkpoint, "8c2435b577e54f19"),
     # hands everything but GRPO on, all rows in their order
@@ -77,11 +86,11 @@ def test_no_more_is_overridden_than_what_is_guarded_above():
 @pytest.mark.parametrize(("ours", "stock"), MODES.items())
 def test_each_extends_verls_trainer_of_its_mode_and_nothing_comes_between(ours, stock):
     trainer, parent = get_trainer_cls(ours), get_trainer_cls(stock)
-    assert trainer.__mro__[1:4] == (_TurnTrainer, SafeStorage, parent)
+    assert trainer.__mro__[1:5] == (_TurnTrainer, SafeStorage, TurnCritic, parent)
     assert trainer.stock_mode == stock
     # verl's own class of the mode does not compute advantages or write rollouts in another way.
     unchanged = ("_build_replay_buffer", "fit", "_compute_advantage", "_log_rollout_data", "_dump_generations")
-    for name in (*unchanged, "_write_generations"):
+    for name in (*unchanged, "_write_generations", "_compute_values", "_update_critic", "_load_checkpoint"):
         assert getattr(parent, name) is getattr(trainer_base.PPOTrainer, name)
     # Nor do their constructors ask for more.
     assert list(inspect.signature(parent.__init__).parameters) == ["self", "config"]
@@ -280,7 +289,9 @@ def test_an_estimator_of_ones_own(monkeypatch):
 def test_guards_name_settings_that_exist():
     run = config(preset="mt_grpo")
     metrics = ("guard/turn_rewarded", "guard/zero_variance_groups", "tool/calls", "tool/failures", "tool/used")
-    fired, _ = guards_of(run).look(dict.fromkeys(metrics, 0.5))
+    metrics += ("outcome/reward", "guard/paid")
+    guards = guards_of(run)
+    fired = [guards.look(dict.fromkeys(metrics, 0.5))[0] for _ in range(5)][-1]  # one of them looks back
     assert {f"guard/{name}" for name in GUARD_KEYS} <= set(fired)
     for node, _, name in (key.rpartition(".") for keys in GUARD_KEYS.values() for key in keys):
         assert name in OmegaConf.select(run, node)

@@ -19,6 +19,7 @@ from verl_mtgrpo.installed import TESTED_VERL
 
 TOKEN_FIELDS = {
     "values": "values",
+    "values_after": "values_after",
     "old_log_probs": "old_log_probs",
     "entropies": "entropy",
     "ref_log_prob": "ref_log_prob",
@@ -45,6 +46,7 @@ def builds_our_buffer(config: Any) -> bool:
 
 _SOURCE = {
     "values": "critic.enable=True",
+    "values_after": "critic.enable=True",
     "ref_log_prob": "actor_rollout_ref.actor.use_kl_loss=True or algorithm.use_kl_in_reward=True",
     "rollout_log_probs": "actor_rollout_ref.rollout.calculate_log_probs=True",
     "entropies": "algorithm.rollout_correction.bypass_mode=False",

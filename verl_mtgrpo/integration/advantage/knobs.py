@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from verl_mtgrpo.credit import ESTIMATORS
+from verl_mtgrpo.credit.registry import ROW_NAMES
 from verl_mtgrpo.errors import ConfigError, MTGRPOError
 from verl_mtgrpo.integration.advantage.fields import TOKEN_FIELDS
-from verl_mtgrpo.rewards import NODE_PATH
 
 # Two groups of two rollouts. All have two turns except the last one, and no two rewards are equal.
 _MASK = torch.tensor([[1, 1, 0, 1, 1], [1, 1, 0, 1, 0], [1, 0, 0, 1, 1], [1, 1, 0, 0, 0]])
@@ -31,16 +31,16 @@ def try_knobs(name: str, settings: Mapping[str, Any]) -> None:
     """Raise ``ConfigError`` if the estimator refuses its settings, or returns advantages that are NaN or infinite.
 
     An estimator that asks for fields of rollouts is not called, because we cannot make up what these fields hold,
-    except for ``node_path``, without which every rollout is a chain.
+    except for names of turns and outputs, without which every rollout is one of its own.
 
     Args:
         name: One of :data:`verl_mtgrpo.credit.ESTIMATORS`.
         settings: All of its knobs.
     """
     fields = ESTIMATORS[name].fields
-    if not all(field in (*TOKEN_FIELDS, NODE_PATH) for field in fields):
+    if not all(field in (*TOKEN_FIELDS, *ROW_NAMES) for field in fields):
         return
-    given = {field: [None] * len(_INDEX) if field == NODE_PATH else torch.zeros_like(_REWARDS) for field in fields}
+    given = {field: [None] * len(_INDEX) if field in ROW_NAMES else torch.zeros_like(_REWARDS) for field in fields}
     try:
         advantages, _ = ESTIMATORS[name](_REWARDS.clone(), _MASK.clone(), list(_INDEX), **given, **settings)
     except MTGRPOError as error:

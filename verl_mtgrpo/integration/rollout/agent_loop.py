@@ -152,6 +152,7 @@ class TurnToolAgentLoop(ToolAgentLoop):
         setup = loop_setup(self.config, self.data_config, self.tokenizer)
         self.cut_format, self.ends, self.outside = setup.cut_format, setup.ends, setup.outside
         self.transcripts_go: Destination = setup.transcripts_go
+        self.cuts = self.cut_format is not None  # turns may end without an end token
         if self.cut_format:
             self.server_manager = CuttingServer(
                 self.server_manager,
@@ -181,10 +182,10 @@ class TurnToolAgentLoop(ToolAgentLoop):
         ids, mask, log_probs = runtime_token_ids, response_mask, response_logprobs
         if self.cut_format:
             tools = None  # the prompt was built without
-            if ids[-1] not in self.ends.ends:
-                closing = self.ends.closing
-                ids, mask = [*ids, *closing], [*mask, *(0 for _ in closing)]
-                log_probs = None if log_probs is None else [*log_probs, *(0.0 for _ in closing)]
+        if self.cuts and ids[-1] not in self.ends.ends:
+            closing = self.ends.closing
+            ids, mask = [*ids, *closing], [*mask, *(0 for _ in closing)]
+            log_probs = None if log_probs is None else [*log_probs, *(0.0 for _ in closing)]
         return await super().ct_merge_context_msg(
             previous_messages, updated_messages, ids, mask, log_probs, tools=tools
         )
@@ -277,23 +278,18 @@ class TurnToolAgentLoop(ToolAgentLoop):
     ) -> tuple[Any, float, dict[str, Any]]:
         start, seen = time.perf_counter(), watch()
         response, reward, info = await super()._call_tool(tool_call, tools_kwargs, agent_data)  # pyright: ignore[reportAttributeAccessIssue]
-        outcome = ToolOutcome.from_info(info) if seen.answered else self._failure(tool_call, agent_data)
+        known = seen.answered  # by the tool; else verl's loop made the answer
+        outcome = ToolOutcome.from_info(info, tool_call.name) if known else self._failure(tool_call, agent_data)
         if outcome.outage and outcome.on_outage == "raise":
             # A search that is down is not an answer: the rollout fails visibly, the policy is not blamed.
             raise RetrievalError(f"tool {tool_call.name!r} is down: {outcome.outage}")
         said = encodable(response.text or "")
         text = await apart(DECODE, self.outside, said)
-        record_of(agent_data).made[id(tool_call)] = ToolCall(
-            name=tool_call.name,
-            arguments=tool_call.arguments,
-            result=text,
-            ok=outcome.ok,
-            error_kind=outcome.error_kind,
-            error=outcome.outage,
-            documents=tuple(outcome.documents),
-            latency_s=time.perf_counter() - start if outcome.latency_s is None else outcome.latency_s,
-            repeat=outcome.repeat,
-            faults=outcome.faults,
+        record_of(agent_data).made[id(tool_call)] = outcome.of_call(
+            tool_call.name,
+            tool_call.arguments,
+            text,
+            took_s=time.perf_counter() - start,
             reward=checked_reward(tool_call.name, seen.reward),
             defused=text != said,
         )
@@ -394,6 +390,7 @@ class RawContinuationAgentLoop(TurnToolAgentLoop):
 register("mtgrpo_tool_agent")(TurnToolAgentLoop)
 register("mtgrpo_raw_agent")(RawContinuationAgentLoop)
 
-# The loops that grow trees derive from those above and register with verl too. They are loaded here and by no hook of
-# their own: whoever imports this module first makes verl run the hooks while nothing above exists yet.
-import_module("verl_mtgrpo.integration.rollout.tree_loop")
+# The loops that derive from those above register with verl too. They are loaded here and by no hook of their own:
+# whoever imports this module first makes verl run the hooks while nothing above exists yet.
+for _name in ("tree_loop", "env_loop", "roles_loop", "pairs_loop", "decide_loop"):
+    import_module(f"verl_mtgrpo.integration.rollout.{_name}")

@@ -28,25 +28,28 @@ class CuttingServer(Proxy):
 
     Args:
         server: verl's client.
-        rules: The format.
+        rules: The format; None if ``closing`` says it all.
         decode: Turns token ids into text.
         stop: True if the engine supports stop strings.
         end: The token that ends a turn in the chat template; without it, an engine with a base model would not stop
             there.
+        closing: Further texts that end a completion.
     """
 
     def __init__(
         self,
         server: Any,
-        rules: TextFormat,
+        rules: TextFormat | None,
         decode: Callable[[Sequence[int]], str],
         *,
         stop: bool,
         end: int | None = None,
+        closing: Sequence[str] = (),
     ) -> None:
         super().__init__(server)
         self._decode, self._stop, self._end = decode, stop, end
-        self._spoken, self.closing = rules.name, closing_tags(rules)
+        self.closing = (*(closing_tags(rules) if rules else ()), *closing)
+        self._spoken = rules.name if rules else ", ".join(closing)
         self._tail = _longest(self.closing)
 
     async def generate(self, *args: Any, sampling_params: dict[str, Any], **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -61,3 +62,14 @@ def record_of(agent_data: Any) -> RolloutRecord:
     if record is None:
         record = RolloutRecord() if agent_data is None else _under_verls_loop.setdefault(agent_data, RolloutRecord())
     return record
+
+
+def fill_steps(fields: dict[str, Any], row: Mapping[str, Any]) -> None:
+    """Give a rollout that never asked the rollout server the weights' versions that verl expects in its fields.
+
+    Args:
+        fields: The output's ``extra_fields``, changed in place.
+        row: The row that verl gave to the agent loop.
+    """
+    for name in ("min_global_steps", "max_global_steps"):
+        fields.setdefault(name, row.get("global_steps", 0))

@@ -39,6 +39,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from verl.utils.tensordict_utils import index_select_tensor_dict
 
 from verl_mtgrpo.errors import WorkerDiedError
+from verl_mtgrpo.integration.decide import ask_for_decisions
 from verl_mtgrpo.integration.rollout.ray_head import RayHead
 from verl_mtgrpo.integration.trees import ask_for_trees
 
@@ -104,6 +105,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         partition = "val" if validating else "train"
         if not validating:
             ask_for_trees(prompts, self.config)
+        ask_for_decisions(prompts, self.config, bool(validating))
         chunks = prompts.chunk(len(self.agent_loop_workers))
         sent = [self._give(number, chunk, partition) for number, chunk in enumerate(chunks)]
         for worker, reference in zip(self.agent_loop_workers, sent, strict=False):

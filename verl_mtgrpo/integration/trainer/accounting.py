@@ -78,7 +78,7 @@ class Batch:
         keys: verl's names of the rows, those that leave the batch included.
         asked: Number of rollouts that the batch was to have.
         short: Number of leaves that trees did not grow to.
-        leaves: True if every row is a rollout, as in trees.
+        leaves: True if every row is a rollout, as in trees and with roles.
     """
 
     keys: Sequence[str]

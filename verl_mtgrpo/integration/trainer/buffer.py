@@ -17,6 +17,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from verl_mtgrpo.errors import ConfigError, WorkerDiedError
 from verl_mtgrpo.integration.advantage.comparing import compares
+from verl_mtgrpo.integration.roles import OUTPUTS, knows_roles, outputs_per_prompt
 from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts
 from verl_mtgrpo.integration.trainer.accounting import (
     Batch,
@@ -51,7 +52,8 @@ class TurnBuffer(_Verls):
     Args:
         estimator: ``algorithm.adv_estimator``, which may need other rollouts of the prompt. verl, which builds a
             custom sampler, gives neither this nor the next one.
-        rollouts_per_prompt: ``actor_rollout_ref.rollout.n``.
+        rollouts_per_prompt: ``actor_rollout_ref.rollout.n``; with roles, the outputs of a prompt that forks at its
+            first role.
         stall_timeout_s: seconds without any rollout ending after which the run stops; None to wait indefinitely.
         verls: arguments of verl's own buffer. ``poll_interval`` is the least time between two polls.
 
@@ -111,8 +113,10 @@ class TurnBuffer(_Verls):
     ) -> tuple[KVBatchMeta, dict[str, Any]]:
         """Take lost rollouts out of a training batch, and add what was measured of all rollouts to the metrics."""
         refuse_several_outputs(batch.keys, self.estimator)
-        infos, trees = _said_of_rows(batch)
-        leaves, each = takes_leaves(self.estimator), self.rollouts_per_prompt
+        infos, trees, outputs = _said_of_rows(batch)
+        leaves, each = takes_leaves(self.estimator) or knows_roles(self.estimator), self.rollouts_per_prompt
+        if outputs:  # how many it takes depends on where a prompt forks; of prompts that failed nobody knows
+            asked += sum(outputs) - each * len(outputs)
         # With one rollout per prompt by intention there is no group to lose.
         need_company = each > 1 and compares(self.estimator)
         rows = sort_rows(batch.keys, infos, need_company=need_company, leaves=leaves)
@@ -195,7 +199,7 @@ def build_buffer(verls: ReplayBuffer, config: Any) -> ReplayBuffer:
         settings["poll_interval"] = float(waiting["poll_interval"])
     return ours(
         estimator=str(config.algorithm.adv_estimator),
-        rollouts_per_prompt=config.actor_rollout_ref.rollout.n,
+        rollouts_per_prompt=outputs_per_prompt(config),
         stall_timeout_s=waiting.get("stall_timeout_s"),
         **settings,
     )
@@ -206,10 +210,17 @@ def poll_interval(keys: int, least: float) -> float:
     return max(least, min(2.0, LOOK_EVERY * keys))
 
 
-def _said_of_rows(batch: KVBatchMeta) -> tuple[list[Mapping[str, Any]], list[Mapping[str, float]]]:
-    """Return ``reward_extra_info`` of every row of a batch, empty where there is none, and what was said of trees."""
+def _said_of_rows(
+    batch: KVBatchMeta,
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, float]], list[int]]:
+    """Return ``reward_extra_info`` of every row of a batch, empty where there is none, and what was said of prompts.
+
+    The second list is about trees, the third has the number of outputs that each prompt with roles was to have.
+    """
     if not batch.keys:
-        return [], []
+        return [], [], []
     _, data = token_columns(batch, (), ["extra_fields"])
     fields = [item if isinstance(item, dict) else {} for item in rollout_fields(data)]
-    return [one.get("reward_extra_info") or {} for one in fields], [one[BRANCH] for one in fields if one.get(BRANCH)]
+    trees = [one[BRANCH] for one in fields if one.get(BRANCH)]
+    outputs = [int(one[OUTPUTS]) for one in fields if one.get(OUTPUTS)]
+    return [one.get("reward_extra_info") or {} for one in fields], trees, outputs

@@ -2,8 +2,10 @@
 
 verl writes text and score. A row gets, as in validation dumps, the transcript, what each turn was paid and what was
 measured, and beyond that what the turns were trained with: ``turn_advantages``, ``turn_credited`` (the rewards that the
-estimator saw), ``turn_values`` (with a critic), ``turn_surprisal`` (the mean of -log π, if the estimator asks for
-log-probs), ``node_path`` (of trees), the estimator and its knobs. ``mtgrpo report`` shows it.
+estimator saw), ``turn_dense`` (what dense rewards added to them), ``turn_values`` (with a critic), ``turn_surprisal``
+(the mean of -log π, if the estimator asks for log-probs), ``turn_log_ratio`` (the sum of log π - log π_ref, if it asks
+for both), ``node_path`` (of trees), ``role`` and the like (of outputs of roles), ``pair_id`` and ``pair_side`` (of
+pairs of actions), the estimator and its knobs. ``mtgrpo report`` shows it.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ from torch import Tensor
 from transfer_queue import KVBatchMeta
 
 from verl_mtgrpo.credit import ESTIMATORS, segment_turns
+from verl_mtgrpo.integration.pairs import PAIR_ID, PAIR_SIDE
 from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts, to_json
 from verl_mtgrpo.integration.settings import estimator_settings
 from verl_mtgrpo.integration.trainer.left_out import rollout_of
 from verl_mtgrpo.integration.trainer.queue import LeftOut, rewards_column, rollout_fields, select, token_columns
-from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON, NODE_PATH, TRANSCRIPT, TURN_REWARDS
+from verl_mtgrpo.integration.trainer.turn_critic import tells_apart
+from verl_mtgrpo.rewards import DROPPED, DROPPED_REASON, NODE_PATH, TRANSCRIPT, TURN_DENSE, TURN_REWARDS
+from verl_mtgrpo.roles import CONVERSATION, FED_BY, LEARNT, OUTPUT_ID, ROLE
 
 _VERLS_KNOBS = {
     "gae": ("gamma", "lam"),
@@ -30,6 +35,8 @@ _VERLS_KNOBS = {
 }
 """What the estimators of verl that our presets use read from ``algorithm``."""
 
+OF_ROLES = (ROLE, OUTPUT_ID, FED_BY, CONVERSATION, LEARNT)
+"""What the dump has of an output of a role."""
 NO_COMPANY = "every other rollout of its group was lost, so there was nothing to compare it with"
 """Why a rollout that was scored was not trained on."""
 
@@ -96,18 +103,23 @@ def join(batch: KVBatchMeta, others: Sequence[KVBatchMeta]) -> KVBatchMeta:
 def _trained_rows(batch: KVBatchMeta, config: Any, *, documents: bool) -> dict[str, dict[str, Any]]:
     """Describe rows whose advantages verl has computed."""
     rewards = rewards_column(config)
-    names = [rewards, "advantages", "values", "response_mask"]
-    if "old_log_probs" in _fields(str(config.algorithm.adv_estimator)):
-        names.append("old_log_probs")
-    tokens, data = token_columns(batch, names, ["extra_fields"])
-    of_turns = (tokens.get("values"), tokens.get("old_log_probs"))
+    critic = [] if tells_apart(config) else ["values"]  # a discriminator's logits are no values
+    names = [rewards, "advantages", "response_mask", *critic]
+    asked = _fields(str(config.algorithm.adv_estimator))
+    names += [name for name in ("old_log_probs", "ref_log_prob") if name in asked]
+    tokens, data = token_columns(batch, names, ["extra_fields", TURN_DENSE])
+    dense = [getattr(one, "data", one) for one in data[TURN_DENSE]] if TURN_DENSE in data else None
+    of_turns = (tokens.get("values"), tokens.get("old_log_probs"), tokens.get("ref_log_prob"))
     turns = turn_columns(tokens[rewards], tokens["advantages"], tokens["response_mask"], *of_turns)
     rows: dict[str, dict[str, Any]] = {}
     transcripts = fetch_transcripts(batch)
     for row, (key, fields) in enumerate(zip(batch.keys, rollout_fields(data), strict=True)):
         info = _info(fields, transcripts[row], documents=documents)
-        if TRANSCRIPT in info:
+        if TRANSCRIPT in info and fields.get(LEARNT, True):
             info |= {name: json.dumps(values[row]) for name, values in turns.items()}
+            info |= {} if dense is None else {TURN_DENSE: dense[row]}
+        elif TRANSCRIPT in info:
+            info |= _no_credit(info)
         rows[key] = info
     return rows
 
@@ -119,12 +131,17 @@ def _untrained_rows(batch: KVBatchMeta, *, alone: Collection[str], documents: bo
     for key, fields, transcript in zip(batch.keys, rollout_fields(data), fetch_transcripts(batch), strict=True):
         info = _info(fields, transcript, documents=documents)
         if TRANSCRIPT in info:
-            nothing = json.dumps([0.0] * len(json.loads(info[TURN_REWARDS])))
-            info |= {"turn_credited": nothing, "turn_advantages": nothing}
+            info |= _no_credit(info)
         if key in alone:
             info |= {DROPPED: 1.0, DROPPED_REASON: NO_COMPANY}
         rows[key] = info
     return rows
+
+
+def _no_credit(info: Mapping[str, Any]) -> dict[str, str]:
+    """Return the credit of a rollout that nothing is learnt from: 0 for each of its turns."""
+    nothing = json.dumps([0.0] * len(json.loads(info[TURN_REWARDS])))
+    return {"turn_credited": nothing, "turn_advantages": nothing}
 
 
 def _info(fields: Any, transcript: str | None, *, documents: bool) -> dict[str, Any]:
@@ -133,6 +150,10 @@ def _info(fields: Any, transcript: str | None, *, documents: bool) -> dict[str, 
     info.pop("uid", None)  # verl writes the row's name there
     if isinstance(fields, Mapping) and fields.get(NODE_PATH):
         info[NODE_PATH] = fields[NODE_PATH]
+    if isinstance(fields, Mapping) and fields.get(ROLE):
+        info |= {name: fields.get(name, "") for name in OF_ROLES}
+    if isinstance(fields, Mapping) and fields.get(PAIR_ID):
+        info |= {name: fields[name] for name in (PAIR_ID, PAIR_SIDE)}
     if transcript is not None:
         info[TRANSCRIPT] = transcript if documents else _without_texts(transcript)
     return info
@@ -149,6 +170,7 @@ def turn_columns(
     response_mask: Tensor,
     values: Tensor | None = None,
     log_probs: Tensor | None = None,
+    ref_log_probs: Tensor | None = None,
 ) -> dict[str, list[list[float]]]:
     """Token columns as numbers of turns; for each row as many as it has turns.
 
@@ -158,6 +180,7 @@ def turn_columns(
         response_mask: ``(B, T)``, 1 at generated tokens.
         values: ``(B, T)``, a critic's, read at a turn's first token; None: no such column.
         log_probs: ``(B, T)``, log π: minus the mean over the turn's tokens; None: no such column.
+        ref_log_probs: ``(B, T)``, log π_ref: log π minus these, summed over the turn's tokens; None: no such column.
     """
     turns = segment_turns(response_mask)
     columns = {
@@ -168,6 +191,8 @@ def turn_columns(
         columns["turn_values"] = turns.at_first(values.float())
     if log_probs is not None:
         columns["turn_surprisal"] = -turns.sum_over_turns(log_probs.float()) / turns.tokens_BK.clamp(min=1)
+    if log_probs is not None and ref_log_probs is not None:
+        columns["turn_log_ratio"] = turns.sum_over_turns(log_probs.float() - ref_log_probs.float())
     counts = turns.count_B.tolist()
     return {
         name: [row[:count] for row, count in zip(column.tolist(), counts, strict=True)]

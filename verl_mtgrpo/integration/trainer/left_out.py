@@ -6,7 +6,7 @@ would count it as a reward of 0. Three rollouts that all earned 1 would be prais
 the row itself leaves, in the replay buffer, before any estimator, metric or loss. If the batch then cannot be divided
 into mini-batches, verl fills it with masked rows in a separate group (``verl.trainer.ppo.padding_utils``).
 
-Of a tree every row is a rollout: a leaf that is dropped leaves alone.
+Of a tree every row is a rollout, and so is every output of a role: one that is dropped leaves alone.
 
 A rollout whose whole group was lost has nothing to compare with, and an estimator that compares rollouts would give
 it its raw reward as advantage. It leaves as well.

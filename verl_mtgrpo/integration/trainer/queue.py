@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import transfer_queue as tq
+from omegaconf import OmegaConf
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 
@@ -14,6 +15,8 @@ from verl_mtgrpo.integration.trainer.left_out import Sorted
 
 PAID = "rm_scores"
 """verl's name of the rewards that the agent loop wrote, one number per response token, without a KL penalty."""
+TOTAL = "token_level_rewards"
+"""verl's name of the rewards after everything that is added to them."""
 
 
 def token_columns(
@@ -44,8 +47,9 @@ def rollout_fields(data: Any) -> list[Any]:
 
 
 def rewards_column(config: Any) -> str:
-    """Return verl's name of the estimator's rewards: after the KL penalty, if `use_kl_in_reward` is set."""
-    return "token_level_rewards" if config.algorithm.use_kl_in_reward else PAID
+    """Return verl's name of the estimator's rewards: after the KL penalty and dense rewards, if a run has any."""
+    added = config.algorithm.use_kl_in_reward or OmegaConf.select(config, "trainer.turn.dense")
+    return TOTAL if added else PAID
 
 
 def without_padding(batch: KVBatchMeta) -> KVBatchMeta:

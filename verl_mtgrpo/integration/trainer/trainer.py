@@ -1,14 +1,16 @@
 """verl's trainers, which also see where the credit goes: ``trainer.v1.trainer_mode=mtgrpo_sync``.
 
-Each class is verl's trainer of one mode (``sync``, ``colocate_async``, ``separate_async``), changed in five places:
+Each class is verl's trainer of one mode (``sync``, ``colocate_async``, ``separate_async``), changed in six places:
 
 - Before verl computes advantages, the fields that the estimator names as parameters are fetched from the TransferQueue
   and put where it finds them. Afterwards the advantages are measured turn by turn, and the guards look at the numbers.
+- Meanwhile the dense rewards of ``trainer.turn.dense`` are added to what the turns are paid (:mod:`.dense`).
 - The replay buffer is ours (:mod:`.buffer`), built with what verl works out for its own, unless
   ``trainer.v1.sampler.custom_sampler`` names another one. It is given the manager of the rollout workers, which
   replaces those that die.
 - The rollouts that verl writes to ``trainer.rollout_data_dir`` come with their transcripts and advantages, and what
   cannot be written stops the run with a message (:mod:`.storage`).
+- With an estimator that asks for ``values_after``, the critic learns states and turns (:mod:`.turn_critic`).
 - Validation averages the many numbers that rollouts report instead of drawing bootstrap samples (:mod:`.validation`).
 - ``self.trainer_mode`` returns verl's name of the mode, so that everything in verl that depends on it works as before.
 
@@ -20,6 +22,7 @@ manager, and with every estimator that names no further fields. These things are
 - the metrics ``turn/…``, ``tool/…``, ``outcome/…`` and ``rollouts_total/…`` of training steps; validation logs all but
   the last;
 - the guards;
+- dense rewards, which are refused there;
 - transcripts and advantages in the dump of training rollouts; dumps of validations have transcripts;
 - the stall timeout and the poll interval of ``trainer.v1.sampler.sampler_kwargs``;
 - the replacement of workers that died.
@@ -47,13 +50,15 @@ from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import CreditInputError
 from verl_mtgrpo.integration.advantage.fields import MODES, TOKEN_FIELDS, Provided, provide, source_of
 from verl_mtgrpo.integration.compat import check_compatible
+from verl_mtgrpo.integration.dense import check_dense, chosen_dense
 from verl_mtgrpo.integration.preflight import check_estimator, check_filtering
+from verl_mtgrpo.integration.roles import plays_roles
 
 # Modules, not names: if one is imported first, it imports verl's trainers, and the plugin then imports this one too.
 from verl_mtgrpo.integration.rollout import workers
 from verl_mtgrpo.integration.rollout.transcripts import fetch_transcripts
 from verl_mtgrpo.integration.settings import trainer_turn_settings, turn_reward_settings
-from verl_mtgrpo.integration.trainer import buffer
+from verl_mtgrpo.integration.trainer import buffer, dense
 from verl_mtgrpo.integration.trainer.dump import credit_rows, join, pick_groups, with_credit
 from verl_mtgrpo.integration.trainer.queue import (
     PAID,
@@ -65,12 +70,15 @@ from verl_mtgrpo.integration.trainer.queue import (
     without_padding,
 )
 from verl_mtgrpo.integration.trainer.storage import SafeStorage
+from verl_mtgrpo.integration.trainer.turn_critic import TurnCritic
 from verl_mtgrpo.integration.trainer.validation import averages, split
 from verl_mtgrpo.integration.trees import OF_ROWS
 from verl_mtgrpo.rewards import NODE_PATH, TRANSCRIPT
+from verl_mtgrpo.roles import ROLE
 from verl_mtgrpo.watch.diagnostics import measure_credit
 from verl_mtgrpo.watch.forest import forest_metrics
 from verl_mtgrpo.watch.guards import Guards
+from verl_mtgrpo.watch.roles import PAID_ALIKE, role_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +91,14 @@ GUARD_KEYS = {
     ],
     "tool_failures": ["actor_rollout_ref.rollout.multi_turn.max_parallel_calls"],
     "tool_use": ["actor_rollout_ref.rollout.multi_turn.format", "reward.turn.preset"],
+    "outcome": ["reward.turn.preset"],
 }
 """For each guard the config keys that may change what it warns of."""
 
 _Verls = PPOTrainer if TYPE_CHECKING else object
 
 
-class _TurnTrainer(SafeStorage, _Verls):
+class _TurnTrainer(SafeStorage, TurnCritic, _Verls):
     """Mixin with what our trainers do differently from verl's; it comes before verl's class in the bases."""
 
     stock_mode: ClassVar[str]
@@ -98,6 +107,8 @@ class _TurnTrainer(SafeStorage, _Verls):
         check_compatible()  # before any model is loaded
         check_estimator(config)
         check_filtering(config)
+        check_dense(config)
+        self._dense_rewards = chosen_dense(config)
         self._turn_settings = trainer_turn_settings(config.trainer)
         self._guards = guards_of(config)
         self._dumped: dict[str, dict[str, Any]] = {}
@@ -128,7 +139,7 @@ class _TurnTrainer(SafeStorage, _Verls):
         """Do what verl does, with more fields for the estimator; then measure the credit and run the guards."""
         estimator = str(self.config.algorithm.adv_estimator)
         names = ESTIMATORS[estimator].fields if estimator in ESTIMATORS else ()
-        with provide(fetch(batch, names)) as provided:
+        with provide(fetch(batch, names)) as provided, dense.added(self, batch, self._dense_rewards, metrics):
             batch = super()._compute_advantage(batch, metrics)
         metrics.update(measure(batch, rewards_column(self.config), provided))
         fired, messages = self._guards.look(metrics)
@@ -257,8 +268,12 @@ def measure(batch: KVBatchMeta, rewards: str, provided: Provided | None = None) 
         seen, paid, index = tokens[rewards], tokens[PAID], [getattr(uid, "data", uid) for uid in data["uid"]]
     critic = {"values": tokens["values"], "returns": tokens["returns"]} if tokens.get("values") is not None else {}
     named = measure_credit(seen, tokens["advantages"], tokens["response_mask"], index, paid=paid, **critic)
-    if provided is not None and provided.taken and (paths := provided.fields.get(NODE_PATH)) is not None:
+    taken = provided.fields if provided is not None and provided.taken else {}
+    if (paths := taken.get(NODE_PATH)) is not None:
         named |= forest_metrics(seen, tokens["response_mask"], index, paths)
+    if (names := taken.get(ROLE)) is not None:
+        named = {name: value for name, value in named.items() if not name.endswith(PAID_ALIKE)}
+        named |= role_metrics(tokens["advantages"], tokens["response_mask"], index, names)
     return named
 
 
@@ -267,7 +282,8 @@ def guards_of(config: Any) -> Guards:
     managed = config.reward.reward_manager.name == "mtgrpo"
     return Guards(
         trainer_turn_settings(config.trainer).guards,
-        turn_rewards=managed and turn_reward_settings(config.reward).pay == "turns",
+        # An output of a role is one turn as a rule, and its own.
+        turn_rewards=managed and turn_reward_settings(config.reward).pay == "turns" and not plays_roles(config),
         masked_advantages=str(config.algorithm.adv_estimator) in ESTIMATORS,
         keys=GUARD_KEYS,
     )

@@ -59,15 +59,16 @@ class Method:
         return advantages.gather(1, at).masked_fill(walks.node_BD < 0, 0.0)
 
     def _field(self, name: str, task: Task, logits_LP: Tensor, walks: Walks) -> Tensor:
-        if name != "values":
+        if name not in ("values", "values_after"):
             raise ConfigError(
                 f"the estimator {self.estimator} asks for {name!r}",
                 expected="rewards, mask and groups, or a critic's values: a task of the laboratory has no more",
             )
         # The exact values, which a critic would have to learn, are known here.
-        value_LN = task.values(logits_LP)[0].float()
+        value_LN, answer_LN2 = (one.float() for one in task.values(logits_LP))
         learner_B = torch.arange(len(walks.node_BD)) // (len(walks.node_BD) // len(value_LN))
-        return walks.response(value_LN[learner_B[:, None], walks.node_BD.clamp(min=0)])
+        at = learner_B[:, None], walks.node_BD.clamp(min=0)
+        return walks.response(value_LN[at] if name == "values" else answer_LN2[(*at, walks.yes_BD.long())])
 
 
 def method(spec: str) -> Method:
@@ -82,11 +83,13 @@ def method(spec: str) -> Method:
     estimator, pay = BASELINES.get(name, (name, "turns"))
     if estimator not in ESTIMATORS:
         raise ConfigError(f"--estimators {name!r} is unknown", expected=f"all, or some of {', '.join(names())}")
-    if "node_path" in ESTIMATORS[estimator].fields:
+    if not ESTIMATORS[estimator].takes_rollouts:
+        on_trees = "node_path" in ESTIMATORS[estimator].fields
         raise ConfigError(
-            f"--estimators {name!r} compares branches of trees, and the policies that learn here sample chains",
+            f"--estimators {name!r} compares {'branches of trees' if on_trees else 'outputs of roles'}, and the "
+            "policies that learn here sample chains",
             expected=f"all, or some of {', '.join(names())}",
-            fix="mtgrpo lab trees measures it on trees",
+            fix="mtgrpo lab trees measures it on trees" if on_trees else "",
         )
     settings: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
@@ -113,7 +116,7 @@ def methods(specs: Sequence[str]) -> list[Method]:
 
 def names() -> list[str]:
     """Return the names of all methods: the baselines, and the estimators that compare chains."""
-    return [*BASELINES, *(name for name, record in ESTIMATORS.items() if "node_path" not in record.fields)]
+    return [*BASELINES, *(name for name, record in ESTIMATORS.items() if record.takes_rollouts)]
 
 
 def _one_token() -> tuple[Tensor, Tensor, Tensor]:

@@ -14,12 +14,13 @@ function ticks(low, high, about) {
   return found;
 }
 
-/** A line chart of [{label, points: [[step, value]]}]. */
-function lineChart(title, series, share) {
+/** A line chart of [{label, points: [[step, value]]}]; with the axes of `alike` too, so that two charts can be compared. */
+function lineChart(title, series, share, alike = []) {
   const points = series.flatMap((one) => one.points).filter(([, value]) => value != null);
   const figure = el('figure', { class: 'chart card' }, el('figcaption', {}, title));
   if (!points.length) return figure;
-  const steps = points.map(([step]) => step), values = points.map(([, value]) => value);
+  const spanned = [...points, ...alike.flatMap((one) => one.points).filter(([, value]) => value != null)];
+  const steps = spanned.map(([step]) => step), values = spanned.map(([, value]) => value);
   const x = scaleOf(Math.min(...steps), Math.max(...steps), LEFT, WIDTH - RIGHT_EDGE);
   const [low, high] = share ? [0, 1] : padded(Math.min(...values), Math.max(...values));
   const y = scaleOf(low, high, HEIGHT - BOTTOM, TOP);

@@ -20,7 +20,8 @@ async function showGroup(number, at, turn) {
   if (shownGroup !== number) return undefined; // another one was chosen meanwhile
   const inside = detail.contains(document.activeElement);
   const chosen = at == null || !group.rollouts[at] ? mostCredited(group) : at;
-  detail.replaceChildren(groupHead(group, text), matrix(group, text.tree, chosen, turn), legend(SCALE), rolloutView(group, text, chosen, turn));
+  detail.replaceChildren(groupHead(group, text, chosen), matrix(group, text, chosen, turn), legend(SCALE),
+    (text.roles && rolesView(group, text, chosen)) || (text.pairs && pairView(group, text, chosen)) || '', rolloutView(group, text, chosen, turn));
   // What had the focus is gone: whoever uses the keyboard stays where they were.
   if (inside) (detail.querySelector('.cell[aria-current]') || detail).focus({ preventScroll: true });
   const target = turn == null ? null : byId(`turn${turn}`);
@@ -33,7 +34,7 @@ function mostCredited(group) {
   return group.rollouts.reduce((best, one) => (one.spread > group.rollouts[best].spread ? one.at : best), 0);
 }
 
-function groupHead(group, text) {
+function groupHead(group, text, chosen) {
   const settings = Object.entries(text.settings).map(([key, value]) => `${key} = ${value}`).join(', ');
   const how = group.training
     ? `advantages by ${group.estimator}${settings ? ` (${settings})` : ''}, as trained on`
@@ -50,16 +51,18 @@ function groupHead(group, text) {
     el('details', { open: !text.rollouts.some((one) => one.turns.some((turn) => turn.terms.length)) },
       el('summary', {}, `How ${visible(group.estimator)} gives credit`), el('p', {}, INDEX.estimators[group.estimator].words)),
     el('details', {}, el('summary', {}, 'The whole prompt'),
-      ...text.prompt.map(([role, content]) => el('div', {}, el('p', { class: 'quiet' }, visible(role)), verbatim(content)))));
+      ...(text.roles ? text.roles[chosen] : text).prompt.map(([role, content]) => el('div', {}, el('p', { class: 'quiet' }, visible(role)), verbatim(content)))));
 }
 
 /** Rollouts × turns; each cell opens its turn. */
-function matrix(group, tree, chosen, turn) {
+function matrix(group, text, chosen, turn) {
+  const { tree, roles } = text;
   const turns = Array.from({ length: group.turns }, (_, k) => k);
   const head = el('tr', {}, el('th', { scope: 'col' }, 'rollout'), ...turns.map((k) => el('th', { scope: 'col' }, `turn ${k + 1}`)),
     el('th', { scope: 'col' }, 'paid'), el('th', { scope: 'col' }, 'answer'));
   const rows = tree ? treeRows(group, tree, chosen, turn) : group.rollouts.map((rollout) =>
-    matrixRow(group, rollout, rollout.at === chosen, turns.map((k) => cell(group, rollout, k, rollout.at === chosen && k + 1 === turn))));
+    matrixRow(group, rollout, rollout.at === chosen,
+      turns.map((k) => cell(group, rollout, k, rollout.at === chosen && k + 1 === turn)), (roles && roleName(group, roles, rollout.at)) || (text.pairs && sideName(group, text, rollout.at))));
   const means = el('tr', { class: 'means' }, el('th', { scope: 'row' }, 'mean'),
     ...turns.map((k) => (tree ? meanOfNodes(group, tree, k) : meanCell(group, k))),
     el('td', {}, plain(mean(kept(group).map((one) => one.total)))), el('td', {}));
@@ -71,9 +74,9 @@ function matrix(group, tree, chosen, turn) {
       el('thead', {}, head), el('tbody', {}, ...rows), el('tfoot', {}, means)));
 }
 
-function matrixRow(group, rollout, chosen, cells) {
+function matrixRow(group, rollout, chosen, cells, name) {
   return el('tr', { class: chosen ? 'chosen' : '' },
-    el('th', { scope: 'row' }, el('a', { href: `#rollouts/${group.number}/${rollout.at}` }, rollout.name)), ...cells,
+    el('th', { scope: 'row' }, el('a', { href: `#rollouts/${group.number}/${rollout.at}` }, name || rollout.name)), ...cells,
     el('td', {}, plain(rollout.total)), el('td', { class: 'verdict' }, verdict(rollout) || '–'));
 }
 

@@ -66,7 +66,7 @@ function kindParts(kind) {
 }
 
 /** Which estimator, what it does, with which settings. */
-function method(kind, groups) {
+function method(kind, groups, estimators = INDEX.estimators) {
   const names = [...new Set(groups.map((group) => group.estimator))];
   const perStep = new Map();
   for (const group of groups) perStep.set(group.step, (perStep.get(group.step) || 0) + 1);
@@ -75,7 +75,7 @@ function method(kind, groups) {
     `Up to ${count(most, 'group', 'groups')} a step: a training dump holds as many as trainer.turn.dump.groups says, taken at `
     + 'random, each with all of its rollouts.');
   return el('div', { class: 'card method' }, ...names.flatMap((name) => {
-    const { words, settings } = INDEX.estimators[name];
+    const { words, settings } = estimators[name];
     const how = kind === 'validation'
       ? `Advantages recomputed as ${name}: nothing is trained on a validation, so none are stored.`
       : `Advantages as trained on, by ${name}.`;
@@ -102,15 +102,15 @@ function turnTable(rows) {
 }
 
 /** Charts of what verl logged, chosen by words of their names. */
-function drawMetrics() {
-  const names = Object.keys(INDEX.metrics);
+function drawMetrics(metrics = INDEX.metrics, seriesOf = (name) => [{ label: visible(name), points: metrics[name] }]) {
+  const names = Object.keys(metrics);
   if (!names.length) return;
   document.querySelector('nav [data-part=metrics]').hidden = false;
   const charts = el('div', { class: 'grid' }), said = el('p', { role: 'status', class: 'quiet' });
   const show = (text) => {
     const words = text.toLowerCase().split(/\s+/).filter(Boolean);
     const found = names.filter((name) => !words.length || words.some((word) => name.toLowerCase().includes(word)));
-    charts.replaceChildren(...found.slice(0, 30).map((name) => lineChart(visible(name), [{ label: visible(name), points: INDEX.metrics[name] }])));
+    charts.replaceChildren(...found.slice(0, 30).map((name) => lineChart(visible(name), seriesOf(name))));
     said.textContent = `${found.length} of ${names.length} metrics` + (found.length > 30 ? ', the first 30 are drawn' : '');
   };
   const start = 'turn/ tool/used tool/hit outcome/em critic/score/mean actor/entropy actor/grad_norm';

@@ -6,6 +6,7 @@ const TERM_NAMES = {
   turns: () => 'paid before the last turn', return: (k) => `paid from turn ${k} on`, total: () => 'paid in all',
   intermediate: (k) => `paid from turn ${k} on, before the last`, outcomes: (k) => `paid at the last turns behind turn ${k}`,
   totals: (k) => `paid in all by those with turn ${k}`, lambda_return: (k) => `estimated return from turn ${k} on`,
+  worth: (k) => `worth of this output${k ? ` from turn ${k} on` : ''}`, pair: () => 'σ(−D)', own: (k) => `paid itself${k ? ` from turn ${k} on` : ''}`,
 };
 const BASELINES = {
   alive: (n) => `${n} with this turn`, group: (n) => `${n} rollouts`, others: (n) => `${n} others with it`,
@@ -13,6 +14,8 @@ const BASELINES = {
   siblings: (n) => `${n} siblings, itself included`, place: (n) => `${n} turns at this place: no sibling`,
   other_siblings: (n) => `${n} other siblings`, other_places: (n) => `${n} others at this place: no sibling`,
   tree: (n) => `${n} with the same first turn`, parent: () => 'the turn before', prompt: () => 'the prompt', critic: () => 'the critic',
+  outputs_of_role: (n) => `${n} outputs of its role`, other_outputs_of_role: (n) => `${n} other outputs of its role`,
+  turn_of_role: (n) => `${n} of its role with this turn`, other_turn_of_role: (n) => `${n} others of its role with it`, pair: () => 'the other action', equal: () => 'nobody: equal', no_pair: () => 'nobody', no_output: () => 'nobody of its role',
 };
 // A map: what a dump says is no name of a property.
 const ENDS = new Map([
@@ -21,7 +24,8 @@ const ENDS = new Map([
   ['no_tokens', 'ended because the server gave no token'], ['failed', 'ended by an error'],
 ]);
 
-function rolloutView(group, text, at, turn) {
+/** `side` keeps the ids of two views on one page apart. */
+function rolloutView(group, text, at, turn, side = '') {
   const rollout = group.rollouts[at], said = text.rollouts[at];
   const to = (by) => `#rollouts/${group.number}/${at + by}`;
   return el('article', { 'aria-label': `Rollout ${rollout.name}` },
@@ -32,33 +36,42 @@ function rolloutView(group, text, at, turn) {
         at > 0 && el('a', { href: to(-1) }, '← previous'), ' ',
         at + 1 < group.rollouts.length && el('a', { href: to(1) }, 'next →'))),
     said.dropped != null && el('p', { class: 'warning' }, `Left out of the update: ${visible(said.dropped)}`),
-    ...said.turns.map((one, k) => turnCard(one, k, text, k + 1 === turn, text.tree && kinOf(group, text.tree, at, k))),
+    ...said.turns.map((one, k) => turnCard(one, k, text, k + 1 === turn, text.tree && kinOf(group, text.tree, at, k), side, (parts) => partsView(group, text, parts))),
+    note('The outcome', said.outcomeNote),
     !said.turns.length && el('p', { class: 'quiet' }, 'The model wrote nothing that was kept.'),
     components(said.components));
 }
 
-function turnCard(one, k, text, current, kin) {
-  const differs = one.credited != null && Math.abs(one.credited - one.reward) > 1e-6;
-  return el('section', { class: current ? 'turn card current' : 'turn card', id: `turn${k + 1}`, 'aria-label': `Turn ${k + 1}` },
+function turnCard(one, k, text, current, kin, side, told) {
+  const dense = one.dense.reduce((total, [, value]) => total + value, 0);
+  const kl = one.credited != null && Math.abs(one.credited - one.reward - dense) > 1e-5 * Math.max(1, Math.abs(one.credited));
+  return el('section', { class: current ? 'turn card current' : 'turn card', id: `${side}turn${k + 1}`, 'aria-label': `Turn ${k + 1}` },
     el('div', { class: 'turn-head' },
       el('h4', {}, `Turn ${k + 1}`),
       el('span', {}, `paid ${plain(one.reward)}`),
-      differs && el('span', {}, `credited ${plain(one.credited, 3)} (with the KL penalty)`),
+      ...one.dense.map(([name, value]) => el('span', {}, `${visible(name)} ${signed(value, 3)}`)),
+      (kl || one.dense.length > 0) && el('span', {}, `credited ${plain(one.credited, 3)}${kl ? ' (with the KL penalty)' : ''}`),
       one.value != null && el('span', {}, `critic ${plain(one.value)}`),
       shade(el('span', { class: 'chip' }, `advantage ${signed(one.advantage)}`), one.advantage, SCALE)),
-    why(one, current),
+    why(one, current, told),
+    note('The reward function', one.note),
     kin,
     el('p', { class: 'label' }, 'The model wrote'), verbatim(one.text),
     ...one.calls.map((call) => callView(call, text.documents)));
 }
 
+/** What the reward function, or a judge, says of a reward. */
+function note(about, words) {
+  return words ? el('p', { class: 'note' }, el('strong', {}, `${about}: `), visible(words)) : null;
+}
+
 /** The sentence, and under it the working in numbers. */
-function why(one, open) {
+function why(one, open, told) {
   const sentence = el('p', { class: one.addsUp === false && 'warning' }, el('strong', {}, 'Why? '), visible(one.words));
   if (!one.terms.length) return el('div', { class: 'why' }, sentence);
   const head = ['what', '(value', '− mean)', '÷ std', '× weight', '= adds', 'compared with'];
-  const rows = one.terms.map(([kind, turn, value, average, std, weight, adds, number, baseline, ended, leaves]) => el('tr', {},
-    el('th', { scope: 'row' }, TERM_NAMES[kind](turn), leaves > 1 && `, over ${leaves} rollouts`),
+  const rows = one.terms.map(([kind, turn, value, average, std, weight, adds, number, baseline, ended, leaves, parts]) => el('tr', {},
+    el('th', { scope: 'row' }, TERM_NAMES[kind](turn), leaves > 1 && `, over ${leaves} rollouts`, ...told(parts)),
     el('td', {}, plain(value, 3)), el('td', {}, plain(average, 3)), el('td', {}, std == null ? '–' : plain(std, 3)),
     el('td', {}, compact(weight)), shade(el('td', { class: 'adds' }, signed(adds, 3)), adds, SCALE),
     el('td', { class: 'words' }, BASELINES[baseline](number), ended > 0 && `, ${ended} of them ended: 0`)));
@@ -78,6 +91,7 @@ function callView(call, documents) {
     call.ok ? 'answered' : `failed: ${visible(call.kind || 'error')}`,
     call.ok && call.kind && visible(call.kind),
     call.ok && !call.seen && 'the model never saw the result: it did not fit',
+    call.changed != null && (call.changed ? 'changed something' : 'changed nothing'),
     call.repeat && 'asked before in this rollout',
     call.faults.length > 0 && `tries that failed: ${call.faults.map(visible).join(', ')}`,
     call.seconds > 0 && `${compact(call.seconds)} s`,

@@ -1,0 +1,154 @@
+"""Train two roles with one tiny policy on the CPU, with the real trainer.
+
+    python examples/roles/run.py mhgpo --seeds 0 1 2    # a rewriter that searches and an answerer; 20 steps each
+    python examples/roles/run.py rema                   # a planner and a worker who talk; 5 steps
+    python examples/roles/run.py resume                 # mhgpo's first seed once more, killed and started again
+
+Each run is finished, continued or read again, whichever its folder asks for. OUT/METHOD.md has the numbers. With
+``--paid`` the rewriter is also paid for what it finds, which needs no other answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import multiprocessing
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from verl_mtgrpo.demo.runs import RunPlan, RunResult, checkpoint_step, train_to_end
+from verl_mtgrpo.demo.training import DemoSettings
+from verl_mtgrpo.launch.command import hydra_value
+from verl_mtgrpo.launch.progress import format_duration
+from verl_mtgrpo.launch.provenance import describe_machine, describe_source
+from verl_mtgrpo.report.tables import markdown_table
+
+HERE = Path(__file__).resolve().parent
+REWARDS = HERE.parents[1] / "recipes" / "mhgpo_search" / "rewards.py"
+SEARCH = {
+    "rewriter": {"prompt": "{question}", "tools": ["search"], "call_ends": True},
+    "answerer": {"prompt": "{question}\n\n{rewriter.result}"},
+}
+MEASURED = {
+    "outcome/f1": "F1 of the answer",
+    "tool/hit": "answer in results",
+    "role/planner/finished": "finished",
+}
+"""Metrics of training steps. A conversation has no search, and a search is not a conversation."""
+
+
+@dataclass(frozen=True)
+class Settings(DemoSettings):
+    """How the policy of this example is trained; ``roles`` is the file that names them."""
+
+    steps: int = 20
+    prompts: int = 16
+    rollouts: int = 4
+    prompt_length: int = 192
+    response_length: int = 64
+    rewards: str = f"{REWARDS}:answer_f1"
+    save_every: int = 5
+    validation_samples: int = 2
+    roles: str = ""
+
+    def overrides(self, *, seed: int) -> list[str]:
+        """Return the Hydra overrides for these settings."""
+        return [*super().overrides(seed=seed), f"trainer.turn.roles.file={hydra_value(self.roles)}"]
+
+
+def main() -> None:
+    """Train the runs that are missing, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method", choices=("mhgpo", "rema", "resume"))
+    parser.add_argument("--out", type=Path, default=Path("runs/roles"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, help="default: 20 for mhgpo, 5 for rema, 10 for resume")
+    parser.add_argument("--paid", action="store_true", help="pay the rewriter for what it finds")
+    args = parser.parse_args()
+    rows = []
+    for seed in args.seeds:
+        plan = plan_of(args.method, args.out, seed=seed, steps=args.steps, paid=args.paid)
+        killed = kill_once(plan) if args.method == "resume" else ""
+        rows.append([*row(plan, train_to_end(plan, label=f"{args.method}, seed {seed}", show_command=True)), killed])
+    header = ["seed", "step", *MEASURED.values(), "starts, time", "killed"]
+    name = f"{args.method}{'-paid' if args.paid else ''}.md"
+    text = f"{describe_source()}, {describe_machine()}\n\n{markdown_table(header, rows)}\n"
+    (args.out / name).write_text(text, encoding="utf-8")
+    print(text)
+
+
+def plan_of(method: str, out: Path, *, seed: int, steps: int | None, paid: bool) -> RunPlan:
+    """Return a run in its folder; its assets are made if they are missing."""
+    talks = method == "rema"
+    made = _sibling("talk" if talks else "search")
+    assets = made.prepare(out / f"assets-{'talk' if talks else 'search'}-seed{seed}", seed=seed)
+    rewriter = {**SEARCH["rewriter"], "reward": f"{REWARDS}:{'paid_for_hits' if paid else 'watched'}"}
+    roles = made.ROLES if talks else {"names": {**SEARCH, "rewriter": rewriter}}
+    name = f"{method}{'-paid' if paid else ''}-seed{seed}"
+    file = out.resolve() / f"roles-{name}.yaml"
+    file.write_text(yaml.safe_dump(roles, sort_keys=False), encoding="utf-8")
+    settings = replace(Settings(), roles=str(file), steps=steps or {"mhgpo": 20, "rema": 5, "resume": 10}[method])
+    preset = "rema" if talks else "mhgpo"
+    if talks:  # its roles are the file's
+        settings = replace(settings, prompts=8)
+    return RunPlan(folder=out / name, preset=preset, seed=seed, assets=assets, settings=settings)
+
+
+def row(plan: RunPlan, result: RunResult) -> list[str]:
+    """Return the numbers of the first and the last two training steps, which know all roles, unlike validation."""
+    steps: dict[int, dict[str, Any]] = {}
+    for file in sorted(plan.folder.glob("metrics-*.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            steps.setdefault(record["step"], {}).update(record["data"])
+    trained = [steps[step] for step in sorted(steps) if step]
+
+    def mean(few: list[dict[str, Any]], name: str) -> str:
+        values = [one[name] for one in few if one.get(name) is not None]
+        return f"{sum(values) / len(values):.3f}" if values else "-"
+
+    shown = [f"{mean(trained[:2], name)} to {mean(trained[-2:], name)}" for name in MEASURED]
+    return [
+        str(plan.seed),
+        str(plan.settings.steps),
+        *shown,
+        f"{result.starts}, {format_duration(result.train_seconds)}",
+    ]
+
+
+def kill_once(plan: RunPlan) -> str:
+    """Kill the run, with everything that it started, after its first checkpoint; return the step."""
+    if checkpoint_step(plan.folder):
+        return "earlier"
+    child = multiprocessing.get_context("spawn").Process(target=train_to_end, args=(plan,), kwargs={"label": "killed"})
+    child.start()
+    while checkpoint_step(plan.folder) == 0:
+        assert child.is_alive(), f"ended by itself; see the logs in {plan.folder}"
+        time.sleep(1.0)
+    family = psutil.Process(child.pid).children(recursive=True)
+    for process in [psutil.Process(child.pid), *family]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    child.join()
+    return str(checkpoint_step(plan.folder))
+
+
+def _sibling(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"roles_{name}", HERE / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()

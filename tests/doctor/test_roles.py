@@ -1,0 +1,85 @@
+"""Roles: a run that plays them has all parts for it, and says what a prompt becomes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+pytest.importorskip("verl")
+
+from tests.composed import composed
+from tests.doctor.setups import ROLLOUT, doctor
+from verl_mtgrpo.doctor.roles import READS, roles
+from verl_mtgrpo.doctor.setup import Setup
+from verl_mtgrpo.doctor.start_check import StartCheck
+from verl_mtgrpo.doctor.tools import tools
+from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.roles import RolesSettings
+
+pytestmark = [pytest.mark.usefixtures("surroundings"), pytest.mark.process, pytest.mark.network, pytest.mark.compose]
+
+ROLES = "trainer.turn.roles"
+NAMES = f"+{ROLES}.names={{rewriter:{{tools:[search],call_ends:true,max_tokens:16}},answerer:{{frozen:true}}}}"
+
+
+def test_a_healthy_chain_says_what_a_prompt_becomes(healthy, configs, capsys):
+    code, findings = doctor(capsys, healthy, NAMES, preset="mhgpo")
+    (said,) = [one for one in findings if one["check"] == "roles"]
+    assert (code, said["status"]) == (0, "ok"), findings
+    says = r"rewriter -> answerer: 8 branches \(fof\), 16 rows per prompt, 2 updates per step .*; answerer frozen"
+    assert re.fullmatch(says, said["message"]), said
+    StartCheck().on_job_start(config=configs[-1])
+
+
+def looked_at(*overrides):
+    """Return what the check says of a composed config."""
+    return list(roles(Setup(composed(f"{ROLLOUT}.n=4", NAMES, *overrides, preset="mhgpo"))))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ((f"{ROLLOUT}.agent.default_agent_loop=mtgrpo_tool_agent",), r"names roles, but .* plays none"),
+        ((f"+{ROLES}.names.rewriter.next=[nobody]",), r"names.rewriter.next names nobody"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        looked_at(*overrides)
+
+
+def test_a_tool_that_the_run_does_not_have_is_refused():
+    config = composed(f"{ROLLOUT}.n=4", NAMES, f"{ROLES}.names.rewriter.tools=[lookup]", preset="mhgpo")
+    failed = [one for one in tools(Setup(config)) if one.status == "fail"]
+    assert [one.message for one in failed] == [
+        "trainer.turn.roles.names.rewriter.tools has lookup, but the tools of this run are search"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ((f"{ROLES}.rounds=3",), r"roles.rounds=3 is not read with trainer.turn.roles.order=chain"),
+        (
+            (f"{ROLES}.order=alternate", f"{ROLES}.unfinished=mask"),
+            r"without trainer.turn.roles.finish only a full row",
+        ),
+        (("data.max_prompt_length=16",), r"answerer may read 16 tokens of rewriter, and data.max_prompt_length=16"),
+        (
+            (f"{ROLES}.order=alternate", f"{ROLLOUT}.multi_turn.max_assistant_turns=3"),
+            r"max_assistant_turns=3 ends the row of rewriter before trainer.turn.roles.rounds=30",
+        ),
+    ],
+    ids=str,
+)
+def test_what_works_but_perhaps_not_as_meant(overrides, says):
+    (warned,) = looked_at(*overrides)
+    assert warned.status == "warn" and warned.fix
+    assert re.search(says, warned.message), warned.message
+
+
+def test_the_table_knows_every_setting():
+    others = {"file", "names", "order", "answers"}
+    assert {key for keys in READS.values() for key in keys} == set(RolesSettings.model_fields) - others

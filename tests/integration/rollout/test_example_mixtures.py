@@ -1,0 +1,131 @@
+"""examples/mixtures: real HTTP servers that propose turns, and the router's gradient."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+pytest.importorskip("verl")
+pytest.importorskip("openai")
+
+from tests.agent_loops import GOOD, final_answer, run, transcript_of
+from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
+from verl_mtgrpo.integration.rollout.decide_loop import DecideAgentLoop
+
+pytestmark = [pytest.mark.compose, pytest.mark.network]
+
+FILE = Path(__file__).parents[3] / "examples" / "mixtures" / "mixture.py"
+RIGHT, WRONG = [GOOD, final_answer("Oslo")], [final_answer("Pim"), final_answer("Pim")]
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    spec = importlib.util.spec_from_file_location("mixture", FILE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class _Policy(BaseHTTPRequestHandler):
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(asked["messages"])
+        text = self.server.says[sum(one["role"] == "assistant" for one in asked["messages"])]
+        log_probs = {"content": [{"token": "t", "logprob": -0.25, "top_logprobs": []}] * 2}
+        choice = {"index": 0, "finish_reason": "stop", "logprobs": log_probs}
+        choice["message"] = {"role": "assistant", "content": text}
+        body = {"id": "1", "object": "chat.completion", "created": 0, "model": "policy", "choices": [choice]}
+        data = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def policies():
+    """Return the addresses of two servers, a skilled one and another, and the servers."""
+    servers = []
+    for says in (WRONG, RIGHT):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _Policy)
+        server.says, server.asked = says, []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+    yield [f"http://127.0.0.1:{server.server_address[1]}/v1" for server in servers], servers
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def supported(transcript, turn):
+    """Score searches, and answers that a result supports."""
+    return 1.0 if turn.tool_calls or (transcript.turns and "Oslo" in turn.text) else 0.0
+
+
+def played(config, tokenizer, tools, name, servers, **options):
+    whole = config.copy()
+    OmegaConf.set_struct(whole, False)
+    score = "tests.integration.rollout.test_example_mixtures:supported" if name == "Mixture" else ""
+    options = {"servers": servers, **options}
+    whole.trainer = {"turn": {"decide": {"by": f"{FILE}:{name}", "score": score, "options": options}}}
+    row = {"global_steps": 0, "index": 0, "session_id": 0, "mtgrpo_decides": "validation"}
+    return run(DecideAgentLoop, whole, tokenizer, tools, row=row, response_length=400)
+
+
+@pytest.mark.parametrize(("asked", "script"), [(0, WRONG[:1]), (1, RIGHT)])
+def test_a_one_hot_router_is_that_server_alone_token_for_token(config, tokenizer, tools, policies, asked, script):
+    addresses, servers = policies
+    one_hot = [[100.0 if one == asked else -100.0 for one in range(2)]]
+    output = played(config, tokenizer, tools, "Router", addresses, logits=one_hot)
+    alone = run(TurnToolAgentLoop, config, tokenizer, tools, script=list(script), response_length=400)
+    assert output.response_ids == alone.response_ids and output.response_mask == alone.response_mask
+    assert len(servers[asked].asked) == len(script) and not servers[1 - asked].asked
+    if asked:
+        said = [(one["role"], one["content"]) for one in servers[1].asked[-1]]
+        assert said[-2:] == [("assistant", GOOD), ("user", "Doc 1 about tower of Pim: it is in Oslo.")]
+
+
+def test_the_mixture_takes_the_turns_of_the_server_with_the_higher_value(config, tokenizer, tools, policies):
+    addresses, servers = policies
+    output = played(config, tokenizer, tools, "Mixture", addresses)
+    assert [turn.text for turn in transcript_of(output).turns] == RIGHT
+    assert len(servers[0].asked) == len(servers[1].asked) == 2
+    assert output.extra_fields["decide"]["decide/changed"] == 1.0
+
+
+def test_values_worked_by_hand(mixture):
+    assert mixture.mixture_values([1.0, 2.0, 3.0], [-1.0, -1.0, None], [-2.0, -0.5, -9.0], 0.5) == [0.5, 2.25, 3.0]
+
+
+def test_the_routers_gradient_is_autograds_and_finds_the_better_server(mixture):
+    torch.manual_seed(0)
+    logits = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    chosen = torch.tensor([[0, 1, -1], [1, 1, 0], [0, -1, -1]])
+    advantage = torch.randn(3, 3, dtype=torch.float64)
+    total = sum(
+        advantage[i, k] * logits[k].log_softmax(-1)[chosen[i, k]]
+        for i in range(3)
+        for k in range(3)
+        if chosen[i, k] >= 0
+    )
+    (expected,) = torch.autograd.grad(total, logits)
+    torch.testing.assert_close(mixture.router_gradient(logits.detach(), chosen, advantage), expected)
+    learned = torch.zeros(2, 2, dtype=torch.float64)  # server 0 searches well, server 1 answers well
+    for _ in range(200):
+        asked = torch.stack([torch.multinomial(row.softmax(-1), 16, replacement=True) for row in learned], dim=1)
+        earned = (asked == torch.tensor([0, 1])).double()
+        learned += 0.05 * mixture.router_gradient(learned, asked, earned - earned.mean(0))
+    assert learned.softmax(-1)[0, 0] > 0.95 and learned.softmax(-1)[1, 1] > 0.95

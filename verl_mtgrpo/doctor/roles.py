@@ -1,0 +1,82 @@
+"""Check that roles fit the run that plays them, and say what a prompt becomes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from verl_mtgrpo.doctor.findings import Finding
+from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup
+from verl_mtgrpo.integration.roles import cast_of, check_roles, outputs_per_prompt, plays_roles
+from verl_mtgrpo.roles import Cast, RolesSettings
+
+_ROLES = "trainer.turn.roles"
+READS: Mapping[str, tuple[str, ...]] = {
+    "chain": ("sampling", "seed"),
+    "graph": ("sampling", "seed"),
+    "alternate": ("rounds", "finish", "finish_role", "unfinished"),
+}
+"""``trainer.turn.roles.order`` -> the keys that only it reads."""
+
+
+def roles(setup: Setup) -> Iterator[Finding]:
+    """Yield what does not fit, and what the roles are; nothing in a run without any."""
+    check_roles(setup.config)
+    if not plays_roles(setup.config):
+        return
+    cast = cast_of(setup.config)
+    problems = [*_unread(cast), *_too_long(setup, cast), *_few_turns(setup, cast)]
+    yield from problems
+    if not problems:
+        yield _line(setup, cast)
+
+
+def _unread(cast: Cast) -> Iterator[Finding]:
+    """Warn of settings that this order does not read."""
+    read = READS[cast.settings.order]
+    for key, field in RolesSettings.model_fields.items():
+        value: Any = getattr(cast.settings, key)
+        readers = [order for order, keys in READS.items() if key in keys]
+        if readers and key not in read and value != field.default:
+            message = f"{_ROLES}.{key}={value} is not read with {_ROLES}.order={cast.settings.order}"
+            yield Finding("roles", "warn", message, f"leave it at {field.default!r}, or set order={readers[0]}")
+    if cast.talks and cast.settings.unfinished != "score" and not cast.settings.finish:
+        message = f"{_ROLES}.unfinished={cast.settings.unfinished}, but without {_ROLES}.finish only a full row ends a "
+        yield Finding("roles", "warn", f"{message}conversation early", f"set {_ROLES}.finish, such as [FINISH]")
+
+
+def _too_long(setup: Setup, cast: Cast) -> Iterator[Finding]:
+    """Warn if what a role reads of others may not fit its prompt: the output is lost then."""
+    room, response = int(setup.get(f"{ROLLOUT}.prompt_length")), int(setup.get(f"{ROLLOUT}.response_length"))
+    for name, read in cast.inputs.items():
+        most = sum(min(cast.roles[one].max_tokens or response, response) for one in read)
+        if most >= room:
+            message = f"{name} may read {most} tokens of {', '.join(read)}, and data.max_prompt_length={room}: "
+            fix = f"set it to more than {most}, or limit the roles that it reads ({_ROLES}.names.{read[0]}.max_tokens)"
+            yield Finding("roles", "warn", f"{message}an output whose prompt is longer is dropped", fix)
+
+
+def _few_turns(setup: Setup, cast: Cast) -> Iterator[Finding]:
+    """Warn if the limit of turns ends conversations of roles with tools, which count their calls as turns."""
+    limit = setup.get(f"{MULTI_TURN}.max_assistant_turns")
+    with_tools = [name for name, role in cast.roles.items() if role.tools]
+    if cast.talks and with_tools and limit and limit < cast.settings.rounds:
+        message = f"{MULTI_TURN}.max_assistant_turns={limit} ends the row of {with_tools[0]} before {_ROLES}.rounds="
+        fix = "set it to null, or to the number of rounds and calls"
+        yield Finding("roles", "warn", f"{message}{cast.settings.rounds} are over", fix)
+
+
+def _line(setup: Setup, cast: Cast) -> Finding:
+    settings, n = cast.settings, int(setup.get(f"{ROLLOUT}.n"))
+    outputs = outputs_per_prompt(setup.config)
+    frozen = [name for name, role in cast.roles.items() if role.frozen]
+    how = f"{n} conversations" if cast.talks else f"{n} branches ({settings.sampling})"
+    names = (" and " if cast.talks else " -> ").join(cast.names)
+    most = "up to " if settings.sampling == "rr" and not cast.talks else ""
+    message = f"{names}: {how}, {most}{outputs} rows per prompt"
+    mini, prompts = setup.get("actor_rollout_ref.actor.ppo_mini_batch_size"), setup.get("data.train_batch_size")
+    if mini and prompts:
+        updates = math.ceil(prompts * outputs / (mini * n))
+        message += f", {updates} {'update' if updates == 1 else 'updates'} per step (mini-batches of {mini * n} rows)"
+    return Finding("roles", "ok", message + (f"; {', '.join(frozen)} frozen" if frozen else ""))
