@@ -18,6 +18,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from tests.agent_loops import BOOM, GOOD, SeededServer, final_answer, run, transcript_of
 from verl_mtgrpo.integration.rollout.agent_loop import RawContinuationAgentLoop, TurnToolAgentLoop
+from verl_mtgrpo.integration.rollout.branches import running_leaf
 from verl_mtgrpo.integration.rollout.tree_loop import RawTreeAgentLoop, TreeAgentLoop
 from verl_mtgrpo.integration.rollout.turn_spans import turn_spans
 from verl_mtgrpo.integration.several import with_entries
@@ -30,7 +31,8 @@ ROW = {"global_steps": 3, "index": 7}
 class Asked:
     """Stands where verl's LLM client stands: says what ``say(turn, number)`` gives for a turn, and remembers requests.
 
-    ``number`` counts the requests for that turn with that very prompt, so the answers depend on no order of time.
+    ``number`` is the turn's own among its siblings, or without a tree counts the requests with that very prompt.
+    It depends on no order of time: templates and tools run in threads, so leaves ask in any order.
     """
 
     requests: ClassVar[list[dict]] = []
@@ -46,7 +48,8 @@ class Asked:
         Asked.requests.append({"id": request_id, "prompt": list(prompt_ids), **sampling_params})
         text = self.tokenizer.decode(prompt_ids)
         turn = 1 + text.count("Doc 1 about") + text.count("Error executing")
-        number = self.seen[text]
+        leaf = running_leaf.get()
+        number = self.seen[text] if leaf is None else int(leaf.node.name.rpartition(".")[2])
         self.seen[text] += 1
         await asyncio.sleep(0)
         ids = self.tokenizer.encode(self.say(turn, number), add_special_tokens=False)
