@@ -56,9 +56,11 @@ WORLDS = {
     "lake": DemoWorld(
         "no search: gymnasium's FrozenLake in words, where each turn is a step with its own reward (needs gymnasium)",
         LakeSettings(),
-        # The straight way takes six turns. A response holds the observations of all turns.
+        # The straight way takes six turns. A response holds the observations of all turns, and takes three times as long
+        # to train on as a search; so half of the questions per step.
         DemoSettings(
             steps=40,
+            prompts=8,
             prompt_length=96,
             response_length=448,
             assistant_turns=12,
