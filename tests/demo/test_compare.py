@@ -52,6 +52,28 @@ def test_a_value_that_a_run_lacks_does_not_shift_its_row(tmp_path: Path) -> None
     assert row == "| MT-GRPO, seed 0 | 0.900 | – | 0.500 | – | 1:30 |"
 
 
+def test_methods_are_compared_at_equal_training_time_too(tmp_path: Path) -> None:
+    def run(seconds: list[float], values: list[float]) -> RunResult:
+        steps = range(1, len(values) + 1)
+        train = {
+            "timing_s/step": dict(zip(steps, seconds, strict=True)),
+            "outcome/em": dict(zip(steps, values, strict=True)),
+        }
+        return RunResult(RunMetrics(train, {"outcome/em": {0: 0.1, len(values): values[-1]}}), 90.0, 1, "x", False)
+
+    # The quick method takes 8 s for its 8 steps. In that time the slow one gets through 5 of seed 0, 4 of seed 1.
+    quick = {seed: run([1.0] * 8, [0.1 * step for step in range(1, 9)]) for seed in (0, 1)}
+    slow = {
+        0: run([3.0, 1.0, 1.0, 1.0, 2.0, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5, 1.0, 0.0, 0.0, 0.0]),
+        1: run([2.0] * 8, [0.2, 0.2, 0.2, 0.6, 0.0, 0.0, 0.0, 0.0]),
+    }
+    write_comparison(tmp_path, {"archer": slow, "mt_grpo": quick}, settings=DemoSettings(), world="easy")
+    _, _, table = (tmp_path / "comparison.md").read_text().partition("At equal training time")
+    # slow: (4 * .5 + 1) / 5 = .6 and 1.2 / 4 = .3; quick: (.4 + .5 + .6 + .7 + .8) / 5 = .6.
+    assert "| ARCHER | 4 (4 to 5) | – | – | 0.450 (0.300 to 0.600) | – |" in table
+    assert "| MT-GRPO | 8 (8 to 8) | – | – | 0.600 (0.600 to 0.600) | – |" in table
+
+
 @pytest.mark.process
 def test_provenance_names_version_and_packages() -> None:
     assert describe_source().startswith(__version__)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from verl_mtgrpo.cli import Subparsers
@@ -22,6 +24,13 @@ REACHED = 0.9
 _PAIRED = (
     "Differences within a seed, where both started from the same policy on the same questions: mean over the seeds, "
     "[Student's 95 % interval of that mean], and how many of the seeds are above 0."
+)
+
+WINDOW = 5
+"""Training steps that a number at equal time is averaged over."""
+_EQUAL_TIME = (
+    "At equal training time, that of the quickest method of each seed without verl's start-up and validation: "
+    f"training rollouts, mean of the last {WINDOW} steps within that time. Whatever else this machine did counts too."
 )
 
 _DESCRIPTION = """\
@@ -124,12 +133,14 @@ def comparison_markdown(
     seeds = sorted({seed for by_seed in results.values() for seed in by_seed})
     pairs = _pairs(results, columns)
     paired = f"{_PAIRED}\n\n{markdown_table(['difference', *header[1:]], pairs)}\n\n" if pairs else ""
+    timed = _at_equal_time(results, columns)
+    equal = f"{_EQUAL_TIME}\n\n{markdown_table(['method', 'steps', *header[1:]], timed)}\n\n" if timed else ""
     described = "\n".join(f"- {name}: {_plain(value)}" for name, value in {**facts, "seeds": seeds}.items())
     return (
         f"# {', '.join(_title(preset) for preset in results)}\n\n"
         "Sampled validation after training: mean over the seeds (lowest to highest). Last column: in training, one "
         "number per seed.\n\n"
-        f"{markdown_table([*header, reached], summary)}\n\n{paired}"
+        f"{markdown_table([*header, reached], summary)}\n\n{paired}{equal}"
         f"Each run:\n\n{markdown_table(['run', *header[1:], 'training time'], single)}\n\n"
         f"Made by `mtgrpo compare` with:\n\n{described}\n"
     )
@@ -150,6 +161,38 @@ def _pairs(results: Mapping[str, Mapping[int, RunResult]], columns: Sequence[str
             row.append(paired_difference([one for one, _ in known], [two for _, two in known]))
         rows.append(row)
     return rows
+
+
+def _at_equal_time(results: Mapping[str, Mapping[int, RunResult]], columns: Sequence[str]) -> list[list[str]]:
+    """Return a row for each method: its steps, and training metrics, by the time when a seed's quickest had ended."""
+    from verl_mtgrpo.report.tables import mean_and_spread
+
+    times = {
+        preset: {seed: run.metrics.train.get("timing_s/step", {}) for seed, run in by_seed.items()}
+        for preset, by_seed in results.items()
+    }
+    seeds = [seed for seed in next(iter(times.values())) if all(by_seed.get(seed) for by_seed in times.values())]
+    if len(results) < 2 or not seeds:
+        return []
+    budget = {seed: min(sum(by_seed[seed].values()) for by_seed in times.values()) for seed in seeds}
+    rows = []
+    for preset, by_seed in times.items():
+        steps = {seed: _steps_within(by_seed[seed], budget[seed]) for seed in seeds}
+        row = [_title(preset), mean_and_spread([len(steps[seed]) for seed in seeds], digits=0)]
+        for name in columns:
+            series = {seed: results[preset][seed].metrics.train.get(name, {}) for seed in seeds}
+            known = [[series[seed][step] for step in steps[seed] if step in series[seed]] for seed in seeds]
+            row.append(mean_and_spread([fmean(values[-WINDOW:]) for values in known if values]))
+        rows.append(row)
+    return rows
+
+
+def _steps_within(seconds: Mapping[int, float], budget: float) -> list[int]:
+    """Return the first steps that take no more than ``budget`` seconds together."""
+    steps = sorted(seconds)
+    ends = accumulate(seconds[step] for step in steps)
+    # Summed in another order, the quickest run's own seconds may differ from the budget in the last digit.
+    return [step for step, end in zip(steps, ends, strict=True) if end <= budget * (1 + 1e-9)]
 
 
 def _title(preset: str) -> str:

@@ -56,8 +56,8 @@ WORLDS = {
     "lake": DemoWorld(
         "no search: gymnasium's FrozenLake in words, where each turn is a step with its own reward (needs gymnasium)",
         LakeSettings(),
-        # The straight way takes six turns. A response holds the observations of all turns, and takes three times as long
-        # to train on as a search; so half of the questions per step.
+        # The straight way takes six turns. A response holds the observations of all turns, and takes three times
+        # as long to train on as a search; so half of the questions per step.
         DemoSettings(
             steps=40,
             prompts=8,

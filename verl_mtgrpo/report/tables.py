@@ -49,13 +49,13 @@ def start_end_rows(metrics: RunMetrics, headlines: Mapping[str, str] = HEADLINES
     return rows
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Format ``mean (lowest to highest)`` over the seeds, or a single value alone."""
+def mean_and_spread(values: Sequence[float], *, digits: int = 3) -> str:
+    """Format ``mean (lowest to highest)`` over the seeds, or a single value alone, with ``digits`` after the point."""
     if not values:
         return "–"
     if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+        return f"{values[0]:.{digits}f}"
+    return f"{fmean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def paired_difference(first: Sequence[float], other: Sequence[float]) -> str:
