@@ -27,9 +27,9 @@ def sometimes(transcript, ground_truth):
 """
 
 
-def train(assets: Path, folder: Path, preset: str, *overrides: str):
+def train(assets: Path, folder: Path, preset: str, *overrides: str, cpu: str = "default"):
     dump = [f"trainer.rollout_data_dir={folder / 'rollouts'}", "trainer.turn.dump.groups=0"]
-    result = run(assets, folder, *dump, *overrides, preset=preset)
+    result = run(assets, folder, *dump, *overrides, preset=preset, cpu=cpu)
     assert result.returncode == 0, result.tail()
     assert set(result.steps) == {1, 2}
     return result
@@ -84,11 +84,13 @@ def assert_advantages(rows: list[dict], oracle, **knobs) -> None:
     assert all(set(json.loads(row["turn_advantages"])) == {0.0} for row in rows if row["outcome/dropped"])
 
 
-@pytest.mark.verl
-def test_two_steps_of_arpo_with_leaves_that_cannot_be_scored(assets: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    "cpu", [pytest.param("default", marks=pytest.mark.verl), pytest.param("vllm", marks=pytest.mark.vllm)]
+)
+def test_two_steps_of_arpo_with_leaves_that_cannot_be_scored(cpu: str, assets: Path, tmp_path: Path):
     (tmp_path / "own.py").write_text(SOMETIMES)
     own = [f"reward.turn.preset='{tmp_path}/own.py:sometimes'", "algorithm.turn.attribution=hard"]
-    result = train(assets, tmp_path, "arpo", *own, "trainer.turn.branch.probability=0.9")
+    result = train(assets, tmp_path, "arpo", *own, "trainer.turn.branch.probability=0.9", cpu=cpu)
     rows_per_node = []
     for number, step in result.steps.items():
         rows = rows_of_step(tmp_path, number)
