@@ -18,9 +18,12 @@ pytest.importorskip("transformers")
 
 from omegaconf import OmegaConf
 
+from tests.demo.runs import assets_below
+from tests.report.made import train_row, validation_data, write_rows
+from verl_mtgrpo.demo import runs
 from verl_mtgrpo.demo.assets import DemoAssets
 from verl_mtgrpo.demo.lake import LakeAssets
-from verl_mtgrpo.demo.runs import RunPlan, RunResult
+from verl_mtgrpo.demo.runs import RunPlan, RunResult, train_to_end
 from verl_mtgrpo.demo.world import WorldSize, build_world
 from verl_mtgrpo.report.metrics import RunMetrics
 from verl_mtgrpo.retrieval.bm25 import BM25Index
@@ -108,6 +111,23 @@ def test_the_runs_compose_and_are_complete(example, tmp_path: Path, monkeypatch,
     assert cast.names == (["planner", "worker"] if method == "rema" else ["rewriter", "answerer"])
     if method != "rema":
         assert cast.roles["rewriter"].reward.endswith("paid_for_hits" if method == "mhgpo" else "watched")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("method", ["mhgpo", "rema"])
+def test_a_run_is_finished_without_what_only_searching_roles_are_measured_by(example, tmp_path, monkeypatch, method):
+    """verl's validation has the metrics of the role that answers: no tool/used."""
+    settings = replace(example.run.Settings(), steps=2)
+    plan = RunPlan(tmp_path / "run", method, 0, assets_below(tmp_path), settings)
+
+    def verl(command: Any, **_: object) -> int:
+        validated = [validation_data("w", 2, outcome__f1=0.1 * step) for step in (0, 2)]
+        rows = [{"step": 0, "data": validated[0]}, train_row(1), {"step": 2, "data": validated[1]}]
+        write_rows(Path(command.env["VERL_FILE_LOGGER_PATH"]), rows)
+        return 0
+
+    monkeypatch.setattr(runs, "run_train_command", verl)
+    assert train_to_end(plan, label="run").metrics.validation["outcome/f1"] == {0: 0.0, 2: 0.2}
 
 
 def test_the_table_has_the_first_and_the_last_steps(example, tmp_path: Path):

@@ -59,6 +59,11 @@ class Settings(DemoSettings):
     validation_samples: int = 2
     roles: str = ""
 
+    @property
+    def validated(self) -> tuple[str, ...]:
+        """verl's validation has the metrics of the role that answers, and it searches nothing."""
+        return ("outcome/f1",)
+
     def overrides(self, *, seed: int) -> list[str]:
         """Return the Hydra overrides for these settings."""
         return [*super().overrides(seed=seed), f"trainer.turn.roles.file={hydra_value(self.roles)}"]

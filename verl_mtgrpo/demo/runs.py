@@ -232,8 +232,7 @@ def _store_result(plan: RunPlan, state: dict[str, Any]) -> RunResult:
     # The row of the last step has the last validation; after a stop right before it was written, verl has
     # nothing left to train and repeats the validation alone.
     wanted = {0, plan.settings.steps}
-    needed = ("env/outcome",) if plan.settings.environment else ("tool/used", "outcome/em")
-    missing = [name for name in needed if not wanted <= set(metrics.validation.get(name, {}))]
+    missing = [name for name in plan.settings.validated if not wanted <= set(metrics.validation.get(name, {}))]
     if missing:
         raise TrainingFailed(
             f"the run ended without an error at step {metrics.last_step} of {plan.settings.steps}, but {missing} are "

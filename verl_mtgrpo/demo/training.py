@@ -52,6 +52,11 @@ class DemoSettings:
         """The metrics that tables and plots of such a run show, with their names; the first is what it is to learn."""
         return ENVIRONMENT_HEADLINES if self.environment else HEADLINES
 
+    @property
+    def validated(self) -> tuple[str, ...]:
+        """Metrics without which, in the validations before and after training, a run is not finished."""
+        return ("env/outcome",) if self.environment else ("tool/used", "outcome/em")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings that a stored run is compared by: other settings make another run."""
         return stored_settings(self, later=("rewards", "environment"))
