@@ -138,4 +138,7 @@ def test_the_table_has_the_first_and_the_last_steps(example, tmp_path: Path):
     assets = LakeAssets(tmp_path, tmp_path, tmp_path, {})
     plan = RunPlan(folder=tmp_path, preset="mhgpo", seed=1, assets=assets, settings=settings)
     result = RunResult(RunMetrics(train={}, validation={}), 61.0, 2, "source", reused=False)
-    assert example.run.row(plan, result)[:4] == ["1", "5", "0.200 to 0.600", "- to -"]
+    steps = example.run.training_steps(plan)
+    assert example.run.row(plan, result, steps)[:4] == ["1", "5", "0.200 to 0.600", "- to -"]
+    (axes,) = example.run.draw([steps, steps[:3]], [1, 2]).axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [f1, f1[:3]], "one line per seed; no line for no values"

@@ -4,8 +4,8 @@
     python examples/roles/run.py rema                   # a planner and a worker who talk; 5 steps
     python examples/roles/run.py resume                 # mhgpo's first seed once more, killed and started again
 
-Each run is finished, continued or read again, whichever its folder asks for. OUT/METHOD.md has the numbers. With
-``--paid`` the rewriter is also paid for what it finds, which needs no other answer.
+Each run is finished, continued or read again, whichever its folder asks for. OUT/METHOD.md and OUT/METHOD.png have the
+numbers. With ``--paid`` the rewriter is also paid for what it finds, which needs no other answer.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from typing import Any
 
 import psutil
 import yaml
+from matplotlib.figure import Figure
 
 from verl_mtgrpo.demo.runs import RunPlan, RunResult, checkpoint_step, train_to_end
 from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.launch.command import hydra_value
 from verl_mtgrpo.launch.progress import format_duration
 from verl_mtgrpo.launch.provenance import describe_machine, describe_source
+from verl_mtgrpo.report.curves import line_style, save_figure
 from verl_mtgrpo.report.tables import markdown_table
 
 HERE = Path(__file__).resolve().parent
@@ -78,15 +80,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: 20 for mhgpo, 5 for rema, 10 for resume")
     parser.add_argument("--paid", action="store_true", help="pay the rewriter for what it finds")
     args = parser.parse_args()
-    rows = []
+    rows, series = [], []
     for seed in args.seeds:
         plan = plan_of(args.method, args.out, seed=seed, steps=args.steps, paid=args.paid)
         killed = kill_once(plan) if args.method == "resume" else ""
-        rows.append([*row(plan, train_to_end(plan, label=f"{args.method}, seed {seed}", show_command=True)), killed])
+        result = train_to_end(plan, label=f"{args.method}, seed {seed}", show_command=True)
+        steps = training_steps(plan)
+        rows.append([*row(plan, result, steps), killed])
+        series.append(steps)
     header = ["seed", "step", *MEASURED.values(), "starts, time", "killed"]
-    name = f"{args.method}{'-paid' if args.paid else ''}.md"
+    name = f"{args.method}{'-paid' if args.paid else ''}"
     text = f"{describe_source()}, {describe_machine()}\n\n{markdown_table(header, rows)}\n"
-    (args.out / name).write_text(text, encoding="utf-8")
+    (args.out / f"{name}.md").write_text(text, encoding="utf-8")
+    save_figure(draw(series, args.seeds), args.out / f"{name}.png")
     print(text)
 
 
@@ -107,14 +113,18 @@ def plan_of(method: str, out: Path, *, seed: int, steps: int | None, paid: bool)
     return RunPlan(folder=out / name, preset=preset, seed=seed, assets=assets, settings=settings)
 
 
-def row(plan: RunPlan, result: RunResult) -> list[str]:
-    """Return the numbers of the first and the last two training steps, which know all roles, unlike validation."""
+def training_steps(plan: RunPlan) -> list[dict[str, Any]]:
+    """Return the metrics of the training steps, which know all roles, unlike validation."""
     steps: dict[int, dict[str, Any]] = {}
     for file in sorted(plan.folder.glob("metrics-*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             steps.setdefault(record["step"], {}).update(record["data"])
-    trained = [steps[step] for step in sorted(steps) if step]
+    return [steps[step] for step in sorted(steps) if step]
+
+
+def row(plan: RunPlan, result: RunResult, trained: list[dict[str, Any]]) -> list[str]:
+    """Return the numbers of the first and the last two training steps."""
 
     def mean(few: list[dict[str, Any]], name: str) -> str:
         values = [one[name] for one in few if one.get(name) is not None]
@@ -127,6 +137,22 @@ def row(plan: RunPlan, result: RunResult) -> list[str]:
         *shown,
         f"{result.starts}, {format_duration(result.train_seconds)}",
     ]
+
+
+def draw(series: list[list[dict[str, Any]]], seeds: list[int]) -> Figure:
+    """Plot the metrics over the training steps: one colour per metric, one line per seed."""
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, title) in enumerate(MEASURED.items()):
+        for which, trained in enumerate(series):
+            values = {step: one[name] for step, one in enumerate(trained, start=1) if one.get(name) is not None}
+            if values:
+                label = None if which else title
+                axes.plot([*values], [*values.values()], label=label, **line_style(number))
+    axes.set(xlabel="training step", ylabel="share", ylim=(-0.02, 1.02), title=f"seeds {', '.join(map(str, seeds))}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
 
 
 def kill_once(plan: RunPlan) -> str:
