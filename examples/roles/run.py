@@ -148,7 +148,7 @@ def draw(series: list[list[dict[str, Any]]], seeds: list[int]) -> Figure:
             values = {step: one[name] for step, one in enumerate(trained, start=1) if one.get(name) is not None}
             if values:
                 label = None if which else title
-                axes.plot([*values], [*values.values()], label=label, **line_style(number))
+                axes.plot([*values], [*values.values()], label=label, alpha=0.8, **line_style(number))
     axes.set(xlabel="training step", ylabel="share", ylim=(-0.02, 1.02), title=f"seeds {', '.join(map(str, seeds))}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
