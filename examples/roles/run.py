@@ -147,8 +147,8 @@ def draw(series: list[list[dict[str, Any]]], seeds: list[int]) -> Figure:
         for which, trained in enumerate(series):
             values = {step: one[name] for step, one in enumerate(trained, start=1) if one.get(name) is not None}
             if values:
-                label = None if which else title
-                axes.plot([*values], [*values.values()], label=label, alpha=0.8, **line_style(number))
+                (line,) = axes.plot([*values], [*values.values()], label=None if which else title)
+                line.set(**line_style(number))
     axes.set(xlabel="training step", ylabel="share", ylim=(-0.02, 1.02), title=f"seeds {', '.join(map(str, seeds))}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
