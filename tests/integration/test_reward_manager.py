@@ -19,6 +19,7 @@ from verl.trainer.ppo.reward import get_custom_reward_fn
 from tests.composed import composed
 from tests.integration.reward_managers import TRANSCRIPT, config, manager, score
 from tests.judge_server import JudgeServer
+from verl_mtgrpo.deciders import REJECTED
 from verl_mtgrpo.errors import ConfigError, CreditInputError, EmptyBatchError, TranscriptError
 from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.integration.settings import turn_reward_settings
@@ -51,6 +52,16 @@ def test_where_it_is_paid(how, paid):
     info = score(manager(f"reward.turn.pay={how}", meant), {"transcript": TRANSCRIPT})["reward_extra_info"]
     assert json.loads(info["turn_rewards"]) == pytest.approx(paid)
     assert info["tool/hit"] == 1.0  # measured, though not paid
+
+
+@pytest.mark.parametrize(("how", "paid"), [("turns", [0.2, 1.7]), ("merged", [0.0, 1.9])])
+def test_a_rejected_attempt_pays_its_penalty(how, paid):
+    """Penalties are taken before it is decided where rewards are paid. They change no measure."""
+    meant = "trainer.turn.on_purpose=[reward.turn.pay]"
+    fields = {"transcript": TRANSCRIPT, REJECTED: {0: 0.5}}
+    info = score(manager(f"reward.turn.pay={how}", meant), fields)["reward_extra_info"]
+    assert json.loads(info["turn_rewards"]) == pytest.approx(paid)
+    assert (info["outcome/em"], info["tool/hit"]) == (1.0, 1.0)
 
 
 OWN = """
