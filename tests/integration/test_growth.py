@@ -141,6 +141,16 @@ def test_there_are_n_leaves_and_no_leaf_twice(grow, n, count):
         assert tree.measures()["branch/shortfall"] == 0.0
 
 
+@pytest.mark.parametrize("grow", ["at2po", "random"])
+def test_many_rounds_without_a_turn_to_branch_at_end_at_once(grow):
+    assert paths(grown(turns(1), n=6, grow=grow, rounds=100_000)) == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_a_very_long_rollout_has_a_path():
+    (path,) = paths(grown(turns(1_500), n=1, grow="none"))
+    assert path.count("/") == 1_499
+
+
 def test_nothing_branches_without_a_tool_call():
     for grow in ("arpo", "at2po", "random"):
         tree = grown(turns(1), n=6, grow=grow, initial=2)

@@ -56,7 +56,12 @@ class Node:
     @property
     def lineage(self) -> list[Node]:
         """The nodes from the first turn to this one; empty for the root."""
-        return [*self.parent.lineage, self] if self.parent is not None else []
+        found: list[Node] = []
+        node: Node = self
+        while node.parent is not None:
+            found.append(node)
+            node = node.parent
+        return found[::-1]
 
     @property
     def is_first_child(self) -> bool:
@@ -212,7 +217,8 @@ class _Rounds(Growth):
         if not self.rounds or not room:
             return [nodes[0]] * room
         share, self.rounds = math.ceil(room / self.rounds), self.rounds - 1
-        return self._round([node for node in nodes[1:] if node.state is not None], share) or self.when_over(nodes, room)
+        states = [node for node in nodes[1:] if node.state is not None]
+        return self._round(states, share) or [nodes[0]] * room
 
     def _round(self, states: list[Node], share: int) -> list[Node]:
         raise NotImplementedError
