@@ -72,9 +72,7 @@ def test_what_no_tree_can_be_is_refused_in_words(settings, n, said):
 @pytest.mark.parametrize("settings", [{"width": 2, "turns": 20_000}, {"width": 2, "turns": 10**9}, {"width": 2}])
 def test_a_tree_that_explodes_is_refused_in_words_and_not_counted(settings):
     most = 0 if "turns" in settings else 20_000
-    with pytest.raises(
-        ConfigError, match=r"grows 2\^\d+ leaves per prompt, but .*rollout.n=16.*smaller width"
-    ):
+    with pytest.raises(ConfigError, match=r"grows 2\^\d+ leaves per prompt, but .*rollout.n=16.*smaller width"):
         check_growth(BranchSettings(grow="full", **settings), 16, most)
     assert len(widths_of(BranchSettings(grow="full", turns=10**9), 16, 0)) < 20
 
