@@ -247,6 +247,18 @@ def test_on_a_tree_with_as_many_children_everywhere_every_turn_weighs_the_same()
     assert torch.equal(forest.weight("policy"), torch.ones(12, 3))
 
 
+@pytest.mark.parametrize("paid", [0.1, 0.3, 0.7])
+@pytest.mark.parametrize(
+    ("name", "knobs"), [("turn_rloo_tree", {"scale": "std"}), ("mt_grpo_tree", {"baseline": "siblings"})]
+)
+def test_siblings_that_are_worth_the_same_have_exactly_no_advantage(name, knobs, paid):
+    # One sibling branches later and the other does not: two ways to add up the same rewards.
+    paths = ["0/a/b/c0", "0/a/b/c1", "0/a/b/c2", "0/d/e/f", "1/g/h/i"]
+    mask = torch.tensor([[1, 0] * 4] * 5)
+    result, _ = ESTIMATORS[name](mask * paid, mask, ["q"] * 5, paths, discount=0.6, **knobs)
+    assert result.abs().max().item() == 0.0
+
+
 # ---- attribution and the loss
 
 

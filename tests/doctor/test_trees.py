@@ -64,6 +64,7 @@ WARNED = [
     ("at2po", (f"{BRANCH}.width=3",), r"branch.width=3 is not read with trainer.turn.branch.grow=at2po"),
     ("tree_grpo", (f"{BRANCH}.initial=8",), r"initial=8 rollouts begin at the prompt .*no branch is left"),
     ("arpo", (f"{BRANCH}.probability=0", f"{BRANCH}.weight=0"), r"never branches"),
+    ("mt_grpo_tree", (f"{ROLLOUT}.n=7",), r"n=7 is no product .* of the 2 turns .* only the first one does"),
     ("arpo", (f"{BRANCH}.threshold=0.7",), r"threshold=0.7 is not read with trainer.turn.branch.decide=coin"),
 ]
 

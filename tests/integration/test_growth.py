@@ -69,6 +69,19 @@ def test_what_no_tree_can_be_is_refused_in_words(settings, n, said):
     check_growth(BranchSettings(grow="arpo"), 1)
 
 
+@pytest.mark.parametrize("settings", [{"width": 2, "turns": 20_000}, {"width": 2, "turns": 10**9}, {"width": 2}])
+def test_a_tree_that_explodes_is_refused_in_words_and_not_counted(settings):
+    most = 0 if "turns" in settings else 20_000
+    with pytest.raises(ConfigError, match=r"grows 2\^\d+ leaves per prompt, but .*rollout.n=16.*smaller width"):
+        check_growth(BranchSettings(grow="full", **settings), 16, most)
+    assert len(widths_of(BranchSettings(grow="full", turns=10**9), 16, 0)) < 20
+
+
+def test_a_rollout_of_one_turn_is_not_told_to_branch_at_none():
+    with pytest.raises(ConfigError, match=r"branch.turns to 1, or to null"):
+        check_growth(BranchSettings(grow="full", width=4, turns=2), 16, 1)
+
+
 def test_the_formula_of_arpo():
     # the first 2 of 3 tokens, by hand; then 0.5 + 0.2 * (1.5 - 1.0), and both ends of the clip
     assert surprisal([-1.0, -2.0, -30.0], 2) == 1.5
@@ -124,6 +137,16 @@ def test_there_are_n_leaves_and_no_leaf_twice(grow, n, count):
         tree = grown(turns(count), n=n, grow=grow, seed=seed)
         assert len(paths(tree)) == len(set(paths(tree))) == n
         assert tree.measures()["branch/shortfall"] == 0.0
+
+
+@pytest.mark.parametrize("grow", ["at2po", "random"])
+def test_many_rounds_without_a_turn_to_branch_at_end_at_once(grow):
+    assert paths(grown(turns(1), n=6, grow=grow, rounds=100_000)) == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_a_very_long_rollout_has_a_path():
+    (path,) = paths(grown(turns(1_500), n=1, grow="none"))
+    assert path.count("/") == 1_499
 
 
 def test_nothing_branches_without_a_tool_call():

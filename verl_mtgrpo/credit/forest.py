@@ -156,12 +156,13 @@ class Forest:
             discount: γ, per turn.
             scores_N1: ``(N, 1)``, for ``"softmax"``.
         """
+        own_N1, dtype = own_N1.double(), own_N1.dtype  # equal sums, added up in other orders, are the same in the end
         value_N1 = own_N1
         inner_N1, family_N = self.children_N[:, None] >= 0, self.children_N.clamp(min=0)
         for turn in range(self.node_BK.shape[1] - 2, -1, -1):  # the last turns have no children
             later_N1 = self.over_siblings(value_N1, how, scores_N1)[family_N]
             value_N1 = (own_N1 + discount * later_N1).where(inner_N1 & (self.turn_N[:, None] == turn), value_N1)
-        return value_N1
+        return value_N1.to(dtype)
 
     def over_siblings(self, value_N1: Tensor, how: str = "mean", scores_N1: Tensor | None = None) -> Tensor:
         """Reduce the values of siblings to one number per state, ``(states, 1)``; arguments as in :meth:`value`."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import ROLLOUT, Setup
+from verl_mtgrpo.integration.growth import widths_of
 from verl_mtgrpo.integration.settings import BranchSettings
 from verl_mtgrpo.integration.trees import TREE_LOOPS, branch_settings, check_trees, grows, takes_leaves
 
@@ -37,7 +38,7 @@ def trees(setup: Setup) -> Iterator[Finding]:
     if not grows(setup.config):
         check_trees(setup.config)  # trees that are asked for without a loop that grows them
         return
-    problems = [*_one_leaf(setup), *_no_budget(setup), *_never(setup)]
+    problems = [*_one_leaf(setup), *_no_budget(setup), *_never(setup), *_first_turn_only(setup)]
     yield from problems
     check_trees(setup.config)
     if not problems:
@@ -98,6 +99,23 @@ def _never(setup: Setup) -> Iterator[Finding]:
     if settings.grow == "arpo" and settings.weight == 0 and settings.probability <= least:
         message = f"{_BRANCH}.probability={settings.probability} with {_BRANCH}.weight=0.0 never branches"
         yield Finding("trees", "warn", message, "set probability=0.5 and weight=0.2 (ARPO's), or grow=none")
+
+
+def _first_turn_only(setup: Setup) -> Iterator[Finding]:
+    """Warn of a full tree whose number of leaves has one factor only: what it grows are chains."""
+    settings, n = branch_settings(setup.config), setup.get(f"{ROLLOUT}.n")
+    if settings.grow != "full" or settings.width is not None or n == 1:
+        return
+    widths = widths_of(settings, n, setup.get(f"{ROLLOUT}.multi_turn.max_assistant_turns") or 0)
+    if len(widths) > 1 and widths[1] == 1:
+        message = (
+            f"{ROLLOUT}.n={n} is no product of two numbers: of the {len(widths)} turns that {_BRANCH}.grow=full is "
+        )
+        message += "to branch, only the first one does, and no rollouts share a turn"
+        product = max(4, n + 1)
+        yield Finding(
+            "trees", "warn", message, f"set {ROLLOUT}.n to a product, such as {product}, or {_BRANCH}.turns=1"
+        )
 
 
 def _line(setup: Setup) -> Finding:

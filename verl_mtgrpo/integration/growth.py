@@ -21,6 +21,8 @@ from verl_mtgrpo.integration.settings import BranchSettings
 
 _N = "actor_rollout_ref.rollout.n"
 _BRANCH = "trainer.turn.branch"
+_BITS = 64
+"""Numbers of leaves that need more bits than this are not worth writing out."""
 
 
 @dataclass(eq=False)
@@ -54,7 +56,12 @@ class Node:
     @property
     def lineage(self) -> list[Node]:
         """The nodes from the first turn to this one; empty for the root."""
-        return [*self.parent.lineage, self] if self.parent is not None else []
+        found: list[Node] = []
+        node: Node = self
+        while node.parent is not None:
+            found.append(node)
+            node = node.parent
+        return found[::-1]
 
     @property
     def is_first_child(self) -> bool:
@@ -210,7 +217,8 @@ class _Rounds(Growth):
         if not self.rounds or not room:
             return [nodes[0]] * room
         share, self.rounds = math.ceil(room / self.rounds), self.rounds - 1
-        return self._round([node for node in nodes[1:] if node.state is not None], share) or self.when_over(nodes, room)
+        states = [node for node in nodes[1:] if node.state is not None]
+        return self._round(states, share) or [nodes[0]] * room
 
     def _round(self, states: list[Node], share: int) -> list[Node]:
         raise NotImplementedError
@@ -268,6 +276,11 @@ def initial_of(settings: BranchSettings, leaves: int) -> int:
     return max(1, leaves // 2) if settings.initial is None else settings.initial
 
 
+def turns_of(settings: BranchSettings, max_turns: int) -> int:
+    """Return at how many turns a full tree branches, from the first."""
+    return settings.turns or max(1, (max_turns or 3) - 1)
+
+
 def widths_of(settings: BranchSettings, leaves: int, max_turns: int) -> list[int]:
     """Return how many children the states of a full tree have, for each turn that branches.
 
@@ -276,9 +289,10 @@ def widths_of(settings: BranchSettings, leaves: int, max_turns: int) -> list[int
         leaves: Number of leaves, the product of the widths that are not set.
         max_turns: The limit of turns of a rollout; 0 if there is none.
     """
-    turns = settings.turns or max(1, (max_turns or 3) - 1)
+    turns = turns_of(settings, max_turns)
     if settings.width is not None:
         return [settings.width] * turns
+    turns = min(turns, leaves + 1)  # more could not branch
     widths, rest, factor = [1] * turns, leaves, 2
     factors: list[int] = []
     while rest > 1:
@@ -300,20 +314,22 @@ def check_growth(settings: BranchSettings, leaves: int, max_turns: int = 0) -> N
         max_turns: ``actor_rollout_ref.rollout.multi_turn.max_assistant_turns``; 0 if there is no limit.
     """
     if settings.grow == "full":
-        widths = widths_of(settings, leaves, max_turns)
-        if max_turns and len(widths) > max_turns:
+        turns, width = turns_of(settings, max_turns), settings.width
+        if max_turns and turns > max_turns:
             raise ConfigError(
                 f"{_BRANCH}.turns={settings.turns}, but a rollout has at most {max_turns} turns "
                 "(actor_rollout_ref.rollout.multi_turn.max_assistant_turns)",
-                fix=f"set {_BRANCH}.turns to {max_turns - 1}, so that all but the last branch, or to null",
+                fix=f"set {_BRANCH}.turns to {max(1, max_turns - 1)}, or to null: all turns but the last branch then",
             )
-        if (most := math.prod(widths)) != leaves:
+        most = width**turns if width is not None and turns * width.bit_length() <= _BITS else None
+        if width is not None and most != leaves:
+            counted = f" = {most}" if most is not None else ""
             raise ConfigError(
-                f"{_BRANCH}.grow=full with width={settings.width} at {len(widths)} turns grows "
-                f"{settings.width}^{len(widths)} = {most} leaves per prompt, but {_N}={leaves}",
+                f"{_BRANCH}.grow=full with width={width} at {turns} turns grows "
+                f"{width}^{turns}{counted} leaves per prompt, but {_N}={leaves}",
                 fix=(
-                    f"set {_N}={most}, or a smaller width or fewer turns: leaves multiply with every turn that "
-                    f"branches ({_BRANCH}.grow=arpo stays within any budget)"
+                    f"set {f'{_N}={most}, or ' if most is not None else ''}a smaller width or fewer turns: leaves "
+                    f"multiply with every turn that branches ({_BRANCH}.grow=arpo stays within any budget)"
                 ),
             )
     elif settings.grow != "none" and initial_of(settings, leaves) > leaves:
