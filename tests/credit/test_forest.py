@@ -328,6 +328,13 @@ def test_paths_that_make_no_tree_are_refused(paths, message):
         arpo(REWARDS, MASK, ["q"] * 4, paths)
 
 
+def test_a_refusal_does_not_quote_a_path_of_a_megabyte():
+    long = "/".join("9" * 1000 for _ in range(1000))
+    with pytest.raises(CreditInputError, match=r"row 0 has 2 turns .*9\.\.\.9") as refused:
+        arpo(REWARDS, MASK, ["q"] * 4, [long, "0/0.1", "1/1.0", "2/2.0"])
+    assert len(str(refused.value)) < 1000
+
+
 def test_a_row_that_ends_inside_the_tree_is_refused():
     mask = torch.tensor([[1, 0, 0], [1, 0, 1]])
     with pytest.raises(CreditInputError, match=r"rows 0 and 1 \('0', '0/0.0'\) share the last turn of the first one"):

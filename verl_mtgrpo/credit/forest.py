@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from reprlib import Repr
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ from verl_mtgrpo.credit.groups import (
     std_within_group,
 )
 from verl_mtgrpo.errors import CreditInputError
+
+_SHOWN = Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 200  # errors shorten paths: that of a deep tree has a megabyte
 
 NodePath = Sequence[str | None] | np.ndarray
 """One path per row: ids of its turns, separated by ``/``; None or empty: the row shares no turn."""
@@ -267,7 +271,8 @@ def _number_nodes(
         if len(ids) != turns_of_row:
             raise refusal(
                 "node_path",
-                f"row {row} has {turns_of_row} turns (runs of 1 in response_mask), but its node_path is {path!r}",
+                f"row {row} has {turns_of_row} turns (runs of 1 in response_mask), but its node_path is "
+                f"{_SHOWN.repr(path)}",
                 expected="one id per turn, separated by '/'",
             )
         for one in ids:
@@ -296,7 +301,7 @@ def _check_shape(
         raise _refusal(
             node_path,
             (first, int(row_R[at])),
-            f"name the same turn ({node_path[row_R[at]].split('/')[turn_R[at]]!r}) at different places",  # type: ignore[union-attr]
+            f"name the same turn ({_SHOWN.repr(node_path[row_R[at]].split('/')[turn_R[at]])}) at different places",  # type: ignore[union-attr]
             "rows that share a turn share all turns before it, and no row has a turn twice",
         )
     last_R = np.append(row_R[1:] != row_R[:-1], True)[: len(row_R)]  # the row ends here
@@ -343,7 +348,7 @@ def _refusal(node_path: NodePath, rows: tuple[int, int], what: str, expected: st
     which = f"rows {first} and {second}" if first != second else f"row {first}"
     return refusal(
         "node_path",
-        f"{which} ({node_path[first]!r}, {node_path[second]!r}) {what}",
+        f"{which} ({_SHOWN.repr(node_path[first])}, {_SHOWN.repr(node_path[second])}) {what}",
         expected=expected,
         fix="the agent loop has to give a new id to every turn that it samples, and the same id to every copy of it",
     )
