@@ -106,7 +106,7 @@ def test_questions_are_made_from_what_tools_say():
 def test_questions_that_name_another_agent_loop_stop_a_try_before_a_policy_is_made(tmp_path, monkeypatch):
     (tmp_path / "tools.py").write_text(TOOLS)
     row = make_row("Where?", ["Oslo"], index=0, split="train", id="0", data_source="toy")
-    write_parquet([{**row, "agent_name": "tool_agent"}], tmp_path / "mine.parquet")
+    write_parquet([{**row, "agent_name": "single_turn_agent"}], tmp_path / "mine.parquet")
     monkeypatch.setattr(policy, "_make", lambda *_: pytest.fail("a policy was made"))
     line = CommandLine(
         overrides=(
@@ -116,7 +116,7 @@ def test_questions_that_name_another_agent_loop_stop_a_try_before_a_policy_is_ma
             f"data.train_files={tmp_path}/mine.parquet",
         )
     )
-    with pytest.raises(ConfigError, match=rf"^{tmp_path}/mine.parquet has a column agent_name with tool_agent"):
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/mine.parquet has a column agent_name with single_turn_agent"):
         try_steps(Trial("try", line, tmp_path / "run", tmp_path / "made"))
     assert not (tmp_path / "made").exists()
 

@@ -121,9 +121,9 @@ def check_config(line: CommandLine) -> Any:
     from verl.trainer.ppo.utils import need_critic
 
     from verl_mtgrpo.doctor.compose import PRIMARY, compose_config
-    from verl_mtgrpo.integration.agent_names import check_agent_names
     from verl_mtgrpo.integration.parts import uses_turns
     from verl_mtgrpo.integration.preflight import check_run
+    from verl_mtgrpo.integration.row_loops import check_agent_names
     from verl_mtgrpo.toy.rows import files_here
 
     config = compose_config(line)
@@ -131,7 +131,7 @@ def check_config(line: CommandLine) -> Any:
     if uses_turns(config):
         check_run(config)
         for file in (*files_here(config.data.train_files), *files_here(config.data.val_files)):
-            check_agent_names(str(file))
+            check_agent_names(str(file), config)
     if OmegaConf.select(config, "reward.reward_model.enable"):
         raise ConfigError(
             "reward.reward_model.enable=True: a reward model needs a GPU, so this run cannot be tried on a CPU",
