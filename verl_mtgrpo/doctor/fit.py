@@ -253,7 +253,7 @@ def engine(setup: Setup) -> Iterator[Finding]:
         return
     problem = missing_engine(name)
     if problem:
-        yield problem if not setup.elsewhere else setup.absent("engine", problem.message, problem.fix)
+        yield setup.of_machine("engine", problem.message, problem.fix)
         return
     cpu = setup.get("trainer.device") == "cpu" or name == "hf_cpu"
     if cpu and os.environ.get("VERL_PLATFORM") != "cpu":
