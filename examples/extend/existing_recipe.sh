@@ -8,8 +8,8 @@
 #       actor_rollout_ref.rollout.agent.default_agent_loop=mtgrpo_tool_agent
 #
 # The first is all that a recipe needs which does not name an estimator and an agent loop itself; this one does, and
-# what the command line says wins over a group. Everything else stays, its own tools too. If the questions have a column
-# agent_name, each row names its loop there: leave the column out, or write mtgrpo_tool_agent.
+# what the command line says wins over a group. Everything else stays, its own tools too. Questions with
+# tool_agent in a column agent_name, as those of verl's tool examples, are rolled out by mtgrpo_tool_agent too.
 #
 # MODEL, TRAIN, VAL and TOOLS name the model, the questions and verl's YAML of tools.
 set -euo pipefail

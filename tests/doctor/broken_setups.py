@@ -233,8 +233,8 @@ SETUPS = [
     ),
     with_rows(
         "rows that name another agent loop",
-        r"a column agent_name with tool_agent",
-        lambda row: row.update(agent_name="tool_agent"),
+        r"a column agent_name with single_turn_agent, .*write mtgrpo_tool_agent into it",
+        lambda row: row.update(agent_name="single_turn_agent"),
     ),
     with_rows(
         "rows that choose another tool",

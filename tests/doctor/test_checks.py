@@ -69,6 +69,13 @@ def test_what_is_looked_at_is_opened_once(healthy):
         setup.rows = []  # type: ignore[misc]
 
 
+def test_questions_of_verls_tool_examples_are_fine_and_it_says_which_loop_they_get(healthy):
+    file = healthy.questions("theirs", lambda row: row.update(agent_name="tool_agent"))
+    (found,) = examine(Setup(composed(healthy, f"{DATA}{file}")), named("data"))
+    said = "8 questions for training, 8 for validation; agent_name=tool_agent in rows means mtgrpo_tool_agent"
+    assert (found.status, found.message) == ("ok", said)
+
+
 def test_checks_are_chosen_by_what_they_need():
     config, full = checks_at_start("config"), checks_at_start("full")
     assert checks_at_start("off") == []

@@ -12,10 +12,8 @@ from omegaconf import OmegaConf
 
 from tests.composed import composed
 from tests.doctor.setups import main_ppo
-from verl_mtgrpo.data.rows import make_row, write_parquet
 from verl_mtgrpo.doctor.start_check import StartCheck
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.agent_names import check_agent_names
 from verl_mtgrpo.integration.parts import check_parts, check_tool_file, uses_turns
 
 pytestmark = pytest.mark.compose
@@ -115,18 +113,6 @@ def test_the_tool_config_is_there(by_hand):
         check_tool_file(changed(by_hand, f"{TOOL}=/no/tool.yaml"))
     with pytest.raises(ConfigError, match=r"no-such-tool.yaml does not exist"):
         check_tool_file(changed(by_hand, f"{TOOL}=no-such-tool.yaml"))
-
-
-@pytest.mark.parametrize(("agent", "fine"), [("tool_agent", False), ("mtgrpo_tool_agent", True), ("my_loop", True)])
-def test_questions_that_name_another_agent_loop(tmp_path: Path, agent, fine):
-    row = make_row("Where?", ["Oslo"], index=0, split="train", id="0", data_source="toy")
-    write_parquet([{**row, "agent_name": agent}], tmp_path / "train.parquet")
-    file = str(tmp_path / "train.parquet")
-    if fine:
-        check_agent_names(file)
-        return
-    with pytest.raises(ConfigError, match=r"train.parquet has a column agent_name with tool_agent, .*drop the"):
-        check_agent_names(file)
 
 
 @pytest.mark.verl

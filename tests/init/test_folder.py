@@ -18,6 +18,7 @@ from verl_mtgrpo.rewards.presets import load_preset
 from verl_mtgrpo.rewards.transcript import ToolCall
 
 MAIN = "python3 -m verl.trainer.main_ppo"
+LOOP = "actor_rollout_ref.rollout.agent.default_agent_loop"
 TOOLS = """
 from verl.tools import function_tool as ft
 from verl.tools.function_tool import function_tool
@@ -181,12 +182,28 @@ def test_tools_that_fail_in_words_are_warned_of_and_written_all_the_same(tmp_pat
 
 def test_questions_that_name_an_agent_loop_of_verls_are_told_with_a_command_that_writes_a_copy(tmp_path, capsys):
     file = tmp_path / "my train.parquet"
-    pq.write_table(pa.table({"prompt": ["Where?", "When?"], "agent_name": ["tool_agent", "tool_agent"]}), file)
+    pq.write_table(pa.table({"prompt": ["Where?", "When?"], "agent_name": ["tool_agent", "single_turn_agent"]}), file)
     assert init(tmp_path, "--", *MAIN.split(), f"data.train_files={file}") == 0
     line = next(one for one in capsys.readouterr().out.splitlines() if "agent_name" in one)
-    assert f"rows of {file} name the agent loop tool_agent" in line
+    assert f"rows of {file} name the agent loop single_turn_agent, tool_agent" in line
     python, option, code = shlex.split(line[line.index("python3 -c") :])
     assert (python, option) == ("python3", "-c")
     exec(code, {})
     assert pq.read_table(tmp_path / "my train_turns.parquet").to_pydict() == {"prompt": ["Where?", "When?"]}
     assert pq.read_schema(file).names == ["prompt", "agent_name"], "the user's file is left as it is"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "in this run it means mtgrpo_tool_agent, so the file can stay"),
+        ((f"{LOOP}=tool_agent",), "in this run it means mtgrpo_tool_agent, so the file can stay"),
+        ((f"{LOOP}=mtgrpo_raw_agent",), "in this run it means mtgrpo_raw_agent, so the file can stay"),
+        ((f"{LOOP}=my_loop",), "Use a copy without the column"),
+    ],
+)
+def test_questions_of_verls_tool_examples_stay_as_they_are(tmp_path, capsys, words, said):
+    file = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"prompt": ["Where?"], "agent_name": ["tool_agent"]}), file)
+    assert init(tmp_path, "--", *MAIN.split(), f"data.train_files={file}", *words) == 0
+    assert said in next(one for one in capsys.readouterr().out.splitlines() if "(column agent_name)" in one)

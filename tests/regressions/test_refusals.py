@@ -22,6 +22,7 @@ from tests.regressions.refusals import GROUPS, look, status
 from tests.training import REPOSITORY
 from verl_mtgrpo.data.rows import SYSTEM_PROMPTS
 from verl_mtgrpo.demo.policy import CHAT_TEMPLATE
+from verl_mtgrpo.doctor import setup
 from verl_mtgrpo.doctor.checks import examine, named
 from verl_mtgrpo.doctor.compose import CommandLine, compose_config
 from verl_mtgrpo.doctor.setup import Setup
@@ -273,6 +274,31 @@ def test_d23_too_few_cpus_are_said_before_anything_waits(
     found = look(healthy, *overrides, checks=["cpus"])
     assert [one.status for one in found] == [expected]
     assert re.search(says, str(found[0])), str(found[0])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpu", "starts", "expected"),
+    [
+        ((), False, False, "warn"),
+        ((), False, True, "fail"),  # the start, wherever it is: it would hang
+        ((), True, False, "fail"),  # the machine that the run is meant for
+        (("trainer.device=cpu",), False, False, "fail"),  # a run for this machine
+        ((f"{CPUS}=4",), False, False, "fail"),  # Ray has what the command says on any machine
+    ],
+)
+def test_a_machine_without_gpus_is_not_the_one_whose_cpus_count(
+    overrides, gpu, starts, expected, healthy, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("VERL_PLATFORM")
+    monkeypatch.setattr(setup, "has_accelerator", lambda: gpu)
+    for_gpus = ("trainer.device=cuda", f"{ROLLOUT}.name=sglang", f"{CPUS}=null", "trainer.n_gpus_per_node=1000")
+    config = compose_config(CommandLine((*GROUPS, *healthy.overrides, *for_gpus, *overrides)))
+    found = examine(Setup(config, starts=starts), named("cpus", "engine"))
+    assert status(found, "cpus") == expected
+    assert status(found, "engine") == ("warn" if expected == "warn" or CPUS in str(overrides) else "fail")
+    if expected == "warn":
+        assert all("(this machine has no GPU, so the run will start on another one)" in one.message for one in found)
 
 
 @pytest.mark.verl

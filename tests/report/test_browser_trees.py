@@ -68,7 +68,7 @@ def test_a_shared_turn_is_one_cell_across_its_rollouts(seen: Watched) -> None:
     assert above and below and cell and cell["height"] > 1.5 * below["height"], "it reaches over both rows"
     label = "rollouts 0, 1, turn 1: advantage +0.60 on average, +0.20 to +1.00, paid 0.60"
     assert seen.page.get_by_label(label).count() == 1
-    assert "mean 0.53 of 3 0.50 of 3" in seen.text("#detail table.tree tfoot"), (
+    assert "mean paid 0.53 of 3 0.50 of 3" in seen.text("#detail table.tree tfoot"), (
         "0.6, 1 and 0: the shared turn counts once"
     )
     assert seen.page.locator("#detail td.mine").count() == 2, "the way to the chosen leaf"

@@ -72,7 +72,14 @@ def test_the_overview_compares_turn_rewards_with_the_outcome(tmp_path: Path) -> 
     assert correlations[0] == ["reward of turn 1", "+0.69", "± 0.71", "1", "3"]
     assert conflicts == [["turn 1", "0 %", "2"]]
     assert balances[0][:1] + balances[0][3:] == ["mt_grpo", "turn_coef", "1", "1", "1"]
-    assert found["about"] == "Training rollouts of step 3, with the advantages that they were trained on."
+    assert found["about"].startswith(
+        "Training rollouts of step 3, with the advantages that they were trained on. r is "
+    )
+    for table in found["tables"]:
+        assert len(table["titles"]) == len(table["head"]) and sum(map(bool, table["titles"])) > 1
+    assert dict(zip(found["tables"][0]["head"], found["tables"][0]["titles"], strict=True))["± by chance"].startswith(
+        "1 / √"
+    )
 
 
 def test_a_group_has_the_text_and_the_working(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import warnings
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +20,7 @@ from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.toy import policy
 from verl_mtgrpo.toy.policy import Toy, made_up_rows, make_caller
-from verl_mtgrpo.toy.try_step import Trial, make_assets, summary, try_steps
+from verl_mtgrpo.toy.try_step import Trial, check_config, make_assets, summary, try_steps
 
 pytestmark = [pytest.mark.heavy, pytest.mark.compose]
 
@@ -106,7 +107,7 @@ def test_questions_are_made_from_what_tools_say():
 def test_questions_that_name_another_agent_loop_stop_a_try_before_a_policy_is_made(tmp_path, monkeypatch):
     (tmp_path / "tools.py").write_text(TOOLS)
     row = make_row("Where?", ["Oslo"], index=0, split="train", id="0", data_source="toy")
-    write_parquet([{**row, "agent_name": "tool_agent"}], tmp_path / "mine.parquet")
+    write_parquet([{**row, "agent_name": "single_turn_agent"}], tmp_path / "mine.parquet")
     monkeypatch.setattr(policy, "_make", lambda *_: pytest.fail("a policy was made"))
     line = CommandLine(
         overrides=(
@@ -116,9 +117,19 @@ def test_questions_that_name_another_agent_loop_stop_a_try_before_a_policy_is_ma
             f"data.train_files={tmp_path}/mine.parquet",
         )
     )
-    with pytest.raises(ConfigError, match=rf"^{tmp_path}/mine.parquet has a column agent_name with tool_agent"):
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/mine.parquet has a column agent_name with single_turn_agent"):
         try_steps(Trial("try", line, tmp_path / "run", tmp_path / "made"))
     assert not (tmp_path / "made").exists()
+
+
+def test_verls_warning_that_there_is_no_critic_is_not_printed_by_a_try(tmp_path, capsys):
+    (tmp_path / "tools.py").write_text(TOOLS.replace("toy_weigh", "toy_weigh_quietly"))
+    tools = f"actor_rollout_ref.rollout.multi_turn.function_tool_path={tmp_path}/tools.py"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        check_config(CommandLine(overrides=("+mtgrpo=mt_grpo", "actor_rollout_ref.rollout.n=4", tools)))
+    assert not [one.message for one in said if "critic" in str(one.message)]
+    assert "as written: mt_grpo on fsdp" in capsys.readouterr().out
 
 
 def test_a_try_says_that_it_makes_a_policy_before_it_does(tmp_path, monkeypatch, capsys):

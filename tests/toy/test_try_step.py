@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("verl")
@@ -31,6 +33,9 @@ def mtgrpo(folder: Path, *words: str) -> str:
 def test_a_recipe_with_tools_of_its_own_is_switched_and_trains(tmp_path: Path):
     prompt = "Ask the tools. Write the answer between <answer> and </answer>."
     mtgrpo(tmp_path, "data", str(EXAMPLE / "questions.jsonl"), "--out", "data", "--system-prompt", prompt)
+    train = tmp_path / "data" / "train.parquet"  # with the column that the data of verl's tool examples have
+    rows = pq.read_table(train)
+    pq.write_table(rows.append_column("agent_name", pa.array(["tool_agent"] * len(rows))), train)
     mtgrpo(tmp_path, "init", str(EXAMPLE / "train.sh"), "--out", "mine")
     said = mtgrpo(tmp_path, "doctor", "--try-step", "--out", "try", "--", "bash", "mine/run.sh")
     assert "as written: mt_grpo on fsdp, Qwen/Qwen2.5-3B-Instruct, 128 questions x 8 rollouts" in said

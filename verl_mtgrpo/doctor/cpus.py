@@ -46,9 +46,8 @@ def cpus(setup: Setup) -> Iterator[Finding]:
     )
     room = there - 1 - slots
     fewer = f"set {UNITS}={min(room, 2)}, or " if units and room >= 1 else ""
-    yield setup.absent(
-        CHECK, message, f"{fewer}set {GIVEN}={need} or more (Ray only counts them; more than the machine has is fine)"
-    )
+    fix = f"{fewer}set {GIVEN}={need} or more (Ray only counts them; more than the machine has is fine)"
+    yield setup.absent(CHECK, message, fix) if given is not None else setup.of_machine(CHECK, message, fix)
 
 
 def storage_units(setup: Setup) -> int:

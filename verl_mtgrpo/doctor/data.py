@@ -11,9 +11,9 @@ from verl_mtgrpo.doctor.findings import Finding, from_error, one_line
 from verl_mtgrpo.doctor.rows import as_table, question_set, shape_problem
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.errors import DataError, MTGRPOError
-from verl_mtgrpo.integration.agent_names import check_agent_names
 from verl_mtgrpo.integration.data_sources import refuse_unscored
 from verl_mtgrpo.integration.parts import VERLS_MANAGERS
+from verl_mtgrpo.integration.row_loops import check_agent_names
 from verl_mtgrpo.integration.settings import turn_reward_settings
 from verl_mtgrpo.rewards import PACKAGED
 from verl_mtgrpo.rewards.answers import accepted_answers
@@ -52,8 +52,18 @@ def open_questions(setup: Setup) -> Generator[Finding, None, list[dict[str, Any]
         counts.append(total)
     if not problems:
         problems += _amount(setup, counts[0])
-    yield from problems or [Finding(CHECK, "ok", f"{counts[0]} questions for training, {counts[1]} for validation")]
+    if not problems:
+        said = [f"{counts[0]} questions for training, {counts[1]} for validation", *_loops_named(setup)]
+        problems = [Finding(CHECK, "ok", "; ".join(said))]
+    yield from problems
     return first
+
+
+def _loops_named(setup: Setup) -> list[str]:
+    """Return what becomes of rows that name verl's tool agent."""
+    files = [*_files(setup.get("data.train_files")), *_files(setup.get("data.val_files"))]
+    said = {check_agent_names(file, setup.config) for file in files if file.endswith(".parquet")}
+    return sorted(said - {""})
 
 
 def _files(value: Any) -> list[str]:
@@ -130,7 +140,7 @@ def _rows_problems(setup: Setup, key: str, file: str, rows: Sequence[Any]) -> It
         return
     try:
         if file.endswith(".parquet"):
-            check_agent_names(file)
+            check_agent_names(file, setup.config)
         ours = setup.get("reward.reward_manager.name") == "mtgrpo" and "reward_model" in columns
         preset = setup.get("reward.turn.preset")  # where compute_score has the outcome, the truth is its alone
         unread = preset == "tool_use" and turn_reward_settings(setup.get("reward")).outcome == "compute_score"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.doctor.findings import Finding, from_error, one_line
-from verl_mtgrpo.doctor.models import hub_folder, looks_local
+from verl_mtgrpo.doctor.models import has_critic, hub_folder, looks_local
 from verl_mtgrpo.doctor.registries import ESTIMATOR, unknown_names
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup
 from verl_mtgrpo.doctor.versions import (
@@ -216,20 +216,21 @@ def verls_own(setup: Setup) -> Iterator[Finding]:
     import contextlib
     import io
 
-    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.trainer.ppo.utils import need_reference_policy
     from verl.utils.config import validate_config
 
     said = io.StringIO()
     config = setup.config
     critic = str(setup.get("critic.model.path") or "")
-    if need_critic(config) and not Path(critic).is_dir() and not looks_local(critic) and not hub_folder(critic):
+    trained = has_critic(config)
+    if trained and not Path(critic).is_dir() and not looks_local(critic) and not hub_folder(critic):
         # transformers would ask the hub for it, which takes a minute without a network
         message = f"verl's own checks load the config of the critic, and {critic} is not on this machine"
         yield Finding("verl", "skip", message, f"run `hf download {critic}` first")
         return
     try:
         with contextlib.redirect_stdout(said):
-            validate_config(config, need_reference_policy(config), need_critic(config))
+            validate_config(config, need_reference_policy(config), trained)
     except Exception as error:  # verl raises AssertionError, ValueError or TypeError, and Hydra wraps them
         cause = error.__cause__ or error
         if isinstance(cause, OSError):  # transformers needs the files of the critic's model for this
@@ -253,7 +254,7 @@ def engine(setup: Setup) -> Iterator[Finding]:
         return
     problem = missing_engine(name)
     if problem:
-        yield problem if not setup.elsewhere else setup.absent("engine", problem.message, problem.fix)
+        yield setup.of_machine("engine", problem.message, problem.fix)
         return
     cpu = setup.get("trainer.device") == "cpu" or name == "hf_cpu"
     if cpu and os.environ.get("VERL_PLATFORM") != "cpu":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import Setup
@@ -19,12 +20,7 @@ def models(setup: Setup) -> Iterator[Finding]:
 
     A name on the hub is not looked up: verl downloads it.
     """
-    from verl.trainer.ppo.utils import need_critic
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # verl warns that there is no critic
-        critic = need_critic(setup.config)
-    keys = [f"{CRITIC}.path", f"{CRITIC}.tokenizer_path"] if critic else []
+    keys = [f"{CRITIC}.path", f"{CRITIC}.tokenizer_path"] if has_critic(setup.config) else []
     if setup.get(f"{REWARD}.enable"):
         keys.append(f"{REWARD}.model_path")
     for key in keys:
@@ -32,6 +28,15 @@ def models(setup: Setup) -> Iterator[Finding]:
         if looks_local(path) and not Path(path).expanduser().is_dir():
             fix = f"set {key} to the folder of a Hugging Face model, or its name on the hub"
             yield setup.absent(CHECK, f"{key}={path} does not exist", fix)
+
+
+def has_critic(config: Any) -> bool:
+    """Return True if verl would train a critic, without its warning that the methods without one have none."""
+    from verl.trainer.ppo.utils import need_critic
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return need_critic(config)
 
 
 def looks_local(path: str) -> bool:

@@ -94,10 +94,12 @@ class Setup:
     Attributes:
         config: verl's whole config.
         patience_s: Longest time in seconds to wait for a service; None to wait as long as the run itself would.
+        starts: True if the run starts here and now; False if it is only looked at.
     """
 
     config: Any
     patience_s: float | None = None
+    starts: bool = False
 
     @cached_property
     def questions(self) -> Opened[list[dict[str, Any]]]:
@@ -169,6 +171,23 @@ class Setup:
         if not self.elsewhere:
             return Finding(check, "fail", message, fix)
         return Finding(check, "warn", f"{message} (in this process; workers of the run may have other files)", fix)
+
+    def of_machine(self, check: str, message: str, fix: str) -> Finding:
+        """Return a finding about the machine that the run starts on, only a warning if that cannot be this one."""
+        if self.starts or _on_cpu(self) or has_accelerator():
+            return self.absent(check, message, fix)
+        return Finding(check, "warn", f"{message} (this machine has no GPU, so the run will start on another one)", fix)
+
+
+def has_accelerator() -> bool:
+    """Return True if torch finds a GPU, or another accelerator, on this machine."""
+    import torch
+
+    return bool(getattr(torch, "accelerator", torch.cuda).is_available())  # torch.accelerator: from 2.6 on
+
+
+def _on_cpu(setup: Setup) -> bool:
+    return setup.get("trainer.device") == "cpu" or os.environ.get("VERL_PLATFORM") == "cpu"
 
 
 def question_of(row: Mapping[str, Any], key: str) -> str:

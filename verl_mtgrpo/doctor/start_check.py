@@ -54,7 +54,7 @@ def _failures(config: Any) -> list[str]:
         return []
     level = trainer_turn_settings(config.get("trainer")).preflight
     checks = checks_at_start(level)
-    found = examine(Setup(config), checks)
+    found = examine(Setup(config, starts=True), checks)
     for finding in found:
         if finding.status == "warn":
             logger.warning("%s: %s", finding.check, finding)

@@ -17,7 +17,7 @@ from verl_mtgrpo.doctor.compose import parse
 from verl_mtgrpo.init.recipe import Recipe, Setting
 from verl_mtgrpo.init.shell import PASSED_ON
 from verl_mtgrpo.init.tools import key_of, tool_names
-from verl_mtgrpo.integration.agent_names import verls_loops_in, without_agent_names
+from verl_mtgrpo.integration.agent_names import TOOL_AGENT, VERLS_LOOPS, verls_loops_in, without_agent_names
 
 ROLLOUT = "actor_rollout_ref.rollout"
 LOOP, TURNS = f"{ROLLOUT}.agent.default_agent_loop", f"{ROLLOUT}.multi_turn"
@@ -29,7 +29,6 @@ FUNCTION = "turn_rewards"
 _OURS = "mtgrpo_"
 _NEEDED = (ESTIMATOR, LOOP, MANAGER, MODE, f"{TURNS}.enable", "critic.enable", "reward.turn.pay")
 """What the presets cannot do without."""
-_LOOPS = ("tool_agent", "single_turn_agent")
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def decide(recipe: Recipe, preset: str, tools: Tools) -> Switch:
     overrides += _own_folder(recipe, preset)
     left += [
         *_of_the_loop(recipe, tools),
-        *_of_the_questions(recipe),
+        *_of_the_questions(recipe, preset),
         *_kept(recipe, preset),
         *_of_training(recipe, preset),
     ]
@@ -130,7 +129,7 @@ def _again(recipe: Recipe, preset: str) -> Iterator[Override]:
             wanted = OmegaConf.select(group, ESTIMATOR) == "gae"
         if setting is None or wanted is None or setting.value.lower() == str(wanted).lower():
             continue
-        if key == LOOP and setting.known and setting.value not in _LOOPS:
+        if key == LOOP and setting.known and setting.value not in VERLS_LOOPS:
             continue
         if key == MODE:
             if setting.value.startswith(_OURS):
@@ -180,7 +179,7 @@ def _unread(recipe: Recipe) -> Iterator[str]:
 
 def _of_the_loop(recipe: Recipe, tools: Tools) -> Iterator[str]:
     loop = recipe.settings.get(LOOP)
-    if loop and loop.known and loop.value not in _LOOPS and not loop.value.startswith(_OURS):
+    if loop and loop.known and loop.value not in VERLS_LOOPS and not loop.value.startswith(_OURS):
         yield (
             f"{loop.value} is an agent loop of your own ({LOOP}{_where(loop)}): it does not record turns. Use "
             "mtgrpo_tool_agent if your tools are verl's tools; it stays as it is here, and the start refuses it"
@@ -194,18 +193,34 @@ def _of_the_loop(recipe: Recipe, tools: Tools) -> Iterator[str]:
         )
 
 
-def _of_the_questions(recipe: Recipe) -> Iterator[str]:
-    """Yield the question files whose rows name an agent loop of verl's, which the start refuses."""
+def _of_the_questions(recipe: Recipe, preset: str) -> Iterator[str]:
+    """Yield the question files whose rows name an agent loop of verl's, and what becomes of them."""
+    meant = _meant_by_tool_agent(recipe, preset)
     for key in ("data.train_files", "data.val_files"):
         setting = recipe.settings.get(key)
         listed = setting.value.strip("[]").split(",") if setting and setting.known else []
         for path in (Path(one.strip(" '\"")).expanduser() for one in listed):
             loops = verls_loops_in(path) if path.suffix == ".parquet" and path.is_file() else []
-            if loops:
+            if meant and loops == [TOOL_AGENT]:
+                yield (
+                    f"{key}: rows of {path} name verl's {TOOL_AGENT} (column agent_name): in this run it means "
+                    f"{meant}, so the file can stay as it is"
+                )
+            elif loops:
                 yield (
                     f"{key}: rows of {path} name the agent loop {', '.join(loops)} (column agent_name), and verl would "
                     f"take it; the start refuses them. Use a copy without the column: {without_agent_names(path)}"
                 )
+
+
+def _meant_by_tool_agent(recipe: Recipe, preset: str) -> str:
+    """Return the loop that takes rows with verl's tool agent (``integration.row_loops``), or nothing if none may."""
+    loop = recipe.settings.get(LOOP)
+    if f"{ROLLOUT}.agent.agent_loop_config_path" in recipe.settings:
+        return ""
+    if loop is None or not loop.known or loop.value in VERLS_LOOPS:
+        return str(OmegaConf.select(packaged(preset), LOOP))
+    return loop.value if loop.value.startswith(_OURS) else ""
 
 
 def _kept(recipe: Recipe, preset: str) -> Iterator[str]:

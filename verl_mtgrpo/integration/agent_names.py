@@ -1,7 +1,7 @@
 """Find question files whose rows name an agent loop of verl's, as those of verl's own tool examples do.
 
 verl takes a row's ``agent_name`` before ``actor_rollout_ref.rollout.agent.default_agent_loop``, so such rows would be
-rolled out by a loop that records no turns.
+rolled out by a loop that records no turns. :mod:`.row_loops` says what becomes of them.
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ import json
 import shlex
 from pathlib import Path
 
-from verl_mtgrpo.errors import ConfigError
-
-VERLS_LOOPS = ("single_turn_agent", "tool_agent")
+TOOL_AGENT = "tool_agent"
+VERLS_LOOPS = ("single_turn_agent", TOOL_AGENT)
 """verl's loops, which put one reward on a rollout's last token. A custom loop may differ."""
-_COLUMN = "agent_name"
+COLUMN = "agent_name"
 
 
 def verls_loops_in(path: Path) -> list[str]:
     """Return the loops of verl's that rows of a parquet file name, sorted; none without such a column."""
     import pyarrow.parquet as pq
 
-    if _COLUMN not in pq.read_schema(path).names:
+    if COLUMN not in pq.read_schema(path).names:
         return []
-    names = set(pq.read_table(path, columns=[_COLUMN])[_COLUMN].to_pylist())
+    names = set(pq.read_table(path, columns=[COLUMN])[COLUMN].to_pylist())
     return sorted(str(name) for name in names if name in VERLS_LOOPS)
 
 
@@ -31,18 +30,5 @@ def without_agent_names(path: Path) -> str:
     """Return a shell command that writes a copy of a parquet file without the column."""
     copy = path.with_name(f"{path.stem}_turns{path.suffix}")
     source, target = json.dumps(str(path)), json.dumps(str(copy))
-    code = (
-        f'import pyarrow.parquet as pq; pq.write_table(pq.read_table({source}).drop_columns(["{_COLUMN}"]), {target})'
-    )
+    code = f'import pyarrow.parquet as pq; pq.write_table(pq.read_table({source}).drop_columns(["{COLUMN}"]), {target})'
     return f"python3 -c {shlex.quote(code)}"
-
-
-def check_agent_names(file: str) -> None:
-    """Raise ``ConfigError`` if rows of a parquet file name one of verl's own agent loops."""
-    path = Path(file).expanduser()
-    if others := verls_loops_in(path):
-        raise ConfigError(
-            f"{file} has a column {_COLUMN} with {', '.join(others)}, which verl prefers to "
-            "actor_rollout_ref.rollout.agent.default_agent_loop",
-            fix=f"drop the column, or write mtgrpo_tool_agent into it. A copy without it: {without_agent_names(path)}",
-        )

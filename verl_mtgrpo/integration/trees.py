@@ -68,17 +68,17 @@ def ask_for_trees(prompts: Any, config: Any) -> None:
 
     one_session = (ROLES,) if branch_settings(config).grow == "none" else (ROLES, *TREE_LOOPS)
     rollout, rows = config.actor_rollout_ref.rollout, len(prompts)
-    names = _column(get(prompts, "agent_name"), rows, rollout.agent.default_agent_loop)
+    names = column_of_rows(get(prompts, "agent_name"), rows, rollout.agent.default_agent_loop)
     if not any(name in one_session for name in names):
         return
-    sessions = _column(get(prompts, "__rollout_n__"), rows, rollout.n)
+    sessions = column_of_rows(get(prompts, "__rollout_n__"), rows, rollout.n)
     trees = [name in one_session for name in names]
     assign_non_tensor_stack(prompts, LEAVES, [int(n) if tree else 0 for n, tree in zip(sessions, trees, strict=True)])
     each = [1 if tree else int(n) for n, tree in zip(sessions, trees, strict=True)]
     assign_non_tensor_stack(prompts, "__rollout_n__", each)
 
 
-def _column(found: Any, rows: int, default: Any) -> list[Any]:
+def column_of_rows(found: Any, rows: int, default: Any) -> list[Any]:
     """Return a column of verl's batch, which may be absent or one value for all rows."""
     if found is None:
         return [default] * rows

@@ -25,6 +25,34 @@ UNEQUAL = 3.0
 """Weights that differ by less than this factor count about alike."""
 
 _NOTHING = "–"
+_READ = (
+    "r is the correlation among rollouts of one prompt, from −1 over 0 (none) to 1; ± is about how far from 0 it gets "
+    "by chance."
+)
+_CORRELATION, _SIGN, _STD = (
+    "correlation with the outcome",
+    "sign of the turn's own term and of its advantage",
+    "std within groups",
+)
+_TITLES = {
+    _CORRELATION: {
+        "r": "Pearson's, of both minus their mean over the group",
+        "± by chance": "1 / √(rollouts − groups); an r below twice that says nothing",
+        "groups": "those in which both differ",
+        "rollouts": "those of these groups",
+    },
+    _SIGN: {
+        "opposite": "of the rollouts in the next column, those whose advantage has the other sign",
+        "rollouts with a term": "those paid more or less at this turn than their group, which went on after it",
+    },
+    _STD: {
+        "turn terms": "how much the part of advantages varies that turn rewards add",
+        "outcome": "how much the part varies that the outcome adds",
+        "weight": "what weighs turn rewards against the outcome",
+        "alike at": "the weight at which both would vary as much",
+    },
+}
+"""What columns of these tables mean."""
 _ALONE = (
     "There is nothing to compare: every group has a single rollout. Sample two or more per question; in a validation: "
     "actor_rollout_ref.rollout.val_kwargs.n=4 with do_sample=True."
@@ -41,18 +69,21 @@ def for_page(calibration: Calibration) -> dict[str, Any]:
     return {
         "about": about(calibration),
         "advice": advice(calibration),
-        "tables": [{"head": head, "rows": rows} for head, rows in tables(calibration)],
+        "tables": [
+            {"head": head, "rows": rows, "titles": [_TITLES[head[0]].get(name, "") for name in head]}
+            for head, rows in tables(calibration)
+        ],
         "undefined": undefined_lines(calibration),
     }
 
 
 def about(calibration: Calibration) -> str:
-    """Return which rollouts these are, and whose advantages."""
+    """Return which rollouts these are, whose advantages, and how to read what follows."""
     first, last = calibration.steps
     when = f"of step {first}" if first == last else f"of the steps {first} to {last}, while the policy changed"
     if calibration.training:
-        return f"Training rollouts {when}, with the advantages that they were trained on."
-    return f"Validation rollouts {when}; nothing is trained on them, so advantages are recomputed as mt_grpo."
+        return f"Training rollouts {when}, with the advantages that they were trained on. {_READ}"
+    return f"Validation rollouts {when}; nothing is trained on them, so advantages are recomputed as mt_grpo. {_READ}"
 
 
 def correlation_table(calibration: Calibration) -> tuple[list[str], list[list[str]]]:
@@ -60,7 +91,7 @@ def correlation_table(calibration: Calibration) -> tuple[list[str], list[list[st
     known = [one for one in calibration.correlations if one.r is not None]
     ordered = sorted(known, key=lambda one: (one.turn is None, -abs(one.r or 0.0) if one.turn is None else 0.0))
     rows = [[one.name, _number(one.r), f"± {one.error:.2f}", str(one.groups), str(one.rollouts)] for one in ordered]
-    return ["correlation with the outcome", "r", "chance", "groups", "rollouts"], rows
+    return [_CORRELATION, "r", "± by chance", "groups", "rollouts"], rows
 
 
 def undefined_lines(calibration: Calibration) -> list[str]:
@@ -74,7 +105,7 @@ def undefined_lines(calibration: Calibration) -> list[str]:
 
 def conflict_table(calibration: Calibration) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the signs by turn."""
-    return ["sign of the turn's own term and of its advantage", "opposite", "rollouts with a term"], [
+    return [_SIGN, "opposite", "rollouts with a term"], [
         [f"turn {one.turn}", _NOTHING if one.share is None else f"{100 * one.share:.0f} %", str(one.rollouts)]
         for one in calibration.conflicts
     ]
@@ -82,7 +113,7 @@ def conflict_table(calibration: Calibration) -> tuple[list[str], list[list[str]]
 
 def balance_table(calibration: Calibration) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the weights."""
-    header = ["std within groups", "turn terms", "outcome", "weight", "now", "alike at", "groups"]
+    header = [_STD, "turn terms", "outcome", "weight", "now", "alike at", "groups"]
     return header, [
         [
             one.estimator,

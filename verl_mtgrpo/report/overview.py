@@ -99,7 +99,7 @@ def curves(groups: Sequence[Group]) -> dict[str, list[Curve]]:
         "Mean |advantage| by turn": of_turns(lambda entry, k: abs(entry.advantages[k])),
         "Share of rollouts": [
             share("tool used", lambda entry: entry.used),
-            share("answer in results", lambda entry: entry.hit),
+            share("answer in a tool's result", lambda entry: entry.hit),
             share("right answer", lambda entry: entry.right),
             share("dropped", lambda entry: entry.dropped, dropped=True),
         ],

@@ -118,12 +118,12 @@ def summary(steps: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
 def check_config(line: CommandLine) -> Any:
     """Compose the command exactly as written with verl's real config, check it as at the start of a run; return it."""
     from omegaconf import OmegaConf
-    from verl.trainer.ppo.utils import need_critic
 
     from verl_mtgrpo.doctor.compose import PRIMARY, compose_config
-    from verl_mtgrpo.integration.agent_names import check_agent_names
+    from verl_mtgrpo.doctor.models import has_critic
     from verl_mtgrpo.integration.parts import uses_turns
     from verl_mtgrpo.integration.preflight import check_run
+    from verl_mtgrpo.integration.row_loops import check_agent_names
     from verl_mtgrpo.toy.rows import files_here
 
     config = compose_config(line)
@@ -131,13 +131,13 @@ def check_config(line: CommandLine) -> Any:
     if uses_turns(config):
         check_run(config)
         for file in (*files_here(config.data.train_files), *files_here(config.data.val_files)):
-            check_agent_names(str(file))
+            check_agent_names(str(file), config)
     if OmegaConf.select(config, "reward.reward_model.enable"):
         raise ConfigError(
             "reward.reward_model.enable=True: a reward model needs a GPU, so this run cannot be tried on a CPU",
             fix="try it with reward.reward_model.enable=False",
         )
-    actor, critic = config.actor_rollout_ref, " with a critic" if need_critic(config) else ""
+    actor, critic = config.actor_rollout_ref, " with a critic" if has_critic(config) else ""
     print(
         f"as written: {config.algorithm.adv_estimator}{critic} on {actor.actor.strategy}, {actor.model.path}, "
         f"{config.data.train_batch_size} questions x {actor.rollout.n} rollouts; composes with verl's "

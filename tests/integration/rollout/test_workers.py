@@ -22,6 +22,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.ray_utils import auto_await
 
 from tests.composed import composed
+from tests.integration.rollout.ray_choosers import Chooser
 from tests.integration.rollout.ray_workers import Broken, Scorer, Worker
 from tests.queues import own_queue
 from verl_mtgrpo.errors import WorkerDiedError
@@ -142,6 +143,43 @@ def test_a_worker_that_cannot_be_made_is_not_made_again(manager: Manager):
     with pytest.raises(ActorDiedError, match="the index does not exist"):
         until(lambda: look(manager))
     tq.kv_clear(keys=list(tags()), partition_id="train")
+
+
+def chosen(manager: Manager, names: dict[str, str], partition: str) -> dict[str, dict[str, Any]]:
+    """Send rows that name agent loops, and return the tag of each rollout that verl's workers began."""
+    columns = {"uid": [*names], "agent_name": [*names.values()], "index": [*range(len(names))]}
+    batch = tu.get_tensordict({name: np.array(rows, dtype=object) for name, rows in columns.items()})
+    tu.assign_non_tensor_data(batch, "global_steps", 1)
+    tu.assign_non_tensor_data(batch, "validate", partition == "val")
+    tq.kv_batch_put(keys=[*names], partition_id=partition, tags=[{"status": "pending"}] * len(names))
+    manager.generate_sequences(batch)
+    until(lambda: all(tq.kv_list(partition)[partition][uid]["status"] == "finished" for uid in names), 120)
+    there = tq.kv_list(partition)[partition]
+    tq.kv_clear(keys=[*there], partition_id=partition)
+    return {key: tag for key, tag in there.items() if "loop" in tag}
+
+
+@pytest.mark.parametrize(
+    ("loop", "rollouts"),
+    [("mtgrpo_tool_agent", {"h_0_0": 0, "h_1_0": 0, "h_2_0": 0}), ("mtgrpo_tree_agent", {"h_0_0": 3})],
+)
+def test_verls_worker_gives_rows_of_its_tool_examples_the_loop_of_the_run(
+    cluster: None, caplog: pytest.LogCaptureFixture, loop: str, rollouts: dict[str, int]
+):
+    rollout = "actor_rollout_ref.rollout"
+    settings = [f"{rollout}.agent.default_agent_loop={loop}", f"{rollout}.n=3", f"{rollout}.agent.num_workers=2"]
+    made = Manager(composed(*settings, preset="arpo"), None)
+    made.agent_loop_workers_class = Chooser
+    auto_await(made._init_agent_loop_workers)()
+    names = {"h": "tool_agent", "i": "my_loop", "k": "tool_agent", "l": "tool_agent"}
+    wanted = {**dict.fromkeys(names, loop), "i": "my_loop"}
+    trained, validated = chosen(made, names, "train"), chosen(made, names, "val")
+    assert {key[0]: tag["loop"] for key, tag in trained.items()} == wanted
+    assert {key[0]: tag["loop"] for key, tag in validated.items()} == wanted
+    assert {key: tag["leaves"] or 0 for key, tag in trained.items() if key[0] == "h"} == rollouts
+    assert caplog.text.count(f"(column agent_name): they are rolled out by this run's loop, {loop}") == 1
+    for worker in made.agent_loop_workers:
+        ray.kill(worker)
 
 
 def test_without_a_rollout_server_the_run_stops_and_names_it(manager: Manager):

@@ -41,6 +41,7 @@ from verl.utils.tensordict_utils import index_select_tensor_dict
 from verl_mtgrpo.errors import WorkerDiedError
 from verl_mtgrpo.integration.decide import ask_for_decisions
 from verl_mtgrpo.integration.rollout.ray_head import RayHead
+from verl_mtgrpo.integration.row_loops import stands_for, use_default_loop
 from verl_mtgrpo.integration.trees import ask_for_trees
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         self.next_look = 0.0
         self.own_reward_workers: list[Any] = []  # Ray ends an actor without a reference
         self.sent_again: dict[Any, Any] = {}
+        self.said_loop = False
 
     async def _init_agent_loop_workers(self) -> None:
         await super()._init_agent_loop_workers()
@@ -100,9 +102,18 @@ class TurnAgentLoopManager(AgentLoopManagerTQ):
         ]
 
     def generate_sequences(self, prompts: Any) -> None:
-        """Do what verl does, and ask for trees where they are to grow; :meth:`look` detects dead workers."""
+        """Do what verl does, for rows of verl's tool examples too, and ask for trees where they are to grow.
+
+        Dead workers are detected by :meth:`look`.
+        """
         validating = prompts["validate"] if "validate" in prompts else False  # noqa: SIM401  get() gives a wrapper
         partition = "val" if validating else "train"
+        if use_default_loop(prompts, self.config) and not self.said_loop:
+            self.said_loop = True
+            logger.warning(
+                "questions name verl's tool_agent (column agent_name): they are rolled out by this run's loop, %s",
+                stands_for(self.config),
+            )
         if not validating:
             ask_for_trees(prompts, self.config)
         ask_for_decisions(prompts, self.config, bool(validating))

@@ -26,6 +26,11 @@ function filled(element, attributes, children) {
   return element;
 }
 
+/** The head of a column; what it means, if that is not plain, is its tooltip. */
+function columnHead([name, about]) {
+  return el('th', { scope: 'col', title: about || null }, name);
+}
+
 function byId(id) {
   return document.getElementById(id);
 }

@@ -13,7 +13,7 @@ const CHOICES = {
   source: ['Data', [['', 'all']]],
   outcome: ['Answer', [['', 'any'], ['right', 'right'], ['wrong', 'wrong']]],
   tool: ['Tool', [['', 'any'], ['yes', 'used'], ['no', 'not used']]],
-  hit: ['Answer in results', [['', 'any'], ['yes', 'yes'], ['no', 'no']]],
+  hit: ['Answer in a tool\'s result', [['', 'any'], ['yes', 'yes'], ['no', 'no']]],
   errors: ['Tool errors', [['', 'any'], ['yes', 'some'], ['no', 'none']]],
   dropped: ['Dropped', [['', 'any'], ['yes', 'dropped'], ['no', 'not dropped']]],
 };

@@ -63,7 +63,8 @@ function matrix(group, text, chosen, turn) {
   const rows = tree ? treeRows(group, tree, chosen, turn) : group.rollouts.map((rollout) =>
     matrixRow(group, rollout, rollout.at === chosen,
       turns.map((k) => cell(group, rollout, k, rollout.at === chosen && k + 1 === turn)), (roles && roleName(group, roles, rollout.at)) || (text.pairs && sideName(group, text, rollout.at))));
-  const means = el('tr', { class: 'means' }, el('th', { scope: 'row' }, 'mean'),
+  const means = el('tr', { class: 'means' },
+    el('th', { scope: 'row', title: 'The outcome included, where a turn was the last. Under "The working", a mean may be of something else.' }, 'mean paid'),
     ...turns.map((k) => (tree ? meanOfNodes(group, tree, k) : meanCell(group, k))),
     el('td', {}, plain(mean(kept(group).map((one) => one.total)))), el('td', {}));
   const drawn = tree && !tree.note ? '; a turn that rollouts share is drawn once' : '';

@@ -72,8 +72,8 @@ function method(kind, groups, estimators = INDEX.estimators) {
   for (const group of groups) perStep.set(group.step, (perStep.get(group.step) || 0) + 1);
   const most = Math.max(...perStep.values());
   const kept = kind === 'training' && el('p', { class: 'quiet' },
-    `Up to ${count(most, 'group', 'groups')} a step: a training dump holds as many as trainer.turn.dump.groups says, taken at `
-    + 'random, each with all of its rollouts.');
+    `Up to ${count(most, 'group', 'groups')} a step, each with all of its rollouts. A training dump holds as many as `
+    + 'trainer.turn.dump.groups says; of a step with more groups these are a random choice.');
   return el('div', { class: 'card method' }, ...names.flatMap((name) => {
     const { words, settings } = estimators[name];
     const how = kind === 'validation'
@@ -88,10 +88,13 @@ function method(kind, groups, estimators = INDEX.estimators) {
 }
 
 function turnTable(rows) {
-  const head = ['turn', 'rollouts', 'mean reward', 'mean advantage', 'mean |advantage|', 'std of advantage',
-    'groups without a difference'];
+  const head = [['turn'], ['rollouts', 'that have this turn and were not dropped'],
+    ['mean reward', 'What was paid at this turn, the outcome included where it was the last one. Under "The working" of a turn, a mean '
+      + 'may be of something else: mt_grpo counts a rollout that ended there as 0.'],
+    ['mean advantage'], ['mean |advantage|', 'without the sign: how strongly this turn is trained'], ['std of advantage', 'its standard deviation'],
+    ['groups without a difference', 'groups in which this turn was paid the same in all rollouts']];
   return el('div', { class: 'scroll' }, el('table', { class: 'numbers' },
-    el('thead', {}, el('tr', {}, ...head.map((name) => el('th', { scope: 'col' }, name)))),
+    el('thead', {}, el('tr', {}, ...head.map(columnHead))),
     el('tbody', {}, ...rows.map((row) => el('tr', {},
       el('th', { scope: 'row' }, row.turn),
       el('td', {}, row.rollouts.toLocaleString('en')),

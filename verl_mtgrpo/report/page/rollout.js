@@ -2,7 +2,7 @@
 // A rollout turn by turn: what was written, what tools said, what was paid, and why the advantage is what it is.
 
 const TERM_NAMES = {
-  turn: (k) => `paid at turn ${k}`, ended: (k) => `ended with turn ${k}`, outcome: () => 'paid at the last turn (outcome)',
+  turn: (k) => `paid at turn ${k}`, ended: (k) => `ended with turn ${k}: nothing for going on`, outcome: () => 'paid at the last turn (outcome)',
   turns: () => 'paid before the last turn', return: (k) => `paid from turn ${k} on`, total: () => 'paid in all',
   intermediate: (k) => `paid from turn ${k} on, before the last`, outcomes: (k) => `paid at the last turns behind turn ${k}`,
   totals: (k) => `paid in all by those with turn ${k}`, lambda_return: (k) => `estimated return from turn ${k} on`,
@@ -10,12 +10,12 @@ const TERM_NAMES = {
 };
 const BASELINES = {
   alive: (n) => `${n} with this turn`, group: (n) => `${n} rollouts`, others: (n) => `${n} others with it`,
-  others_outcome: (n) => `last turns of ${n} others`, turns_of_group: (n) => `${n} turns of the group`, nobody: () => 'nobody',
+  others_outcome: (n) => `last turns of ${n} others`, turns_of_group: (n) => `${n} turns of the group`, nobody: () => 'no other rollout',
   siblings: (n) => `${n} siblings, itself included`, place: (n) => `${n} turns at this place: no sibling`,
   other_siblings: (n) => `${n} other siblings`, other_places: (n) => `${n} others at this place: no sibling`,
   tree: (n) => `${n} with the same first turn`, parent: () => 'the turn before', prompt: () => 'the prompt', critic: () => 'the critic',
   outputs_of_role: (n) => `${n} outputs of its role`, other_outputs_of_role: (n) => `${n} other outputs of its role`,
-  turn_of_role: (n) => `${n} of its role with this turn`, other_turn_of_role: (n) => `${n} others of its role with it`, pair: () => 'the other action', equal: () => 'nobody: equal', no_pair: () => 'nobody', no_output: () => 'nobody of its role',
+  turn_of_role: (n) => `${n} of its role with this turn`, other_turn_of_role: (n) => `${n} others of its role with it`, pair: () => 'the other action', equal: () => 'nothing: both are equal', no_pair: () => 'nothing: the other is missing', no_output: () => 'no other output of its role',
 };
 // A map: what a dump says is no name of a property.
 const ENDS = new Map([
@@ -67,14 +67,17 @@ function note(about, words) {
 
 /** The sentence, and under it the working in numbers. */
 function why(one, open, told) {
-  const sentence = el('p', { class: one.addsUp === false && 'warning' }, el('strong', {}, 'Why? '), visible(one.words));
+  const sentence = el('p', { class: one.addsUp === false && 'warning' },
+    el('strong', { title: 'a ± b: a mean, and the standard deviation that the difference from it is divided by' }, 'Why?'), ' ', visible(one.words));
   if (!one.terms.length) return el('div', { class: 'why' }, sentence);
-  const head = ['what', '(value', '− mean)', '÷ std', '× weight', '= adds', 'compared with'];
-  const rows = one.terms.map(([kind, turn, value, average, std, weight, adds, number, baseline, ended, leaves, parts]) => el('tr', {},
+  const head = [['what'], ['(value'], ['− mean)', 'of what the last column names'], ['÷ std', 'their standard deviation; –: not divided'],
+    ['× weight', 'what the estimator\'s settings give this term'], ['= adds', 'its part of the advantage'], ['compared with']];
+  // The end of a rollout is worth a row only if others were paid for going on.
+  const rows = one.terms.filter(([kind, , , , , , adds]) => kind !== 'ended' || adds).map(([kind, turn, value, average, std, weight, adds, number, baseline, ended, leaves, parts]) => el('tr', {},
     el('th', { scope: 'row' }, TERM_NAMES[kind](turn), leaves > 1 && `, over ${leaves} rollouts`, ...told(parts)),
     el('td', {}, plain(value, 3)), el('td', {}, plain(average, 3)), el('td', {}, std == null ? '–' : plain(std, 3)),
     el('td', {}, compact(weight)), shade(el('td', { class: 'adds' }, signed(adds, 3)), adds, SCALE),
-    el('td', { class: 'words' }, BASELINES[baseline](number), ended > 0 && `, ${ended} of them ended: 0`)));
+    el('td', { class: 'words' }, BASELINES[baseline](number), ended > 0 && `, ${ended} of them ended there: 0`)));
   const sum = one.terms.reduce((total, term) => total + term[6], 0);
   const foot = el('tr', {}, el('th', { scope: 'row', colspan: 5 }, one.addsUp ? 'sum' : `sum (stored: ${signed(one.advantage, 3)})`),
     el('td', { class: 'adds sum' }, signed(sum, 3)), el('td', {}));
@@ -82,7 +85,7 @@ function why(one, open, told) {
     el('details', { open },
       el('summary', {}, 'The working'),
       el('div', { class: 'scroll' }, el('table', { class: 'numbers working' },
-        el('thead', {}, el('tr', {}, ...head.map((name) => el('th', { scope: 'col' }, name)))),
+        el('thead', {}, el('tr', {}, ...head.map(columnHead))),
         el('tbody', {}, ...rows), el('tfoot', {}, foot)))));
 }
 
