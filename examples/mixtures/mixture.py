@@ -30,6 +30,7 @@ from verl_mtgrpo.rewards import Transcript
 
 Reference = Callable[[Transcript, str], Awaitable[float]]
 OPTION = "trainer.turn.decide.options.reference"
+TIMEOUT_S = 600.0
 
 
 def mixture_values(
@@ -75,7 +76,8 @@ class Server:
     """
 
     def __init__(self, address: str, model: str, max_tokens: int, stop: Sequence[str], result_role: str) -> None:
-        self._client = AsyncOpenAI(base_url=address, api_key="none")
+        # The client's own limit for a connection, 5 s, is too short where hundreds of rollouts begin at once.
+        self._client = AsyncOpenAI(base_url=address, api_key="none", timeout=TIMEOUT_S)
         self._model, self._max_tokens, self._stop, self._role = model, max_tokens, list(stop), result_role
 
     async def write(self, transcript: Transcript) -> tuple[str, float | None]:

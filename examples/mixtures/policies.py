@@ -2,7 +2,7 @@
 
 Passages and questions are those of `mtgrpo demo`, without anything to know by heart and with one passage per search, so
 that a few minutes of drills are enough. Both policies come from the same drills. Then each gets bad habits of its own:
-half of the calls of one are damaged JSON, and the other one answers with a wrong name of the passage.
+one damages the JSON of its calls, and the other one answers with a wrong name of the passage.
 """
 
 from __future__ import annotations
