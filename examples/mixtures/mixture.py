@@ -6,9 +6,10 @@ Both are deciders (docs/deciders.md) for rollouts that are measured and not trai
     trainer.turn.decide.score=my_scorer.py:score
     '+trainer.turn.decide.options.servers=[http://127.0.0.1:8001/v1,http://127.0.0.1:8002/v1]'
 
-Servers are OpenAI-compatible endpoints. They get the chat so far, with tool results as messages of the user. Collab
-(arXiv 2503.21720) takes the best token of several models, RLAE (arXiv 2506.00439) learns weights for spans of tokens:
-here the unit is a turn, which is another method with the same idea.
+Servers are OpenAI-compatible endpoints. They get the chat so far, with tool results as messages of the user unless
+``result_role`` says otherwise. run.py plays both with two tiny policies. Collab (arXiv 2503.21720) takes the best token
+of several models, RLAE (arXiv 2506.00439) learns weights for spans of tokens: here the unit is a turn, which is another
+method with the same idea.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ from openai import AsyncOpenAI
 from torch import Tensor
 
 from verl_mtgrpo.deciders import Decision, Moment, Proposal, Scorer, score_of
+from verl_mtgrpo.own_code import load_own
 from verl_mtgrpo.rewards import Transcript
+
+Reference = Callable[[Transcript, str], Awaitable[float]]
+OPTION = "trainer.turn.decide.options.reference"
+TIMEOUT_S = 600.0
 
 
 def mixture_values(
@@ -66,37 +72,44 @@ class Server:
         model: The name that it knows the model by.
         max_tokens: Longest turn.
         stop: Where a turn ends, which is kept.
+        result_role: Role of the messages that hold tool results.
     """
 
-    def __init__(self, address: str, model: str, max_tokens: int, stop: Sequence[str]) -> None:
-        self._client = AsyncOpenAI(base_url=address, api_key="none")
-        self._model, self._max_tokens, self._stop = model, max_tokens, list(stop)
+    def __init__(self, address: str, model: str, max_tokens: int, stop: Sequence[str], result_role: str) -> None:
+        # The client's own limit for a connection, 5 s, is too short where hundreds of rollouts begin at once.
+        self._client = AsyncOpenAI(base_url=address, api_key="none", timeout=TIMEOUT_S)
+        self._model, self._max_tokens, self._stop, self._role = model, max_tokens, list(stop), result_role
 
     async def write(self, transcript: Transcript) -> tuple[str, float | None]:
         """Return the server's turn and its log-prob; None if the server does not tell."""
         more: Any = {"stop": self._stop, "extra_body": {"include_stop_str_in_output": True}} if self._stop else {}
         completion = await self._client.chat.completions.create(
-            model=self._model, messages=chat(transcript), max_tokens=self._max_tokens, logprobs=True, **more
+            model=self._model, messages=chat(transcript, self._role), max_tokens=self._max_tokens, logprobs=True, **more
         )
         choice = completion.choices[0]
         told = choice.logprobs.content if choice.logprobs else None
         return choice.message.content or "", math.fsum(one.logprob for one in told) if told else None
 
 
-def chat(transcript: Transcript) -> Any:
-    """Return the rollout so far as messages."""
+def chat(transcript: Transcript, result_role: str = "user") -> Any:
+    """Return the rollout so far as messages, with tool results as those of this role."""
     messages = [dict(message) for message in transcript.prompt]
     for turn in transcript.turns:
         messages.append({"role": "assistant", "content": turn.text})
-        messages += [{"role": "user", "content": call.result} for call in turn.tool_calls if call.seen]
+        messages += [{"role": result_role, "content": call.result} for call in turn.tool_calls if call.seen]
     return messages
 
 
 class _Several:
     def __init__(
-        self, servers: Sequence[str], model: str = "policy", max_tokens: int = 256, stop: Sequence[str] = ()
+        self,
+        servers: Sequence[str],
+        model: str = "policy",
+        max_tokens: int = 256,
+        stop: Sequence[str] = (),
+        result_role: str = "user",
     ) -> None:
-        self.servers = [Server(address, model, max_tokens, stop) for address in servers]
+        self.servers = [Server(address, model, max_tokens, stop, result_role) for address in servers]
 
 
 class Mixture(_Several):
@@ -106,7 +119,8 @@ class Mixture(_Several):
         scorer: Q of a turn (``trainer.turn.decide.score``).
         servers: Addresses.
         alpha: α.
-        reference: ``file.py``-loaded functions may pass one: (transcript, text) -> log π_ref(text); None for no KL.
+        reference: ``file.py:function`` or ``package.module:function``, or the function itself: an ``async`` function of
+            transcript and text that returns log π_ref(text). None for no KL.
         others: As of :class:`Server`.
     """
 
@@ -115,11 +129,13 @@ class Mixture(_Several):
         scorer: Scorer,
         servers: Sequence[str],
         alpha: float = 1.0,
-        reference: Callable[[Transcript, str], Awaitable[float]] | None = None,
+        reference: str | Reference | None = None,
         **others: Any,
     ) -> None:
         super().__init__(servers, **others)
-        self._scorer, self._alpha, self._reference = scorer, alpha, reference
+        self._scorer, self._alpha = scorer, alpha
+        named = isinstance(reference, str)
+        self._reference: Reference | None = load_own(reference, OPTION, "function") if named else reference
 
     async def decide(self, moment: Moment) -> Decision:
         """Return the best turn, the first server's of equals."""
@@ -142,7 +158,7 @@ class Router(_Several):
     Args:
         servers: Addresses.
         logits: ``(K, J)`` as lists; None for all equal.
-        log: A file that gets a line per turn: its number, the server, and the text by which a dump's turn is found.
+        log: A file that gets a line per turn: the rollout, the number of the turn, the server and its text.
         others: As of :class:`Server`.
     """
 
@@ -161,5 +177,30 @@ class Router(_Several):
         text, _ = await self.servers[asked].write(moment.transcript)
         if self._log:
             with Path(self._log).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"turn": turn, "server": asked, "text": text}) + "\n")
+                told = {"rollout": moment.rollout, "turn": turn, "server": asked, "text": text}
+                file.write(json.dumps(told) + "\n")
         return Decision(await moment.write(text))
+
+
+class Methods:
+    """Several of these deciders in one validation: the first ``size`` rows are the first one's, and so on.
+
+    So that verl is started once to compare them. A row's number is ``extra_info.index``.
+
+    Args:
+        file: JSON: ``size``, and ``deciders``, each with ``by`` (``Mixture`` or ``Router``) and its options.
+        scorer: Of mixtures.
+    """
+
+    def __init__(self, file: str, scorer: Scorer | None = None) -> None:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        self._size: int = found["size"]
+        self._deciders: list[Mixture | Router] = []
+        for options in found["deciders"]:
+            by = options.pop("by")
+            self._deciders.append(Router(**options) if by == "Router" else Mixture(scorer, **options))
+
+    async def decide(self, moment: Moment) -> Decision:
+        """Return what the row's decider takes."""
+        _, row, _ = moment.rollout.split()
+        return await self._deciders[int(row) // self._size].decide(moment)

@@ -72,6 +72,8 @@ class Moment(Protocol):
     """The prompt and the turns so far."""
     draw: random.Random
     """Draws that depend on seed, step, question, rollout and turn alone."""
+    rollout: str
+    """Step, question and rollout, so that what a decider notes of a turn can be told from other rollouts' notes."""
 
     async def propose(self, count: int) -> Sequence[Proposal]:
         """Return turns of the policy in this state, sampled independently of each other."""

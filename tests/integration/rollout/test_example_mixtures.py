@@ -16,9 +16,14 @@ from omegaconf import OmegaConf
 pytest.importorskip("verl")
 pytest.importorskip("openai")
 
-from tests.agent_loops import GOOD, final_answer, run, transcript_of
+from tests.agent_loops import GOOD, PROMPT, final_answer, run, transcript_of
+from verl_mtgrpo.data.rows import make_row, write_parquet
+from verl_mtgrpo.demo.policy import build_tokenizer
 from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
 from verl_mtgrpo.integration.rollout.decide_loop import DecideAgentLoop
+from verl_mtgrpo.launch.command import TrainCommand
+from verl_mtgrpo.passages import Passage
+from verl_mtgrpo.retrieval import BM25Index
 
 pytestmark = [pytest.mark.compose, pytest.mark.network]
 
@@ -26,13 +31,17 @@ FILE = Path(__file__).parents[3] / "examples" / "mixtures" / "mixture.py"
 RIGHT, WRONG = [GOOD, final_answer("Oslo")], [final_answer("Pim"), final_answer("Pim")]
 
 
-@pytest.fixture(scope="module")
-def mixture():
-    spec = importlib.util.spec_from_file_location("mixture", FILE)
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"mixtures_{name}", FILE.with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return load("mixture")
 
 
 class _Policy(BaseHTTPRequestHandler):
@@ -75,13 +84,17 @@ def supported(transcript, turn):
     return 1.0 if turn.tool_calls or (transcript.turns and "Oslo" in turn.text) else 0.0
 
 
-def played(config, tokenizer, tools, name, servers, **options):
+async def prefers_pim(transcript, text):
+    """Return a reference's log-prob: the answer Pim is what it writes."""
+    return 0.0 if text == final_answer("Pim") else -100.0
+
+
+def played(config, tokenizer, tools, name, options, index=0):
     whole = config.copy()
     OmegaConf.set_struct(whole, False)
-    score = "tests.integration.rollout.test_example_mixtures:supported" if name == "Mixture" else ""
-    options = {"servers": servers, **options}
+    score = "" if name == "Router" else "tests.integration.rollout.test_example_mixtures:supported"
     whole.trainer = {"turn": {"decide": {"by": f"{FILE}:{name}", "score": score, "options": options}}}
-    row = {"global_steps": 0, "index": 0, "session_id": 0, "mtgrpo_decides": "validation"}
+    row = {"global_steps": 0, "index": index, "session_id": 0, "mtgrpo_decides": "validation"}
     return run(DecideAgentLoop, whole, tokenizer, tools, row=row, response_length=400)
 
 
@@ -89,7 +102,7 @@ def played(config, tokenizer, tools, name, servers, **options):
 def test_a_one_hot_router_is_that_server_alone_token_for_token(config, tokenizer, tools, policies, asked, script):
     addresses, servers = policies
     one_hot = [[100.0 if one == asked else -100.0 for one in range(2)]]
-    output = played(config, tokenizer, tools, "Router", addresses, logits=one_hot)
+    output = played(config, tokenizer, tools, "Router", {"servers": addresses, "logits": one_hot})
     alone = run(TurnToolAgentLoop, config, tokenizer, tools, script=list(script), response_length=400)
     assert output.response_ids == alone.response_ids and output.response_mask == alone.response_mask
     assert len(servers[asked].asked) == len(script) and not servers[1 - asked].asked
@@ -100,10 +113,32 @@ def test_a_one_hot_router_is_that_server_alone_token_for_token(config, tokenizer
 
 def test_the_mixture_takes_the_turns_of_the_server_with_the_higher_value(config, tokenizer, tools, policies):
     addresses, servers = policies
-    output = played(config, tokenizer, tools, "Mixture", addresses)
+    output = played(config, tokenizer, tools, "Mixture", {"servers": addresses})
     assert [turn.text for turn in transcript_of(output).turns] == RIGHT
     assert len(servers[0].asked) == len(servers[1].asked) == 2
     assert output.extra_fields["decide"]["decide/changed"] == 1.0
+
+
+def test_a_reference_named_on_the_command_line_pulls_the_mixture_to_it(config, tokenizer, tools, policies):
+    addresses, _ = policies
+    name = "tests.integration.rollout.test_example_mixtures:prefers_pim"
+    for alpha, turns in ((0.1, WRONG[:1]), (0.0, RIGHT)):  # 0.1 (-0.5 + 100) outweighs the scorer's 1
+        options = {"servers": addresses, "alpha": alpha, "reference": name}
+        output = played(config, tokenizer, tools, "Mixture", options)
+        assert [turn.text for turn in transcript_of(output).turns] == turns
+
+
+def test_several_methods_share_a_validation_by_the_rows_number(config, tokenizer, tools, policies, tmp_path):
+    addresses, _ = policies
+    alone = {"by": "Router", "servers": addresses, "logits": [[0.0, -1e9]]}
+    methods = [alone, {"by": "Mixture", "servers": addresses}]
+    file = tmp_path / "methods.json"
+    file.write_text(json.dumps({"size": 2, "deciders": methods}))
+    said = []
+    for index in range(4):
+        output = played(config, tokenizer, tools, "Methods", {"file": str(file)}, index=index)
+        said.append([turn.text for turn in transcript_of(output).turns])
+    assert said == [WRONG[:1], WRONG[:1], RIGHT, RIGHT]
 
 
 def test_values_worked_by_hand(mixture):
@@ -129,3 +164,38 @@ def test_the_routers_gradient_is_autograds_and_finds_the_better_server(mixture):
         earned = (asked == torch.tensor([0, 1])).double()
         learned += 0.05 * mixture.router_gradient(learned, asked, earned - earned.mean(0))
     assert learned.softmax(-1)[0, 0] > 0.95 and learned.softmax(-1)[1, 1] > 0.95
+
+
+def test_a_router_learns_from_outcomes_whom_to_ask_in_which_turn(mixture, policies, tmp_path):
+    """Of two servers, only one searches, and only the other one answers right: real loop, real tool, real rewards."""
+    addresses, servers = policies
+    servers[0].says, servers[1].says = [GOOD, final_answer("Pim")], [final_answer("Pim"), final_answer("Oslo")]
+    learn = load("learn")
+    argv, questions = small_run(tmp_path)
+    player = learn.Player(argv, tmp_path / "asked.jsonl")
+    given = {"estimator": "turn_rloo", "rounds": 6, "questions": 1, "rollouts": 24, "lr": 10.0, "seed": 0}
+    rounds = learn.learn(player, questions, {"servers": addresses, "result_role": "tool"}, turns=2, **given)
+    assert len(rounds) == 7 and rounds[0]["logits"] == [[0.0, 0.0]] * 2
+    learnt = torch.tensor(rounds[-1]["logits"]).softmax(-1)
+    assert learnt[0, 0] > 0.9 and learnt[1, 1] > 0.9
+    assert rounds[0]["right"] < 0.6 and rounds[-2]["right"] > 0.8
+    assert servers[1].asked[-1][-1]["role"] in ("tool", "user")
+
+
+def small_run(folder):
+    """Return a command line with one question and an index that has its answer, and the file of the question."""
+    question = PROMPT[0]["content"]
+    row = make_row(question, ["Oslo"], index=0, split="train", id="q", data_source="d", system_prompt=None)
+    write_parquet([row], folder / "train.parquet")
+    passages = [Passage("1", "Pim", "The tower of Pim is in Oslo.")]
+    index = BM25Index.build(passages, folder / "index", source="test", analyser="plain")
+    build_tokenizer([GOOD, question], ["Pim", "Oslo"]).save_pretrained(folder / "policy")
+    tool = {"class_name": "verl_mtgrpo.integration.rollout.search_tool.SearchTool"}
+    tool["config"] = {"type": "native", "index": str(index.path), "k": 1}
+    (folder / "tool.yaml").write_text(json.dumps({"tools": [tool]}))
+    rollout = "actor_rollout_ref.rollout"
+    overrides = [f"{rollout}.multi_turn.tool_config_path={folder}/tool.yaml", f"{rollout}.response_length=256"]
+    overrides += [f"actor_rollout_ref.model.path={folder}/policy", f"trainer.turn.decide.by={FILE}:Router"]
+    overrides += [f"{rollout}.multi_turn.max_assistant_turns=2", "trainer.turn.decide.when=validation"]
+    command = TrainCommand(preset="mt_grpo", overrides=(f"{rollout}.name=hf", *overrides))
+    return command.argv(), folder / "train.parquet"

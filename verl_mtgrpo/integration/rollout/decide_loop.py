@@ -159,6 +159,7 @@ class DecidedTurn:
         self._given: list[Proposal] = []
         self._sent_back: list[Proposal] = []
         turn = len(record_of(agent_data).calls)
+        self.rollout = rollout.of
         self.draw = random.Random(f"{rollout.settings.seed} {rollout.of} {turn}")
         self.transcript: Transcript
 
