@@ -25,6 +25,7 @@ from openai import AsyncOpenAI
 from torch import Tensor
 
 from verl_mtgrpo.deciders import Decision, Moment, Proposal, Scorer, score_of
+from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.own_code import load_own
 from verl_mtgrpo.rewards import Transcript
 
@@ -198,7 +199,10 @@ class Methods:
         self._deciders: list[Mixture | Router] = []
         for options in found["deciders"]:
             by = options.pop("by")
-            self._deciders.append(Router(**options) if by == "Router" else Mixture(scorer, **options))
+            if by == "Mixture" and scorer is None:
+                raise ConfigError("a mixture has no scorer", fix="set trainer.turn.decide.score=FILE.py:FUNCTION")
+            decider = Router(**options) if scorer is None or by == "Router" else Mixture(scorer, **options)
+            self._deciders.append(decider)
 
     async def decide(self, moment: Moment) -> Decision:
         """Return what the row's decider takes."""

@@ -60,7 +60,8 @@ class Policy:
 
     def prompt(self, messages: list[dict[str, Any]]) -> list[int]:
         """Return a chat as tokens, up to where the next turn begins."""
-        chat = self.tokenizer.apply_chat_template(messages, tools=TOOLS, tokenize=False, add_generation_prompt=True)
+        tools: list[Any] = list(TOOLS)
+        chat = self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
         return self.tokenizer.encode(str(chat), add_special_tokens=False)
 
     async def complete(self, asked: Asked) -> dict[str, Any]:
