@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from verl_mtgrpo.own_code import load_file
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
 
 FOLDER = Path(__file__).parents[1] / "examples" / "decide"
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(f"decide_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_file(FOLDER / f"{name}.py")
 
 
 def row(question, answer, em, extra=None):

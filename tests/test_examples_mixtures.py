@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from verl_mtgrpo.cpu.sampling import SamplingParams
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.data.rows import make_row
 from verl_mtgrpo.demo.policy import build_model, build_tokenizer, save_policy
+from verl_mtgrpo.own_code import load_file
 from verl_mtgrpo.rewards import ToolCall, Transcript, Turn
 
 FOLDER = Path(__file__).parents[1] / "examples" / "mixtures"
@@ -22,11 +21,7 @@ QUESTION = "Where is the tower of Pim?"
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(f"mixtures_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_file(FOLDER / f"{name}.py")
 
 
 @pytest.fixture(scope="module")

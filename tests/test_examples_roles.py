@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import runpy
 import sys
@@ -98,7 +97,7 @@ def test_the_runs_compose_and_are_complete(example, tmp_path: Path, monkeypatch,
         LakeAssets(*files, {}) if method == "rema" else DemoAssets(files[0], tmp_path, *files[1:], tmp_path / "t", {})
     )
     plan_of = example.run.plan_of
-    monkeypatch.setitem(plan_of.__globals__, "_sibling", lambda name: SimpleNamespace(
+    monkeypatch.setitem(plan_of.__globals__, "load_file", lambda path: SimpleNamespace(
         prepare=lambda out, seed: made, ROLES=example.talk.ROLES
     ))  # fmt: skip
     plan = plan_of(method, tmp_path, seed=3, steps=None, paid=method == "mhgpo")
@@ -132,13 +131,13 @@ def test_a_run_is_finished_without_what_only_searching_roles_are_measured_by(exa
 
 def test_the_table_has_the_first_and_the_last_steps(example, tmp_path: Path):
     f1 = [0.1, 0.3, 0.9, 0.5, 0.7]
-    lines = [{"step": step, "data": {"outcome/f1": value}} for step, value in enumerate(f1, start=1)]
-    (tmp_path / "metrics-001.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     settings = replace(example.run.Settings(), steps=5)
     assets = LakeAssets(tmp_path, tmp_path, tmp_path, {})
     plan = RunPlan(folder=tmp_path, preset="mhgpo", seed=1, assets=assets, settings=settings)
-    result = RunResult(RunMetrics(train={}, validation={}), 61.0, 2, "source", reused=False)
-    steps = example.run.training_steps(plan)
-    assert example.run.row(plan, result, steps)[:4] == ["1", "5", "0.200 to 0.600", "- to -"]
-    (axes,) = example.run.draw([steps, steps[:3]], [1, 2]).axes
+    first, short = (
+        RunResult(RunMetrics({"outcome/f1": dict(enumerate(values, start=1))}, {}), 61.0, 2, "source", reused=False)
+        for values in (f1, f1[:3])
+    )
+    assert example.run.row(plan, first)[:4] == ["1", "5", "0.200 to 0.600", "- to -"]
+    (axes,) = example.run.draw([first, short], [1, 2]).axes
     assert [list(line.get_ydata()) for line in axes.lines] == [f1, f1[:3]], "one line per seed; no line for no values"

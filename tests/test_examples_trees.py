@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from verl_mtgrpo.own_code import load_file
 
 FILE = Path(__file__).parents[1] / "examples" / "trees" / "run.py"
 
 
 @pytest.fixture(scope="module")
 def trees():
-    spec = importlib.util.spec_from_file_location("trees_run", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_file(FILE)
 
 
 def row(uid: str, path: str | None, *lengths: int) -> dict:

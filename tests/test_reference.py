@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +19,7 @@ from tests.verl_source import only_tested_version
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.integration.rollout.search_settings import SearchSettings
 from verl_mtgrpo.integration.settings import TrainerTurnSettings, TurnRewardSettings
+from verl_mtgrpo.own_code import load_file
 from verl_mtgrpo.retrieval import HTTPRetriever, open_retriever
 from verl_mtgrpo.rewards.judge_client import JudgeSettings
 from verl_mtgrpo.rewards.metric_names import (
@@ -44,12 +43,7 @@ FROM_THE_PAPER = {("gtpo", "discount"): (0.9, 1.0), ("bilevel_gae", "discount"):
 
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", ROOT / ".ci" / "reference.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_file(ROOT / ".ci" / "reference.py")
 
 
 def rows(section: str) -> list[list[str]]:

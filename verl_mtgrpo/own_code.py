@@ -38,7 +38,7 @@ def _load_module(where: str, name: str, key: str, kind: str) -> ModuleType:
             fix=f"name an existing file as FILE.py:{kind.upper()}, preferably by its absolute path",
         )
     try:
-        return _load_file(where) if where.endswith(".py") else importlib.import_module(where)
+        return load_file(where) if where.endswith(".py") else importlib.import_module(where)
     except MTGRPOError:  # a package of this one that lacks another
         raise
     except (Exception, SystemExit) as error:  # a file of the user's: running it may raise anything
@@ -51,7 +51,8 @@ def _load_module(where: str, name: str, key: str, kind: str) -> ModuleType:
         ) from error
 
 
-def _load_file(where: str) -> ModuleType:
+def load_file(where: str | Path) -> ModuleType:
+    """Run a Python file that no package contains, and return it as a module."""
     spec = importlib.util.spec_from_file_location(f"mtgrpo_own_{Path(where).stem}", where)
     if spec is None or spec.loader is None:
         raise ImportError(f"cannot load {where}")

@@ -198,13 +198,17 @@ class Methods:
         self._size: int = found["size"]
         self._deciders: list[Mixture | Router] = []
         for options in found["deciders"]:
-            by = options.pop("by")
-            if by == "Mixture" and scorer is None:
-                raise ConfigError("a mixture has no scorer", fix="set trainer.turn.decide.score=FILE.py:FUNCTION")
-            decider = Router(**options) if scorer is None or by == "Router" else Mixture(scorer, **options)
-            self._deciders.append(decider)
+            self._deciders.append(_decider(**options, scorer=scorer))
 
     async def decide(self, moment: Moment) -> Decision:
         """Return what the row's decider takes."""
         _, row, _ = moment.rollout.split()
         return await self._deciders[int(row) // self._size].decide(moment)
+
+
+def _decider(*, by: str, scorer: Scorer | None, **options: Any) -> Mixture | Router:
+    if by == "Router":
+        return Router(**options)
+    if scorer is None:
+        raise ConfigError("a mixture has no scorer", fix="set trainer.turn.decide.score=FILE.py:FUNCTION")
+    return Mixture(scorer, **options)

@@ -27,9 +27,9 @@ from verl_mtgrpo.demo.assets import DemoAssets
 from verl_mtgrpo.demo.runs import RunPlan
 from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.launch.command import TrainCommand, hydra_value, run_train_command
-from verl_mtgrpo.launch.provenance import describe_machine, describe_source
+from verl_mtgrpo.launch.provenance import describe_origin
 from verl_mtgrpo.own_code import load_own
-from verl_mtgrpo.report.tables import markdown_table
+from verl_mtgrpo.report.tables import markdown_table, mean_and_spread
 
 HERE = Path(__file__).resolve().parent
 SCORER = HERE.parent / "decide" / "scorer.py"
@@ -48,7 +48,7 @@ def main() -> None:
         one = OneSeed(args, seed)
         found.append(one.measure())
         print(f"\nseed {seed}\n\n{describe([found[-1]])}\n", flush=True)
-    text = f"{describe_source()}, {describe_machine()}, seeds {args.seeds}\n\n{describe(found)}\n"
+    text = f"{describe_origin()}; seeds {args.seeds}\n\n{describe(found)}\n"
     (args.out / "mixtures.md").write_text(text, encoding="utf-8")
     print(text)
 
@@ -197,10 +197,7 @@ def describe(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
     """Return the table as Markdown: means over the seeds, and their range if there are several."""
 
     def cell(method: str, name: str) -> str:
-        values = [one[method][name] for one in seeds]
-        digits = 0 if name.startswith("generated") else 3
-        spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
-        return f"{fmean(values):.{digits}f}{spread}"
+        return mean_and_spread([one[method][name] for one in seeds], digits=0 if name.startswith("generated") else 3)
 
     measures = list(next(iter(seeds[0].values())))
     return markdown_table(["method", *measures], [[one, *(cell(one, name) for name in measures)] for one in seeds[0]])

@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
-import json
 import multiprocessing
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 import psutil
 import yaml
@@ -29,7 +26,8 @@ from verl_mtgrpo.demo.runs import RunPlan, RunResult, checkpoint_step, train_to_
 from verl_mtgrpo.demo.training import DemoSettings
 from verl_mtgrpo.launch.command import hydra_value
 from verl_mtgrpo.launch.progress import format_duration
-from verl_mtgrpo.launch.provenance import describe_machine, describe_source
+from verl_mtgrpo.launch.provenance import describe_origin
+from verl_mtgrpo.own_code import load_file
 from verl_mtgrpo.report.curves import line_style, save_figure
 from verl_mtgrpo.report.tables import markdown_table
 
@@ -80,26 +78,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: 20 for mhgpo, 5 for rema, 10 for resume")
     parser.add_argument("--paid", action="store_true", help="pay the rewriter for what it finds")
     args = parser.parse_args()
-    rows, series = [], []
+    rows, results = [], []
     for seed in args.seeds:
         plan = plan_of(args.method, args.out, seed=seed, steps=args.steps, paid=args.paid)
         killed = kill_once(plan) if args.method == "resume" else ""
         result = train_to_end(plan, label=f"{args.method}, seed {seed}", show_command=True)
-        steps = training_steps(plan)
-        rows.append([*row(plan, result, steps), killed])
-        series.append(steps)
+        rows.append([*row(plan, result), killed])
+        results.append(result)
     header = ["seed", "step", *MEASURED.values(), "starts, time", "killed"]
     name = f"{args.method}{'-paid' if args.paid else ''}"
-    text = f"{describe_source()}, {describe_machine()}\n\n{markdown_table(header, rows)}\n"
+    text = f"{describe_origin()}\n\n{markdown_table(header, rows)}\n"
     (args.out / f"{name}.md").write_text(text, encoding="utf-8")
-    save_figure(draw(series, args.seeds), args.out / f"{name}.png")
+    save_figure(draw(results, args.seeds), args.out / f"{name}.png")
     print(text)
 
 
 def plan_of(method: str, out: Path, *, seed: int, steps: int | None, paid: bool) -> RunPlan:
     """Return a run in its folder; its assets are made if they are missing."""
     talks = method == "rema"
-    made = _sibling("talk" if talks else "search")
+    made = load_file(HERE / ("talk.py" if talks else "search.py"))
     assets = made.prepare(out / f"assets-{'talk' if talks else 'search'}-seed{seed}", seed=seed)
     rewriter = {**SEARCH["rewriter"], "reward": f"{REWARDS}:{'paid_for_hits' if paid else 'watched'}"}
     roles = made.ROLES if talks else {"names": {**SEARCH, "rewriter": rewriter}}
@@ -113,24 +110,16 @@ def plan_of(method: str, out: Path, *, seed: int, steps: int | None, paid: bool)
     return RunPlan(folder=out / name, preset=preset, seed=seed, assets=assets, settings=settings)
 
 
-def training_steps(plan: RunPlan) -> list[dict[str, Any]]:
-    """Return the metrics of the training steps, which know all roles, unlike validation."""
-    steps: dict[int, dict[str, Any]] = {}
-    for file in sorted(plan.folder.glob("metrics-*.jsonl")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            steps.setdefault(record["step"], {}).update(record["data"])
-    return [steps[step] for step in sorted(steps) if step]
+def row(plan: RunPlan, result: RunResult) -> list[str]:
+    """Return the numbers of the first and the last two training steps, which know all roles, unlike validation."""
+    last = plan.settings.steps
 
+    def mean(name: str, few: tuple[int, int]) -> str:
+        series = result.metrics.train.get(name, {})
+        values = [series[step] for step in few if step in series]
+        return f"{fmean(values):.3f}" if values else "-"
 
-def row(plan: RunPlan, result: RunResult, trained: list[dict[str, Any]]) -> list[str]:
-    """Return the numbers of the first and the last two training steps."""
-
-    def mean(few: list[dict[str, Any]], name: str) -> str:
-        values = [one[name] for one in few if one.get(name) is not None]
-        return f"{sum(values) / len(values):.3f}" if values else "-"
-
-    shown = [f"{mean(trained[:2], name)} to {mean(trained[-2:], name)}" for name in MEASURED]
+    shown = [f"{mean(name, (1, 2))} to {mean(name, (last - 1, last))}" for name in MEASURED]
     return [
         str(plan.seed),
         str(plan.settings.steps),
@@ -139,16 +128,16 @@ def row(plan: RunPlan, result: RunResult, trained: list[dict[str, Any]]) -> list
     ]
 
 
-def draw(series: list[list[dict[str, Any]]], seeds: list[int]) -> Figure:
+def draw(results: list[RunResult], seeds: list[int]) -> Figure:
     """Plot the metrics over the training steps: one colour per metric, one line per seed."""
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     for number, (name, title) in enumerate(MEASURED.items()):
-        for which, trained in enumerate(series):
-            values = {step: one[name] for step, one in enumerate(trained, start=1) if one.get(name) is not None}
-            if values:
-                (line,) = axes.plot([*values], [*values.values()], label=None if which else title)
-                line.set(**line_style(number))
+        found = [result.metrics.train[name] for result in results if name in result.metrics.train]
+        for which, series in enumerate(found):
+            steps = sorted(series)
+            (line,) = axes.plot(steps, [series[step] for step in steps], label=None if which else title)
+            line.set(**line_style(number))
     axes.set(xlabel="training step", ylabel="share", ylim=(-0.02, 1.02), title=f"seeds {', '.join(map(str, seeds))}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
@@ -170,15 +159,6 @@ def kill_once(plan: RunPlan) -> str:
             process.kill()
     child.join()
     return str(checkpoint_step(plan.folder))
-
-
-def _sibling(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"roles_{name}", HERE / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":

@@ -156,8 +156,8 @@ def describe(runs: dict[str, list[Run]], seeds: Sequence[int]) -> str:
 
 
 def _validated(runs: Sequence[Run], name: str, which: int) -> str:
-    series = [run.result.metrics.validation[name] for run in runs]
-    return mean_and_spread([one[sorted(one)[which]] for one in series])
+    found = [ends for run in runs if (ends := run.result.metrics.validated(name))]
+    return mean_and_spread([ends[which] for ends in found])
 
 
 def draw(runs: dict[str, list[Run]]) -> Figure:

@@ -210,8 +210,8 @@ def _train(plan: RunPlan, *, label: str) -> RunResult:
 
 def _ends(runs: Sequence[RunResult], name: str, *, first: bool = False) -> list[float]:
     """Return each run's validation value of ``name`` at its last step, or at its first."""
-    series = [run.metrics.validation[name] for run in runs if name in run.metrics.validation]
-    return [values[min(values) if first else max(values)] for values in series]
+    found = [ends for run in runs if (ends := run.metrics.validated(name))]
+    return [start if first else end for start, end in found]
 
 
 def _first_step(run: RunResult, name: str) -> str:

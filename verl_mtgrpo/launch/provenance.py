@@ -31,6 +31,11 @@ def describe_machine() -> dict[str, str]:
     }
 
 
+def describe_origin() -> str:
+    """Return source, machine and packages in one line."""
+    return "; ".join([describe_source(), *describe_machine().values()])
+
+
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

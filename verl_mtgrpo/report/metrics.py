@@ -35,6 +35,11 @@ class RunMetrics:
         """The last logged training step; 0 if none."""
         return max(self.train.get("timing_s/step", {}), default=0)
 
+    def validated(self, name: str) -> tuple[float, float] | None:
+        """Return a validation metric before and after training; None without one."""
+        series = self.validation.get(name)
+        return (series[min(series)], series[max(series)]) if series else None
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready form; JSON turns steps into strings."""
         return {"train": self.train, "validation": self.validation}

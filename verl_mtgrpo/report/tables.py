@@ -42,9 +42,8 @@ def start_end_rows(metrics: RunMetrics, headlines: Mapping[str, str] = HEADLINES
     """Return one row per headline metric: its sampled validation value before and after training, and the change."""
     rows: list[list[str]] = []
     for name, label in headlines.items():
-        series = metrics.validation.get(name)
-        if series:
-            start, end = series[min(series)], series[max(series)]
+        if ends := metrics.validated(name):
+            start, end = ends
             rows.append([label, f"{start:.3f}", f"{end:.3f}", f"{end - start:+.3f}"])
     return rows
 

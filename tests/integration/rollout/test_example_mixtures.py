@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +20,7 @@ from verl_mtgrpo.demo.policy import build_tokenizer
 from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
 from verl_mtgrpo.integration.rollout.decide_loop import DecideAgentLoop
 from verl_mtgrpo.launch.command import TrainCommand
+from verl_mtgrpo.own_code import load_file
 from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.retrieval import BM25Index
 
@@ -32,11 +31,7 @@ RIGHT, WRONG = [GOOD, final_answer("Oslo")], [final_answer("Pim"), final_answer(
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(f"mixtures_{name}", FILE.with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_file(FILE.with_name(f"{name}.py"))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -26,6 +25,7 @@ from verl.tools.schemas import OpenAIFunctionToolSchema
 from tests.agent_loops import run, transcript_of
 from tests.retrieval.services import free_port
 from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
+from verl_mtgrpo.own_code import load_file
 from verl_mtgrpo.rewards import load_preset, pay
 
 pytestmark = [pytest.mark.compose, pytest.mark.process, pytest.mark.network]
@@ -106,9 +106,7 @@ def test_a_sandbox_that_is_down(config, tokenizer, python_tool, monkeypatch):
 
 def mcp_tool(**changes):
     pytest.importorskip("mcp")
-    spec = importlib.util.spec_from_file_location("mcp_tool", EXAMPLES / "mcp_tool.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_file(EXAMPLES / "mcp_tool.py")
     (entry,) = yaml.safe_load((EXAMPLES / "mcp_tool.yaml").read_text())["tools"]
     command = [sys.executable, str(EXAMPLES / "mcp_server.py")]
     env = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
