@@ -131,4 +131,4 @@ def test_two_steps_of_three_roles_one_of_them_frozen(assets: Path, tmp_path: Pat
     assert len(validated) == QUESTIONS * 4 * 3, "a validation has one branch per rollout: an output of each role"
     answers = read_dump(tmp_path / "val" / "2.jsonl")
     assert [one.role for one in answers] == ["answerer"] * QUESTIONS * 4
-    assert not any(key.startswith("val-aux/toy/role/rewriter") for key in result.steps[2])
+    assert not any(key.startswith("val-aux/searchR1_nq/role/rewriter") for key in result.steps[2])

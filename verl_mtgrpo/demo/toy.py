@@ -8,8 +8,8 @@ tests and dry runs, which need a real policy that uses the format; there is noth
 from __future__ import annotations
 
 import json
-import random
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 
 from verl_mtgrpo.atomic import atomic_folder, lock_beside
@@ -26,9 +26,11 @@ QUESTION, QUERY = "Where is the tower?", "the tower"
 RIGHT, WRONG = "Oslo", "Rome"
 PASSAGE = Passage(id="1", title="Tower", text="The tower is in Oslo.")
 TEMPLATE = "Doc {rank} (Title: {title}) {text}"
+DATA_SOURCE = "searchR1_nq"
+"""One that verl's own reward function scores, by the answer between <answer> and </answer>."""
 TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}]
 
-_VERSION = 1
+_VERSION = 2
 _MANIFEST = "toy.json"
 
 
@@ -65,18 +67,19 @@ SPEECHES = {speech.format: speech for speech in (HERMES, SEARCH_R1, XML)}
 
 
 class TwoHabits:
-    """Demonstrates: half of the chats search and read, half guess, right or wrong."""
+    """Demonstrates in turn: search and read, or guess, and answer right or wrong in either case."""
 
     def __init__(self, speech: Speech) -> None:
         self.speech = speech
-        self.rng = random.Random(0)
+        self._habits = cycle([(True, RIGHT), (False, RIGHT), (True, WRONG), (False, WRONG)])
 
     def drill(self) -> Demonstration:
         """Return one demonstration."""
         speech = self.speech
+        searches, said = next(self._habits)
         question = {"role": "user", "content": QUESTION}
-        answer = speech.answer.format(self.rng.choice([RIGHT, WRONG]))
-        if self.rng.random() < 0.5:
+        answer = speech.answer.format(said)
+        if not searches:
             return Demonstration((question, {"role": "assistant", "content": answer}), RENAME_NONE)
         result = speech.result.format(render_passages([PASSAGE], template=TEMPLATE))
         if speech.raw:
@@ -111,7 +114,7 @@ def _make(folder: Path, speech: Speech, questions: int) -> None:
 
     BM25Index.build([PASSAGE], folder / "index", source="toy")
     rows = [
-        make_row(QUESTION, [RIGHT], index=n, split="train", id=str(n), data_source="toy", system_prompt=None)
+        make_row(QUESTION, [RIGHT], index=n, split="train", id=str(n), data_source=DATA_SOURCE, system_prompt=None)
         for n in range(questions)
     ]
     write_parquet(rows, folder / "train.parquet")
@@ -122,5 +125,5 @@ def _make(folder: Path, speech: Speech, questions: int) -> None:
     settings = WarmupSettings(drill_steps=80, habit_steps=0, warmup_steps=10)
     with torch_threads(1):  # two threads on a core shared with others wait for each other
         maker = SampleMaker(tokenizer, World((), (), (), ()), TOOLS)
-        warm_up(model, maker, drill=TwoHabits(speech).drill, settings=settings, seed=0)
+        warm_up(model, maker, drill=TwoHabits(speech).drill, settings=settings, seed=0, sorted_together=1)
     save_policy(model, tokenizer, folder / "policy")

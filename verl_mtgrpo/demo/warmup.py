@@ -89,12 +89,17 @@ def warm_up(
     settings: WarmupSettings,
     seed: int,
     on_step: Callable[[], None] = lambda: None,
+    sorted_together: int = 8,
 ) -> None:
-    """Train ``model`` in place, on drills and then on habits; ``on_step`` is called after each step."""
+    """Train ``model`` in place, on drills and then on habits; ``on_step`` is called after each step.
+
+    So many batches as ``sorted_together`` says are filled together, each with samples of similar length. That saves
+    padding; but if length and habit go together, the habits of the last batches are overrepresented. 1 mixes them.
+    """
     rng = np.random.default_rng(seed)
     batches = [
-        *_batches(drill, maker, settings.drill_steps, settings.batch_size, rng),
-        *(_batches(habit, maker, settings.habit_steps, settings.batch_size, rng) if habit else ()),
+        *_batches(drill, maker, settings.drill_steps, settings.batch_size, rng, sorted_together),
+        *(_batches(habit, maker, settings.habit_steps, settings.batch_size, rng, sorted_together) if habit else ()),
     ]
     _train(model, batches, settings=settings, pad_id=maker.pad_id, seed=seed, on_step=on_step)
 
@@ -118,7 +123,7 @@ def _batches(
     steps: int,
     batch_size: int,
     rng: np.random.Generator,
-    together: int = 8,
+    together: int,
 ) -> list[list[Sample]]:
     """Return ``steps`` batches; among ``together`` of them, group samples of similar length to reduce padding."""
     batches: list[list[Sample]] = []

@@ -11,6 +11,7 @@ from typing import Any
 from verl_mtgrpo.atomic import atomic_folder, lock_beside
 from verl_mtgrpo.data.rows import make_row, write_parquet
 from verl_mtgrpo.demo.policy import build_model, build_tokenizer, save_policy
+from verl_mtgrpo.demo.toy import DATA_SOURCE
 from verl_mtgrpo.demo.warmup_settings import WarmupSettings
 from verl_mtgrpo.demo.world import World
 from verl_mtgrpo.errors import DataError
@@ -23,7 +24,7 @@ _MOST_TOKENS = 1500
 """Tokens of a prompt; the policy reads 2,048 in all."""
 _DRILL_STEPS = 240
 _MANIFEST = "toy.json"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,8 @@ def made_up_rows(schemas: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         given = sample_arguments({"function": function}, about.split(), rng)
         answer = str(next(iter(given.values()), n))
         question = f"{about}: {answer}. Question {n}"
-        rows.append(
-            make_row(question, [answer], index=n, split="train", id=str(n), data_source="toy", system_prompt=None)
-        )
+        about_row: Any = {"split": "train", "data_source": DATA_SOURCE, "system_prompt": None}
+        rows.append(make_row(question, [answer], index=n, id=str(n), **about_row))
     return rows
 
 

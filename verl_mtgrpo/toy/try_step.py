@@ -170,7 +170,8 @@ def make_assets(made: Path, config: Any) -> Assets:
     only_search = all(tool.name == "search" for tool in tools)
     if tools and only_search and spoken in SPEECHES and (not rows or any(tool.searches for tool in tools)):
         folder = make_toy(made / f"toy-{spoken}", SPEECHES[spoken], questions=2 * 32)
-        return Assets(folder, index=folder / "index")
+        return Assets(folder, Assets.prompt + longest_prompt_of_a_role(config, folder / "policy", _RESPONSE),
+                      index=folder / "index")  # fmt: skip
     if spoken in SPEECHES and SPEECHES[spoken].format != "hermes":
         names = ", ".join(tool.name for tool in tools)
         message = f"the tiny policy writes the format {spoken} for the tool search only, and the run has {names}"
@@ -181,7 +182,31 @@ def make_assets(made: Path, config: Any) -> Assets:
     toy = make_caller(made / f"calls-{'-'.join(sorted(tool.name for tool in tools)) or 'nothing'}"[:80],
                       schemas_of(tools), rows=rows, prompt_key=key)  # fmt: skip
     changes = {} if spoken == "hermes" else {FORMAT: "hermes"}
-    return Assets(toy.folder, toy.prompt_tokens, _OWN_RESPONSE, changes)
+    more = longest_prompt_of_a_role(config, toy.folder / "policy", _OWN_RESPONSE)
+    return Assets(toy.folder, toy.prompt_tokens + more, _OWN_RESPONSE, changes)
+
+
+def longest_prompt_of_a_role(config: Any, policy: Path, response: int) -> int:
+    """Return how many tokens a role reads at most beside the question; 0 without roles.
+
+    Args:
+        config: verl's whole config.
+        policy: Folder of the policy, whose tokenizer counts.
+        response: Tokens of a row's response, which is the most that can be read of another role.
+    """
+    from transformers import AutoTokenizer
+
+    from verl_mtgrpo.integration.roles import cast_of, plays_roles
+
+    if not plays_roles(config):
+        return 0
+    cast, count = cast_of(config), AutoTokenizer.from_pretrained(policy).encode
+    lengths: list[int] = []
+    for name, role in cast.roles.items():
+        # what a role's tools answered is bounded by its row as well
+        read = sum(response for _ in cast.inputs[name])
+        lengths.append(len(count(role.system)) + len(count(cast.prompts[name])) + read)
+    return max(lengths)
 
 
 def toy_overrides(toy: Toy) -> list[str]:
