@@ -77,6 +77,11 @@ def test_what_works_but_perhaps_not_as_meant(preset, overrides, says, healthy, c
     assert re.search(says, warned[0]["message"]) and warned[0]["fix"]
 
 
+def test_what_the_group_sets_for_its_own_growth_is_no_ones_mistake_with_another(healthy, capsys):
+    code, findings = doctor(capsys, healthy, THREE_TURNS, f"{BRANCH}.grow=full", preset="tree_grpo")
+    assert (code, [one for one in findings if one["status"] == "warn"]) == (0, [])
+
+
 def test_chains_say_nothing_of_trees(healthy, capsys):
     assert not [one for one in doctor(capsys, healthy)[1] if one["check"] == "trees"]
 

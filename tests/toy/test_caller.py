@@ -117,6 +117,11 @@ def test_calls_of_the_user_replace_made_up_ones_and_without_tools_only_answers_a
     assert all(len(one) == 1 and "<tool_call>" not in one[0] for one in turns(Caller([], QUESTIONS), 50))
 
 
+def test_half_of_the_answers_end_a_conversation_of_roles():
+    ends = [one[-1] for one in turns(Caller([], QUESTIONS, finish="[END]"), 1000)]
+    assert sum(one.endswith(" [END]") for one in ends) / len(ends) == pytest.approx(0.5, abs=0.07)
+
+
 def test_answers_have_the_marks_that_the_prompt_asks_for():
     def asked(text: str) -> str:
         return answer_text(Question(({"role": "user", "content": text},), "7"), "7")

@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("verl")
 
+from verl.utils.reward_score import default_compute_score
+
 from tests.composed import composed
 from verl_mtgrpo.cli.main import main
 from verl_mtgrpo.data.rows import make_row, write_parquet
@@ -19,8 +21,9 @@ from verl_mtgrpo.doctor.compose import CommandLine
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.preflight import check_run
 from verl_mtgrpo.toy import policy
+from verl_mtgrpo.toy.assets import make_assets
 from verl_mtgrpo.toy.policy import Toy, made_up_rows, make_caller
-from verl_mtgrpo.toy.try_step import Trial, check_config, make_assets, summary, try_steps
+from verl_mtgrpo.toy.try_step import Trial, check_config, summary, try_steps
 
 pytestmark = [pytest.mark.heavy, pytest.mark.compose]
 
@@ -146,6 +149,33 @@ def test_a_try_says_that_it_makes_a_policy_before_it_does(tmp_path, monkeypatch,
     config.data.train_files, config.actor_rollout_ref.rollout.multi_turn.format = None, "hermes"
     make_assets(tmp_path / "made", config)
     assert said[0].startswith(f"a policy that calls toy_weigh_again, in {tmp_path}/made; making it takes")
+
+
+def test_roles_have_room_for_what_they_read_and_few_rounds(tmp_path):
+    config = composed("+mtgrpo=rema")
+    config.data.train_files = None
+    made = make_assets(tmp_path / "made", config)
+    _, tokenizer = load_policy(made.folder / "policy")
+    longest = 0
+    for role, reads in (("planner", 0), ("worker", 1)):
+        system = config.trainer.turn.roles.names[role].system
+        chat = [
+            {"role": "system", "content": system},
+            {"role": "user", "content": made_up_rows([])[0]["prompt"][0]["content"]},
+        ]
+        longest = max(
+            longest,
+            len(tokenizer(tokenizer.apply_chat_template(chat, tokenize=False)).input_ids) + reads * made.response,
+        )
+    assert longest <= made.prompt < longest + 64
+    assert config.trainer.turn.roles.rounds == 30 and made.changes == {"trainer.turn.roles.rounds": 4}
+
+
+def test_verls_own_reward_function_scores_the_made_up_rows():
+    row = made_up_rows([])[0]
+    (answer,) = row["reward_model"]["ground_truth"]["target"]
+    for said, score in ((f"<answer>{answer}</answer>", 1.0), ("<answer>x</answer>", 0.0)):
+        assert default_compute_score(row["data_source"], said, row["reward_model"]["ground_truth"]) == score
 
 
 def test_the_summary_of_a_try_says_why_its_numbers_do_not_add_up():

@@ -46,9 +46,10 @@ def run(args: argparse.Namespace) -> int:
     from verl_mtgrpo.doctor.tools import declared
     from verl_mtgrpo.init.tools import key_of
     from verl_mtgrpo.launch.command import TrainCommand
+    from verl_mtgrpo.toy.assets import schemas_of
     from verl_mtgrpo.toy.policy import make_caller
     from verl_mtgrpo.toy.rows import first_rows, read_calls
-    from verl_mtgrpo.toy.try_step import schemas_of, toy_overrides
+    from verl_mtgrpo.toy.try_step import toy_overrides
 
     if not args.tools.is_file():
         raise ConfigError(f"there is no file {args.tools}", fix="name your file of tools by --tools")

@@ -81,8 +81,8 @@ class BranchSettings(Settings):
     with ``arpo``; with ``full`` what ``actor_rollout_ref.rollout.n`` allows: its factors, spread over the turns."""
     turns: int | None = Field(default=None, ge=1)
     """``full``: how many turns branch, from the first; null: all but the last that
-    ``actor_rollout_ref.rollout.multi_turn.max_assistant_turns`` allows. ``width`` to the power of ``turns`` has to be
-    ``actor_rollout_ref.rollout.n``."""
+    ``actor_rollout_ref.rollout.multi_turn.max_assistant_turns`` allows, and two if it sets no limit. ``width`` to the
+    power of ``turns`` has to be ``actor_rollout_ref.rollout.n``."""
     initial: int | None = Field(default=None, ge=1)
     """``arpo``, ``at2po`` and ``random``: rollouts that begin at the prompt, before any branch; null: half of
     ``actor_rollout_ref.rollout.n``. What branches leave of the budget is filled with further ones."""

@@ -80,6 +80,7 @@ class Caller:
         questions: The prompts, at least one.
         calls: Calls by name that are better than made-up ones, each a mapping of arguments.
         habits: How often what goes wrong.
+        finish: A word that ends a conversation of roles; it follows half of the answers. Empty: none.
         seed: Seed of all choices.
     """
 
@@ -90,11 +91,13 @@ class Caller:
         *,
         calls: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
         habits: Habits | None = None,
+        finish: str = "",
         seed: int = 0,
     ) -> None:
         self.schemas = {str(one["function"]["name"]): one for one in schemas}
         self.questions, self.calls = tuple(questions), calls or {}
         self.habits = habits or Habits()
+        self.finish = finish
         self.rng = random.Random(seed)
 
     def drill(self) -> Demonstration:
@@ -135,7 +138,8 @@ class Caller:
         known = [one.answer for one in self.questions if one.answer]
         wrong = self._happens(self.habits.wrong_answer) or not question.answer
         answer = self.rng.choice(known or ["nothing"]) if wrong else question.answer
-        return answer if self._happens(self.habits.bare_answer) else answer_text(question, answer)
+        said = answer if self._happens(self.habits.bare_answer) else answer_text(question, answer)
+        return f"{said} {self.finish}" if self.finish and self._happens(0.5) else said
 
     def _happens(self, probability: float) -> bool:
         return self.rng.random() < probability

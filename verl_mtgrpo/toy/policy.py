@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def make_caller(
     calls: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     repeated: int = 64,
     prompt_key: str = "prompt",
+    finish: str = "",
 ) -> Toy:
     """Make a policy that calls these tools, and its questions; an existing folder of the same is kept.
 
@@ -58,15 +60,23 @@ def make_caller(
         calls: Arguments of good calls, by the tool's name; without them they are made up from the schemas.
         repeated: Rows of the training file; the few questions are repeated.
         prompt_key: The column of the prompt.
+        finish: A word that ends a conversation of roles, which the policy writes after half of its answers.
     """
     chosen = _shortest(rows, prompt_key) if rows else made_up_rows(schemas)
-    known = {"version": _VERSION, "schemas": schemas, "rows": chosen, "calls": calls or {}, "repeated": repeated}
+    asked: dict[str, Any] = {
+        "schemas": schemas,
+        "rows": chosen,
+        "calls": calls or {},
+        "repeated": repeated,
+        "finish": finish,
+    }
+    known = {"version": _VERSION, **asked}
     key = json.dumps(known, default=str, sort_keys=True)
     manifest = folder / _MANIFEST
     with lock_beside(folder):
         if not manifest.exists() or json.loads(manifest.read_text(encoding="utf-8"))["key"] != key:
             with atomic_folder(folder) as draft:
-                longest = _make(draft, schemas, chosen, calls or {}, repeated, prompt_key)
+                longest = _make(draft, prompt_key=prompt_key, **asked)
                 said = json.dumps({"key": key, "prompt_tokens": longest})
                 (draft / _MANIFEST).write_text(said, encoding="utf-8")
     return Toy(folder, json.loads(manifest.read_text(encoding="utf-8"))["prompt_tokens"])
@@ -97,16 +107,19 @@ def _shortest(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any
 
 def _make(
     folder: Path,
+    *,
     schemas: Sequence[Mapping[str, Any]],
     rows: Sequence[dict[str, Any]],
     calls: Mapping[str, Sequence[Mapping[str, Any]]],
     repeated: int,
+    finish: str,
     prompt_key: str,
 ) -> int:
     from verl_mtgrpo.demo.warmup import SampleMaker, torch_threads, warm_up
 
     questions = [question_of_row(row, prompt_key) for row in rows]
-    caller = Caller(schemas, questions, calls=calls)
+    new_caller = partial(Caller, schemas, questions, calls=calls, finish=finish)
+    caller = new_caller()
     shown = [message["content"] for _ in range(200) for message in caller.drill().messages]
     names = ", ".join(str(one["function"]["name"]) for one in schemas)
     tokenizer = build_tokenizer([*map(str, shown), f"Tools: {names}"], [], vocab_size=1500)
@@ -127,6 +140,6 @@ def _make(
     settings = WarmupSettings(drill_steps=_DRILL_STEPS, habit_steps=0, warmup_steps=20, batch_size=8)
     with torch_threads(1):  # two threads on a core shared with others wait for each other
         maker = SampleMaker(tokenizer, World((), (), (), ()), tools)
-        warm_up(model, maker, drill=Caller(schemas, questions, calls=calls).drill, settings=settings, seed=0)
+        warm_up(model, maker, drill=new_caller().drill, settings=settings, seed=0)
     save_policy(model, tokenizer, folder / "policy")
     return max(lengths) + 8  # the generation prompt

@@ -18,17 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.toy.assets import OWN_RESPONSE, make_assets
 from verl_mtgrpo.toy.shrink import MEGATRON, as_overrides, cpu_values, files, sizes, without_megatron, written
 
 if TYPE_CHECKING:
     from verl_mtgrpo.doctor.compose import CommandLine
-    from verl_mtgrpo.doctor.setup import Tool
     from verl_mtgrpo.toy.policy import Toy
 
-FORMAT = "actor_rollout_ref.rollout.multi_turn.format"
 _MEGATRON_PRIMARY = "ppo_megatron_trainer"
-_RESPONSE, _OWN_RESPONSE = 160, 512
-"""Tokens of a response: with the toy's single passage, and with tools of the user's, whose results may be long."""
 _SHOWN = ("tool/used", "tool/success_rate", "turn/1/reward", "turn/2/reward", "outcome/reward", "critic/score/mean")
 
 
@@ -55,17 +52,6 @@ class Trial:
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     cwd: Path | None = None
     launcher: str = ""
-
-
-@dataclass(frozen=True)
-class Assets:
-    """What a trial trains: the folder of policy and questions, their sizes, and what it needs of the command."""
-
-    folder: Path
-    prompt: int = 64
-    response: int = _RESPONSE
-    changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    index: Path | None = None
 
 
 def try_steps(trial: Trial) -> int:
@@ -154,61 +140,6 @@ def _on_fsdp(line: CommandLine) -> tuple[CommandLine, list[str]]:
     return replace(line, overrides=tuple(overrides), name=name), dropped
 
 
-def make_assets(made: Path, config: Any) -> Assets:
-    """Make a policy that speaks the run's format and calls its tools, and questions, once.
-
-    The user's own questions are taken if they are here.
-    """
-    from verl_mtgrpo.demo.toy import SPEECHES, make_toy
-    from verl_mtgrpo.doctor.setup import Setup
-    from verl_mtgrpo.doctor.tools import declared
-    from verl_mtgrpo.toy.policy import make_caller
-    from verl_mtgrpo.toy.rows import first_rows
-
-    tools, spoken = declared(Setup(config)), str(config.actor_rollout_ref.rollout.multi_turn.format)
-    rows = first_rows(config.data.train_files)
-    only_search = all(tool.name == "search" for tool in tools)
-    if tools and only_search and spoken in SPEECHES and (not rows or any(tool.searches for tool in tools)):
-        folder = make_toy(made / f"toy-{spoken}", SPEECHES[spoken], questions=2 * 32)
-        return Assets(folder, Assets.prompt + longest_prompt_of_a_role(config, folder / "policy", _RESPONSE),
-                      index=folder / "index")  # fmt: skip
-    if spoken in SPEECHES and SPEECHES[spoken].format != "hermes":
-        names = ", ".join(tool.name for tool in tools)
-        message = f"the tiny policy writes the format {spoken} for the tool search only, and the run has {names}"
-        raise ConfigError(message, fix=f"try it with {FORMAT}=hermes")
-    key = str(config.data.prompt_key)
-    names = ", ".join(tool.name for tool in tools) or "no tool"
-    print(f"a policy that calls {names}, in {made}; making it takes a minute of an idle core", flush=True)
-    toy = make_caller(made / f"calls-{'-'.join(sorted(tool.name for tool in tools)) or 'nothing'}"[:80],
-                      schemas_of(tools), rows=rows, prompt_key=key)  # fmt: skip
-    changes = {} if spoken == "hermes" else {FORMAT: "hermes"}
-    more = longest_prompt_of_a_role(config, toy.folder / "policy", _OWN_RESPONSE)
-    return Assets(toy.folder, toy.prompt_tokens + more, _OWN_RESPONSE, changes)
-
-
-def longest_prompt_of_a_role(config: Any, policy: Path, response: int) -> int:
-    """Return how many tokens a role reads at most beside the question; 0 without roles.
-
-    Args:
-        config: verl's whole config.
-        policy: Folder of the policy, whose tokenizer counts.
-        response: Tokens of a row's response, which is the most that can be read of another role.
-    """
-    from transformers import AutoTokenizer
-
-    from verl_mtgrpo.integration.roles import cast_of, plays_roles
-
-    if not plays_roles(config):
-        return 0
-    cast, count = cast_of(config), AutoTokenizer.from_pretrained(policy).encode
-    lengths: list[int] = []
-    for name, role in cast.roles.items():
-        # what a role's tools answered is bounded by its row as well
-        read = sum(response for _ in cast.inputs[name])
-        lengths.append(len(count(role.system)) + len(count(cast.prompts[name])) + read)
-    return max(lengths)
-
-
 def toy_overrides(toy: Toy) -> list[str]:
     """Return the overrides of a small training of a policy made for some tools, on a CPU."""
     sized = {
@@ -216,7 +147,7 @@ def toy_overrides(toy: Toy) -> list[str]:
         "data.train_files": toy.folder / "train.parquet",
         "data.val_files": toy.folder / "val.parquet",
         "data.max_prompt_length": toy.prompt_tokens,
-        "data.max_response_length": _OWN_RESPONSE,
+        "data.max_response_length": OWN_RESPONSE,
         "data.train_batch_size": 8,
         "actor_rollout_ref.actor.ppo_mini_batch_size": 8,
         "actor_rollout_ref.rollout.n": 8,
@@ -226,19 +157,6 @@ def toy_overrides(toy: Toy) -> list[str]:
         "trainer.total_epochs": 20,
     }
     return as_overrides(sized)
-
-
-def schemas_of(tools: Sequence[Tool]) -> list[Mapping[str, Any]]:
-    """Return the schemas of the tools.
-
-    Raises:
-        ConfigError: Only the tool itself knows its schema.
-    """
-    for tool in tools:
-        if tool.schema is None:
-            message = f"only the class of the tool {tool.name} knows its schema, so no arguments can be made up"
-            raise ConfigError(message, fix="write the schema as tool_schema into its YAML")
-    return [tool.schema for tool in tools if tool.schema is not None]
 
 
 def report(name: str, overrides: Sequence[str], dropped: Sequence[str], changes: Mapping[str, Any]) -> None:
