@@ -50,6 +50,11 @@ def test_debug_goes_before_or_after_the_command(argv: list[str]) -> None:
     ("argv", "usage", "message"),
     [
         (["lab", "--quick"], "usage: mtgrpo lab [-h]", "mtgrpo lab: error: unrecognized arguments: --quick"),
+        (
+            ["lab", "learn", "--grou", "4"],
+            "usage: mtgrpo lab learn [-h]",
+            "mtgrpo lab learn: error: unrecognized arguments:",
+        ),
         (["lab", "learn", "--no"], "usage: mtgrpo lab learn [-h]", "mtgrpo lab learn: error: unrecognized arguments:"),
         (["data", "q", "--out", "o", "--no"], "usage: mtgrpo data [-h]", "mtgrpo data: error: unrecognized arguments:"),
         (["--no"], "usage: mtgrpo [-h]", "mtgrpo: error: unrecognized arguments: --no"),

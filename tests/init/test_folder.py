@@ -102,7 +102,7 @@ def test_the_written_turn_rewards(tmp_path):
     assert paid.notes == (
         "first sql that worked; sql failed: no such table",
         "first tables that worked",
-        "first other that worked; unknown failed: no such table",
+        "unknown failed: no such table",
         "",
     )
     assert paid.outcome == 0.0

@@ -12,6 +12,7 @@ import errno
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from verl_mtgrpo.cli import (
     compare,
@@ -39,9 +40,16 @@ _SUBCOMMANDS = (demo, init, doctor, toy, compare, train, report, export, panels,
 _EXIT_INTERRUPTED = 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reads options by their whole names only: ``--group`` is not ``--groups``. Subcommands are such parsers too."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command."""
-    parser = argparse.ArgumentParser(prog="mtgrpo", description="Turn-level credit for LLM agents trained with verl.")
+    parser = _Parser(prog="mtgrpo", description="Turn-level credit for LLM agents trained with verl.")
     parser.add_argument("--version", action="version", version=f"mtgrpo {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")

@@ -67,7 +67,8 @@ def turn_rewards(transcript: Transcript, ground_truth: Any) -> TurnRewards:
             elif call.name not in worked:  # only the first, so that calling more often does not pay
                 paid[k] += WORTH.get(call.name, 0.0)
                 worked.add(call.name)
-                notes[k].append(f"first {{call.name}} that worked")
+                if WORTH.get(call.name):
+                    notes[k].append(f"first {{call.name}} that worked")
             # paid[k] += call.reward  # what the tool itself says that the call is worth
     used = {{f"tool/{{name}}_worked": float(name in worked) for name in WORTH}}  # each becomes a metric
     why = tuple("; ".join(one) for one in notes)
