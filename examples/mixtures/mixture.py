@@ -209,6 +209,8 @@ class Methods:
 def _decider(*, by: str, scorer: Scorer | None, **options: Any) -> Mixture | Router:
     if by == "Router":
         return Router(**options)
+    if by != "Mixture":
+        raise ConfigError(f"one of the deciders to compare has by={by!r}", expected="Mixture or Router")
     if scorer is None:
         raise ConfigError("a mixture has no scorer", fix="set trainer.turn.decide.score=FILE.py:FUNCTION")
     return Mixture(scorer, **options)

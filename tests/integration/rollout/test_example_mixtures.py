@@ -17,6 +17,7 @@ pytest.importorskip("openai")
 from tests.agent_loops import GOOD, PROMPT, final_answer, run, transcript_of
 from verl_mtgrpo.data.rows import make_row, write_parquet
 from verl_mtgrpo.demo.policy import build_tokenizer
+from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.rollout.agent_loop import TurnToolAgentLoop
 from verl_mtgrpo.integration.rollout.decide_loop import DecideAgentLoop
 from verl_mtgrpo.launch.command import TrainCommand
@@ -134,6 +135,13 @@ def test_several_methods_share_a_validation_by_the_rows_number(config, tokenizer
         output = played(config, tokenizer, tools, "Methods", {"file": str(file)}, index=index)
         said.append([turn.text for turn in transcript_of(output).turns])
     assert said == [WRONG[:1], WRONG[:1], RIGHT, RIGHT]
+
+
+def test_another_name_is_no_mixture(mixture, tmp_path):
+    file = tmp_path / "methods.json"
+    file.write_text(json.dumps({"size": 2, "deciders": [{"by": "Roter", "servers": ["http://127.0.0.1:1/v1"]}]}))
+    with pytest.raises(ConfigError, match="by='Roter', expected Mixture or Router"):
+        mixture.Methods(str(file), scorer=len)
 
 
 def test_values_worked_by_hand(mixture):
