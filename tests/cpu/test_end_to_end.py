@@ -46,6 +46,7 @@ def assets(tmp_path_factory):
 
 
 @pytest.mark.verl
+@pytest.mark.slow  # two slots on two cores take minutes
 def test_two_grpo_steps_on_two_slots(assets, tmp_path):
     """FSDP2 over gloo, two rollout servers, single-turn agent loop, validation, weight updates."""
     run = train(

@@ -39,14 +39,14 @@ def test_a_service_that_is_killed_and_restarted_in_the_middle(assets: Path, tmp_
         assert started.wait(60)
         tool = tool_yaml(tmp_path, index=f"http://127.0.0.1:{port}", patience_s=2.0)
         guard = ["trainer.turn.guards.steps=1", "trainer.turn.guards.tool_failures=0.1"]
-        result = run(assets, tmp_path, tool, *guard, "trainer.total_training_steps=12", "trainer.total_epochs=9")
+        result = run(assets, tmp_path, tool, *guard, "trainer.total_training_steps=9", "trainer.total_epochs=9")
     finally:
         steps.stop = True
         ended.set()
         thread.join()
     assert result.returncode == 0, result.tail()
     outages = [result.steps[step]["tool/outage"] for step in sorted(result.steps)]
-    assert len(outages) == 12
+    assert len(outages) == 9
     assert outages[0] == outages[-1] == 0.0
     worst = max(result.steps.values(), key=lambda step: step["tool/outage"])
     assert worst["tool/outage"] > 0.05

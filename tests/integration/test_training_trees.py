@@ -110,6 +110,7 @@ def test_two_steps_of_arpo_with_leaves_that_cannot_be_scored(cpu: str, assets: P
 
 
 @pytest.mark.verl
+@pytest.mark.slow  # the way of a tree through the trainer is that of arpo above
 def test_two_steps_of_the_papers_tree_with_rollouts_that_end_early(assets: Path, tmp_path: Path):
     """Three turns, eight leaves: four first turns, and two second turns after each of those that search."""
     result = train(assets, tmp_path, "mt_grpo_tree", "actor_rollout_ref.rollout.multi_turn.max_assistant_turns=3")
