@@ -170,11 +170,11 @@ def _unread(recipe: Recipe) -> Iterator[str]:
             parts.setdefault(part, []).append(word.text)
     for part, words in parts.items():
         where = f" (line {next(one.line for one in recipe.unread if part in one.unknown)})" if recipe.script else ""
-        yield f"{part}{where} was not worked out; it is in {_several(words)}"
+        yield f"{part}{where} was not worked out; your script passes it on as ever, in {_several(words)}"
     maybe = [word for word in recipe.arguments if word.maybe and not word.unknown]
     if maybe:
         lines = sorted({word.line for word in maybe})
-        yield f"lines {_several([str(one) for one in lines])} depend on a condition, which was not worked out"
+        yield f"lines {_several([str(one) for one in lines])} depend on a condition, which was not worked out; your script passes them on as ever"
 
 
 def _of_the_loop(recipe: Recipe, tools: Tools) -> Iterator[str]:
