@@ -18,7 +18,7 @@ from verl_mtgrpo.integration.rollout.search_settings import search_settings
 
 CHECK = "tools"
 _FOR_SEARCH = ("paper_v1", "paper_v2")
-_SOUNDS_LIKE_SEARCH = re.compile(r"search|retriev|wiki|brows|lookup|look_up|query|find", re.IGNORECASE)
+_SOUNDS_LIKE_SEARCH = re.compile(r"search|retrieve|retrieval|wiki|brows|lookup|look_up|query|find", re.IGNORECASE)
 
 
 def tools(setup: Setup) -> Iterator[Finding]:
@@ -26,7 +26,11 @@ def tools(setup: Setup) -> Iterator[Finding]:
     yield from setup.toolbox.said()
     names = [tool.name for tool in setup.tools]
     if names:
-        problems = [*(_of_roles if plays_roles(setup.config) else _names)(setup, names), *_paid_for_search(setup), *_lengths(setup)]
+        problems = [
+            *(_of_roles if plays_roles(setup.config) else _names)(setup, names),
+            *_paid_for_search(setup),
+            *_lengths(setup),
+        ]
         yield from problems or [Finding(CHECK, "ok", ", ".join(_described(tool) for tool in setup.tools))]
 
 

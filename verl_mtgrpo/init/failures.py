@@ -71,8 +71,9 @@ def _reached(start: ast.AST, functions: Mapping[str, ast.AST]) -> list[ast.AST]:
 
 def _of_self(node: ast.AST) -> str:
     """Return the name of a method that is called on self, and nothing otherwise."""
-    own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
-    return node.attr if own else ""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+        return node.attr
+    return ""
 
 
 def _fails_in_words(functions: list[ast.AST]) -> bool:

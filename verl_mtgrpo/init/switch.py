@@ -174,7 +174,10 @@ def _unread(recipe: Recipe) -> Iterator[str]:
     maybe = [word for word in recipe.arguments if word.maybe and not word.unknown]
     if maybe:
         lines = sorted({word.line for word in maybe})
-        yield f"lines {_several([str(one) for one in lines])} depend on a condition, which was not worked out; your script passes them on as ever"
+        yield (
+            f"lines {_several([str(one) for one in lines])} depend on a condition, which was not worked out; your "
+            "script passes them on as ever"
+        )
 
 
 def _of_the_loop(recipe: Recipe, tools: Tools) -> Iterator[str]:

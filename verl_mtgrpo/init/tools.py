@@ -22,7 +22,9 @@ def tool_names(path: Path) -> list[str]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        return list(map(_name, _entries(text))) if path.suffix in _YAML else [name for name, _ in tool_functions(ast.parse(text))]
+        if path.suffix in _YAML:
+            return [_name(entry) for entry in _entries(text)]
+        return [name for name, _ in tool_functions(ast.parse(text))]
     except (OSError, UnicodeDecodeError, SyntaxError, yaml.YAMLError) as error:
         fix = "name a Python file with verl's function tools or verl's YAML of tools"
         raise ConfigError(f"the tools in {path} cannot be read: {type(error).__name__}: {error}", fix=fix) from error
