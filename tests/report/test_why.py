@@ -38,7 +38,7 @@ def test_the_readmes_example() -> None:
 
 
 def test_small_numbers_have_the_digits_with_which_a_reader_can_do_the_sum() -> None:
-    """Seven rollouts with a turn 2, one of them paid there: mean 0.2/7, standard deviation 0.2/√7. 0.03 ± 0.08: +2.13."""
+    """Seven rollouts with a turn 2, one of them paid there: mean 0.2/7, std 0.2/√7. 0.03 ± 0.08 would give +2.13."""
     group = [rollout((0.0, 0.2, 0.5)), *[rollout((0.0, 0.0, 0.5))] * 6]
     turn = (0.2 - 0.2 / 7) / (0.2 / 7**0.5)
     why = explain_group(group, [(turn, turn, 0.0), *[(-0.378, -0.378, 0.0)] * 6], "mt_grpo")
