@@ -173,7 +173,7 @@ def _unread(recipe: Recipe) -> Iterator[str]:
         yield f"{_one_line(part)}{where} was not worked out; your script passes it on as ever, in {_several(words)}"
     if _hides_settings(recipe):
         yield (
-            "what stands alone among these may hold settings that are not known here, and more may have to be set again: "
+            "what stands alone among these may hold settings that are not known here; more may have to be set again: "
             "`mtgrpo doctor` reads the command as verl gets it"
         )
     maybe = [word for word in recipe.arguments if word.maybe and not word.unknown]

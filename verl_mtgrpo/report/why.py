@@ -234,7 +234,7 @@ def _sentence(term: Term, rollouts: Sequence[DumpedRollout]) -> str:
 
 
 def _digits(term: Term) -> int:
-    """Return how many digits (2 to 4) the numbers of a term need, so that a reader who does the sum gets what it adds."""
+    """Return how many digits (2 to 4) the numbers of a term need, so that a reader who does the sum gets it."""
     for digits in (2, 3, 4):
         value, mean = round(term.value, digits), round(term.mean, digits)
         std = 1.0 if term.std is None else round(term.std, digits)
