@@ -35,7 +35,7 @@ def test_correlations_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_kind_of_error_that_is_not_logged_is_zero(tmp_path: Path) -> None:
-    """Logged only where it is not 0. Errors 1, 0 and outcomes 0, 1: r = -1. A share of no calls is nothing, and not 0."""
+    """Logged only where it is not 0. Errors 1, 0 and outcomes 0, 1: r = -1. A share of no calls is nothing."""
     logged = [{"tool/errors/bad_arguments": 1.0, "tool/success": 0.0}, {"tool/success": None}]
     got = trained(tmp_path, {"a": [[0.0, 0.0], [0.0, 1.0]]}, more=logged)
     assert named(got, "tool/errors/bad_arguments").r == pytest.approx(-1.0)
