@@ -125,3 +125,36 @@ def test_a_tool_that_is_not_search_is_not_told_to_find_less(tmp_path):
     (found,) = examine(Setup(compose_config(CommandLine((*overrides, f"{MODEL}=/no/model")))), named("lengths"))
     assert found.message.startswith("weigh_it may return 4096 characters")
     assert found.fix == f"raise data.max_response_length, or lower {TURNS}.max_tool_response_length"
+
+
+WEIGH = """
+tools:
+  - class_name: verl.tools.base_tool.BaseTool
+    config: {type: native}
+    tool_schema:
+      type: function
+      function:
+        name: NAME
+        description: Weigh a thing.
+        parameters: {type: object, properties: {thing: {type: string, description: The thing.}}, required: [thing]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "warned"),
+    [
+        ("weigh_it", (), True),  # the group's paper_v1: it cannot see that a tool YAML names no search
+        ("weigh_it", ("reward.turn.preset=paper_v2",), True),
+        ("weigh_it", ("reward.turn.preset=tool_use",), False),
+        ("weigh_it", ("reward.turn.pay=outcome", "trainer.turn.on_purpose=[reward.turn.pay]"), False),
+        ("my_search", (), False),
+    ],
+)
+def test_rewards_for_search_are_warned_of_where_no_tool_searches(tmp_path, name, overrides, warned):
+    (tmp_path / "tools.yaml").write_text(WEIGH.replace("NAME", name))
+    given = (*GROUPS, f"{TURNS}.tool_config_path={tmp_path}/tools.yaml", f"{MODEL}=/no/model", *overrides)
+    (found,) = examine(Setup(compose_config(CommandLine(given))), named("tools"))
+    assert found.status == ("warn" if warned else "ok")
+    if warned:
+        assert found.message.endswith("no tool of this run seems to search: weigh_it")
+        assert found.fix.startswith("set reward.turn.preset=tool_use")

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import verl_mtgrpo.config
 from tests.init.scripts import write
 from verl_mtgrpo.cli.main import main
 from verl_mtgrpo.init.failures import unreported
@@ -178,6 +179,59 @@ def test_tools_that_fail_in_words_are_warned_of_and_written_all_the_same(tmp_pat
     assert "warning: catches seems never to report a failure" in said
     assert said.count("warning: ") == 2
     assert (tmp_path / "mine" / "run.sh").is_file()
+
+
+CLASSES = """
+from verl.tools.base_tool import BaseTool
+
+def unreachable(error):
+    return f"Error: {error}"
+
+class Sums(BaseTool):
+    async def execute(self, instance_id, parameters, **kwargs):
+        return self.result(parameters["terms"]), 0.0, {}
+
+    def result(self, terms):
+        try:
+            return str(sum(terms))
+        except TypeError as error:
+            return f"no sum: {error}"
+
+class Reports(Sums):
+    async def execute(self, instance_id, parameters, **kwargs):
+        try:
+            return str(sum(parameters["terms"])), 0.0, {}
+        except TypeError as error:
+            return unreachable(error), 0.0, {"ok": False, "why": str(error)}
+
+class Raises(BaseTool):
+    async def execute(self, instance_id, parameters, **kwargs):
+        return str(sum(parameters["terms"])), 0.0, {}
+
+    async def release(self, instance_id, **kwargs):
+        try:
+            del self.open[instance_id]
+        except KeyError:
+            pass
+
+class Inherits(Sums):
+    pass
+"""
+
+
+def test_tool_classes_of_a_yaml_that_fail_in_words_are_warned_of_too(tmp_path, monkeypatch):
+    classes = [("sums", "tools.Sums"), ("reports", "tools.Reports"), ("raises", "tools.Raises")]
+    classes += [("inherits", "tools.Inherits"), ("elsewhere", "no.such.module.Tool"), ("unnamed", "Tool")]
+    listed = "".join(
+        f"  - {{class_name: {of}, config: {{type: native}}, tool_schema: {{function: {{name: {name}}}}}}}\n"
+        for name, of in classes
+    )
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "tools.yaml").write_text(f"tools:\n{listed}")
+    (tmp_path / "tools.py").write_text(CLASSES)
+    monkeypatch.chdir("/")  # the classes are found from the YAML's own folder
+    assert unreported(tmp_path / "config" / "tools.yaml") == ["sums"]
+    assert unreported(Path(verl_mtgrpo.config.__path__[0]) / "tools" / "search_tool.yaml") == []
 
 
 def test_questions_that_name_an_agent_loop_of_verls_are_told_with_a_command_that_writes_a_copy(tmp_path, capsys):

@@ -118,6 +118,22 @@ def test_an_example_like_verls_with_arrays_and_a_parameter(tmp_path, switched):
         assert part in said
 
 
+HIDDEN = """ARGS=$(cat <<X
+actor_rollout_ref.rollout.n=8
+actor_rollout_ref.rollout.multi_turn.function_tool_path=tools.py
+X
+)
+python3 -m verl.trainer.main_ppo $ARGS "$@"
+"""
+
+
+def test_nothing_is_claimed_of_settings_that_may_be_in_what_could_not_be_read(tmp_path, switched):
+    _, said = switched(write(tmp_path, HIDDEN))
+    assert "rollout.n is 1" not in said and "no tools were found" not in said
+    assert "may hold settings that are not known here" in said and "`mtgrpo doctor` reads the command" in said
+    assert all(len(line) < 300 for line in said.splitlines()) and "\nX\n" not in said, "one line for each"
+
+
 @pytest.mark.parametrize(
     ("setting", "added", "said"),
     [

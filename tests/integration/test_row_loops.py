@@ -118,6 +118,8 @@ def test_what_becomes_of_rows_is_said(questions, agents, overrides, said):
         ),
         (["single_turn_agent", "tool_agent"], [], r"single_turn_agent, which"),
         (["tool_agent"], [f"{LOOP}=my_loop"], r"tool_agent, .*write mtgrpo_tool_agent into it\. A copy"),
+        (["tool_agent"], [f"{LOOP}=tool_agent"], rf"tool_agent, .*set {LOOP}=mtgrpo_tool_agent: .*can stay as it is$"),
+        (["tool_agent"], [f"{LOOP}=tool_agent", f"{FILE}=theirs.yaml"], r"tool_agent, .*into it\. A copy"),
         (["tool_agent"], [f"{FILE}=theirs.yaml"], r"tool_agent, .*into it\. A copy"),
         (
             ["tool_agent"],

@@ -34,6 +34,14 @@ def test_correlations_by_hand(tmp_path: Path) -> None:
     assert named(got, "outcome/em").r == pytest.approx(1.0), "made.py logs the last turn's reward under this name"
 
 
+def test_a_kind_of_error_that_is_not_logged_is_zero(tmp_path: Path) -> None:
+    """Logged only where it is not 0. Errors 1, 0 and outcomes 0, 1: r = -1. A share of no calls is nothing."""
+    logged = [{"tool/errors/bad_arguments": 1.0, "tool/success": 0.0}, {"tool/success": None}]
+    got = trained(tmp_path, {"a": [[0.0, 0.0], [0.0, 1.0]]}, more=logged)
+    assert named(got, "tool/errors/bad_arguments").r == pytest.approx(-1.0)
+    assert named(got, "tool/success").r is None
+
+
 def test_a_rollout_that_ended_with_the_turn_counts_as_zero_there(tmp_path: Path) -> None:
     """Turn 1: .5, 0 and 0 (ended), minus 1/6; outcomes 1, 0, 1, minus 2/3. Turn 2: .3 and 0 (ended)."""
     got = trained(tmp_path, {"a": [[0.5, 0.3, 1.0], [0.0, 0.0], [1.0]]})

@@ -7,7 +7,9 @@ import pytest
 
 from tests.report.made import dump_row, training_row, transcript, write_rows
 from verl_mtgrpo.errors import DataError
+from verl_mtgrpo.report.catalog import read_catalog
 from verl_mtgrpo.report.rollouts import credit_rollouts, iter_located, pick_rollouts, read_dump, read_located
+from verl_mtgrpo.rewards import Transcript, Turn
 
 _SEARCHED = transcript("Vel", searches=["Orrin river"])
 _GUESSED = transcript("Mar")
@@ -112,3 +114,19 @@ def test_a_row_is_found_again_by_its_byte(tmp_path: Path) -> None:
     with path.open("rb") as file:
         assert [read_located(file, start) for start, _ in reversed(located)] == [one for _, one in reversed(located)]
     assert [one.turn_rewards for _, one in located] == [(0.0,), (1.0,), (2.0,)]
+
+
+@pytest.mark.parametrize(
+    ("text", "logged", "right"),
+    [
+        ("#### 4", {"outcome/score": 1.0}, True),  # read by the run's own reward function, which needs no tags
+        ("#### 5", {"outcome/score": 0.0}, False),
+        ("#### 4", {}, False),
+        ("<answer>the Vel</answer>", {"outcome/score": 0.0}, True),
+        ("<answer>4</answer>", {"outcome/score": 1.0}, False),
+    ],
+)
+def test_an_answer_in_another_form_is_right_if_the_runs_own_reward_function_says_so(tmp_path, text, logged, right):
+    said = Transcript(turns=(Turn(text, (0, 2)),), end_reason="answered")
+    catalog = read_catalog([write_rows(tmp_path / "0.jsonl", [dump_row("a", 0, said, [1.0], **logged)])])
+    assert [entry.right for entry in catalog.entries()] == [right]

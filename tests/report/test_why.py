@@ -37,6 +37,16 @@ def test_the_readmes_example() -> None:
     assert all(one.adds_up for some in why for one in some)
 
 
+def test_small_numbers_have_the_digits_with_which_a_reader_can_do_the_sum() -> None:
+    """Seven rollouts with a turn 2, one of them paid there: mean 0.2/7, std 0.2/√7. 0.03 ± 0.08 would give +2.13."""
+    group = [rollout((0.0, 0.2, 0.5)), *[rollout((0.0, 0.0, 0.5))] * 6]
+    turn = (0.2 - 0.2 / 7) / (0.2 / 7**0.5)
+    why = explain_group(group, [(turn, turn, 0.0), *[(-0.378, -0.378, 0.0)] * 6], "mt_grpo")
+    assert "Turn 2 was paid 0.20; the 7 rollouts that got this far averaged 0.029 ± 0.076: +2.27." in why[0][0].words
+    assert "Turn 2 was paid 0.00; the 7 rollouts that got this far averaged 0.03 ± 0.08: −0.38." in why[1][0].words
+    assert why[0][0].adds_up
+
+
 def test_a_working_that_does_not_fit_says_so() -> None:
     why = explain_group(README, [(2.5, 1.0), *ADVANTAGES[1:]], "mt_grpo")
     assert why[0][0].adds_up is False and "does not give the +2.50 that was trained on" in why[0][0].words

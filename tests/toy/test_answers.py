@@ -28,3 +28,10 @@ def test_one_good_and_one_failed_call_of_each_tool_and_errors_that_counted_as_an
     assert said[2] == "sql: 1 of 3 calls failed, such as {} -> no query"
     assert said[3].startswith("warning: 1 of the 2 answers of sql sound like failures and are paid")
     assert said[4:] == ["tables: 1 of 1 calls answered, such as {} -> goods"], "an error that is reported is no warning"
+
+
+def test_a_text_for_ok_in_a_dict_that_the_model_reads_is_warned_of():
+    said_false = """{"ok": "false", "why": "no such unit"}"""
+    calls = [ToolCall("convert", "{}", result=said_false), ToolCall("convert", "{}", result="{'ok': True, 'is': 'no'}")]
+    warned = [line for line in answers(calls) if line.startswith("warning: ")]
+    assert len(warned) == 1 and "1 of the 2 answers of convert sound like failures" in warned[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ from verl_mtgrpo.integration.roles import cast_of, plays_roles
 from verl_mtgrpo.integration.rollout.search_settings import search_settings
 
 CHECK = "tools"
+_FOR_SEARCH = ("paper_v1", "paper_v2")
+_SOUNDS_LIKE_SEARCH = re.compile(r"search|retrieve|retrieval|wiki|brows|lookup|look_up|query|find", re.IGNORECASE)
 
 
 def tools(setup: Setup) -> Iterator[Finding]:
@@ -23,7 +26,11 @@ def tools(setup: Setup) -> Iterator[Finding]:
     yield from setup.toolbox.said()
     names = [tool.name for tool in setup.tools]
     if names:
-        problems = [*(_of_roles if plays_roles(setup.config) else _names)(setup, names), *_lengths(setup)]
+        problems = [
+            *(_of_roles if plays_roles(setup.config) else _names)(setup, names),
+            *_paid_for_search(setup),
+            *_lengths(setup),
+        ]
         yield from problems or [Finding(CHECK, "ok", ", ".join(_described(tool) for tool in setup.tools))]
 
 
@@ -170,6 +177,20 @@ def _names(setup: Setup, names: list[str]) -> Iterator[Finding]:
         message += "questions would have no tool"
         certain = len(without) == len(chosen)
         yield Finding(CHECK, "fail" if certain else "warn", message, f"{rename}fix the rows (mtgrpo data)")
+
+
+def _paid_for_search(setup: Setup) -> Iterator[Finding]:
+    """Warn if rewards for search pay tools that seem not to search: the groups cannot see what a tool YAML names."""
+    preset, pay = setup.get("reward.turn.preset"), setup.get("reward.turn.pay")
+    if preset not in _FOR_SEARCH or pay == "outcome" or setup.get("reward.reward_manager.name") != "mtgrpo":
+        return
+    if any(tool.searches or _SOUNDS_LIKE_SEARCH.search(tool.name) for tool in setup.tools):
+        return
+    names = ", ".join(tool.name for tool in setup.tools)
+    message = f"reward.turn.preset={preset} pays for searches whose results hold an accepted answer, and no tool of "
+    message += f"this run seems to search: {names}"
+    fix = "set reward.turn.preset=tool_use or a function of your own (docs/rewards.md), or keep it if that is meant"
+    yield Finding(CHECK, "warn", message, fix)
 
 
 def _lengths(setup: Setup) -> Iterator[Finding]:

@@ -170,11 +170,24 @@ def _unread(recipe: Recipe) -> Iterator[str]:
             parts.setdefault(part, []).append(word.text)
     for part, words in parts.items():
         where = f" (line {next(one.line for one in recipe.unread if part in one.unknown)})" if recipe.script else ""
-        yield f"{part}{where} was not worked out; it is in {_several(words)}"
+        yield f"{_one_line(part)}{where} was not worked out; your script passes it on as ever, in {_several(words)}"
+    if _hides_settings(recipe):
+        yield (
+            "what stands alone among these may hold settings that are not known here; more may have to be set again: "
+            "`mtgrpo doctor` reads the command as verl gets it"
+        )
     maybe = [word for word in recipe.arguments if word.maybe and not word.unknown]
     if maybe:
         lines = sorted({word.line for word in maybe})
-        yield f"lines {_several([str(one) for one in lines])} depend on a condition, which was not worked out"
+        yield (
+            f"lines {_several([str(one) for one in lines])} depend on a condition, which was not worked out; your "
+            "script passes them on as ever"
+        )
+
+
+def _hides_settings(recipe: Recipe) -> bool:
+    """Return True if a word of the command could not be read at all, so that any setting may be in it."""
+    return any(any(word.text.startswith(part) for part in word.unknown) for word in recipe.unread)
 
 
 def _of_the_loop(recipe: Recipe, tools: Tools) -> Iterator[str]:
@@ -186,7 +199,7 @@ def _of_the_loop(recipe: Recipe, tools: Tools) -> Iterator[str]:
         )
     elif f"{ROLLOUT}.agent.agent_loop_config_path" in recipe.settings:
         yield "agent_loop_config_path names agent loops of your own: the questions must not choose them (agent_name)"
-    if not tools.names and not any(key in recipe.settings for key in TOOL_FILES):
+    if not tools.names and not any(key in recipe.settings for key in TOOL_FILES) and not _hides_settings(recipe):
         yield (
             "no tools were found: the group's search tool is used, whose index is the environment variable "
             "MTGRPO_INDEX. With tools of your own, name their file by --tools"
@@ -242,7 +255,7 @@ def _of_training(recipe: Recipe, preset: str) -> Iterator[str]:
     settings = recipe.settings
     estimator = str(OmegaConf.select(packaged(preset), ESTIMATOR))
     n = settings.get(f"{ROLLOUT}.n")
-    if compares(estimator) and (n is None or n.value == "1"):
+    if compares(estimator) and (n.value == "1" if n else not _hides_settings(recipe)):
         yield f"{ROLLOUT}.n is 1: {preset} compares the rollouts of a question, so set it to 4 or more"
     kl = settings.get("algorithm.use_kl_in_reward")
     if kl and kl.value.lower() == "true" and compares(estimator):
@@ -262,5 +275,10 @@ def _where(setting: Setting) -> str:
 
 
 def _several(words: Sequence[str]) -> str:
-    shown = ", ".join(words[:4])
+    shown = ", ".join(map(_one_line, words[:4]))
     return f"{shown} and {len(words) - 4} more" if len(words) > 4 else shown
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 100 else f"{line[:99]}…"

@@ -22,7 +22,9 @@ def tool_names(path: Path) -> list[str]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        return _listed(text) if path.suffix in _YAML else [name for name, _ in tool_functions(ast.parse(text))]
+        if path.suffix in _YAML:
+            return [_name(entry) for entry in _entries(text)]
+        return [name for name, _ in tool_functions(ast.parse(text))]
     except (OSError, UnicodeDecodeError, SyntaxError, yaml.YAMLError) as error:
         fix = "name a Python file with verl's function tools or verl's YAML of tools"
         raise ConfigError(f"the tools in {path} cannot be read: {type(error).__name__}: {error}", fix=fix) from error
@@ -45,6 +47,11 @@ def tool_functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | as
                 yield _given_name(one) or node.name, node
 
 
+def tool_classes(path: Path) -> list[tuple[str, str]]:
+    """Return the tools of a tool YAML: the name of each, and the class that ``class_name`` names."""
+    return [(_name(entry), str(entry.get("class_name"))) for entry in _entries(path.read_text(encoding="utf-8"))]
+
+
 def _given_name(decorator: ast.expr) -> str:
     if not isinstance(decorator, ast.Call):
         return ""
@@ -52,10 +59,10 @@ def _given_name(decorator: ast.expr) -> str:
     return next((one.value for one in given if isinstance(one, ast.Constant) and isinstance(one.value, str)), "")
 
 
-def _listed(text: str) -> list[str]:
+def _entries(text: str) -> list[dict[str, Any]]:
     whole: Any = yaml.safe_load(text)
-    entries: Any = whole.get("tools") if isinstance(whole, dict) else None
-    return [_name(entry) for entry in entries or [] if isinstance(entry, dict)]
+    listed: Any = whole.get("tools") if isinstance(whole, dict) else None
+    return [entry for entry in listed or [] if isinstance(entry, dict)]
 
 
 def _name(entry: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl.utils.import_utils import resolve_config_path
 
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.integration.agent_names import COLUMN, TOOL_AGENT, verls_loops_in, without_agent_names
+from verl_mtgrpo.integration.agent_names import COLUMN, TOOL_AGENT, VERLS_LOOPS, verls_loops_in, without_agent_names
 from verl_mtgrpo.integration.parts import LOOPS
 from verl_mtgrpo.integration.trees import column_of_rows
 
@@ -68,15 +68,23 @@ def check_agent_names(file: str, config: Any) -> str:
     path, loop = Path(file).expanduser(), stands_for(config)
     named = verls_loops_in(path)
     if others := [name for name in named if name != TOOL_AGENT or loop is None]:
-        default = OmegaConf.select(config, _LOOP)
-        by_manager = default in LOOPS and others == [TOOL_AGENT] and OmegaConf.select(config, _MANAGER) is None
-        more = f", or set {_MANAGER}={_OURS}, which takes {TOOL_AGENT} for {_LOOP}" if by_manager else ""
-        wanted = default if default in LOOPS else "mtgrpo_tool_agent"
         raise ConfigError(
             f"{file} has a column {COLUMN} with {', '.join(others)}, which verl prefers to {_LOOP}",
-            fix=f"drop the column, or write {wanted} into it{more}. A copy without it: {without_agent_names(path)}",
+            fix=_way_out(path, others, config),
         )
     return f"{COLUMN}={TOOL_AGENT} in rows means {loop}" if named else ""
+
+
+def _way_out(path: Path, others: list[str], config: Any) -> str:
+    """Return what to do about rows that name these loops; a setting where that is enough, or else another file."""
+    default, manager = OmegaConf.select(config, _LOOP), OmegaConf.select(config, _MANAGER)
+    only = others == [TOOL_AGENT]
+    if only and default in VERLS_LOOPS and manager is not None and not _is_the_users(config):
+        return f"set {_LOOP}=mtgrpo_tool_agent: {TOOL_AGENT} in rows then stands for it, and the file can stay as it is"
+    wanted = default if default in LOOPS else "mtgrpo_tool_agent"
+    by_manager = only and default in LOOPS and manager is None
+    more = f", or set {_MANAGER}={_OURS}, which takes {TOOL_AGENT} for {_LOOP}" if by_manager else ""
+    return f"drop the column, or write {wanted} into it{more}. A copy without it: {without_agent_names(path)}"
 
 
 def _is_the_users(config: Any) -> bool:

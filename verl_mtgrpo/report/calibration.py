@@ -18,6 +18,7 @@ from typing import Any
 
 from verl_mtgrpo.report.catalog import Entry, Group
 from verl_mtgrpo.report.explain import explain
+from verl_mtgrpo.rewards.measures import BY_KIND
 
 OUTCOME = "outcome/reward"
 NORMALISE_EACH_TERM = ("mt_grpo", "mt_grpo_v1")
@@ -185,7 +186,8 @@ def _correlations(groups: Sequence[Sequence[_Rollout]]) -> Iterator[Correlation]
     yield _correlation("turn rewards", 0, [[(one.turn_rewards(), one) for one in some] for some in groups])
     logged = {name for some in groups for one in some for name in one.entry.components}
     for name in sorted(name for name in logged if name != OUTCOME and not _LEFT_OUT.fullmatch(name)):
-        pairs = [[(one.entry.components.get(name), one) for one in some] for some in groups]
+        absent = 0.0 if name.startswith(BY_KIND) else None
+        pairs = [[(one.entry.components.get(name, absent), one) for one in some] for some in groups]
         yield _correlation(shown(name), None, pairs)
 
 

@@ -38,7 +38,8 @@ class Entry:
         number: The rollout's number within its group.
         rewards: The reward paid at each turn.
         advantages: By turn.
-        right: True if its answer is an accepted one; None if there is no accepted answer.
+        right: True if its answer is an accepted one; None if there is no accepted answer. Without an ``<answer>``,
+            True if the run's own reward function gave 1 or more (``outcome/score``).
         used: True if a tool call was carried out.
         hit: True if an accepted answer is in a result that the model saw; None for yes/no questions.
         errors: The number of tool calls that failed or were not carried out.
@@ -203,7 +204,7 @@ def _entry_of(rollout: DumpedRollout, file: int, start: int) -> Entry:
         number=rollout.number,
         rewards=rollout.turn_rewards,
         advantages=rollout.advantages or (),
-        right=exact_match(last_answer([turn.text for turn in turns]), accepted) if accepted else None,
+        right=_is_right(rollout, accepted),
         used=any(call.ok for call in calls),
         hit=_has_hit(rollout.transcript, accepted),
         errors=sum(not call.ok for call in calls),
@@ -211,6 +212,14 @@ def _entry_of(rollout: DumpedRollout, file: int, start: int) -> Entry:
         # One string for the same name in all rollouts: there are many.
         components={sys.intern(name): value for name, value in rollout.components.items() if math.isfinite(value)},
     )
+
+
+def _is_right(rollout: DumpedRollout, accepted: Sequence[str]) -> bool | None:
+    answer = last_answer([turn.text for turn in rollout.transcript.turns])
+    score = rollout.components.get("outcome/score")
+    if answer is None and score is not None:  # a reward function of the user's may read answers in another form
+        return score >= 1.0
+    return exact_match(answer, accepted) if accepted else None
 
 
 def _has_hit(transcript: Transcript, accepted: Sequence[str]) -> bool | None:

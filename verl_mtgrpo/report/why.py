@@ -198,20 +198,22 @@ def _checked(terms: tuple[Term, ...], advantage: float, rollouts: Sequence[Dumpe
 def _sentence(term: Term, rollouts: Sequence[DumpedRollout]) -> str:
     if term.kind == "pair":
         return _of_pair(term)
+    digits = _digits(term)
+    value = _plain(term.value, digits)
     from_turn = f" from turn {term.turn} on" if term.turn else ""
     subject = {
-        "turn": f"Turn {term.turn} was paid {_plain(term.value)}",
+        "turn": f"Turn {term.turn} was paid {value}",
         "ended": f"The rollout ended with turn {term.turn}, so nothing was paid there for going on",
-        "outcome": f"The last turn was paid {_plain(term.value)}, outcome included",
-        "turns": f"The turns before the last were paid {_plain(term.value)}",
-        "return": f"From turn {term.turn} on {_plain(term.value)} was paid",
-        "total": f"The rollout was paid {_plain(term.value)} in all",
-        "intermediate": f"From turn {term.turn} on {_plain(term.value)} was paid before the last turns",
-        "outcomes": f"The last turns behind turn {term.turn} were paid {_plain(term.value)}, outcome included",
-        "totals": f"Rollouts with this turn are worth {_plain(term.value)} in all",
-        "lambda_return": f"The return from turn {term.turn} on is estimated at {_plain(term.value)}",
-        "worth": f"This output is worth {_plain(term.value)}{from_turn}",
-        "own": f"It was paid {_plain(term.value)} itself{from_turn}, apart from the outcome",
+        "outcome": f"The last turn was paid {value}, outcome included",
+        "turns": f"The turns before the last were paid {value}",
+        "return": f"From turn {term.turn} on {value} was paid",
+        "total": f"The rollout was paid {value} in all",
+        "intermediate": f"From turn {term.turn} on {value} was paid before the last turns",
+        "outcomes": f"The last turns behind turn {term.turn} were paid {value}, outcome included",
+        "totals": f"Rollouts with this turn are worth {value} in all",
+        "lambda_return": f"The return from turn {term.turn} on is estimated at {value}",
+        "worth": f"This output is worth {value}{from_turn}",
+        "own": f"It was paid {value} itself{from_turn}, apart from the outcome",
     }[term.kind]
     if term.parts:
         subject += ": " + " plus ".join(_part(part, rollouts) for part in term.parts)
@@ -227,8 +229,18 @@ def _sentence(term: Term, rollouts: Sequence[DumpedRollout]) -> str:
         compared = compared.replace(" averaged", f" ({term.ended} ended there: counted as 0) averaged")
     if not term.adds and term.std == 0.0:
         return f"{subject}, as in all {term.count} that are compared: nothing."
-    spread = "" if term.std is None else f" ± {_plain(term.std)}"  # what the difference is divided by
-    return f"{subject}; {compared} {_plain(term.mean)}{spread}{times}: {signed(term.adds)}."
+    spread = "" if term.std is None else f" ± {_plain(term.std, digits)}"  # what the difference is divided by
+    return f"{subject}; {compared} {_plain(term.mean, digits)}{spread}{times}: {signed(term.adds)}."
+
+
+def _digits(term: Term) -> int:
+    """Return how many digits (2 to 4) the numbers of a term need, so that a reader who does the sum gets it."""
+    for digits in (2, 3, 4):
+        value, mean = round(term.value, digits), round(term.mean, digits)
+        std = 1.0 if term.std is None else round(term.std, digits)
+        if std and abs((value - mean) / std * term.weight - term.adds) <= 0.01 * max(1.0, abs(term.adds)):
+            return digits
+    return 2 if term.std is None else 4
 
 
 def _of_pair(term: Term) -> str:
@@ -291,6 +303,9 @@ def signed(value: float, digits: int = 2) -> str:
     return text.replace("-", "−") if float(text) else text[1:]
 
 
-def _plain(value: float) -> str:
-    text = f"{value:.2f}"
+def _plain(value: float, digits: int = 2) -> str:
+    """Format a number with two decimals, and with up to ``digits`` if they are not 0."""
+    text = f"{value:.{digits}f}"
+    while text[-1] == "0" and len(text.partition(".")[2]) > 2:
+        text = text[:-1]
     return text.replace("-", "−") if float(text) else "0.00"

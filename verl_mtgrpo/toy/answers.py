@@ -10,7 +10,7 @@ from pathlib import Path
 from verl_mtgrpo.rewards import ToolCall, Transcript
 from verl_mtgrpo.rewards.transcript import TRANSCRIPT
 
-_SOUNDS_WRONG = re.compile(r"error|traceback|exception", re.IGNORECASE)
+_SOUNDS_WRONG = re.compile(r"""error|traceback|exception|["']ok["']: *["']?(false|no)\b""", re.IGNORECASE)
 _SHOWN = 100  # characters
 
 
