@@ -115,6 +115,7 @@ def _make(
     finish: str,
     prompt_key: str,
 ) -> int:
+    from verl_mtgrpo.demo.folder import warmup_bar
     from verl_mtgrpo.demo.warmup import SampleMaker, torch_threads, warm_up
 
     questions = [question_of_row(row, prompt_key) for row in rows]
@@ -138,8 +139,9 @@ def _make(
     write_parquet(rows, folder / "val.parquet")
     model = build_model(tokenizer, seed=0)
     settings = WarmupSettings(drill_steps=_DRILL_STEPS, habit_steps=0, warmup_steps=20, batch_size=8)
-    with torch_threads(1):  # two threads on a core shared with others wait for each other
+    # One thread: two on a core that is shared with others wait for each other.
+    with warmup_bar(settings.steps, progress=True) as advance, torch_threads(1):
         maker = SampleMaker(tokenizer, World((), (), (), ()), tools)
-        warm_up(model, maker, drill=new_caller().drill, settings=settings, seed=0)
+        warm_up(model, maker, drill=new_caller().drill, settings=settings, seed=0, on_step=advance)
     save_policy(model, tokenizer, folder / "policy")
     return max(lengths) + 8  # the generation prompt
