@@ -24,6 +24,7 @@ _EXPECTED = {
     "string_type": "a text",
     "tuple_type": "a list",
     "model_type": "a mapping of settings",
+    "dict_type": "a mapping",
     "finite_number": "a finite number",
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "at least {ge:g}",
@@ -98,20 +99,30 @@ def _wrong_value(defaults: Settings, problem: Any, where: str, of: str) -> MTGRP
     kind, given, more = problem["type"], problem["input"], problem.get("ctx", {})
     if isinstance(more.get("error"), MTGRPOError):  # of a validator of ours
         return more["error"]
+    if problem["loc"][-1:] == ("[key]",):
+        message = f"{_key(where, problem['loc'][:-2], of)} has the key {given!r}"
+        return ConfigError(message, expected="a text", fix="put it into quotes, or choose another name")
     expected = _EXPECTED[kind].format(**more) if kind in _EXPECTED else problem["msg"]
     if kind == "literal_error":
         choices = tuple(re.findall("'(.*?)'", more["expected"]))
         expected = f"one of {choices}{did_you_mean(given, choices)}"
     *place, name = [part for part in problem["loc"] if isinstance(part, str)] or [""]
-    group: Any = reduce(getattr, place, defaults)
-    default: Any = getattr(group, name, None)
+    group: Any = reduce(_below, place, defaults)
+    default: Any = _below(group, name)
     if default and kind in ("int_type", "float_type", "string_type"):
         expected += f" like {default!r}"
-    if name and type(None) in get_args(type(group).model_fields[name].annotation):
+    if isinstance(group, Settings) and name and type(None) in get_args(type(group).model_fields[name].annotation):
         expected += ", or null"
+    if kind == "string_type" and isinstance(given, list):
+        expected += "; in quotes, where its brackets would make a list of it"
     fix = _single_keys(default if name else group, _key(where, problem["loc"], "")) if kind == "model_type" else ""
     shown = "null" if given is None else repr(given)
     return ConfigError(f"{_key(where, problem['loc'], of)} is {shown}", expected=expected, fix=fix)
+
+
+def _below(group: Any, name: str) -> Any:
+    """Return what a group of settings has under this name; None inside a mapping, whose keys are the user's."""
+    return getattr(group, name, None) if isinstance(group, Settings) else None
 
 
 def _single_keys(group: Settings, key: str) -> str:

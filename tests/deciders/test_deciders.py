@@ -9,6 +9,7 @@ from collections import Counter
 from itertools import product
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from verl_mtgrpo.deciders import Proposal, Retry, charge_rejected, make_decider, score_of
@@ -131,7 +132,12 @@ def test_retry_asks_again_below_the_threshold(texts, threshold, room, taken, bac
         assert moment.back[0][1] == "0 of 1.5"
 
 
-@pytest.mark.parametrize("value", [None, "1", True, math.nan, math.inf])
+@pytest.mark.parametrize("value", [1, 0.5, np.float32(0.5), np.int64(3)])
+def test_a_score_may_be_a_number_of_numpy(value):
+    assert asyncio.run(score_of(lambda transcript, turn: value, EMPTY, Turn("a", (0, 1)))) == float(value)
+
+
+@pytest.mark.parametrize("value", [None, "1", True, np.True_, math.nan, math.inf, np.float32("nan"), (0.5, 0.5)])
 def test_a_score_that_is_no_number_is_an_error(value):
     with pytest.raises(ConfigError, match=r"returned .*expected a finite number"):
         asyncio.run(score_of(lambda transcript, turn: value, EMPTY, Turn("a", (0, 1))))

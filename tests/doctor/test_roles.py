@@ -15,6 +15,7 @@ from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.doctor.start_check import StartCheck
 from verl_mtgrpo.doctor.tools import tools
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.integration.roles import cast_of
 from verl_mtgrpo.roles import RolesSettings
 
 pytestmark = [pytest.mark.usefixtures("surroundings"), pytest.mark.process, pytest.mark.network, pytest.mark.compose]
@@ -42,12 +43,29 @@ def looked_at(*overrides):
     [
         ((f"{ROLLOUT}.agent.default_agent_loop=mtgrpo_tool_agent",), r"names roles, but .* plays none"),
         ((f"+{ROLES}.names.rewriter.next=[nobody]",), r"names.rewriter.next names nobody"),
+        ((f"+{ROLES}.names.rewriter.reward=papper_v1",), r"names.rewriter.reward is 'papper_v1', expected one of"),
     ],
     ids=str,
 )
 def test_what_is_refused(overrides, says):
     with pytest.raises(ConfigError, match=says):
         looked_at(*overrides)
+
+
+def test_the_file_wins_over_the_roles_of_a_preset(tmp_path):
+    (tmp_path / "own.yaml").write_text("finish: DONE\nnames: {boss: {}, hand: {}}\n")
+    found = cast_of(composed(f"{ROLES}.file={tmp_path / 'own.yaml'}", f"{ROLES}.rounds=4", preset="rema"))
+    assert (found.names, found.settings.finish, found.settings.rounds) == (["boss", "hand"], "DONE", 4)
+    assert (found.talks, found.settings.unfinished) == (True, "zero"), "what the file does not say is the preset's"
+
+
+def test_a_reward_function_of_a_role_is_tried_before_the_run(healthy, capsys):
+    own = healthy.file("own.py", "def pays(transcript, truth):\n    return 1\n")
+    more = f"+{ROLES}.names.rewriter.reward={own}"
+    for name, says in (("pays", "pays returned int"), ("gone", r"names.rewriter.reward is .* has no function 'gone'")):
+        code, findings = doctor(capsys, healthy, NAMES, f"{more}:{name}", preset="mhgpo")
+        failed = [one["message"] for one in findings if one["status"] == "fail"]
+        assert code == 1 and re.search(says, " ".join(failed)), failed
 
 
 def test_a_tool_that_the_run_does_not_have_is_refused():

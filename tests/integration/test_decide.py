@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -52,7 +54,7 @@ def test_rows_ask_for_decisions_where_they_are_to_be_made(when, training, valida
         ([f"{D}.by=bset", SCORE], "expected none, best, posterior, retry"),
         ([f"{D}.by=best", f"{D}.score=reward"], "expected judge, or a function"),
         ([f"{D}.by=best", f"{D}.score=judge"], "reward.turn.judge.base_url"),
-        ([f"{D}.by=best", SCORE, f"{D}.when=validation"], "all of them are the same"),
+        ([f"{D}.by=best", SCORE, f"{D}.when=validation"], r"are the same; set .*do_sample=True there$"),
         ([f"{D}.by=best", SCORE, f"{D}.when=training"], "never taken"),
         ([f"{D}.by=a.b:C", f"{D}.when=training"], "never taken"),
         ([f"{D}.by=posterior", SCORE, f"{D}.when=training"], "does not correct for it"),
@@ -90,3 +92,10 @@ def test_the_doctor_names_unread_settings_and_the_bias_of_masked_attempts():
     assert [*deciders(Of())] == []
     with pytest.raises(ConfigError, match="no function 'nothing'"):
         [*deciders(Of(f"{D}.by=retry", f"{D}.score=tests.deciders.test_deciders:nothing", f"{D}.threshold=0.5"))]
+
+
+def test_the_doctor_refuses_a_scorer_that_takes_other_arguments(tmp_path):
+    (tmp_path / "own.py").write_text("def score(turn):\n    return 1.0\n")
+    made = config(f"{D}.by=best", f"{D}.score={tmp_path}/own.py:score", f"{D}.when=validation", WARM)
+    found = [*deciders(SimpleNamespace(config=made))]
+    assert found[0].status == "fail" and "own.py:score takes (turn), which does not fit" in found[0].message

@@ -55,6 +55,64 @@ def test_a_file_holds_the_roles_and_single_keys_win(tmp_path):
         read_cast(RolesSettings(file=str(tmp_path / "gone.yaml")))
 
 
+def file_of(tmp_path, text):
+    (tmp_path / "roles.yaml").write_text(text)
+    return str(tmp_path / "roles.yaml")
+
+
+GROUP = {
+    **{"order": "alternate", "finish": "[FINISH]", "finish_role": "hand", "unfinished": "zero"},
+    "names": {"boss": {"system": "A"}, "hand": {}},
+}
+
+
+def test_a_file_wins_over_the_config_group_and_loses_to_what_is_set_beside_both(tmp_path):
+    file = file_of(tmp_path, "finish: DONE\nunfinished: score\nnames: {boss: {prompt: '{question}'}, pair: {}}\n")
+    found = read_cast(RolesSettings(**GROUP, file=file), RolesSettings(**GROUP))
+    assert (found.names, found.talks) == (["boss", "pair"], True), "the file's roles, the group's order"
+    assert (found.settings.finish, found.settings.unfinished) == ("DONE", "score"), "even if it is the default"
+    assert (found.roles["boss"].system, found.roles["boss"].prompt) == ("", "{question}")
+    assert found.finisher == "boss", "the group's is gone"
+    beside = {**GROUP, "finish": "END", "names": {**GROUP["names"], "boss": {"system": "A", "max_tokens": 8}}}
+    found = read_cast(RolesSettings(**beside, file=file), RolesSettings(**GROUP))
+    assert found.settings.finish == "END"
+    assert (found.roles["boss"].system, found.roles["boss"].max_tokens) == ("", 8), "what was added, not the group's"
+
+
+def test_a_key_of_a_role_beside_a_file_adds_to_its_role(tmp_path):
+    file = file_of(tmp_path, "names: {a: {system: You ask.}, b: }\n")
+    found = read_cast(RolesSettings(names={"a": {"max_tokens": 8}, "b": {"frozen": True}}, file=file))
+    assert [(role.system, role.max_tokens, role.frozen) for role in found.roles.values()] == [
+        ("You ask.", 8, False),
+        ("", None, True),
+    ]
+    with pytest.raises(ConfigError, match=r"names has aa, but .*roles.yaml names a, b \(did you mean a\?\)"):
+        read_cast(RolesSettings(names={"aa": {"max_tokens": 8}}, file=file))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("names:\n  a: {system: one}\n  a: {system: two}\n  b: {}\n", r"found 'a' twice\n.*line 3, column 3"),
+        ("order: chain\nnames: {a: {}, b: {}}\norder: graph\n", "found 'order' twice"),
+        ("[a, b]", r"contains \['a', 'b'\], expected a mapping"),
+        ("names: [a, b]", r"names is \['a', 'b'\], expected a mapping"),
+        ("names: {1: {}, b: {}}", "names has the key 1, expected a text; put it into quotes"),
+        ("names: {yes: {}, b: {}}", "names has the key True, expected a text"),
+        ("finish: [FINISH]\nnames: {a: {}, b: {}}", r"finish is \['FINISH'\], expected a text; in quotes"),
+    ],
+)
+def test_a_file_that_yaml_reads_in_another_way_is_refused(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        read_cast(RolesSettings(file=file_of(tmp_path, text)))
+
+
+def test_a_file_may_reuse_a_role_by_yamls_merge_key(tmp_path):
+    text = "names:\n  a: &one {system: You ask., max_tokens: 8}\n  b: {<<: *one, max_tokens: 4}\n"
+    found = read_cast(RolesSettings(file=file_of(tmp_path, text)))
+    assert (found.roles["b"].system, found.roles["b"].max_tokens) == ("You ask.", 4)
+
+
 @pytest.mark.parametrize(
     ("names", "settings", "message"),
     [
@@ -75,6 +133,12 @@ def test_a_file_holds_the_roles_and_single_keys_win(tmp_path):
         ({"a": {}, "b": {}}, {"answers": "a"}, "another role reads its output"),
         ({"a": {}, "b": {}}, {"answers": "c"}, r"answers names c"),
         ({"a": {}}, {"order": "alternate"}, "with one role"),
+        ({"a": {"frozen": True}}, {}, r"a is frozen, so nothing would be learnt; set .*names\.a\.frozen=False"),
+        ({"a": {"frozen": True}, "b": {"frozen": True}}, {}, "a, b are frozen"),
+        ({"a": {"prompt": "{question} {a}"}, "b": {}}, {}, r"has not spoken when a does; use \{question\}$"),
+        ({"a": {"next": ["a"]}, "b": {}}, {"order": "graph"}, "a comes after itself"),
+        ({"a": {}, "b": {"prompt": "{question} {a.text}"}}, {}, r"names\.b\.prompt has \{a\.text\}, .* no placeholder"),
+        ({"a": {}, "b": {"prompt": "{a} { question }"}}, {}, r"has \{ question \}, .*expected \{question\}, "),
     ],
 )
 def test_roles_that_do_not_fit_are_refused(names, settings, message):

@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, Protocol
 
 import torch
@@ -100,7 +101,7 @@ async def score_of(scorer: Scorer, transcript: Transcript, turn: Turn) -> float:
     """Return what a scorer says of a turn, checked to be a finite number."""
     found = scorer(transcript, turn)
     score: Any = await found if inspect.isawaitable(found) else found
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+    if isinstance(score, bool) or not isinstance(score, Real) or not math.isfinite(score):
         raise ConfigError(f"{KEY}.score returned {score!r}", expected="a finite number for each turn")
     return float(score)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from verl_mtgrpo.deciders.settings import DecideSettings
 from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.integration.decide import check_decide, decide_settings
+from verl_mtgrpo.own_code import load_own
 
 _SCORED = ("when", "score")
 READS: Mapping[str, tuple[str, ...]] = {
@@ -29,6 +31,7 @@ def deciders(setup: Setup) -> Iterator[Finding]:
     if settings.by == "none":
         return
     make_decider(settings, _asks_nobody)  # loads a scorer or a class of the user's
+    yield from _scorer(settings)
     yield from _learns_from_accepted(settings)
     scored = f", scored by {settings.score}" if settings.score else ""
     yield Finding("deciders", "ok", f"turns are decided by {settings.by}{scored}, in {_where(settings)}")
@@ -51,6 +54,22 @@ def _unread(settings: DecideSettings) -> Iterator[Finding]:
             message = f"{KEY}.{key}={value} is not read with {KEY}.by={settings.by}"
             readers = ", ".join(by for by, keys in READS.items() if key in keys) or "a class of your own"
             yield Finding("deciders", "warn", message, f"leave it at {field.default!r}, or set by to {readers}")
+
+
+def _scorer(settings: DecideSettings) -> Iterator[Finding]:
+    """Yield whether the user's scorer takes what it is given; it is not called, since it may ask a paid model."""
+    if ":" not in settings.score:
+        return
+    function = load_own(settings.score, f"{KEY}.score", "function")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a builtin
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        message = f"{KEY}.score={settings.score} takes {signature}, which does not fit: {error}"
+        yield Finding("deciders", "fail", message, "make it take the transcript so far and the proposed turn")
 
 
 def _learns_from_accepted(settings: DecideSettings) -> Iterator[Finding]:

@@ -71,7 +71,8 @@ def _line(setup: Setup, cast: Cast) -> Finding:
     settings, n = cast.settings, int(setup.get(f"{ROLLOUT}.n"))
     outputs = outputs_per_prompt(setup.config)
     frozen = [name for name, role in cast.roles.items() if role.frozen]
-    how = f"{n} conversations" if cast.talks else f"{n} branches ({settings.sampling})"
+    branches = f"{n} {'branch' if n == 1 else 'branches'} ({settings.sampling})"
+    how = f"{n} conversation{'s' * (n != 1)}" if cast.talks else branches
     names = (" and " if cast.talks else " -> ").join(cast.names)
     most = "up to " if settings.sampling == "rr" and not cast.talks else ""
     message = f"{names}: {how}, {most}{outputs} rows per prompt"

@@ -19,6 +19,7 @@ from verl_mtgrpo.doctor.findings import Finding, from_error, one_line
 from verl_mtgrpo.doctor.setup import MULTI_TURN, Setup, Tool
 from verl_mtgrpo.errors import DropRollout, MTGRPOError
 from verl_mtgrpo.integration.data_sources import is_scored_by_verl
+from verl_mtgrpo.integration.roles import cast_of, plays_roles
 from verl_mtgrpo.integration.settings import TurnRewardSettings, turn_reward_settings
 from verl_mtgrpo.integration.verl_score import model_text, read_score, score_arguments
 from verl_mtgrpo.own_code import described
@@ -46,11 +47,22 @@ def reward_function(setup: Setup) -> Iterator[Finding]:
         settings = turn_reward_settings(setup.get("reward"))
     except MTGRPOError:
         return  # the check rewards reports it
-    if ":" in settings.preset:
-        yield from _own_preset(setup, settings.preset)
+    asked = {settings.preset: "reward.turn.preset", **_of_roles(setup.config)}
+    for preset, key in asked.items():
+        if ":" in preset:
+            yield from _own_preset(setup, preset, key)
     if settings.outcome == "compute_score" and not setup.get("reward.reward_model.enable"):
         yield from _compute_score(setup)
     yield from _filter_metric(setup, settings)
+
+
+def _of_roles(config: Any) -> dict[str, str]:
+    """Return the reward functions of the turns of roles, each with a setting that names it."""
+    try:
+        roles = cast_of(config).roles if plays_roles(config) else {}
+    except MTGRPOError:
+        return {}  # the check roles reports it
+    return {role.reward: f"trainer.turn.roles.names.{name}.reward" for name, role in roles.items() if role.reward}
 
 
 def _filter_metric(setup: Setup, settings: TurnRewardSettings) -> Iterator[Finding]:
@@ -94,9 +106,9 @@ def _named_numbers(settings: TurnRewardSettings, rollout: Transcript, truth: Any
     return {**metrics(rollout, rewards, pay(rewards, len(rollout.turns), settings.pay)), **tool_trouble(rollout)}
 
 
-def _own_preset(setup: Setup, preset: str) -> Iterator[Finding]:
+def _own_preset(setup: Setup, preset: str, key: str) -> Iterator[Finding]:
     try:
-        function = load_preset(preset)
+        function = load_preset(preset, key)
     except MTGRPOError as error:
         missing = from_error(CHECK, error)
         yield setup.absent(CHECK, missing.message, missing.fix)

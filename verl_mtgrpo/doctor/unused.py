@@ -176,6 +176,7 @@ def _critic(setup: Setup) -> Iterator[tuple[str, str]]:
         if clip is not None and clip != VALUE_CLIP:
             message = f"critic.cliprange_value={clip} is not read: the loss of {name}'s critic clips nothing"
             yield message, f"leave it at {VALUE_CLIP}"
+        yield from _memory(setup)
         return
     told = trainer_turn_settings(setup.get("trainer")).critic
     changed = [key for key, value in told if value != getattr(TurnCriticSettings(), key)]
@@ -184,3 +185,22 @@ def _critic(setup: Setup) -> Iterator[tuple[str, str]]:
             f"trainer.turn.critic.{changed[0]} does nothing with {name}, which does not learn the values of turns",
             "choose +mtgrpo=turn_td or +mtgrpo=archer, or leave it out",
         )
+
+
+def _memory(setup: Setup) -> Iterator[tuple[str, str]]:
+    """Warn of a memory of the critic from which nothing is ever drawn, and of its settings without one."""
+    key, settings = "trainer.turn.critic", trainer_turn_settings(setup.get("trainer")).critic
+    if not settings.memory:
+        changed = [one for one in ("max_age", "replay") if getattr(settings, one) != getattr(TurnCriticSettings(), one)]
+        if changed:
+            yield f"{key}.{changed[0]} is not read with {key}.memory=0", f"set {key}.memory, or leave it out"
+        return
+    of_prompt = setup.get("actor_rollout_ref.rollout.n")
+    prompts, mini = setup.get("data.train_batch_size"), setup.get("critic.ppo_mini_batch_size")
+    if not (of_prompt and prompts and mini):
+        return
+    most, rows = min(settings.replay * prompts * of_prompt, settings.memory), mini * of_prompt
+    if most < rows:
+        message = f"{key}: at most {most:g} earlier rollouts per round (memory={settings.memory}, replay="
+        message += f"{settings.replay:g}), fewer than a mini-batch of {rows}, so none is ever learned again"
+        yield message, f"raise {key}.memory and {key}.replay, or lower critic.ppo_mini_batch_size"

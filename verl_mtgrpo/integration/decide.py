@@ -120,7 +120,8 @@ def _check_validation(config: Any, settings: DecideSettings) -> None:
         raise ConfigError(
             f"{KEY}.by={settings.by} chooses among {settings.candidates} samples, but in a validation with "
             f"{_ROLLOUT}.val_kwargs.temperature={temperature} all of them are the same",
-            fix=f"set {_ROLLOUT}.val_kwargs.temperature=1.0 and do_sample=True there, or {KEY}.when=training",
+            fix=f"set {_ROLLOUT}.val_kwargs.temperature=1.0 and do_sample=True there"
+            + ("" if settings.by == "best" else f", or {KEY}.when=training"),  # which refuses best
         )
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from verl_mtgrpo.config import group_names, packaged
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.settings import run_turn_settings
 from verl_mtgrpo.integration.several import refuse_teacher
+from verl_mtgrpo.rewards import JUDGES, load_preset
 from verl_mtgrpo.roles import ROLE, Cast, RolesSettings, read_cast
 from verl_mtgrpo.roles.plan import asked_of
 
@@ -28,11 +30,19 @@ def roles_settings(config: Any) -> RolesSettings:
     return run_turn_settings(config).roles
 
 
+def roles_of_group(config: Any) -> RolesSettings:
+    """Return ``trainer.turn.roles`` as the run's config group alone has it; the defaults without a packaged group."""
+    preset = run_turn_settings(config).preset
+    found = OmegaConf.select(packaged(preset), "trainer.turn.roles") if preset in group_names() else None
+    values = OmegaConf.to_container(found) if found is not None else None
+    return RolesSettings.read(values, f"trainer.turn.roles of +mtgrpo={preset}")
+
+
 def cast_of(config: Any) -> Cast:
     """Return the roles of a run; they are read again only for another config, because verl makes a loop per rollout."""
     global _last
     if _last is None or _last[0] is not config:
-        _last = config, read_cast(roles_settings(config))
+        _last = config, read_cast(roles_settings(config), roles_of_group(config))
     return _last[1]
 
 
@@ -70,7 +80,9 @@ def check_roles(config: Any) -> None:
                 fix=f"set it to {ROLES}, or remove trainer.turn.roles.names and trainer.turn.roles.file",
             )
         return
-    read_cast(settings)
+    for name, role in read_cast(settings, roles_of_group(config)).roles.items():
+        if role.reward and role.reward not in JUDGES and ":" not in role.reward:
+            load_preset(role.reward, f"trainer.turn.roles.names.{name}.reward")
     estimator, fitting = str(select(config, "algorithm.adv_estimator")), [*filter(knows_roles, ESTIMATORS)]
     if not knows_roles(estimator):
         raise ConfigError(

@@ -37,13 +37,14 @@ NEED_RULES = ("paper_v2", "search_r1_em", "search_r1_format", "judge_paper")
 """Presets that read the tags of turns, so that they need the rules of the format (:data:`~.formats.FORMATS`)."""
 
 
-def load_preset(name: str) -> RewardFunction:
+def load_preset(name: str, key: str = "reward.turn.preset") -> RewardFunction:
     """Return the reward function that ``reward.turn.preset`` names.
 
     Args:
         name: A preset, or a function of the user's own as ``package.module:function`` or
             ``path/to/file.py:function``. It takes a :class:`Transcript` and the row's ground truth and
             returns :class:`TurnRewards`; it may be a coroutine function.
+        key: The setting that it comes from, for messages.
 
     Raises:
         ConfigError: There is no such preset, module, file or function.
@@ -52,13 +53,13 @@ def load_preset(name: str) -> RewardFunction:
         return PRESETS[name]
     if not name.rpartition(":")[0]:
         raise ConfigError(
-            f"reward.turn.preset is {name!r}",
+            f"{key} is {name!r}",
             expected=(
                 f"one of {sorted(PACKAGED)}, or a function of your own as package.module:function or "
                 "path/to/file.py:function"
             ),
         )
-    return cast(RewardFunction, load_own(name, "reward.turn.preset", "function"))
+    return cast(RewardFunction, load_own(name, key, "function"))
 
 
 def check_kind(rewards: Any, name: str) -> TurnRewards:

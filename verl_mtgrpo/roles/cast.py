@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.roles.prompts import QUESTION, default_prompt, names_in
+from verl_mtgrpo.roles.file import KEY, with_file
+from verl_mtgrpo.roles.prompts import QUESTION, default_prompt, misspelt_in, names_in
 from verl_mtgrpo.roles.settings import Role, RolesSettings
 from verl_mtgrpo.settings import did_you_mean
 
-KEY = "trainer.turn.roles"
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -82,16 +79,18 @@ class Cast:
         return default_prompt({"own": [], "partner": partners, "all": before}[role.sees], named=role.sees == "all")
 
 
-def read_cast(settings: RolesSettings) -> Cast:
+def read_cast(settings: RolesSettings, of_group: RolesSettings | None = None) -> Cast:
     """Return the roles of a run.
 
     Args:
         settings: ``trainer.turn.roles``.
+        of_group: What the config group alone says there: a file wins over it, and loses to anything else.
 
     Raises:
         ConfigError: The file cannot be read, or the roles do not fit together.
     """
-    settings = _with_file(settings)
+    if settings.file:
+        settings = with_file(settings, of_group or RolesSettings())
     if not settings.names:
         raise ConfigError(
             "mtgrpo_roles_agent has no roles",
@@ -109,20 +108,6 @@ def read_cast(settings: RolesSettings) -> Cast:
     return cast
 
 
-def _with_file(settings: RolesSettings) -> RolesSettings:
-    if not settings.file:
-        return settings
-    path = Path(settings.file).expanduser()
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        message = f"{KEY}.file={settings.file} cannot be read: {type(error).__name__}: {error}"
-        raise ConfigError(message, fix="name a YAML file that every machine of the run can read") from error
-    filed = RolesSettings.read(found, settings.file)
-    own = {key: value for key, value in settings if value != RolesSettings.model_fields[key].default}
-    return filed.model_copy(update=own)
-
-
 def _role(name: str, values: Any) -> Role:
     key = f"{KEY}.names.{name}"
     if not _NAME.fullmatch(name) or name == QUESTION:
@@ -136,7 +121,8 @@ def _role(name: str, values: Any) -> Role:
     try:
         re.compile(role.pattern)
     except re.error as error:
-        raise ConfigError(f"{key}.pattern={role.pattern!r} is no regular expression: {error}") from error
+        message = f"{key}.pattern={role.pattern!r} is no regular expression: {error}"
+        raise ConfigError(message, fix="correct it, as Python's re takes it; \\( is a parenthesis") from error
     if role.penalty and not role.pattern:
         raise ConfigError(f"{key}.penalty={role.penalty}, but it has no pattern to match", fix=f"set {key}.pattern")
     if role.call_ends and not role.tools:
@@ -170,8 +156,9 @@ def _in_order(nexts: Mapping[str, tuple[str, ...]]) -> list[str]:
     while left:
         free = next((one for one in left if not any(one in nexts[other] for other in left)), None)
         if free is None:
+            circle = f"{left[0]} comes after itself" if left[0] in nexts[left[0]] else ""
             raise ConfigError(
-                f"{KEY}: {', '.join(left)} come after each other in a circle",
+                f"{KEY}: {circle or f'{_listed(left)} come after each other in a circle'}",
                 fix=f"remove one `next`, or let them talk in turns with {KEY}.order=alternate",
             )
         left.remove(free)
@@ -186,11 +173,23 @@ def _check(cast: Cast) -> None:
             if read not in cast.roles:
                 raise _unknown(f"{KEY}.names.{name}.prompt", "{" + read + "}", {QUESTION, *before})
             if read not in before:
+                use = f"use {{{QUESTION}}}{''.join(f', {{{one}}}' for one in before)}"
+                first = f", or let {read} come before it ({KEY}.names.{read}.next)" if read != name else ""
                 raise ConfigError(
                     f"{KEY}.names.{name}.prompt has {{{read}}}, but {read} has not spoken when {name} does",
-                    fix=f"use {{{QUESTION}}}{''.join(f', {{{one}}}' for one in before)}, or let {read} come before it "
-                    f"({KEY}.names.{read}.next)",
+                    fix=use + first,
                 )
+        for place in misspelt_in(cast.prompts[name], {QUESTION, *cast.roles}):
+            raise ConfigError(
+                f"{KEY}.names.{name}.prompt has {place}, which is no placeholder and would stay as it is",
+                expected=f"{{{QUESTION}}}, {{NAME}} or {{NAME.result}}; a brace of the text itself is {{{{",
+            )
+    if all(role.frozen for role in cast.roles.values()):
+        are = "is" if len(cast.names) == 1 else "are"
+        raise ConfigError(
+            f"{KEY}: {_listed(cast.names)} {are} frozen, so nothing would be learnt",
+            fix=f"set {KEY}.names.{cast.answers}.frozen=False",
+        )
     if cast.talks:
         if len(cast.names) < 2:
             raise ConfigError(f"{KEY}.order=alternate with one role", expected="two roles or more")
@@ -206,6 +205,10 @@ def _check(cast: Cast) -> None:
             f"{KEY}: nobody reads what {', '.join(unread)} writes, so it would have no outcome",
             fix=f"put {{{unread[0]}}} into the prompt of a later role, or set {KEY}.order=graph to score it itself",
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)
 
 
 def _unknown(key: str, name: str, known: Any) -> ConfigError:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 QUESTION = "question"
 """The placeholder of the question: the text of the last user message of its row."""
 _PLACE = re.compile(r"\{\{|\}\}|\{([A-Za-z_]\w*)(\.result)?\}")
+_ALMOST = re.compile(r"\{\s*([A-Za-z_]\w*)\b[^{}\n]*\}")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,17 @@ def names_in(template: str) -> list[str]:
     """Return the roles whose outputs a template shows, each once."""
     found = (match.group(1) for match in _PLACE.finditer(template))
     return list(dict.fromkeys(name for name in found if name and name != QUESTION))
+
+
+def misspelt_in(template: str, names: Collection[str]) -> list[str]:
+    """Return what looks like a placeholder of one of these names and is none, such as ``{ NAME }`` or ``{NAME.text}``.
+
+    Args:
+        template: The text.
+        names: The roles, and ``question``.
+    """
+    rest = _PLACE.sub("", template)
+    return [match.group() for match in _ALMOST.finditer(rest) if match.group(1) in names]
 
 
 def fill(template: str, question: str, said: Mapping[str, Said]) -> str:

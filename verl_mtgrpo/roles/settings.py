@@ -13,8 +13,9 @@ class RolesSettings(Settings):
     """``trainer.turn.roles``: the roles that ``mtgrpo_roles_agent`` plays with one policy."""
 
     file: str = ""
-    """A YAML file with the keys below, for what is too long for a command line. A key that is set here as well, to
-    something else than its default, wins over the file."""
+    """A YAML file with the keys below, for what is too long for a command line. It wins over the config group, so its
+    roles take the place of the group's. A key that is set beside it, to something else than the group's value or its
+    default, wins over the file; what is set of a single role is added to the file's role."""
     names: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
     """The roles by name, in the order of speaking; docs/roles.md lists what can be said of each. New keys need a ``+``,
     as in ``+trainer.turn.roles.names.writer.system="You write."``."""

@@ -17,8 +17,10 @@ from tensordict import TensorDict
 from verl.workers.utils.padding import response_from_nested
 
 from verl_mtgrpo.credit.turn_td import value_targets
+from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.critic_loss import at_places, discriminator_loss, turn_value_loss
 from verl_mtgrpo.integration.settings import TurnCriticSettings
+from verl_mtgrpo.integration.trainer.memory import Kept
 from verl_mtgrpo.integration.trainer.replay import FILE, Replay, means
 from verl_mtgrpo.integration.trainer.turn_critic import after_each_token, learns_turns, resumed_folder
 
@@ -189,6 +191,32 @@ def test_memories_of_removed_checkpoints_are_removed(tmp_path: Path):
     (tmp_path / "global_step_1" / "critic").rmdir()  # as verl does
     replay.save(tmp_path / "global_step_4")
     assert [(tmp_path / f"global_step_{step}" / FILE).exists() for step in (1, 2, 3, 4)] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "EOFError"),
+        (b"garbage", "UnpicklingError"),
+        ([1, 2], "AttributeError"),
+        ({"layout": 99}, "layout 99, expected layout 1"),
+        ({"layout": 1, "lengths": {"prompt": [1], "response": [1]}}, "reading it raises KeyError"),
+        (9, r"has rollouts of step 9, but the run continues from step 4: it is of another run"),
+    ],
+)
+def test_a_memory_that_is_damaged_or_of_another_run_is_refused(tmp_path: Path, content, says):
+    replay = Replay(TurnCriticSettings(memory=4), mini_batch=1, seed=0)
+    if isinstance(content, bytes):
+        (tmp_path / FILE).write_bytes(content)
+    elif isinstance(content, int):
+        ids = torch.zeros(1, dtype=torch.int32)
+        replay.memory.add([Kept(content, ids, ids, ids.bool(), ids.float(), torch.zeros(2, dtype=torch.int32))])
+        replay.save(tmp_path)
+        Replay(TurnCriticSettings(memory=4), mini_batch=1, seed=0).load(tmp_path, content)
+    else:
+        torch.save(content, tmp_path / FILE)
+    with pytest.raises(ConfigError, match=rf"turn_memory\.pt .*{says}.*; .*remove .*turn_memory\.pt to begin"):
+        replay.load(tmp_path, 4)
 
 
 def test_where_a_run_continues_from():

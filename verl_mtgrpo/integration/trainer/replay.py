@@ -22,7 +22,7 @@ from transfer_queue import KVBatchMeta
 
 from verl_mtgrpo.atomic import atomic_write
 from verl_mtgrpo.checkpoints import PREFIX
-from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.errors import ConfigError, MTGRPOError
 from verl_mtgrpo.integration.settings import TurnCriticSettings
 from verl_mtgrpo.integration.trainer.memory import Kept, Memory
 
@@ -105,15 +105,34 @@ class Replay:
                 with suppress(OSError):
                     old.unlink()
 
-    def load(self, folder: Path) -> None:
-        """Read the memory of the checkpoint that the run continues from; without a file it begins empty."""
+    def load(self, folder: Path, step: int) -> None:
+        """Read the memory of the checkpoint that the run continues from; without a file it begins empty.
+
+        Args:
+            folder: The checkpoint's folder.
+            step: The checkpoint's step.
+
+        Raises:
+            ConfigError: The file cannot be read, or has rollouts of later steps.
+        """
         if not self.memory.capacity:
             return
         file = folder / FILE
         if not file.exists():
             logger.warning("%s does not exist: the critic's memory begins empty", file)
             return
-        self.memory.load(torch.load(file, weights_only=True))
+        fix = f"copy it from where it was written once more, or remove {file} to begin with an empty memory"
+        try:
+            self.memory.load(torch.load(file, weights_only=True))
+        except Exception as error:  # what a damaged file raises depends on where it is damaged
+            # torch's own text recommends to run what the file contains
+            said = error.found if isinstance(error, MTGRPOError) else f"reading it raises {type(error).__name__}"
+            raise ConfigError(f"{file} is not the memory of a critic: {said}", fix=fix) from error
+        if (last := max((row.step for row in self.memory.rows), default=0)) > step:
+            message = (
+                f"{file} has rollouts of step {last}, but the run continues from step {step}: it is of another run"
+            )
+            raise ConfigError(message, fix=fix)
         logger.info("the critic remembers %d rollouts of %s", len(self.memory), file)
 
 

@@ -123,7 +123,7 @@ class TurnCritic(_Verls):
         """Do what verl does; read the critic's memory too."""
         super()._load_checkpoint()
         if self._replay is not None and self.global_steps:
-            self._replay.load(resumed_folder(self.config.trainer, self.global_steps))
+            self._replay.load(resumed_folder(self.config.trainer, self.global_steps), self.global_steps)
 
 
 def replay_of(config: Any) -> Replay | None:

@@ -1,0 +1,87 @@
+"""Read the roles of a file, and merge them with what the config says beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.roles.settings import RolesSettings
+from verl_mtgrpo.settings import did_you_mean
+
+KEY = "trainer.turn.roles"
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def with_file(settings: RolesSettings, of_group: RolesSettings) -> RolesSettings:
+    """Return the settings with those of their file: the config group, then the file, then what is set beside it.
+
+    A value that differs from the group's was set beside it. What is set of a single role is added to the file's role.
+
+    Args:
+        settings: ``trainer.turn.roles``, with a file.
+        of_group: What the config group alone says there; the defaults without one.
+
+    Raises:
+        ConfigError: The file cannot be read, or a role is named beside it that it does not have.
+    """
+    found = _loaded(settings.file)
+    filed = RolesSettings.read(found, settings.file)
+    own = {key: value for key, value in settings if value != getattr(of_group, key)}
+    new = {key: getattr(filed, key) for key in filed.model_fields_set if key not in own and key != "file"}
+    if "names" in filed.model_fields_set:
+        new["names"] = _with_names(filed.names, settings, of_group)
+        for key in {"answers", "finish_role"} - own.keys() - filed.model_fields_set:
+            new[key] = named if (named := getattr(of_group, key)) in new["names"] else ""  # else of a role that is gone
+    return settings.model_copy(update=new)
+
+
+def _with_names(filed: Mapping[str, Any], settings: RolesSettings, of_group: RolesSettings) -> dict[str, Any]:
+    merged = dict(filed)
+    for name, values in settings.names.items():
+        if name in of_group.names and values == of_group.names[name]:
+            continue  # the file's roles take the place of the group's
+        if name not in filed:
+            raise ConfigError(
+                f"{KEY}.names has {name}, but {settings.file} names {', '.join(filed)}{did_you_mean(name, filed)}",
+                fix=f"correct the name, or name all roles in {settings.file}",
+            )
+        if isinstance(values, Mapping) and isinstance(filed[name] or {}, Mapping):
+            known = of_group.names.get(name) or {}
+            said = {key: value for key, value in values.items() if key not in known or value != known[key]}
+            values = {**(filed[name] or {}), **said}
+        merged[name] = values
+    return merged
+
+
+def _loaded(file: str) -> Any:
+    try:
+        found = yaml.load(Path(file).expanduser().read_text(encoding="utf-8"), _Once)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        message = f"{KEY}.file={file} cannot be read: {type(error).__name__}: {error}"
+        unread = not isinstance(error, yaml.YAMLError)
+        fix = "name a YAML file that every machine of the run can read" if unread else "correct the file"
+        raise ConfigError(message, fix=fix) from error
+    if found is not None and not isinstance(found, Mapping):
+        raise ConfigError(f"{KEY}.file={file} contains {found!r}", expected="a mapping with the key names")
+    return found
+
+
+class _Once(yaml.SafeLoader):
+    """Reads YAML in which each key stands once; PyYAML would keep the last one and drop the others."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        """Return a mapping; raise an error if two keys are equal."""
+        seen = set[Any]()
+        for key, _ in node.value:
+            if key.tag == _MERGE:
+                continue
+            name = self.construct_object(key, deep=True)
+            if isinstance(name, Hashable) and name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"found {name!r} twice", key.start_mark)
+            if isinstance(name, Hashable):
+                seen.add(name)
+        return super().construct_mapping(node, deep)
