@@ -146,7 +146,7 @@ def test_what_is_a_folder_of_documents(tmp_path: Path):
     assert [is_documents(tmp_path / name) for name in ("docs", "data", "saved")] == [True, False, False]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     words=st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Z", "C"]), min_size=1, max_size=40)),
     gaps=st.lists(st.sampled_from([" ", " ", "\n", "\n\n", "\n# Head\n"]), min_size=1, max_size=7),

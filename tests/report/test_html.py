@@ -162,7 +162,7 @@ def test_whatever_text_comes_back_and_no_character_of_it_can_end_a_script(value:
     assert json.loads(zlib.decompress(base64.b64decode(packed(value)))) == value
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.lists(ANY_TEXT, min_size=1).map("".join))
 def test_whatever_a_rollout_says_the_page_stays_what_it_is(text: str, tmp_path: Path) -> None:
     page = page_of(tmp_path, hostile_rows(text))

@@ -121,7 +121,7 @@ def test_a_megabyte_is_a_query(index: BM25Index, query: str):
     assert len(index.search([query], 3)[0]) <= 3
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(query=st.text(alphabet=st.characters(), max_size=60))
 def test_any_text_is_a_query(shared_index: BM25Index, query: str):
     (hits,) = shared_index.search([query], 3)

@@ -57,7 +57,7 @@ RANGES = {
 }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(texts=st.lists(soup, max_size=4), result=soup, calls=st.integers(0, 2), form=st.sampled_from(sorted(FORMATS)))
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_tag_soup_never_raises_and_stays_in_range(preset, texts, result, calls, form):
@@ -71,7 +71,7 @@ def test_tag_soup_never_raises_and_stays_in_range(preset, texts, result, calls, 
     assert all(value is None or 0 <= value <= 8 for value in rewards.components.values())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=soup)
 def test_scores_are_shares(text):
     assert 0 <= v1_format_score([text]) <= 1

@@ -95,7 +95,7 @@ def test_what_the_queue_gets():
     result=st.text(max_size=60),
     said=st.text(alphabet=st.characters(codec=None, categories=["L", "Cs", "P"]), max_size=30),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_packing_loses_nothing(texts, result, said):
     documents = tuple(Passage(str(n), "t", text) for n, text in enumerate(texts))
     call = ToolCall("search", "{}", result=result + "".join(texts), documents=documents)
