@@ -55,9 +55,9 @@ def test_two_steps_with_a_posterior_over_four_proposals(assets: Path, tmp_path: 
     assert all(step["decide/extra_tokens"] > 0 for step in steps)
     # verl's mean is over tokens. Weighted so, decided rollouts have as many tokens as those of the policy.
     weight = sum(step["rollout_corr/rollout_is_mean"] for step in steps) / 2
-    decided, policys = (mean_tokens(tmp_path / folder) for folder in ("rollouts", "val"))
-    assert decided > 1.1 * policys, "who searches writes more"
-    assert weight == pytest.approx(policys / decided, abs=0.2)
+    decided, of_policy = (mean_tokens(tmp_path / folder) for folder in ("rollouts", "val"))
+    assert decided > 1.1 * of_policy, "who searches writes more"
+    assert weight == pytest.approx(of_policy / decided, abs=0.2)
     assert all(step["rollout_corr/rollout_is_max"] > 1.2 > 0.8 > step["rollout_corr/rollout_is_min"] for step in steps)
     validated = result.steps[2]["val-aux/searchR1_nq/tool/used/mean@4"]
     assert validated == pytest.approx(0.5, abs=0.3), "a validation is not decided with when=training"
