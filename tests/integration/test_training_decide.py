@@ -35,7 +35,7 @@ def test_two_steps_with_a_posterior_over_four_proposals(assets: Path, tmp_path: 
         f"{DECIDE}.by=posterior",
         f"{DECIDE}.when=training",
         f"{DECIDE}.candidates=4",
-        f"{DECIDE}.alpha=0.25",
+        f"{DECIDE}.alpha=0.5",
         f"{DECIDE}.score='{SCORER}:supported'",
         "actor_rollout_ref.rollout.calculate_log_probs=True",
         f"{correction}.rollout_is=sequence",
@@ -48,16 +48,17 @@ def test_two_steps_with_a_posterior_over_four_proposals(assets: Path, tmp_path: 
     assert result.returncode == 0, result.tail()
     steps = [result.steps[step] for step in (1, 2)]
     # The toy's policy searches in half of its first turns, the scorer gives a search 0.5 and a guess 0. With s of four
-    # proposals that search, one of them is taken with probability s e^2 / (s e^2 + 4 - s): 0.81 for s binomial.
+    # proposals that search, one of them is taken with probability s e / (s e + 4 - s): 0.68 for s binomial.
     used = sum(step["tool/used"] for step in steps) / 2
-    assert used == pytest.approx(0.81, abs=0.12), "three standard deviations of a share of 128 rollouts"
+    assert used == pytest.approx(0.68, abs=0.12), "three standard deviations of a share of 128 rollouts"
     assert all(0.1 < step["decide/changed"] < 0.9 for step in steps)
     assert all(step["decide/extra_tokens"] > 0 for step in steps)
-    # verl's mean is over tokens. Weighted so, decided rollouts have as many tokens as those of the policy.
+    # verl's mean is over tokens. Weighted so, decided rollouts have as many tokens as those of the policy. Turns that
+    # are hardly ever taken have large weights, so the mean of 128 rollouts is known to a third.
     weight = sum(step["rollout_corr/rollout_is_mean"] for step in steps) / 2
     decided, of_policy = (mean_tokens(tmp_path / folder) for folder in ("rollouts", "val"))
-    assert decided > 1.1 * of_policy, "who searches writes more"
-    assert weight == pytest.approx(of_policy / decided, abs=0.2)
+    assert decided > of_policy, "who searches writes more"
+    assert weight == pytest.approx(of_policy / decided, abs=0.35)
     assert all(step["rollout_corr/rollout_is_max"] > 1.2 > 0.8 > step["rollout_corr/rollout_is_min"] for step in steps)
-    validated = result.steps[2]["val-aux/searchR1_nq/tool/used/mean@4"]
-    assert validated == pytest.approx(0.5, abs=0.3), "a validation is not decided with when=training"
+    validated = result.steps[2]["val-aux/searchR1_nq/tool/used/mean@16"]
+    assert validated == pytest.approx(0.5, abs=0.19), "a validation is not decided with when=training"
