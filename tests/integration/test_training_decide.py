@@ -13,6 +13,8 @@ from tests.integration.runs import run
 from tests.training import REPOSITORY
 from verl_mtgrpo.report.rollouts import read_dump
 
+pytestmark = pytest.mark.imports_verl
+
 SCORER = REPOSITORY / "examples" / "decide" / "scorer.py"
 DECIDE = "trainer.turn.decide"
 
@@ -25,7 +27,6 @@ def mean_tokens(folder: Path) -> float:
 
 @pytest.mark.verl
 @pytest.mark.slow
-@pytest.mark.imports_verl
 def test_two_steps_with_a_posterior_over_four_proposals(assets: Path, tmp_path: Path):
     correction = "algorithm.rollout_correction"
     result = run(
