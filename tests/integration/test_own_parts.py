@@ -57,7 +57,7 @@ def make_assets(folder: Path) -> Path:
     settings = WarmupSettings(drill_steps=80, habit_steps=0, warmup_steps=10)
     with torch_threads():
         maker = SampleMaker(tokenizer, World((), (), (), ()), TOOLS)
-        warm_up(model, maker, drill=TwoHabits().drill, settings=settings, seed=0)
+        warm_up(model, maker, drill=TwoHabits().drill, settings=settings, seed=0, sorted_together=1)
     save_policy(model, tokenizer, folder / "policy")
     return folder
 

@@ -25,7 +25,7 @@ _MOST_TOKENS = 1500
 """Tokens of a prompt; the policy reads 2,048 in all."""
 _DRILL_STEPS = 240
 _MANIFEST = "toy.json"
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ def _make(
     # One thread: two on a core that is shared with others wait for each other.
     with warmup_bar(settings.steps, progress=True) as advance, torch_threads(1):
         maker = SampleMaker(tokenizer, World((), (), (), ()), tools)
-        warm_up(model, maker, drill=new_caller().drill, settings=settings, seed=0, on_step=advance)
+        drill = new_caller().drill
+        warm_up(model, maker, drill=drill, settings=settings, seed=0, on_step=advance, sorted_together=1)
     save_policy(model, tokenizer, folder / "policy")
     return max(lengths) + 8  # the generation prompt
