@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,3 +72,19 @@ def described(error: BaseException, file: str) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).name == Path(file).name]
     return f"{said} ({own[-1].filename}, line {own[-1].lineno})" if own else said
+
+
+def misfit(function: Callable[..., Any], *given: Any, **named: Any) -> str:
+    """Return how a function's arguments do not fit what it is given, as "takes (…), which does not fit: …".
+
+    Empty if they fit, or if the function does not say what it takes, as some builtins.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return ""
+    try:
+        signature.bind(*given, **named)
+    except TypeError as error:
+        return f"takes {signature}, which does not fit: {error}"
+    return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,3 +29,10 @@ def packaged(name: str) -> DictConfig:
     merged = OmegaConf.merge(*below, own)
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def of_group(name: str, key: str) -> Any:
+    """Return what a packaged group sets for a key; None if it sets nothing, or if there is no such group."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.select(packaged(name), key) if name in group_names() else None

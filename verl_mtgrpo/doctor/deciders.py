@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from verl_mtgrpo.deciders.settings import DecideSettings
 from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.integration.decide import check_decide, decide_settings
-from verl_mtgrpo.own_code import load_own
+from verl_mtgrpo.own_code import load_own, misfit
 
 _SCORED = ("when", "score")
 READS: Mapping[str, tuple[str, ...]] = {
@@ -60,16 +59,10 @@ def _scorer(settings: DecideSettings) -> Iterator[Finding]:
     """Yield whether the user's scorer takes what it is given; it is not called, since it may ask a paid model."""
     if ":" not in settings.score:
         return
-    function = load_own(settings.score, f"{KEY}.score", "function")
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of a builtin
-        return
-    try:
-        signature.bind(None, None)
-    except TypeError as error:
-        message = f"{KEY}.score={settings.score} takes {signature}, which does not fit: {error}"
-        yield Finding("deciders", "fail", message, "make it take the transcript so far and the proposed turn")
+    problem = misfit(load_own(settings.score, f"{KEY}.score", "function"), None, None)
+    if problem:
+        fix = "make it take the transcript so far and the proposed turn"
+        yield Finding("deciders", "fail", f"{KEY}.score={settings.score} {problem}", fix)
 
 
 def _learns_from_accepted(settings: DecideSettings) -> Iterator[Finding]:

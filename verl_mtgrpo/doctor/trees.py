@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from verl_mtgrpo.config import group_names, packaged
+from verl_mtgrpo.config import of_group
 from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import ROLLOUT, Setup
 from verl_mtgrpo.integration.growth import widths_of
@@ -66,23 +64,18 @@ def _chains_only(setup: Setup) -> Iterator[Finding]:
 
 def _unread(setup: Setup) -> Iterator[Finding]:
     """Warn of settings of growing that this way of growing does not read."""
-    settings = branch_settings(setup.config)
+    settings, group = branch_settings(setup.config), setup.get("trainer.turn.preset")
     read = {*READS[settings.grow], "grow"}
     for key, field in BranchSettings.model_fields.items():
         value: Any = getattr(settings, key)
-        if key not in read and value not in (field.default, _of_group(setup, key)):
+        if key not in read and value not in (field.default, of_group(group, f"{_BRANCH}.{key}")):
+            # What the group itself sets, nobody asked for who chose another way of growing.
             readers = ", ".join(grow for grow, keys in READS.items() if key in keys)
             message = f"{_BRANCH}.{key}={value} is not read with {_BRANCH}.grow={settings.grow}"
             yield Finding("trees", "warn", message, f"leave it at {field.default}, or set grow to one of {readers}")
     if settings.grow == "arpo" and settings.decide == "coin" and settings.threshold != 0.5:
         message = f"{_BRANCH}.threshold={settings.threshold} is not read with {_BRANCH}.decide=coin"
         yield Finding("trees", "warn", message, f"leave it at 0.5, or set {_BRANCH}.decide=threshold")
-
-
-def _of_group(setup: Setup, key: str) -> Any:
-    """Return what the run's config group sets, which nobody asked for who chose another way of growing."""
-    group = setup.get("trainer.turn.preset")
-    return OmegaConf.select(packaged(group), f"{_BRANCH}.{key}") if group in group_names() else None
 
 
 def _one_leaf(setup: Setup) -> Iterator[Finding]:

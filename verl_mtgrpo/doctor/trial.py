@@ -22,7 +22,7 @@ from verl_mtgrpo.integration.data_sources import is_scored_by_verl
 from verl_mtgrpo.integration.roles import cast_of, plays_roles
 from verl_mtgrpo.integration.settings import TurnRewardSettings, turn_reward_settings
 from verl_mtgrpo.integration.verl_score import model_text, read_score, score_arguments
-from verl_mtgrpo.own_code import described
+from verl_mtgrpo.own_code import described, misfit
 from verl_mtgrpo.passages import Passage
 from verl_mtgrpo.rewards import JUDGES, PRESETS, ToolCall, Transcript, Turn, load_preset
 from verl_mtgrpo.rewards.answers import accepted_answers
@@ -206,16 +206,10 @@ def _no_truth(setup: Setup) -> Finding | None:
 def _arity(
     function: Callable[..., Any], name: str, given: tuple[Any, ...], named: Mapping[str, Any], expected: str
 ) -> Finding | None:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of a builtin
+    problem = misfit(function, *given, **named)
+    if not problem:
         return None
-    try:
-        signature.bind(*given, **named)
-    except TypeError as error:
-        message = f"the reward function {name} takes {signature}, which does not fit: {error}"
-        return Finding(CHECK, "fail", message, f"make it take {expected}")
-    return None
+    return Finding(CHECK, "fail", f"the reward function {name} {problem}", f"make it take {expected}")
 
 
 def _raised(name: str, truth: Any, error: BaseException, file: str) -> Finding:

@@ -199,8 +199,9 @@ def _memory(setup: Setup) -> Iterator[tuple[str, str]]:
     prompts, mini = setup.get("data.train_batch_size"), setup.get("critic.ppo_mini_batch_size")
     if not (of_prompt and prompts and mini):
         return
-    most, rows = min(settings.replay * prompts * of_prompt, settings.memory), mini * of_prompt
-    if most < rows:
+    own, rows = prompts * of_prompt, mini * of_prompt
+    if not settings.replayed(own, settings.memory, rows):
+        most = min(settings.replay * own, settings.memory)
         message = f"{key}: at most {most:g} earlier rollouts per round (memory={settings.memory}, replay="
         message += f"{settings.replay:g}), fewer than a mini-batch of {rows}, so none is ever learned again"
         yield message, f"raise {key}.memory and {key}.replay, or lower critic.ppo_mini_batch_size"

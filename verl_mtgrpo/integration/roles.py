@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from verl_mtgrpo.config import group_names, packaged
+from verl_mtgrpo.config import of_group
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.settings import run_turn_settings
@@ -33,7 +33,7 @@ def roles_settings(config: Any) -> RolesSettings:
 def roles_of_group(config: Any) -> RolesSettings:
     """Return ``trainer.turn.roles`` as the run's config group alone has it; the defaults without a packaged group."""
     preset = run_turn_settings(config).preset
-    found = OmegaConf.select(packaged(preset), "trainer.turn.roles") if preset in group_names() else None
+    found = of_group(preset, "trainer.turn.roles")
     values = OmegaConf.to_container(found) if found is not None else None
     return RolesSettings.read(values, f"trainer.turn.roles of +mtgrpo={preset}")
 

@@ -120,6 +120,16 @@ class TurnCriticSettings(Settings):
     """Rollouts of earlier steps learned in each round, as a multiple of the step's own, in whole mini-batches, and no
     more than there are."""
 
+    def replayed(self, own: int, kept: int, mini_batch: int) -> int:
+        """Return how many earlier rows a round learns.
+
+        Args:
+            own: The step's own rows.
+            kept: Rows in the memory.
+            mini_batch: Rows of a mini-batch of the critic.
+        """
+        return int(min(self.replay * own, kept)) // mini_batch * mini_batch
+
 
 class EnvironmentSettings(Settings):
     """``trainer.turn.environment``: which environment ``mtgrpo_env_agent`` plays, and how."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -158,7 +158,7 @@ def _in_order(nexts: Mapping[str, tuple[str, ...]]) -> list[str]:
         if free is None:
             circle = f"{left[0]} comes after itself" if left[0] in nexts[left[0]] else ""
             raise ConfigError(
-                f"{KEY}: {circle or f'{_listed(left)} come after each other in a circle'}",
+                f"{KEY}: {circle or ', '.join(left) + ' come after each other in a circle'}",
                 fix=f"remove one `next`, or let them talk in turns with {KEY}.order=alternate",
             )
         left.remove(free)
@@ -187,7 +187,7 @@ def _check(cast: Cast) -> None:
     if all(role.frozen for role in cast.roles.values()):
         are = "is" if len(cast.names) == 1 else "are"
         raise ConfigError(
-            f"{KEY}: {_listed(cast.names)} {are} frozen, so nothing would be learnt",
+            f"{KEY}: {', '.join(cast.names)} {are} frozen, so nothing would be learnt",
             fix=f"set {KEY}.names.{cast.answers}.frozen=False",
         )
     if cast.talks:
@@ -205,10 +205,6 @@ def _check(cast: Cast) -> None:
             f"{KEY}: nobody reads what {', '.join(unread)} writes, so it would have no outcome",
             fix=f"put {{{unread[0]}}} into the prompt of a later role, or set {KEY}.order=graph to score it itself",
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names)
 
 
 def _unknown(key: str, name: str, known: Any) -> ConfigError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.toy.shrink import PROMPT, RESPONSE, ROLLOUTS
 
 if TYPE_CHECKING:
     from verl_mtgrpo.doctor.setup import Tool
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 FORMAT = "actor_rollout_ref.rollout.multi_turn.format"
 OWN_RESPONSE = 512
 """Tokens of a response with tools of the user's, whose results may be long, and in a conversation of roles."""
-_RESPONSE = 160
-"""Tokens of a response with the toy's single passage."""
 _ROUNDS = 4
 """The most rounds of a conversation of roles: more do not fit its response."""
 
@@ -26,8 +25,8 @@ class Assets:
     """What a trial trains: the folder of policy and questions, their sizes, and what it needs of the command."""
 
     folder: Path
-    prompt: int = 64
-    response: int = _RESPONSE
+    prompt: int = PROMPT
+    response: int = RESPONSE
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     index: Path | None = None
 
@@ -62,8 +61,8 @@ def _searches(made: Path, config: Any, spoken: str) -> Assets:
     """Make the policy that searches a single passage."""
     from verl_mtgrpo.demo.toy import SPEECHES, make_toy
 
-    folder = make_toy(made / f"toy-{spoken}", SPEECHES[spoken], questions=2 * 32)
-    prompt = Assets.prompt + read_by_a_role(config, folder / "policy", _RESPONSE)
+    folder = make_toy(made / f"toy-{spoken}", SPEECHES[spoken], questions=2 * ROLLOUTS)
+    prompt = PROMPT + read_by_a_role(config, folder / "policy", RESPONSE)
     return Assets(folder, prompt, index=folder / "index")
 
 

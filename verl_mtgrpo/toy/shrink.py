@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 
 ROLLOUTS = 32
 """Rollouts of a step, about."""
+PROMPT, RESPONSE = 64, 160
+"""Tokens of a prompt and of a response with the toy's single question and passage."""
 _MOST_UPDATES = 8
 """Updates of a step; a run with more of them is tried with so many."""
 MEGATRON = ("model_engine=megatron", "--config-name=ppo_megatron_trainer")
@@ -60,7 +62,7 @@ def leaves(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
 
 
-def sizes(config: Any, *, steps: int, prompt: int = 64, response: int = 160) -> dict[str, Any]:
+def sizes(config: Any, *, steps: int, prompt: int = PROMPT, response: int = RESPONSE) -> dict[str, Any]:
     """Return the sizes of small steps with as many rollouts per question and updates per step as the run has.
 
     Args:

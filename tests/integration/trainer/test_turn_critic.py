@@ -178,9 +178,8 @@ def test_which_runs_have_a_turn_critic(estimator, learns):
     [(32, 0, 1.0, 0), (32, 7, 1.0, 0), (32, 100, 1.0, 32), (32, 100, 2.5, 80), (32, 100, 9.0, 96), (32, 20, 1.0, 16)],
 )
 def test_earlier_rows_come_in_whole_mini_batches(own, kept, replay, count):
-    found = Replay(TurnCriticSettings(memory=100, replay=replay), mini_batch=8 if count != 0 else 16, seed=0)
-    found.memory.rows = [None] * kept  # type: ignore[list-item]
-    assert found._count(own) == count
+    settings = TurnCriticSettings(memory=100, replay=replay)
+    assert settings.replayed(own, kept, 8 if count != 0 else 16) == count
 
 
 def test_memories_of_removed_checkpoints_are_removed(tmp_path: Path):

@@ -66,7 +66,8 @@ class Replay:
         measured: list[dict[str, float]] = []
         ages: list[int] = []
         for number in range(self.settings.rounds):
-            earlier = self.memory.draw(self._count(len(own)), f"{self.seed}/{step}/{number}")
+            wanted = self.settings.replayed(len(own), len(self.memory), self.mini_batch)
+            earlier = self.memory.draw(wanted, f"{self.seed}/{step}/{number}")
             ages += [step - row.step for row in earlier]
             fresh_B = torch.arange(len(own) + len(earlier)) < len(own)
             there = put([*own, *earlier])
@@ -78,10 +79,6 @@ class Replay:
         kept = [row for row, filled in zip(own, padding, strict=True) if not filled]
         self.memory.add(sorted(kept, key=_content))
         return {**means(measured), **self.measures(ages)}
-
-    def _count(self, own: int) -> int:
-        """Return how many earlier rows are learned beside the step's own."""
-        return int(min(self.settings.replay * own, len(self.memory))) // self.mini_batch * self.mini_batch
 
     def measures(self, ages: Sequence[int]) -> dict[str, float]:
         """Return what is logged of the memory, given how many steps old each of the rows was that were drawn."""
