@@ -59,7 +59,7 @@ def _with_names(filed: Mapping[str, Any], settings: RolesSettings, of_group: Rol
 
 def _loaded(file: str) -> Any:
     try:
-        found = yaml.load(Path(file).expanduser().read_text(encoding="utf-8"), _Once)
+        found = _Once(Path(file).expanduser().read_text(encoding="utf-8")).get_single_data()
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         message = f"{KEY}.file={file} cannot be read: {type(error).__name__}: {error}"
         unread = not isinstance(error, yaml.YAMLError)
@@ -71,7 +71,7 @@ def _loaded(file: str) -> Any:
 
 
 class _Once(yaml.SafeLoader):
-    """Reads YAML in which each key stands once; PyYAML would keep the last one and drop the others."""
+    """Reads plain YAML, builds no other objects, and refuses a key given twice; PyYAML would keep the last one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         """Return a mapping; raise an error if two keys are equal."""
