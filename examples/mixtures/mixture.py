@@ -77,8 +77,11 @@ class Server:
     """
 
     def __init__(self, address: str, model: str, max_tokens: int, stop: Sequence[str], result_role: str) -> None:
+        # A client that is garbage-collected closes its idle connections in whatever thread that happens, and with them
+        # the event loop of this one may lose others, whose requests wait forever. So none is kept idle.
+        close = {"Connection": "close"}
         # The client's own limit for a connection, 5 s, is too short where hundreds of rollouts begin at once.
-        self._client = AsyncOpenAI(base_url=address, api_key="none", timeout=TIMEOUT_S)
+        self._client = AsyncOpenAI(base_url=address, api_key="none", timeout=TIMEOUT_S, default_headers=close)
         self._model, self._max_tokens, self._stop, self._role = model, max_tokens, list(stop), result_role
 
     async def write(self, transcript: Transcript) -> tuple[str, float | None]:

@@ -103,7 +103,6 @@ class _Server(uvicorn.Server):
     def __init__(self, policy: Policy, port: int) -> None:
         # As many requests come at once as a validation has rollouts.
         options: dict[str, Any] = {"port": port, "log_level": "warning", "access_log": False, "backlog": 2048}
-        options["timeout_keep_alive"] = 120  # longer than a round, or a connection closes under a request
         super().__init__(uvicorn.Config(app_of(policy), host="127.0.0.1", **options))
         self.ready = threading.Event()
 

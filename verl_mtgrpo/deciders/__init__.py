@@ -204,14 +204,19 @@ def make_decider(settings: DecideSettings, judge: Callable[[], Scorer]) -> Decid
     if settings.by == "retry":
         return Retry(settings, scorer)
     if settings.by not in OF_SEVERAL:
-        raise ConfigError(
-            f"{KEY}.by is {settings.by!r}",
-            expected=f"none, {', '.join(OF_SEVERAL)}, retry, or a class of your own as package.module:Class or "
-            "path/to/file.py:Class",
-        )
+        raise no_decider(settings.by)
     if scorer is None:
         raise ConfigError(f"{KEY}.by={settings.by} has no scorer", fix=f"set {KEY}.score to {JUDGE} or to a function")
     return OF_SEVERAL[settings.by](settings, scorer)
+
+
+def no_decider(by: str) -> ConfigError:
+    """Return the error that says that nothing is known by this name."""
+    return ConfigError(
+        f"{KEY}.by is {by!r}",
+        expected=f"none, {', '.join(OF_SEVERAL)}, retry, or a class of your own as package.module:Class or "
+        "path/to/file.py:Class",
+    )
 
 
 OF_SEVERAL: dict[str, type[_OfSeveral]] = {"best": Best, "posterior": Posterior}

@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from verl_mtgrpo.deciders import JUDGE, KEY, OF_SEVERAL
+from verl_mtgrpo.deciders import JUDGE, KEY, OF_SEVERAL, no_decider
 from verl_mtgrpo.deciders.settings import DecideSettings
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.integration.settings import run_turn_settings, turn_reward_settings
@@ -82,11 +82,7 @@ def check_decide(config: Any) -> None:
 def _check_scorer(config: Any, settings: DecideSettings) -> None:
     own = ":" in settings.by
     if not own and settings.by not in (*OF_SEVERAL, "retry"):
-        raise ConfigError(
-            f"{KEY}.by is {settings.by!r}",
-            expected=f"none, {', '.join(OF_SEVERAL)}, retry, or a class of your own as package.module:Class or "
-            "path/to/file.py:Class",
-        )
+        raise no_decider(settings.by)
     needs = settings.by in OF_SEVERAL or (settings.by == "retry" and settings.threshold is not None)
     if needs and not settings.score:
         raise ConfigError(

@@ -7,6 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -41,6 +42,8 @@ def mixture():
 
 
 class _Policy(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # connections stay open unless the client closes them
+
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(asked["messages"])
@@ -135,6 +138,15 @@ def test_several_methods_share_a_validation_by_the_rows_number(config, tokenizer
         output = played(config, tokenizer, tools, "Methods", {"file": str(file)}, index=index)
         said.append([turn.text for turn in transcript_of(output).turns])
     assert said == [WRONG[:1], WRONG[:1], RIGHT, RIGHT]
+
+
+def test_no_connection_is_left_to_be_closed_when_a_decider_is_garbage(config, tokenizer, tools, policies):
+    """Closed there, in another thread than its event loop's, it took requests of other deciders with it."""
+    addresses, _ = policies
+    played(config, tokenizer, tools, "Mixture", {"servers": addresses})
+    ports = [int(address.rpartition(":")[2].partition("/")[0]) for address in addresses]
+    open_now = [one for one in psutil.Process().net_connections("tcp") if one.raddr and one.raddr.port in ports]
+    assert [one.status for one in open_now if one.status in ("ESTABLISHED", "CLOSE_WAIT")] == []
 
 
 def test_another_name_is_no_mixture(mixture, tmp_path):
