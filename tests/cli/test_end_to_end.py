@@ -85,6 +85,10 @@ def test_trains_stops_cleanly_and_goes_on_where_it_stopped(plan: RunPlan, tmp_pa
     train = result.metrics.train
     risen = _SETTINGS.lr * _SETTINGS.steps / _SETTINGS.lr_warmup
     assert train["actor/lr"][_SETTINGS.steps] == pytest.approx(risen), "its rise goes on where it stopped, too"
+    # The KL penalty is subtracted from the rewards that the estimator sees; at first there is no KL.
+    assert list(train["actor/reward_kl_penalty_coeff"].values()) == pytest.approx([0.001] * _SETTINGS.steps)
+    penalty = train["actor/reward_kl_penalty"]
+    assert abs(penalty[1]) < abs(penalty[_SETTINGS.steps])
     assert {"turn/1/reward", "tool/used", "outcome/em", "actor/grad_norm"} <= set(train)
     assert set(result.metrics.validation["tool/used"]) == {0, _SETTINGS.steps}
     credited = credit_rollouts(read_dump(plan.validation / f"{_SETTINGS.steps}.jsonl"))

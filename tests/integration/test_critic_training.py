@@ -41,6 +41,7 @@ def assert_critic_learned(result: TrainingRun, steps: int, updates: int = 1, lar
 
 
 @pytest.mark.verl
+@pytest.mark.slow  # tests/cli/test_end_to_end.py trains MT-PPO, too
 def test_two_steps_of_mt_ppo(assets: Path, tmp_path: Path):
     result = run(assets, tmp_path, *SHORT, preset="mt_ppo")
     assert_critic_learned(result, steps=2)

@@ -130,6 +130,7 @@ def sometimes(transcript, ground_truth):
 
 
 @pytest.mark.verl
+@pytest.mark.slow  # leaves that cannot be scored are in test_training_trees.py, another raw format is above
 def test_the_papers_format_with_rollouts_that_cannot_be_scored(tmp_path: Path):
     (tmp_path / "own.py").write_text(SOMETIMES)
     dump = [f"trainer.rollout_data_dir={tmp_path / 'rollouts'}", "trainer.turn.dump.groups=0"]
