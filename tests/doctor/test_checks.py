@@ -61,6 +61,29 @@ def test_each_check_can_be_made_alone(overrides, healthy):
         assert [finding for finding in alone if finding.message not in others] == of_it
 
 
+DECIDES = (f"{ROLLOUT}.agent.default_agent_loop=mtgrpo_decide_agent", "trainer.turn.decide.when=validation")
+
+
+@pytest.mark.parametrize(
+    ("check", "overrides"),
+    [
+        ("deciders", (*DECIDES, "trainer.turn.decide.by=posterior", "trainer.turn.decide.alpha=0")),
+        ("trees", ("trainer.turn.branch.grow=random", "trainer.turn.branch.width=-1")),
+        ("watch", ("trainer.turn.dump.groups=-1",)),
+    ],
+)
+def test_a_setting_that_several_checks_read_fails_in_its_own(check, overrides, healthy):
+    failed = [one for one in examine(Setup(composed(healthy, *overrides))) if one.status == "fail"]
+    assert [one.check for one in failed] == [check], failed
+
+
+def test_a_scorer_that_takes_something_else_is_not_called_fine_too(healthy):
+    score = f"trainer.turn.decide.score={healthy.file('score.py', 'def few(turn): return 1')}:few"
+    by = ("trainer.turn.decide.by=best", f"{ROLLOUT}.val_kwargs.temperature=1.0")
+    (found,) = examine(Setup(composed(healthy, *DECIDES, *by, score)), named("deciders"))
+    assert found.status == "fail" and "few takes (turn), which does not fit" in found.message
+
+
 def test_what_is_looked_at_is_opened_once(healthy):
     setup = Setup(composed(healthy))
     assert setup.rows and setup.tools and setup.found and setup.builder is not None

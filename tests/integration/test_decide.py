@@ -48,7 +48,12 @@ def test_rows_ask_for_decisions_where_they_are_to_be_made(when, training, valida
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([f"{D}.by=best", SCORE, f"{LOOP}=mtgrpo_tool_agent"], "decides no turns"),
+        (
+            [f"{D}.by=best", SCORE, f"{LOOP}=mtgrpo_tool_agent"],
+            "decides no turns; set it to mtgrpo_decide_agent, or set",
+        ),
+        ([f"{D}.by=best", SCORE, f"{LOOP}=mtgrpo_raw_agent"], "set it to mtgrpo_raw_decide_agent"),
+        ([f"{D}.by=best", SCORE, f"{LOOP}=mtgrpo_roles_agent"], f"no turns; set {D}.by=none: the two do not go"),
         ([f"{D}.by=best", f"{D}.when=validation", WARM], "score is empty"),
         ([f"{D}.by=retry", f"{D}.threshold=0.5"], "score is empty"),
         ([f"{D}.by=bset", SCORE], "expected none, best, posterior, retry"),

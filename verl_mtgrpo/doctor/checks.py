@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,6 +80,14 @@ CHECKS = (
 )
 """The checks in the order of their output; they may run in any order."""
 
+_OWN = {
+    "trainer.turn.branch": "trees",
+    "trainer.turn.roles": "roles",
+    "trainer.turn.dense": "dense",
+    "trainer.turn.decide": "deciders",
+}
+"""Settings that other checks read too, and the check that they belong to."""
+
 
 def named(*names: str) -> list[Check]:
     """Return the checks with these names."""
@@ -102,9 +110,22 @@ def examine(setup: Setup, checks: Sequence[Check] = CHECKS) -> list[Finding]:
         found += findings
         if stumbled is not None:
             found.append(_stumbled(check, stumbled, failed))
-    # Several checks may fail on the same setting; keep the finding of the last one, to which the setting belongs.
-    last = {finding.message: finding for finding in found if finding.status == "fail"}
-    return [finding for finding in found if finding is last.get(finding.message, finding)]
+    return list(_each_failure_once(found))
+
+
+def _each_failure_once(found: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield the findings; of several checks that fail on a setting, that of the last one or of the setting's own."""
+    kept: dict[str, Finding] = {}
+    for finding in found:
+        before = kept.get(finding.message)
+        if finding.status == "fail" and not (before and before.check == _own_check(finding.message)):
+            kept[finding.message] = finding
+    yield from (finding for finding in found if finding is kept.get(finding.message, finding))
+
+
+def _own_check(message: str) -> str:
+    """Return the check of the setting that a message begins with; empty if any check may read it."""
+    return next((check for key, check in _OWN.items() if message.startswith(key)), "")
 
 
 def _look(check: Check, setup: Setup) -> tuple[list[Finding], Exception | None]:

@@ -30,7 +30,9 @@ def deciders(setup: Setup) -> Iterator[Finding]:
     if settings.by == "none":
         return
     make_decider(settings, _asks_nobody)  # loads a scorer or a class of the user's
-    yield from _scorer(settings)
+    if problem := _misfit(settings):
+        yield problem
+        return
     yield from _learns_from_accepted(settings)
     scored = f", scored by {settings.score}" if settings.score else ""
     yield Finding("deciders", "ok", f"turns are decided by {settings.by}{scored}, in {_where(settings)}")
@@ -55,14 +57,13 @@ def _unread(settings: DecideSettings) -> Iterator[Finding]:
             yield Finding("deciders", "warn", message, f"leave it at {field.default!r}, or set by to {readers}")
 
 
-def _scorer(settings: DecideSettings) -> Iterator[Finding]:
-    """Yield whether the user's scorer takes what it is given; it is not called, since it may ask a paid model."""
+def _misfit(settings: DecideSettings) -> Finding | None:
+    """Return what is wrong if the user's scorer cannot take what it is given; it is not called: it may cost money."""
     if ":" not in settings.score:
-        return
+        return None
     problem = misfit(load_own(settings.score, f"{KEY}.score", "function"), None, None)
-    if problem:
-        fix = "make it take the transcript so far and the proposed turn"
-        yield Finding("deciders", "fail", f"{KEY}.score={settings.score} {problem}", fix)
+    fix = "make it take the transcript so far and the proposed turn"
+    return Finding("deciders", "fail", f"{KEY}.score={settings.score} {problem}", fix) if problem else None
 
 
 def _learns_from_accepted(settings: DecideSettings) -> Iterator[Finding]:

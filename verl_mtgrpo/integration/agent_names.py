@@ -1,4 +1,4 @@
-"""Find question files whose rows name an agent loop of verl's, as those of verl's own tool examples do.
+"""Say which agent loop to name, and find question files whose rows name one of verl's, as its own tool examples do.
 
 verl takes a row's ``agent_name`` before ``actor_rollout_ref.rollout.agent.default_agent_loop``, so such rows would be
 rolled out by a loop that records no turns. :mod:`.row_loops` says what becomes of them.
@@ -8,12 +8,26 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 TOOL_AGENT = "tool_agent"
 VERLS_LOOPS = ("single_turn_agent", TOOL_AGENT)
 """verl's loops, which put one reward on a rollout's last token. A custom loop may differ."""
 COLUMN = "agent_name"
+
+
+def instead_of(loop: str, variants: Mapping[str, str], off: str) -> str:
+    """Return what to do where the run's agent loop cannot do what a setting asks for.
+
+    Args:
+        loop: The run's agent loop.
+        variants: Loop -> the same loop that can; the first one is for loops that are not ours.
+        off: The override that no longer asks for it.
+    """
+    if loop not in variants and loop.startswith("mtgrpo_"):  # that of trees, roles, environments or decisions
+        return f"set {off}: the two do not go together"
+    return f"set it to {variants.get(loop, next(iter(variants.values())))}, or set {off}"
 
 
 def verls_loops_in(path: Path) -> list[str]:

@@ -19,11 +19,13 @@ from omegaconf import OmegaConf
 from verl_mtgrpo.deciders import JUDGE, KEY, OF_SEVERAL, no_decider
 from verl_mtgrpo.deciders.settings import DecideSettings
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.integration.agent_names import instead_of
 from verl_mtgrpo.integration.settings import run_turn_settings, turn_reward_settings
 
 DECIDE, RAW_DECIDE = "mtgrpo_decide_agent", "mtgrpo_raw_decide_agent"
 DECIDE_LOOPS = (DECIDE, RAW_DECIDE)
 """Our agent loops whose turns are decided."""
+_DECIDING = {"mtgrpo_tool_agent": DECIDE, "mtgrpo_raw_agent": RAW_DECIDE}
 ASKS = "mtgrpo_decides"
 """Column of a row that asks for decisions: ``training``, ``validation``, or empty for none."""
 
@@ -65,7 +67,7 @@ def check_decide(config: Any) -> None:
     if loop not in DECIDE_LOOPS:
         raise ConfigError(
             f"{KEY}.by={settings.by}, but {_LOOP}={loop} decides no turns",
-            fix=f"set it to {DECIDE} ({RAW_DECIDE} instead of mtgrpo_raw_agent), or set {KEY}.by=none",
+            fix=instead_of(str(loop), _DECIDING, f"{KEY}.by=none"),
         )
     if select(config, _MANAGER) is None:
         raise ConfigError(

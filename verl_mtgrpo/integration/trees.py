@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.integration.agent_names import instead_of
 from verl_mtgrpo.integration.growth import NEED_LOG_PROBS, check_growth
 from verl_mtgrpo.integration.pairs import PAIR_SIDE
 from verl_mtgrpo.integration.roles import ROLES
@@ -23,6 +24,7 @@ from verl_mtgrpo.roles import ROLE
 TREE, RAW_TREE = "mtgrpo_tree_agent", "mtgrpo_raw_tree_agent"
 TREE_LOOPS = (TREE, RAW_TREE)
 """Our agent loops that grow trees."""
+_GROWING = {"mtgrpo_tool_agent": TREE, "mtgrpo_raw_agent": RAW_TREE}
 LEAVES = "mtgrpo_leaves"
 """Column of a row that asks for a tree: how many leaves; 0 asks for none."""
 BRANCH = "branch"
@@ -98,7 +100,7 @@ def check_trees(config: Any) -> None:
     if loop not in TREE_LOOPS:
         raise ConfigError(
             f"trainer.turn.branch.grow={settings.grow}, but {_LOOP}={loop} grows no trees",
-            fix=f"set it to {TREE} ({RAW_TREE} instead of mtgrpo_raw_agent), or set trainer.turn.branch.grow=none",
+            fix=instead_of(str(loop), _GROWING, "trainer.turn.branch.grow=none"),
         )
     estimator, fitting = str(select(config, "algorithm.adv_estimator")), [*filter(takes_leaves, ESTIMATORS)]
     if not takes_leaves(estimator):

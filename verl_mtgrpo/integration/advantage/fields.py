@@ -116,8 +116,8 @@ def needs_our_trainer(estimator: str, names: Sequence[str], mode: str) -> Config
         f"algorithm.adv_estimator={estimator} needs {', '.join(names)}, which verl's trainers pass to no "
         f"registered estimator (trainer mode: {mode})",
         fix=(
-            f"set {ours}, the trainer of that mode that passes them on; the config groups +mtgrpo=turn_gae and "
-            "+mtgrpo=bilevel_gae do"
+            f"set {ours}, the trainer of that mode that passes them on, as our config groups of such estimators do "
+            "(+mtgrpo=turn_gae, for example)"
         ),
     )
 
