@@ -109,6 +109,8 @@ def test_the_presets_of_trees_fit_together(preset):
         ),
         ("arpo", ["actor_rollout_ref.rollout.agent.agent_loop_manager_class=null"], "manager of the rollout workers"),
         ("arpo", ["actor_rollout_ref.rollout.calculate_log_probs=False"], "measures the log-probs"),
+        ("arpo", [f"{LOOP}=mtgrpo_raw_agent"], "grows no trees; set it to mtgrpo_raw_tree_agent, or set"),
+        ("arpo", [f"{LOOP}=mtgrpo_env_agent"], "no trees; set trainer.turn.branch.grow=none: the two do not go"),
         ("arpo", ["trainer.turn.branch.initial=9"], "initial=9 is more than"),
         ("mt_grpo_tree", ["trainer.turn.branch.width=5", "trainer.turn.branch.turns=2"], r"5\^2 = 25 leaves"),
         ("arpo", ["trainer.turn.branch.widt=3"], r"unknown keys \['widt'\].*did you mean width"),
