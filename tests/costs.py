@@ -6,13 +6,12 @@ of verl, does not import verl and opens no socket. One that does is failed and t
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ EVENTS = {
     "os.exec": "process",
     "socket.connect": "network",
     "socket.bind": "network",
-    "tests.process": "process",  # of tests/fresh.py
+    "tests.process": "process",  # of tests/fresh.py, and below of multiprocessing
     "tests.compose": "compose",  # of tests/composed.py, which remembers
 }
 # What verl's main function composes; Hydra reads it anew each time.
@@ -77,10 +76,9 @@ class Costs:
     def __init__(self) -> None:
         self.spent: set[str] = set()
         self.thread: int | None = None  # of the test that is running
-        self.of_children = 0.0
-        self.children: set[int] = set()
         self.named: dict[Path, set[str]] = {}
         sys.addaudithook(self._happened)
+        util.spawnv_passfds = audited(util.spawnv_passfds)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -106,7 +104,6 @@ class Costs:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self) -> Iterator[Any]:
         self.spent, self.thread = set(), threading.get_ident()
-        self.of_children, self.children = children_s(), children_now()
         try:
             return (yield)
         finally:
@@ -115,9 +112,6 @@ class Costs:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Iterator[Any]:
         result = yield
-        # Python says nothing of what multiprocessing starts. A child of an earlier test may end in this one.
-        if children_s() > self.of_children and self.children <= children_now():
-            self.spent.add("process")
         forgotten = unmarked(self.spent, {mark.name for mark in item.iter_markers()})
         if forgotten:
             pytest.fail(
@@ -140,19 +134,15 @@ class Costs:
             self.spent.add("compose")
 
 
-def children_s() -> float:
-    """Return the processor time of all children that have ended."""
-    times = os.times()
-    return times.children_user + times.children_system
+def audited(spawn: Callable[..., int]) -> Callable[..., int]:
+    """Return the function with which multiprocessing starts a process, raising an audit event: Python raises none."""
 
+    def spawnv_passfds(path: Any, args: Any, passfds: Any) -> int:
+        if "multiprocessing.resource_tracker" not in str(args):  # one for all tests, started by the first
+            sys.audit("tests.process")
+        return spawn(path, args, passfds)
 
-def children_now() -> set[int]:
-    """Return the ids of this process's children: those that run, and those that have ended and not been waited for."""
-    found: set[int] = set()
-    for thread in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # the thread has ended
-            found.update(map(int, thread.read_text().split()))
-    return found
+    return spawnv_passfds
 
 
 def unmarked(spent: set[str], marks: set[str]) -> list[str]:
