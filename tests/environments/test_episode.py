@@ -48,8 +48,10 @@ def test_plain_methods_do_not_block_the_event_loop():
 @pytest.mark.parametrize("at", [0, 2])
 def test_an_environment_that_hangs(at):
     Counting.closed.clear()
-    with pytest.raises(EnvironmentTimeout, match=r"did not answer within 0.1 s .*timeout_s"):
-        play(lambda: Counting(at=at, trouble="hang"), "up", "up", timeout_s=0.1)
+    with pytest.raises(EnvironmentTimeout, match=r"did not answer within 1 s .*timeout_s"):
+        play(
+            lambda: Counting(at=at, trouble="hang"), "up", "up", timeout_s=1
+        )  # the steps before it may be slow on a busy machine
     assert Counting.closed == [at], "it is closed all the same"
 
 

@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -204,7 +205,8 @@ def failed(faulty: Service) -> dict[str, Failed]:
     """Return the outcome of each permanent fault; all run at once, as each takes its patience."""
 
     def call(fault: str) -> Failed:
-        client = HTTPRetriever(f"{faulty.url}/{fault}/1/lasts", patience_s=PATIENCE_S, request_timeout_s=0.2)
+        each_s = 0.2 if fault == "never" else 10.0  # a busy machine may answer late
+        client = HTTPRetriever(f"{faulty.url}/{fault}/1/lasts", patience_s=PATIENCE_S, request_timeout_s=each_s)
         start = time.monotonic()
         with pytest.raises(RetrievalError) as caught:
             client.search(["uid7"], 1)
@@ -225,8 +227,8 @@ def test_a_fault_that_lasts_gives_its_own_error(failed: dict[str, Failed], fault
     assert f"search at {client.url} failed ({tries} in " in str(error)
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), len(copy.faults)) == (kind, str(error), len(error.faults))
-    assert client.counts[kind.kind] == client.counts["tries"] == len(error.faults)
-    assert client.counts["failed_calls"] == 1
+    assert set(error.faults[:-1] or error.faults) == {kind.kind}  # the end of the patience may cut the last try short
+    assert client.counts == {"calls": 1, "failed_calls": 1, "tries": len(error.faults), **Counter(error.faults)}
 
 
 @pytest.mark.clock
