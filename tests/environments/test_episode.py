@@ -49,9 +49,8 @@ def test_plain_methods_do_not_block_the_event_loop():
 def test_an_environment_that_hangs(at):
     Counting.closed.clear()
     with pytest.raises(EnvironmentTimeout, match=r"did not answer within 1 s .*timeout_s"):
-        play(
-            lambda: Counting(at=at, trouble="hang"), "up", "up", timeout_s=1
-        )  # the steps before it may be slow on a busy machine
+        # The steps before it may be slow on a busy machine.
+        play(lambda: Counting(at=at, trouble="hang"), "up", "up", timeout_s=1)
     assert Counting.closed == [at], "it is closed all the same"
 
 
