@@ -98,6 +98,14 @@ def test_what_works_but_perhaps_not_as_meant(overrides, says):
     assert re.search(says, warned.message), warned.message
 
 
+def test_an_estimator_for_roles_in_a_run_without_any_is_warned_of():
+    loop = f"{ROLLOUT}.agent.default_agent_loop"
+    (warned,) = roles(Setup(composed(f"{loop}=mtgrpo_tool_agent", preset="mhgpo")))
+    assert warned.status == "warn" and f"{loop}=mtgrpo_roles_agent" in warned.fix
+    assert re.search(r"mtgrpo_tool_agent plays no roles: .* is verl's grpo", warned.message), warned.message
+    assert not list(roles(Setup(composed(f"{loop}=mine", preset="mhgpo")))), "it may write roles itself"
+
+
 def test_the_table_knows_every_setting():
     others = {"file", "names", "order", "answers"}
     assert {key for keys in READS.values() for key in keys} == set(RolesSettings.model_fields) - others

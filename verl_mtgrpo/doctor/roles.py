@@ -8,7 +8,7 @@ from typing import Any
 
 from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup
-from verl_mtgrpo.integration.roles import cast_of, check_roles, outputs_per_prompt, plays_roles
+from verl_mtgrpo.integration.roles import ROLES, cast_of, check_roles, knows_roles, outputs_per_prompt, plays_roles
 from verl_mtgrpo.roles import Cast, RolesSettings
 
 _ROLES = "trainer.turn.roles"
@@ -24,12 +24,24 @@ def roles(setup: Setup) -> Iterator[Finding]:
     """Yield what does not fit, and what the roles are; nothing in a run without any."""
     check_roles(setup.config)
     if not plays_roles(setup.config):
+        yield from _without_roles(setup)
         return
     cast = cast_of(setup.config)
     problems = [*_unread(cast), *_too_long(setup, cast), *_few_turns(setup, cast)]
     yield from problems
     if not problems:
         yield _line(setup, cast)
+
+
+def _without_roles(setup: Setup) -> Iterator[Finding]:
+    """Warn of an estimator for roles in a run of an agent loop of ours that plays none."""
+    name, loop = str(setup.get("algorithm.adv_estimator")), str(setup.get(f"{ROLLOUT}.agent.default_agent_loop"))
+    if not knows_roles(name) or not loop.startswith("mtgrpo_"):
+        return  # a loop of the user's own may write role itself
+    what = ": all rollouts of a prompt are one role's, which is verl's grpo with default settings" * (name == "mhgpo")
+    message = f"algorithm.adv_estimator={name} compares outputs of roles, but {loop} plays no roles{what}"
+    fix = f"set {ROLLOUT}.agent.default_agent_loop={ROLES} and {_ROLES}.file, or choose another estimator"
+    yield Finding("roles", "warn", message, fix)
 
 
 def _unread(cast: Cast) -> Iterator[Finding]:
