@@ -10,6 +10,7 @@ from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup
 from verl_mtgrpo.integration.roles import ROLES, cast_of, check_roles, knows_roles, outputs_per_prompt, plays_roles
 from verl_mtgrpo.roles import Cast, RolesSettings
+from verl_mtgrpo.roles.prompts import texts_in
 
 _ROLES = "trainer.turn.roles"
 READS: Mapping[str, tuple[str, ...]] = {
@@ -59,9 +60,10 @@ def _unread(cast: Cast) -> Iterator[Finding]:
 
 
 def _too_long(setup: Setup, cast: Cast) -> Iterator[Finding]:
-    """Warn if what a role reads of others may not fit its prompt: the output is lost then."""
+    """Warn if what others write may not fit a role's prompt: the output is lost then. Results are for ``lengths``."""
     room, response = int(setup.get(f"{ROLLOUT}.prompt_length")), int(setup.get(f"{ROLLOUT}.response_length"))
-    for name, read in cast.inputs.items():
+    for name, template in cast.prompts.items():
+        read = texts_in(template)
         most = sum(min(cast.roles[one].max_tokens or response, response) for one in read)
         if most >= room:
             message = f"{name} may read {most} tokens of {', '.join(read)}, and data.max_prompt_length={room}: "
