@@ -149,6 +149,11 @@ def test_a_score_that_is_no_number_is_an_error(value):
         ({"by": "bets", "score": "judge"}, "expected none, best, posterior, retry, or a class"),
         ({"by": "best"}, "has no scorer"),
         ({"by": "tests.deciders.test_deciders:Scripted", "options": {"texts": "a"}}, "has no method decide"),
+        (
+            {"by": "examples/mixtures/mixture.py:Mixture", "options": {"servers": []}},
+            "'scorer'; set .*decide.score for",
+        ),
+        ({"by": "examples/mixtures/mixture.py:Router", "options": {}}, "'servers'; set .*options.NAME for others"),
     ],
 )
 def test_what_cannot_be_made_is_an_error(settings, said):
