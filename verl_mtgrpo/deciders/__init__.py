@@ -265,6 +265,11 @@ class Tally:
 
 
 def charge_rejected(rewards: TurnRewards, penalties: dict[int, float]) -> TurnRewards:
-    """Return the rewards with the penalty taken from each turn that is a rejected attempt."""
+    """Return the rewards with the penalty taken from each turn that is a rejected attempt, and a note of it."""
+    if not penalties:
+        return rewards
     turns = [reward - penalties.get(k, 0.0) for k, reward in enumerate(rewards.turns)]
-    return replace(rewards, turns=tuple(turns)) if penalties else rewards
+    said = {k: f"sent back by the decider: {-penalty:+.3g}" for k, penalty in penalties.items()}
+    notes = rewards.notes or ("",) * len(turns)
+    noted = ["; ".join(one for one in (note, said.get(k, "")) if one) for k, note in enumerate(notes)]
+    return replace(rewards, turns=tuple(turns), notes=tuple(noted))
