@@ -2,7 +2,7 @@
 # MHGPO (arXiv 2506.02718): a rewriter, a reranker and an answerer, played by one model; only the answer is scored. See README.md here.
 #
 #   bash recipes/mhgpo_search/run.sh [mhgpo_search] [HYDRA OVERRIDES...]
-#   DRY_RUN=print bash recipes/mhgpo_search/run.sh  # prints the overrides
+#   DRY_RUN=cpu bash recipes/mhgpo_search/run.sh      # two steps with a tiny policy, without GPU
 set -euo pipefail
 
 METHODS=(mhgpo_search)

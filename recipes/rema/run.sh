@@ -2,7 +2,7 @@
 # ReMA (arXiv 2503.09501): a planner and a worker, played by one model, solve mathematical problems in turns. See README.md here.
 #
 #   bash recipes/rema/run.sh [rema] [HYDRA OVERRIDES...]
-#   DRY_RUN=print bash recipes/rema/run.sh          # prints the overrides
+#   DRY_RUN=cpu bash recipes/rema/run.sh              # two steps with a tiny policy, without GPU
 set -euo pipefail
 
 METHODS=(rema)

@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 
@@ -149,6 +150,11 @@ def test_a_score_that_is_no_number_is_an_error(value):
         ({"by": "bets", "score": "judge"}, "expected none, best, posterior, retry, or a class"),
         ({"by": "best"}, "has no scorer"),
         ({"by": "tests.deciders.test_deciders:Scripted", "options": {"texts": "a"}}, "has no method decide"),
+        (
+            {"by": "examples/mixtures/mixture.py:Mixture", "options": {"servers": []}},
+            "'scorer'; set .*decide.score for",
+        ),
+        ({"by": "examples/mixtures/mixture.py:Router", "options": {}}, "'servers'; set .*options.NAME for others"),
     ],
 )
 def test_what_cannot_be_made_is_an_error(settings, said):
@@ -160,3 +166,11 @@ def test_penalties_are_taken_from_rejected_attempts():
     rewards = TurnRewards((0.2, 0.0, 0.0), 1.0)
     assert charge_rejected(rewards, {0: 0.5, 1: 0.25}).turns == pytest.approx((-0.3, -0.25, 0.0))
     assert charge_rejected(rewards, {}) is rewards
+
+
+def test_the_note_of_a_rejected_attempt_says_what_was_taken():
+    rewards = TurnRewards((0.2, 0.0, 0.0), 1.0)
+    assert charge_rejected(rewards, {1: 0.25}).notes == ("", "sent back by the decider: -0.25", "")
+    noted = replace(rewards, notes=("a search", "no call", "the outcome"))
+    said = charge_rejected(noted, {1: 1.0}).notes
+    assert said == ("a search", "no call; sent back by the decider: -1", "the outcome")

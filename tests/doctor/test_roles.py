@@ -10,6 +10,7 @@ pytest.importorskip("verl")
 
 from tests.composed import composed
 from tests.doctor.setups import ROLLOUT, doctor
+from verl_mtgrpo.doctor.lengths import lengths
 from verl_mtgrpo.doctor.roles import READS, roles
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.doctor.start_check import StartCheck
@@ -96,6 +97,53 @@ def test_what_works_but_perhaps_not_as_meant(overrides, says):
     (warned,) = looked_at(*overrides)
     assert warned.status == "warn" and warned.fix
     assert re.search(says, warned.message), warned.message
+
+
+READS_RESULTS = "prompt:'{rewriter.result}'"
+OF_TWO = f"+{ROLES}.names={{rewriter:{{tools:[search],call_ends:ENDS,max_tokens:16}},answerer:{{{READS_RESULTS}}}}}"
+
+
+@pytest.mark.parametrize(
+    ("ends", "room", "status", "says"),
+    [
+        ("true", 1024, "ok", r"tool results of \d+ to \d+ in the prompt of answerer$"),
+        (
+            "true",
+            512,
+            "fail",
+            r"^answerer reads results of \d+ tokens \(median\), data.max_prompt_length=512: .* dropped",
+        ),
+        ("false", 1024, "fail", r"data.max_response_length=160: no answer can follow them"),
+    ],
+    ids=str,
+)
+def test_results_need_room_where_they_are_read(ends, room, status, says, healthy, capsys):
+    """Those of a role whose call ends its output leave its row, and are in the prompts of others."""
+    long = healthy.tool("long", index=str(healthy.long_index()))
+    overrides = (OF_TWO.replace("ENDS", ends), long, f"data.max_prompt_length={room}")
+    _, findings = doctor(capsys, healthy, *overrides, preset="mhgpo")
+    (found,) = [one for one in findings if one["check"] == "lengths"]
+    assert found["status"] == status and re.search(says, found["message"]), found
+    assert status == "ok" or ("prompt" if ends == "true" else "response") in found["fix"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "length"), [("true", "data.max_prompt_length"), ("false", "data.max_response_length")]
+)
+def test_results_that_nobody_measured_are_estimated_where_they_are_read(ends, length):
+    roles_of_two = OF_TWO.replace("ENDS", ends)
+    lengths_of = {"data.max_prompt_length": 4096, "data.max_response_length": 4096, length: 512}
+    config = composed(roles_of_two, *(f"{key}={value}" for key, value in lengths_of.items()), preset="mhgpo")
+    (found,) = lengths(Setup(config))
+    assert found.status == "warn" and f"{length}=512" in found.message and f"raise {length}" in found.fix
+
+
+def test_an_estimator_for_roles_in_a_run_without_any_is_warned_of():
+    loop = f"{ROLLOUT}.agent.default_agent_loop"
+    (warned,) = roles(Setup(composed(f"{loop}=mtgrpo_tool_agent", preset="mhgpo")))
+    assert warned.status == "warn" and f"{loop}=mtgrpo_roles_agent" in warned.fix
+    assert re.search(r"mtgrpo_tool_agent plays no roles: .* is verl's grpo", warned.message), warned.message
+    assert not list(roles(Setup(composed(f"{loop}=mine", preset="mhgpo")))), "it may write roles itself"
 
 
 def test_the_table_knows_every_setting():

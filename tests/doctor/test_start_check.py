@@ -94,6 +94,17 @@ def test_what_is_forgotten_is_named_with_what_to_do(by_hand, settings, message):
         StartCheck().on_job_start(config=changed(by_hand, *settings))
 
 
+@pytest.mark.parametrize(
+    ("preset", "loop"),
+    [("arpo", "mtgrpo_tree_agent"), ("mhgpo", "mtgrpo_roles_agent"), ("pair_dpo", "mtgrpo_pairs_agent")],
+)
+def test_a_forgotten_loop_is_named_as_the_group_has_it(preset, loop):
+    for manager in ("mtgrpo", "naive"):
+        with pytest.raises(ConfigError) as refused:
+            check_parts(composed(f"{LOOP}=tool_agent", f"reward.reward_manager.name={manager}", preset=preset))
+        assert loop in str(refused.value) and "mtgrpo_tool_agent" not in str(refused.value)
+
+
 def test_turn_rewards_without_the_manager(stock):
     run = changed(stock, "reward.turn.pay=merged", "algorithm.adv_estimator=grpo")
     with pytest.raises(ConfigError, match=r"reward.turn is read by .*=mtgrpo only, but it is naive"):

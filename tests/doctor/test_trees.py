@@ -75,6 +75,7 @@ def test_what_works_but_perhaps_not_as_meant(preset, overrides, says, healthy, c
     warned = [one for one in findings if one["status"] == "warn"]
     assert (code, [one["check"] for one in warned]) == (0, ["trees"]), findings
     assert re.search(says, warned[0]["message"]) and warned[0]["fix"]
+    assert "None" not in warned[0]["fix"], "null is what Hydra reads"
 
 
 def test_what_the_group_sets_for_its_own_growth_is_no_ones_mistake_with_another(healthy, capsys):

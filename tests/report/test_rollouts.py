@@ -88,9 +88,11 @@ def test_what_the_reward_function_says_of_a_row(tmp_path: Path) -> None:
 
 def test_a_row_of_training_has_its_credit(tmp_path: Path) -> None:
     row = training_row("p", 3, _SEARCHED, [0.5, 1.0], [1.25, -0.5], step=7, turn_values="[0.25, 0.75]")
-    (rollout,) = read_dump(write_rows(tmp_path / "7.jsonl", [{**row, "turn_credited": "[0.4, 0.9]"}]))
+    row |= {"turn_credited": "[0.4, 0.9]", "turn_values_after": "[0.5, 1.0]"}
+    (rollout,) = read_dump(write_rows(tmp_path / "7.jsonl", [row]))
     assert (rollout.group, rollout.number, rollout.step) == ("p", 3, 7)
     assert rollout.advantages == (1.25, -0.5) and rollout.credited == (0.4, 0.9) and rollout.values == (0.25, 0.75)
+    assert rollout.values_after == (0.5, 1.0)
     assert (rollout.estimator, rollout.settings) == ("mt_grpo", {"discount": 1.0})
 
 

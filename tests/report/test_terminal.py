@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.report.made import dump_row, rollout_of, training_row, transcript, write_rows
+from tests.report.roles import role_rows
 from verl_mtgrpo.report.catalog import read_catalog
 from verl_mtgrpo.report.terminal import print_catalog, print_rollouts
 from verl_mtgrpo.rewards.transcript import ToolCall, Transcript, Turn
@@ -51,6 +52,11 @@ def test_shows_what_was_said_and_what_it_was_worth(tmp_path: Path) -> None:
         "    model: <answer>Vel</answer>",
         "  measured: outcome/em 1, tool/used 1",
     ]
+
+
+def test_an_output_is_called_by_its_role(tmp_path: Path) -> None:
+    text = shown(write_rows(tmp_path / "3.jsonl", role_rows()), 5)
+    assert "step 3, rewriter 0 of the question" in text and "step 3, answerer 2 of the question" in text
 
 
 def test_says_what_the_reward_function_says_on_one_line_each(tmp_path: Path) -> None:

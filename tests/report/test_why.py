@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.report.made import transcript
@@ -51,6 +53,22 @@ def test_a_working_that_does_not_fit_says_so() -> None:
     why = explain_group(README, [(2.5, 1.0), *ADVANTAGES[1:]], "mt_grpo")
     assert why[0][0].adds_up is False and "does not give the +2.50 that was trained on" in why[0][0].words
     assert why[0][1].adds_up is True
+
+
+def test_a_critic_of_states_and_turns_is_quoted() -> None:
+    """The example of docs/turn-critic.md: V 0.8 and 0.6, Q 0.7 and 0.9."""
+    one = rollout((0.5, 1.0), values=(0.8, 0.6), values_after=(0.7, 0.9), settings={"whiten": False})
+    (said,) = explain_group([one], [(-0.1, 0.3)], "turn_td")
+    assert said[0].words == (
+        "When turn 1 was written, the critic expected 0.70; where the turn began it expected 0.80: −0.10."
+    )
+    assert [why.adds_up for why in said] == [True, True]
+    whitened = replace(one, settings={"whiten": True})
+    (said,) = explain_group([whitened], [(-0.7, 0.7)], "turn_td")
+    assert said[1].adds_up is None, "whitened over the batch"
+    assert "The critic expected 0.60 at its first token. When the turn was written, the critic expected 0.90." in (
+        said[1].words
+    )
 
 
 def test_what_the_estimator_saw_counts() -> None:

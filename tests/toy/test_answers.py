@@ -30,6 +30,11 @@ def test_one_good_and_one_failed_call_of_each_tool_and_errors_that_counted_as_an
     assert said[4:] == ["tables: 1 of 1 calls answered, such as {} -> goods"], "an error that is reported is no warning"
 
 
+def test_a_call_without_a_name_is_said_to_have_none():
+    (said,) = answers([ToolCall("", '{"na', result="", ok=False, error_kind="bad_arguments")])
+    assert said == 'a call without a name that can be read: 1 of 1 calls failed, such as {"na -> bad_arguments'
+
+
 def test_a_text_for_ok_in_a_dict_that_the_model_reads_is_warned_of():
     said_false = """{"ok": "false", "why": "no such unit"}"""
     calls = [ToolCall("convert", "{}", result=said_false), ToolCall("convert", "{}", result="{'ok': True, 'is': 'no'}")]

@@ -33,7 +33,8 @@ CRITIC_BASELINES = ("siblings", "critic")
     title="MT-GRPO on trees",
     words="MT-GRPO on a tree of rollouts: what a turn was paid is compared with its siblings, the turns that were "
     "sampled in the same state, and the outcome with all leaves of the prompt. A turn's advantage is its own term plus "
-    "those of later turns plus the outcome's.",
+    "those of later turns plus the outcome's, times its weight (knob weight), because each rollout that has "
+    "a turn counts it.",
 )
 def mt_grpo_tree(
     token_level_rewards: Tensor,
@@ -130,7 +131,8 @@ def mt_grpo_tree(
     title="turn-level RLOO on trees",
     words="What was paid from this turn on, averaged over the branches that follow it, minus the mean of the same over "
     "the other turns that were sampled in the same state (leave-one-out); where there is no other, over the other "
-    "turns at this place.",
+    "turns at this place. It is multiplied by the turn's weight (knob weight), because each rollout that has "
+    "a turn counts it.",
 )
 def turn_rloo_tree(
     token_level_rewards: Tensor,
@@ -190,7 +192,8 @@ def turn_rloo_tree(
     title="turn-level GAE on trees",
     words="Generalised advantage estimation with a turn as one action, averaged over the branches that follow the "
     "turn. The baseline is the mean of the same over the turn's siblings; where it has none, what the critic expected "
-    "at its first token.",
+    "at its first token. It is multiplied by the turn's weight (knob weight), because each rollout that has "
+    "a turn counts it.",
     compares_rollouts=False,
 )
 def turn_gae_tree(

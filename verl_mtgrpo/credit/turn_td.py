@@ -34,8 +34,9 @@ from verl_mtgrpo.errors import CreditInputError
 
 @register_estimator(
     title="turn-level TD",
-    words="The critic's value after the turn, Q, minus its value where the turn began, V, whitened over the turns of "
-    "the batch. What was paid enters through the critic's targets only, so it cannot be worked out from a group.",
+    words="The critic's value after the turn, Q, minus its value where the turn began, V. What was paid enters through "
+    "the critic's targets only. With whiten=True it is whitened over the turns of the batch, so that it cannot be "
+    "worked out from a group.",
 )
 def turn_td(
     token_level_rewards: Tensor,

@@ -21,7 +21,7 @@ import torch
 from verl_mtgrpo.credit.turn_td import posterior
 from verl_mtgrpo.deciders.settings import DecideSettings
 from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.own_code import load_own
+from verl_mtgrpo.own_code import load_own, misfit
 from verl_mtgrpo.rewards import Transcript, Turn, TurnRewards
 
 KEY = "trainer.turn.decide"
@@ -194,7 +194,13 @@ def make_decider(settings: DecideSettings, judge: Callable[[], Scorer]) -> Decid
         scorer = judge() if settings.score == JUDGE else load_own(settings.score, f"{KEY}.score", "function")
     if ":" in settings.by:
         given = {"scorer": scorer} if scorer else {}
-        found = load_own(settings.by, f"{KEY}.by", "class")(**given, **settings.options)
+        made_by = load_own(settings.by, f"{KEY}.by", "class")
+        if problem := misfit(made_by, **given, **settings.options):
+            raise ConfigError(
+                f"{KEY}.by={settings.by} {problem}",
+                fix=f"set {KEY}.score for an argument scorer, and +{KEY}.options.NAME for others",
+            )
+        found = made_by(**given, **settings.options)
         if not hasattr(found, "decide"):
             raise ConfigError(
                 f"{KEY}.by is {settings.by!r}, which has no method decide",
@@ -259,6 +265,11 @@ class Tally:
 
 
 def charge_rejected(rewards: TurnRewards, penalties: dict[int, float]) -> TurnRewards:
-    """Return the rewards with the penalty taken from each turn that is a rejected attempt."""
+    """Return the rewards with the penalty taken from each turn that is a rejected attempt, and a note of it."""
+    if not penalties:
+        return rewards
     turns = [reward - penalties.get(k, 0.0) for k, reward in enumerate(rewards.turns)]
-    return replace(rewards, turns=tuple(turns)) if penalties else rewards
+    said = {k: f"sent back by the decider: {-penalty:+.3g}" for k, penalty in penalties.items()}
+    notes = rewards.notes or ("",) * len(turns)
+    noted = ["; ".join(one for one in (note, said.get(k, "")) if one) for k, note in enumerate(notes)]
+    return replace(rewards, turns=tuple(turns), notes=tuple(noted))

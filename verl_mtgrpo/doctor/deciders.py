@@ -54,7 +54,8 @@ def _unread(settings: DecideSettings) -> Iterator[Finding]:
         if key not in read and value != field.default:
             message = f"{KEY}.{key}={value} is not read with {KEY}.by={settings.by}"
             readers = ", ".join(by for by, keys in READS.items() if key in keys) or "a class of your own"
-            yield Finding("deciders", "warn", message, f"leave it at {field.default!r}, or set by to {readers}")
+            default = "null" if field.default is None else repr(field.default)
+            yield Finding("deciders", "warn", message, f"leave it at {default}, or set by to {readers}")
 
 
 def _misfit(settings: DecideSettings) -> Finding | None:

@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from verl_mtgrpo.doctor.chat import prompt_ids
 from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup, Tool
+from verl_mtgrpo.integration.roles import cast_of, plays_roles
 from verl_mtgrpo.integration.rollout.search_settings import search_settings
 from verl_mtgrpo.retrieval import Passage, render_passages
+from verl_mtgrpo.roles.prompts import results_in
 
 CHECK = "lengths"
 CHARS_PER_TOKEN = 4
 """Rough number of characters per token of English text, for results that could not be measured."""
 LONGER = "raise data.max_response_length, or lower k or max_chars of the search tool"
 LONGER_OWN = f"raise data.max_response_length, or lower {MULTI_TURN}.max_tool_response_length"
+_RESPONSE, _PROMPT = "data.max_response_length", "data.max_prompt_length"
 
 
 def lengths(setup: Setup) -> Iterator[Finding]:
-    """Yield whether prompts fit ``data.max_prompt_length``, and tool results ``data.max_response_length``."""
+    """Yield whether prompts fit ``data.max_prompt_length``, and tool results the rows and prompts that they are in."""
     problems, measured = [], []
     if setup.builder is not None and setup.rows:
         key = str(setup.get("data.prompt_key") or "prompt")
@@ -26,9 +29,14 @@ def lengths(setup: Setup) -> Iterator[Finding]:
         problems += _prompts(setup, prompts)
         measured.append(f"prompts up to {max(prompts)} of {setup.get(f'{ROLLOUT}.prompt_length')} tokens")
     if setup.tokenizer is not None and setup.found:
-        results = [_tokens(setup, tool, passages) for tool, passages in setup.found]
-        problems += _results(setup, results)
-        measured.append(f"tool results of {min(results)} to {max(results)} in a response of {_response(setup)}")
+        results = [(tool.name, _tokens(setup, tool, passages)) for tool, passages in setup.found]
+        if stay := [tokens for tool, tokens in results if _stays(setup, tool)]:
+            problems += _results(setup, stay)
+            measured.append(f"tool results of {min(stay)} to {max(stay)} in a response of {_response(setup)}")
+        for reader, tools in _readers(setup):
+            read = [tokens for tool, tokens in results if tool in tools]
+            problems += _read(setup, reader, read)
+            measured += [f"tool results of {min(read)} to {max(read)} in the prompt of {reader}"] * bool(read)
     else:
         problems += _estimated(setup)
     if not measured and not problems:
@@ -41,8 +49,38 @@ def _response(setup: Setup) -> int:
     return int(setup.get(f"{ROLLOUT}.response_length"))
 
 
+def _prompt(setup: Setup) -> int:
+    return int(setup.get(f"{ROLLOUT}.prompt_length"))
+
+
+def _stays(setup: Setup, tool: str) -> bool:
+    """Return True if results of this tool are in the row of its caller: not if the call ends a role's output."""
+    if not plays_roles(setup.config):
+        return True
+    return any(tool in role.tools and not role.call_ends for role in cast_of(setup.config).roles.values())
+
+
+def _readers(setup: Setup) -> Iterator[tuple[str, list[str]]]:
+    """Yield the roles whose prompt has results of other roles' tools, each with these tools."""
+    if not plays_roles(setup.config):
+        return
+    cast = cast_of(setup.config)
+    for name, template in cast.prompts.items():
+        if tools := [tool for one in results_in(template) for tool in cast.roles[one].tools]:
+            yield name, tools
+
+
+def _read(setup: Setup, reader: str, results: list[int]) -> Iterator[Finding]:
+    """Yield what is wrong with results of this length in the prompt of a role."""
+    typical, room = sorted(results)[len(results) // 2] if results else 0, _prompt(setup)
+    if results and typical >= room:
+        message = f"{reader} reads results of {typical} tokens (median), {_PROMPT}={room}: an output whose prompt is "
+        status = "fail" if min(results) >= room else "warn"  # some fit
+        yield Finding(CHECK, status, f"{message}longer is dropped", LONGER.replace(_RESPONSE, _PROMPT))
+
+
 def _prompts(setup: Setup, prompts: list[int]) -> Iterator[Finding]:
-    room = int(setup.get(f"{ROLLOUT}.prompt_length"))
+    room = _prompt(setup)
     too_long = [length for length in prompts if length > room]
     left_out = setup.get("data.filter_overlong_prompts")
     if not too_long or (left_out and len(too_long) < len(prompts)):
@@ -82,10 +120,14 @@ def _results(setup: Setup, results: list[int]) -> Iterator[Finding]:
 
 def _estimated(setup: Setup) -> Iterator[Finding]:
     """Warn by the settings alone; results may be shorter than the limit, so this never refuses a run."""
-    room, most = _response(setup), int(setup.get(f"{MULTI_TURN}.max_tool_response_length") or 0)
+    most = int(setup.get(f"{MULTI_TURN}.max_tool_response_length") or 0)
     for tool in setup.tools:
         longest = min(most, search_settings(tool.config).max_chars or most) if tool.searches else most
-        if longest // CHARS_PER_TOKEN >= room:
-            message = f"{tool.name} may return {longest} characters, about {longest // CHARS_PER_TOKEN} tokens"
-            message += f" at {CHARS_PER_TOKEN} characters each, and data.max_response_length={room}"
-            yield Finding(CHECK, "warn", message, LONGER if tool.searches else LONGER_OWN)
+        tokens, fix = longest // CHARS_PER_TOKEN, LONGER if tool.searches else LONGER_OWN
+        message = f"{tool.name} may return {longest} characters, about {tokens} tokens at {CHARS_PER_TOKEN} characters"
+        if _stays(setup, tool.name) and tokens >= (room := _response(setup)):
+            yield Finding(CHECK, "warn", f"{message} each, and {_RESPONSE}={room}", fix)
+        readers = [reader for reader, tools in _readers(setup) if tool.name in tools]
+        if readers and tokens >= (room := _prompt(setup)):
+            message = f"{message} each, which {' and '.join(readers)} would read, and {_PROMPT}={room}"
+            yield Finding(CHECK, "warn", message, fix.replace(_RESPONSE, _PROMPT))

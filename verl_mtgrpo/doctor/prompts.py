@@ -16,6 +16,7 @@ from verl_mtgrpo.doctor.chat import prompt_ids
 from verl_mtgrpo.doctor.findings import Finding, one_line
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup
 from verl_mtgrpo.integration.parts import TOOL_LOOPS
+from verl_mtgrpo.integration.roles import ROLES
 from verl_mtgrpo.rewards.formats import CUT_FORMATS, FORMATS, TextFormat
 
 CHECK = "prompts"
@@ -27,7 +28,8 @@ def prompts(setup: Setup) -> Iterator[Finding]:
     """Yield whether the first training questions tell the model how to call tools."""
     spoken, loop = str(setup.get(f"{MULTI_TURN}.format")), setup.get(f"{ROLLOUT}.agent.default_agent_loop")
     if loop not in TOOL_LOOPS:
-        yield Finding(CHECK, "skip", "the agent loop calls no tools, or is not one of this package")
+        why = "roles have prompts of their own" if loop == ROLES else "it calls no tools, or is not one of this package"
+        yield Finding(CHECK, "skip", f"prompts of the agent loop {loop} are not looked at: {why}")
         return
     if not setup.rows or not setup.tools:
         yield Finding(CHECK, "skip", "needs questions that passed the check data, and the tools, but has not got both")

@@ -8,8 +8,9 @@ from typing import Any
 
 from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup
-from verl_mtgrpo.integration.roles import cast_of, check_roles, outputs_per_prompt, plays_roles
+from verl_mtgrpo.integration.roles import ROLES, cast_of, check_roles, knows_roles, outputs_per_prompt, plays_roles
 from verl_mtgrpo.roles import Cast, RolesSettings
+from verl_mtgrpo.roles.prompts import texts_in
 
 _ROLES = "trainer.turn.roles"
 READS: Mapping[str, tuple[str, ...]] = {
@@ -24,12 +25,24 @@ def roles(setup: Setup) -> Iterator[Finding]:
     """Yield what does not fit, and what the roles are; nothing in a run without any."""
     check_roles(setup.config)
     if not plays_roles(setup.config):
+        yield from _without_roles(setup)
         return
     cast = cast_of(setup.config)
     problems = [*_unread(cast), *_too_long(setup, cast), *_few_turns(setup, cast)]
     yield from problems
     if not problems:
         yield _line(setup, cast)
+
+
+def _without_roles(setup: Setup) -> Iterator[Finding]:
+    """Warn of an estimator for roles in a run of an agent loop of ours that plays none."""
+    name, loop = str(setup.get("algorithm.adv_estimator")), str(setup.get(f"{ROLLOUT}.agent.default_agent_loop"))
+    if not knows_roles(name) or not loop.startswith("mtgrpo_"):
+        return  # a loop of the user's own may write role itself
+    what = ": all rollouts of a prompt are one role's, which is verl's grpo with default settings" * (name == "mhgpo")
+    message = f"algorithm.adv_estimator={name} compares outputs of roles, but {loop} plays no roles{what}"
+    fix = f"set {ROLLOUT}.agent.default_agent_loop={ROLES} and {_ROLES}.file, or choose another estimator"
+    yield Finding("roles", "warn", message, fix)
 
 
 def _unread(cast: Cast) -> Iterator[Finding]:
@@ -47,9 +60,10 @@ def _unread(cast: Cast) -> Iterator[Finding]:
 
 
 def _too_long(setup: Setup, cast: Cast) -> Iterator[Finding]:
-    """Warn if what a role reads of others may not fit its prompt: the output is lost then."""
+    """Warn if what others write may not fit a role's prompt: the output is lost then. Results are for ``lengths``."""
     room, response = int(setup.get(f"{ROLLOUT}.prompt_length")), int(setup.get(f"{ROLLOUT}.response_length"))
-    for name, read in cast.inputs.items():
+    for name, template in cast.prompts.items():
+        read = texts_in(template)
         most = sum(min(cast.roles[one].max_tokens or response, response) for one in read)
         if most >= room:
             message = f"{name} may read {most} tokens of {', '.join(read)}, and data.max_prompt_length={room}: "

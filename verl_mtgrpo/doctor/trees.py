@@ -71,8 +71,9 @@ def _unread(setup: Setup) -> Iterator[Finding]:
         if key not in read and value not in (field.default, of_group(group, f"{_BRANCH}.{key}")):
             # What the group itself sets, nobody asked for who chose another way of growing.
             readers = ", ".join(grow for grow, keys in READS.items() if key in keys)
+            default = "null" if field.default is None else field.default
             message = f"{_BRANCH}.{key}={value} is not read with {_BRANCH}.grow={settings.grow}"
-            yield Finding("trees", "warn", message, f"leave it at {field.default}, or set grow to one of {readers}")
+            yield Finding("trees", "warn", message, f"leave it at {default}, or set grow to one of {readers}")
     if settings.grow == "arpo" and settings.decide == "coin" and settings.threshold != 0.5:
         message = f"{_BRANCH}.threshold={settings.threshold} is not read with {_BRANCH}.decide=coin"
         yield Finding("trees", "warn", message, f"leave it at 0.5, or set {_BRANCH}.decide=threshold")

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from verl.utils.import_utils import resolve_config_path
 
+from verl_mtgrpo.config import of_group
 from verl_mtgrpo.credit import ESTIMATORS
 from verl_mtgrpo.errors import AbsentError, ConfigError
 from verl_mtgrpo.integration.agent_names import VERLS_LOOPS
@@ -132,10 +133,11 @@ def _check_loop_and_manager(config: Any) -> None:
     manager = OmegaConf.select(config, _MANAGER)
     if OmegaConf.select(config, "reward.reward_manager.source") not in (None, "register"):
         manager = None  # a custom class, whatever its name
+    ours = of_group(str(OmegaConf.select(config, "trainer.turn.preset")), _LOOP) or TOOL_LOOPS[0]
     if manager == "mtgrpo" and loop not in LOOPS:
         raise ConfigError(
-            f"{_MANAGER}=mtgrpo needs the turns that mtgrpo_tool_agent records, but {_LOOP}={loop}",
-            fix="set it to mtgrpo_tool_agent (an override on the command line wins over the group +mtgrpo=...)",
+            f"{_MANAGER}=mtgrpo needs the turns that {ours} records, but {_LOOP}={loop}",
+            fix=f"set it to {ours} (an override on the command line wins over the group +mtgrpo=...)",
         )
     if loop in LOOPS and manager in VERLS_MANAGERS:
         raise ConfigError(
@@ -147,8 +149,7 @@ def _check_loop_and_manager(config: Any) -> None:
             f"algorithm.adv_estimator={estimator} gives each turn its own advantage, but {_LOOP}={loop} pays one "
             "reward at the end of a rollout",
             fix=(
-                f"set {_LOOP}=mtgrpo_tool_agent and {_MANAGER}=mtgrpo, or use the group +mtgrpo=..., which sets both "
-                "and the tool"
+                f"set {_LOOP}={ours} and {_MANAGER}=mtgrpo, or use the group +mtgrpo=..., which sets both and the tool"
             ),
         )
     if manager in VERLS_MANAGERS and OmegaConf.select(config, "reward.turn"):

@@ -28,6 +28,8 @@ from verl_mtgrpo.report.terms import (
 )
 from verl_mtgrpo.report.tree import read_tree
 
+CRITICS = "turn_td"
+"""The estimator whose advantages a critic of states and turns knows."""
 MOST_TURNS = 500
 """Turns of a rollout that is explained. Every turn has a term for each turn after it, so their number is a square."""
 
@@ -39,6 +41,7 @@ def explain(
     *,
     paths: Sequence[str | None] | None = None,
     values: PerTurn | None = None,
+    after: PerTurn | None = None,
     surprisal: PerTurn | None = None,
     outputs: Sequence[Output] | None = None,
 ) -> Working | None:
@@ -50,7 +53,8 @@ def explain(
         rewards: The group, as the estimator saw it.
         settings: The knobs that differ from the estimator's defaults.
         paths: The ``node_path`` of each rollout, for estimators on trees; None: no rollouts share a turn.
-        values: The critic's value at the first token of each turn, for ``turn_gae_tree``.
+        values: The critic's value at the first token of each turn, for ``turn_gae_tree`` and ``turn_td``.
+        after: Its value behind the last token of each turn, for ``turn_td``.
         surprisal: The mean of -log π over the tokens of each turn, for ``at2po``.
         outputs: What the rollouts say of their roles, for estimators with roles; None: they are no outputs of roles.
 
@@ -67,6 +71,8 @@ def explain(
     seen, knobs = [[float32(reward) for reward in one] for one in rewards], {**defaults, **settings}
     if estimator in EXPLAINED:
         return EXPLAINED[estimator](seen, knobs)
+    if estimator == CRITICS:
+        return None if knobs["whiten"] or values is None or after is None else _turn_td(values, after)
     try:
         if estimator in EXPLAINED_WITH_ROLES and outputs is not None:
             return EXPLAINED_WITH_ROLES[estimator](read_outputs(outputs, seen), knobs)
@@ -107,6 +113,17 @@ def _mt_grpo(rewards: Rewards, settings: Mapping[str, Any]) -> Working:
         ]
 
     return [of_rollout(one) if one else [] for one in rewards]
+
+
+def _turn_td(before: PerTurn, after: PerTurn) -> Working:
+    """Work out A_k = Q_k - V_k (:func:`verl_mtgrpo.credit.turn_td.turn_td`)."""
+    return [
+        [
+            [Term("after", turn, q, v, None, 1, q - v, baseline="before")]
+            for turn, (v, q) in enumerate(zip(mine, later, strict=True), start=1)
+        ]
+        for mine, later in zip(before, after, strict=True)
+    ]
 
 
 def _mt_grpo_v1(rewards: Rewards, settings: Mapping[str, Any]) -> Working:

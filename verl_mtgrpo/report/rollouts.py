@@ -33,12 +33,12 @@ from verl_mtgrpo.rewards.transcript import (
 
 # What a training dump has in addition to TURN_REWARDS; lists are JSON with one number per turn.
 TURN_ADVANTAGES, TURN_CREDITED, TURN_VALUES = "turn_advantages", "turn_credited", "turn_values"
-TURN_SURPRISAL, TURN_LOG_RATIO = "turn_surprisal", "turn_log_ratio"
+TURN_SURPRISAL, TURN_LOG_RATIO, TURN_AFTER = "turn_surprisal", "turn_log_ratio", "turn_values_after"
 ESTIMATOR, ESTIMATOR_SETTINGS = "estimator", "estimator_settings"
 
 _OF_TRAINING = {
     **{"advantages": TURN_ADVANTAGES, "credited": TURN_CREDITED, "values": TURN_VALUES},
-    **{"surprisal": TURN_SURPRISAL, "log_ratio": TURN_LOG_RATIO},
+    **{"surprisal": TURN_SURPRISAL, "log_ratio": TURN_LOG_RATIO, "values_after": TURN_AFTER},
 }
 
 # verl numbers the rollouts of a prompt: <prompt>_<rollout>_<output>.
@@ -64,7 +64,8 @@ class DumpedRollout:
         credited: The rewards that the estimator saw, which differ from ``turn_rewards`` by a KL penalty in the reward
             and by dense rewards; None in a validation.
         dense: What each dense reward added to each turn, by its name; empty without any.
-        values: The critic's value at each turn's first token; None without a critic.
+        values: The critic's value at each turn's first token; None without a critic. ``values_after``: behind its last
+            one, from a critic of states and turns.
         surprisal: The mean of -log π over each turn's tokens; None if the estimator does not ask for log-probs.
         log_ratio: The sum of log π - log π_ref over each turn's tokens; None if the estimator does not ask for both.
         pair_id: What both actions of its pair have in common; empty if it is of none. ``pair_side``: whose it is.
@@ -96,6 +97,7 @@ class DumpedRollout:
     credited: tuple[float, ...] | None = None
     dense: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
     values: tuple[float, ...] | None = None
+    values_after: tuple[float, ...] | None = None
     surprisal: tuple[float, ...] | None = None
     log_ratio: tuple[float, ...] | None = None
     pair_id: str = ""

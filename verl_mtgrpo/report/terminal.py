@@ -64,7 +64,7 @@ def rollout_text(credited: CreditedRollout, why: Sequence[Why]) -> Lines:
     rollout = credited.rollout
     at = "" if rollout.step is None else f"step {rollout.step}, "
     lines = [
-        _line(0, Text(f"{at}rollout {rollout.number} of the question", style="dim")),
+        _line(0, Text(f"{at}{one_line(rollout.role or 'rollout')} {rollout.number} of the question", style="dim")),
         _line(0, Text("question: " + (one_line(question_of(rollout.transcript)) or "(no user message)"), style="bold")),
         _line(0, Text("accepted: " + one_line(" | ".join(rollout.answers)))),
     ]

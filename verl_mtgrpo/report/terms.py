@@ -48,7 +48,8 @@ class Term:
             ``intermediate``: what turns before the last ones were paid from ``turn`` on; ``outcomes``: what the last
             turns were paid; ``totals``: all that these rollouts were paid; ``lambda_return``: the λ-return from
             ``turn`` on. Of outputs of roles: ``worth``: what the output is worth, which ``parts`` sum to; ``own``: what
-            it was paid itself, apart from the outcome. Of pairs: ``pair``: σ(-D), where ``parts`` sum to D.
+            it was paid itself, apart from the outcome. Of a critic of states and turns: ``after``: Q, its value behind
+            ``turn``. Of pairs: ``pair``: σ(-D), where ``parts`` sum to D.
         turn: From 1; 0 if the value belongs to the whole rollout.
         value: The number of this rollout.
         mean: The baseline that is subtracted from ``value``.
@@ -65,7 +66,8 @@ class Term:
             was sampled), ``prompt`` (the prompt's value), ``critic`` (the critic's value of the state). Of outputs of
             roles: ``outputs_of_role`` (the outputs of its role), ``turn_of_role`` (those that have this turn),
             ``other_outputs_of_role`` and ``other_turn_of_role`` (the same, except this one), ``no_output`` (there is no
-            other, and the term is 0). Of pairs: ``pair``, ``equal`` (both actions are the same), ``no_pair`` (the other
+            other, and the term is 0). Of a critic of states and turns: ``before`` (V, its value where the turn began).
+            Of pairs: ``pair``, ``equal`` (both actions are the same), ``no_pair`` (the other
             one was lost).
         ended: How many of them ended with this turn and count as 0, because what they were paid there is the outcome.
         leaves: The number of rollouts that ``value`` is an average over.

@@ -40,6 +40,7 @@ _BASELINES = {
     "parent": "the turn before it is worth",
     "prompt": "the prompt is worth",
     "critic": "the critic expected",
+    "before": "where the turn began it expected",
     "outputs_of_role": "the {count} outputs of this role averaged",
     "other_outputs_of_role": "the {count} other outputs of this role averaged",
     "turn_of_role": "the {count} outputs of this role with this turn averaged",
@@ -144,10 +145,11 @@ def _working(rollouts: Sequence[DumpedRollout], seen: Rewards, estimator: str) -
     """Return the terms of a group, from all that its rollouts say of themselves."""
     if estimator == PAIRS:
         return explain_pairs(rollouts)
-    values, surprisal = (
+    values, after, surprisal = (
         None if None in some else [one or () for one in some]
         for some in (
             [() if one.dropped is not None else one.values for one in rollouts],
+            [() if one.dropped is not None else one.values_after for one in rollouts],
             [() if one.dropped is not None else one.surprisal for one in rollouts],
         )
     )
@@ -161,6 +163,7 @@ def _working(rollouts: Sequence[DumpedRollout], seen: Rewards, estimator: str) -
         rollouts[0].settings,
         paths=paths,
         values=values,
+        after=after,
         surprisal=surprisal,
         outputs=outputs if any(one.role for one in rollouts) else None,
     )
@@ -212,6 +215,7 @@ def _sentence(term: Term, rollouts: Sequence[DumpedRollout]) -> str:
         "outcomes": f"The last turns behind turn {term.turn} were paid {value}, outcome included",
         "totals": f"Rollouts with this turn are worth {value} in all",
         "lambda_return": f"The return from turn {term.turn} on is estimated at {value}",
+        "after": f"When turn {term.turn} was written, the critic expected {value}",
         "worth": f"This output is worth {value}{from_turn}",
         "own": f"It was paid {value} itself{from_turn}, apart from the outcome",
     }[term.kind]
@@ -294,6 +298,8 @@ def _statistics(
     )
     if (values := rollouts[number].values) is not None:
         words += f" The critic expected {_plain(values[turn])} at its first token."
+    if (behind := rollouts[number].values_after) is not None:
+        words += f" When the turn was written, the critic expected {_plain(behind[turn])}."
     return Why((), words, None)
 
 

@@ -32,6 +32,17 @@ def names_in(template: str) -> list[str]:
     return list(dict.fromkeys(name for name in found if name and name != QUESTION))
 
 
+def texts_in(template: str) -> list[str]:
+    """Return the roles of which a template shows what they wrote, each once."""
+    found = (match.group(1) for match in _PLACE.finditer(template) if not match.group(2))
+    return list(dict.fromkeys(name for name in found if name and name != QUESTION))
+
+
+def results_in(template: str) -> list[str]:
+    """Return the roles of which a template shows what their tools answered, each once."""
+    return list(dict.fromkeys(match.group(1) for match in _PLACE.finditer(template) if match.group(2)))
+
+
 def misspelt_in(template: str, names: Collection[str]) -> list[str]:
     """Return what looks like a placeholder of one of these names and is none, such as ``{ NAME }`` or ``{NAME.text}``.
 

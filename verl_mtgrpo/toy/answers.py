@@ -29,7 +29,8 @@ def answers(calls: Iterable[ToolCall]) -> Iterator[str]:
     by_tool: dict[str, list[ToolCall]] = {}
     for call in calls:
         by_tool.setdefault(call.name, []).append(call)
-    for name, made in sorted(by_tool.items()):
+    for called, made in sorted(by_tool.items()):
+        name = called or "a call without a name that can be read"
         good, failed = [call for call in made if call.ok], [call for call in made if not call.ok]
         for what, some in (("answered", good), ("failed", failed)):
             if some:

@@ -26,11 +26,15 @@ def test_turns_by_hand():
         advantages=torch.tensor([[1.0, 3.0, 9.0, -1.0], [0.5, 0, 0, 0], [0, 0, 0, 0]]),
         response_mask=mask,
         values=torch.tensor([[0.25, 0.5, 9.0, 0.75], [0.125, 0, 0, 0], [0, 0, 0, 0]]),
+        values_after=torch.tensor([[0.5, 9.0, 0.75, 0.625], [0.375, 0, 0, 0], [0, 0, 0, 0]]),
     )
     assert columns["turn_credited"] == [pytest.approx([0.8, 1.0]), pytest.approx([0.2]), []]
     assert columns["turn_advantages"] == [[2.0, -1.0], [0.5], []], "the mean over a turn's tokens"
     assert columns["turn_values"] == [[0.25, 0.75], [0.125], []], "where a turn begins"
-    assert not {"turn_values", "turn_surprisal"} & set(turn_columns(mask.float(), mask.float(), mask))
+    assert columns["turn_values_after"] == [[9.0, 0.625], [0.375], []], "behind its last token"
+    assert not {"turn_values", "turn_values_after", "turn_surprisal"} & set(
+        turn_columns(mask.float(), mask.float(), mask)
+    )
     log_probs = -torch.tensor([[1.0, 3.0, 9.0, 0.5], [0.25, 0, 0, 0], [0, 0, 0, 0]])
     columns = turn_columns(mask.float(), mask.float(), mask, log_probs=log_probs)
     assert columns["turn_surprisal"] == [[2.0, 0.5], [0.25], []], "the mean of -log p over a turn's tokens"

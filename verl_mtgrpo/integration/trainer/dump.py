@@ -106,10 +106,10 @@ def _trained_rows(batch: KVBatchMeta, config: Any, *, documents: bool) -> dict[s
     critic = [] if tells_apart(config) else ["values"]  # a discriminator's logits are no values
     names = [rewards, "advantages", "response_mask", *critic]
     asked = _fields(str(config.algorithm.adv_estimator))
-    names += [name for name in ("old_log_probs", "ref_log_prob") if name in asked]
+    names += [name for name in ("old_log_probs", "ref_log_prob", "values_after") if name in asked]
     tokens, data = token_columns(batch, names, ["extra_fields", TURN_DENSE])
     dense = [getattr(one, "data", one) for one in data[TURN_DENSE]] if TURN_DENSE in data else None
-    of_turns = (tokens.get("values"), tokens.get("old_log_probs"), tokens.get("ref_log_prob"))
+    of_turns = [tokens.get(name) for name in ("values", "old_log_probs", "ref_log_prob", "values_after")]
     turns = turn_columns(tokens[rewards], tokens["advantages"], tokens["response_mask"], *of_turns)
     rows: dict[str, dict[str, Any]] = {}
     transcripts = fetch_transcripts(batch)
@@ -171,6 +171,7 @@ def turn_columns(
     values: Tensor | None = None,
     log_probs: Tensor | None = None,
     ref_log_probs: Tensor | None = None,
+    values_after: Tensor | None = None,
 ) -> dict[str, list[list[float]]]:
     """Token columns as numbers of turns; for each row as many as it has turns.
 
@@ -181,6 +182,7 @@ def turn_columns(
         values: ``(B, T)``, a critic's, read at a turn's first token; None: no such column.
         log_probs: ``(B, T)``, log π: minus the mean over the turn's tokens; None: no such column.
         ref_log_probs: ``(B, T)``, log π_ref: log π minus these, summed over the turn's tokens; None: no such column.
+        values_after: ``(B, T)``, a critic's after each token, read at a turn's last one; None: no such column.
     """
     turns = segment_turns(response_mask)
     columns = {
@@ -189,6 +191,8 @@ def turn_columns(
     }
     if values is not None:
         columns["turn_values"] = turns.at_first(values.float())
+    if values_after is not None:
+        columns["turn_values_after"] = turns.at_last(values_after.float())
     if log_probs is not None:
         columns["turn_surprisal"] = -turns.sum_over_turns(log_probs.float()) / turns.tokens_BK.clamp(min=1)
     if log_probs is not None and ref_log_probs is not None:

@@ -6,6 +6,7 @@ const TERM_NAMES = {
   turns: () => 'paid before the last turn', return: (k) => `paid from turn ${k} on`, total: () => 'paid in all',
   intermediate: (k) => `paid from turn ${k} on, before the last`, outcomes: (k) => `paid at the last turns behind turn ${k}`,
   totals: (k) => `paid in all by those with turn ${k}`, lambda_return: (k) => `estimated return from turn ${k} on`,
+  after: (k) => `expected by the critic behind turn ${k}`,
   worth: (k) => `worth of this output${k ? ` from turn ${k} on` : ''}`, pair: () => 'σ(−D)', own: (k) => `paid itself${k ? ` from turn ${k} on` : ''}`,
 };
 const BASELINES = {
@@ -13,7 +14,7 @@ const BASELINES = {
   others_outcome: (n) => `last turns of ${n} others`, turns_of_group: (n) => `${n} turns of the group`, nobody: () => 'no other rollout',
   siblings: (n) => `${n} siblings, itself included`, place: (n) => `${n} turns at this place: no sibling`,
   other_siblings: (n) => `${n} other siblings`, other_places: (n) => `${n} others at this place: no sibling`,
-  tree: (n) => `${n} with the same first turn`, parent: () => 'the turn before', prompt: () => 'the prompt', critic: () => 'the critic',
+  tree: (n) => `${n} with the same first turn`, parent: () => 'the turn before', prompt: () => 'the prompt', critic: () => 'the critic', before: () => 'what it expected before',
   outputs_of_role: (n) => `${n} outputs of its role`, other_outputs_of_role: (n) => `${n} other outputs of its role`,
   turn_of_role: (n) => `${n} of its role with this turn`, other_turn_of_role: (n) => `${n} others of its role with it`, pair: () => 'the other action', equal: () => 'nothing: both are equal', no_pair: () => 'nothing: the other is missing', no_output: () => 'no other output of its role',
 };
