@@ -61,7 +61,8 @@ def test_a_checkpoint_is_measured_as_its_training_run_did(assets: Path, tmp_path
     row = evaluate(assets, checkpoint, "--checkpoint", str(tmp_path / "run" / "checkpoints"))
     assert said(checkpoint / "validation" / "2.jsonl") == after
     assert (checkpoint / "model-global_step_2" / "config.json").is_file(), "no model was named: merged of its parts"
-    assert (row["data_set"], row["questions"], row["rollouts"]) == ("searchR1_nq", str(QUESTIONS), str(4 * QUESTIONS))
+    # The table calls a known data source as the paper does.
+    assert (row["data_set"], row["questions"], row["rollouts"]) == ("NQ", str(QUESTIONS), str(4 * QUESTIONS))
     assert float(row["em"]) == pytest.approx(trained.steps[2]["val-aux/searchR1_nq/outcome/em/mean@4"])
     assert float(row["tool_execution"]) == pytest.approx(trained.steps[2]["val-aux/searchR1_nq/tool/used/mean@4"])
     assert (tmp_path / "run" / "checkpoints" / "global_step_2" / "actor").is_dir(), "nothing of the run is touched"
