@@ -106,7 +106,7 @@ def _own_estimator(setup: Setup, name: str) -> list[Finding]:
 def _estimator_line(setup: Setup, name: str, n: int, mode: str) -> Finding:
     turn = setup.get("algorithm.turn") if name in ESTIMATORS else None
     knobs = f" ({', '.join(f'{key} {value}' for key, value in turn.items())})" if turn else ""
-    return Finding("estimator", "ok", f"{name}{knobs}, {n} rollouts per prompt, trainer mode {mode}")
+    return Finding("estimator", "ok", f"{name}{knobs}, {n} rollout{'s' * (n != 1)} per prompt, trainer mode {mode}")
 
 
 def rewards(setup: Setup) -> Iterator[Finding]:
