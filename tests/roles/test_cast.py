@@ -99,12 +99,28 @@ def test_a_key_of_a_role_beside_a_file_adds_to_its_role(tmp_path):
         ("names: [a, b]", r"names is \['a', 'b'\], expected a mapping"),
         ("names: {1: {}, b: {}}", "names has the key 1, expected a text; put it into quotes"),
         ("names: {yes: {}, b: {}}", "names has the key True, expected a text"),
+        (
+            "names: {a: {system: 2026-13-45}, b: {}}",
+            "cannot be read: ValueError: month .*; correct the file",
+        ),
+        ("names: {a: {system: !!bool sure}, b: {}}", "roles.yaml cannot be read: KeyError: 'sure'; correct the file"),
+        ("[" * 3000, "roles.yaml cannot be read: RecursionError"),
+        ("file: others.yaml\nnames: {a: {}, b: {}}", "roles.yaml has the key file, expected roles"),
         ("finish: [FINISH]\nnames: {a: {}, b: {}}", r"finish is \['FINISH'\], expected a text; in quotes"),
     ],
 )
 def test_a_file_that_yaml_reads_in_another_way_is_refused(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         read_cast(RolesSettings(file=file_of(tmp_path, text)))
+
+
+def test_a_role_of_a_file_is_kept_where_nothing_is_said_of_it_and_refused_where_it_is_none(tmp_path):
+    found = read_cast(RolesSettings(names={"a": None}, file=file_of(tmp_path, "names: {a: {system: You ask.}, b: }\n")))
+    assert found.roles["a"].system == "You ask."
+    for value in ("5", "false", "''"):
+        file = file_of(tmp_path, f"names: {{a: {value}, b: }}\n")
+        with pytest.raises(ConfigError, match=r"names\.a is .*, expected a mapping"):
+            read_cast(RolesSettings(names={"a": {"max_tokens": 8}}, file=file))
 
 
 def test_a_file_may_reuse_a_role_by_yamls_merge_key(tmp_path):
@@ -128,6 +144,7 @@ def test_a_file_may_reuse_a_role_by_yamls_merge_key(tmp_path):
         ({"a": {"next": ["b", "c"]}, "b": {}, "c": {}}, {}, r"set .*order=graph"),
         ({"a": {"next": ["b"]}, "b": {"next": ["a"]}}, {"order": "graph"}, "in a circle"),
         ({"a": {}, "b": {"prompt": "{aa}"}}, {}, r"names \{aa\} \(did you mean a\?\)"),
+        ({"a": {"prompt": "{question} {json}"}}, {}, r"one of question; .* itself it is \{\{json\}\}$"),
         ({"a": {"prompt": "{b}"}, "b": {}}, {}, "b has not spoken when a does"),
         ({"a": {}, "b": {"sees": "own"}}, {}, "nobody reads what a writes"),
         ({"a": {}, "b": {}}, {"answers": "a"}, "another role reads its output"),

@@ -209,4 +209,8 @@ def _check(cast: Cast) -> None:
 
 def _unknown(key: str, name: str, known: Any) -> ConfigError:
     plain = name.strip("{}")
-    return ConfigError(f"{key} names {name}{did_you_mean(plain, known)}", expected=f"one of {', '.join(sorted(known))}")
+    return ConfigError(
+        f"{key} names {name}{did_you_mean(plain, known)}",
+        expected=f"one of {', '.join(sorted(known))}",
+        fix="" if plain == name else f"correct it; as a part of the text itself it is {{{{{plain}}}}}",
+    )

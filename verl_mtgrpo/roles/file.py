@@ -49,24 +49,32 @@ def _with_names(filed: Mapping[str, Any], settings: RolesSettings, of_group: Rol
                 f"{KEY}.names has {name}, but {settings.file} names {', '.join(filed)}{did_you_mean(name, filed)}",
                 fix=f"correct the name, or name all roles in {settings.file}",
             )
-        if isinstance(values, Mapping) and isinstance(filed[name] or {}, Mapping):
-            known = of_group.names.get(name) or {}
-            said = {key: value for key, value in values.items() if key not in known or value != known[key]}
-            values = {**(filed[name] or {}), **said}
-        merged[name] = values
+        merged[name] = _with_keys(filed[name], values, of_group.names.get(name) or {})
     return merged
+
+
+def _with_keys(filed: Any, beside: Any, known: Mapping[str, Any]) -> Any:
+    """Return a file's role with what is set of it beside the file; one of the two if that is no mapping of keys."""
+    if beside is None or not isinstance(filed, Mapping | None):
+        return filed
+    if not isinstance(beside, Mapping):
+        return beside
+    said = {key: value for key, value in beside.items() if key not in known or value != known[key]}
+    return {**(filed or {}), **said}
 
 
 def _loaded(file: str) -> Any:
     try:
         found = _Once(Path(file).expanduser().read_text(encoding="utf-8")).get_single_data()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except Exception as error:  # besides its own errors, YAML lets those of Python pass, as of the date 2026-13-45
         message = f"{KEY}.file={file} cannot be read: {type(error).__name__}: {error}"
-        unread = not isinstance(error, yaml.YAMLError)
+        unread = isinstance(error, OSError | UnicodeDecodeError)
         fix = "name a YAML file that every machine of the run can read" if unread else "correct the file"
         raise ConfigError(message, fix=fix) from error
     if found is not None and not isinstance(found, Mapping):
         raise ConfigError(f"{KEY}.file={file} contains {found!r}", expected="a mapping with the key names")
+    if found and "file" in found:
+        raise ConfigError(f"{file} has the key file", expected="roles; a file of roles reads no other one")
     return found
 
 
