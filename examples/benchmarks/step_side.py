@@ -148,7 +148,7 @@ class Side:
 
         groups = self.args.rollouts // GROUP
         self._old_log_probs()
-        buffer = self._buffer()
+        buffer = self._trainer().replay_buffer
         tags = [{"is_prompt": True, "status": "finished", "global_steps": 1}] * groups
         gc.collect()
         with peak_memory(self):
@@ -187,25 +187,13 @@ class Side:
         keys = self.args.rollouts * (GROUP + 1) // GROUP
         return poll_interval(keys, buffer.poll_interval) if self.ours else buffer.poll_interval
 
-    def _buffer(self) -> Any:
-        """Return the replay buffer that the side's trainer builds."""
+    def _trainer(self) -> Any:
+        """Return the side's trainer, which has been built and has neither workers nor data."""
         from verl.trainer.ppo.v1 import get_trainer_cls
 
-        return get_trainer_cls("mtgrpo_sync" if self.ours else "sync")(self.config).replay_buffer
-
-    def _trainer(self, buffer: Any = None) -> Any:
-        from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
-
-        from verl_mtgrpo.integration.settings import trainer_turn_settings
-        from verl_mtgrpo.integration.trainer.trainer import TurnTrainerSync, guards_of
-
-        trainer = object.__new__(TurnTrainerSync if self.ours else PPOTrainerSync)
-        trainer.config, trainer.global_steps, trainer.tokenizer = self.config, 1, self.tokenizer
-        trainer.replay_buffer = buffer
+        trainer = get_trainer_cls("mtgrpo_sync" if self.ours else "sync")(self.config)
+        trainer.global_steps, trainer.tokenizer = 1, self.tokenizer
         trainer._init_dump_executor()
-        if self.ours:
-            trainer._guards, trainer._dumped = guards_of(self.config), {}
-            trainer._turn_settings = trainer_turn_settings(self.config.trainer)
         return trainer
 
     def _credit(self, batch: Any) -> None:
