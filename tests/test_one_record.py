@@ -132,5 +132,5 @@ def test_the_doctor(
     _, findings = doctor(capsys, healthy, f"algorithm.adv_estimator={NAME}", *knobs, "actor_rollout_ref.rollout.n=1")
     (found,) = [one for one in findings if one["check"] == "estimator"]
     assert found["status"] == status
-    expected = "compares the rollouts of a prompt" if compares else f"{NAME} (weight 3), 1 rollouts per prompt"
+    expected = "compares the rollouts of a prompt" if compares else f"{NAME} (weight 3), 1 rollout per prompt"
     assert expected in found["message"]

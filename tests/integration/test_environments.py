@@ -35,7 +35,9 @@ def test_it_goes_with_every_method(preset):
     made = run(NAME, preset=preset)
     check_run(made)
     findings = examine(Setup(made), checks_at_start("config"))
-    assert {finding.status for finding in findings} == {"ok"}, findings
+    # Without roles, an estimator that compares within roles is verl's grpo: the doctor says so.
+    warned = [finding.check for finding in findings if finding.status != "ok"]
+    assert warned == (["roles"] if preset == "mhgpo" else []), findings
     assert made.actor_rollout_ref.rollout.agent.default_agent_loop == "mtgrpo_env_agent"
     assert (made.reward.turn.preset, made.actor_rollout_ref.rollout.multi_turn.tool_config_path) == ("env", None)
 
