@@ -23,6 +23,7 @@ EVENTS = {
     "os.fork": "process",
     "os.forkpty": "process",
     "os.posix_spawn": "process",
+    "os.system": "process",
     "os.exec": "process",
     "socket.connect": "network",
     "socket.bind": "network",

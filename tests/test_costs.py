@@ -24,6 +24,9 @@ def test_fork():
         os._exit(0)
     os.wait()
 
+def test_system():
+    os.system("exit")
+
 def test_multiprocessing():
     child = multiprocessing.get_context("spawn").Process(target=print)
     child.start()
@@ -77,9 +80,9 @@ def test_what_no_mark_says_is_an_error(tmp_path: Path):
     (tmp_path / "test_made.py").write_text(TESTS)
     done = pytest_in(tmp_path)
     errors = {line.split("::")[1].split(" ")[0] for line in done.stdout.splitlines() if line.startswith("ERROR ")}
-    costly = {"process", "fork", "multiprocessing", "network", "compose", "imports_verl"}
+    costly = {"process", "fork", "system", "multiprocessing", "network", "compose", "imports_verl"}
     assert errors == {f"test_{cost}" for cost in costly}, done.stdout
-    assert "11 passed, 6 errors" in done.stdout
+    assert "12 passed, 7 errors" in done.stdout
 
 
 @pytest.mark.process

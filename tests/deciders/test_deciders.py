@@ -144,6 +144,19 @@ def test_a_score_that_is_no_number_is_an_error(value):
         asyncio.run(score_of(lambda transcript, turn: value, EMPTY, Turn("a", (0, 1))))
 
 
+class TakesNothing:
+    async def decide(self): ...
+
+
+class IsNoMethod:
+    decide = 5
+
+
+class Fails:
+    def __init__(self):
+        raise OSError("no key")
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -155,6 +168,9 @@ def test_a_score_that_is_no_number_is_an_error(value):
             "'scorer'; set .*decide.score for",
         ),
         ({"by": "examples/mixtures/mixture.py:Router", "options": {}}, "'servers'; set .*options.NAME for others"),
+        ({"by": "tests.deciders.test_deciders:TakesNothing"}, r"decide takes \(\), which does not fit: too many"),
+        ({"by": "tests.deciders.test_deciders:IsNoMethod"}, "has no method decide"),
+        ({"by": "tests.deciders.test_deciders:Fails"}, r"Fails cannot be made: OSError: no key; correct"),
     ],
 )
 def test_what_cannot_be_made_is_an_error(settings, said):

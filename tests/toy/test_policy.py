@@ -100,6 +100,14 @@ def test_the_shortest_of_the_users_questions_are_asked_and_the_folder_is_kept(tm
     assert json.loads((tmp_path / "toy" / "toy.json").read_text())["prompt_tokens"] > 8
 
 
+def test_another_column_of_the_same_rows_is_another_prompt(tmp_path):
+    chats = {"prompt": "word", "long": "word " * 40}
+    row = {name: [{"role": "user", "content": text}] for name, text in chats.items()}
+    row["reward_model"] = {"ground_truth": "x"}
+    short, long = (make_caller(tmp_path / "toy", [], rows=[row], prompt_key=name).prompt_tokens for name in chats)
+    assert long > short + 30
+
+
 def test_questions_are_made_from_what_tools_say():
     schema = {"function": {"name": "f", "description": "Add numbers.\nMore.", "parameters": {}}}
     rows = made_up_rows([schema])

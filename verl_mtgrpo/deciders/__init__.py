@@ -20,8 +20,8 @@ import torch
 
 from verl_mtgrpo.credit.turn_td import posterior
 from verl_mtgrpo.deciders.settings import DecideSettings
-from verl_mtgrpo.errors import ConfigError
-from verl_mtgrpo.own_code import load_own, misfit
+from verl_mtgrpo.errors import ConfigError, MTGRPOError
+from verl_mtgrpo.own_code import described, load_own, misfit
 from verl_mtgrpo.rewards import Transcript, Turn, TurnRewards
 
 KEY = "trainer.turn.decide"
@@ -200,13 +200,7 @@ def make_decider(settings: DecideSettings, judge: Callable[[], Scorer]) -> Decid
                 f"{KEY}.by={settings.by} {problem}",
                 fix=f"set {KEY}.score for an argument scorer, and +{KEY}.options.NAME for others",
             )
-        found = made_by(**given, **settings.options)
-        if not hasattr(found, "decide"):
-            raise ConfigError(
-                f"{KEY}.by is {settings.by!r}, which has no method decide",
-                fix="write it as verl_mtgrpo.deciders.Decider describes",
-            )
-        return found
+        return _made(made_by, settings, given)
     if settings.by == "retry":
         return Retry(settings, scorer)
     if settings.by not in OF_SEVERAL:
@@ -214,6 +208,24 @@ def make_decider(settings: DecideSettings, judge: Callable[[], Scorer]) -> Decid
     if scorer is None:
         raise ConfigError(f"{KEY}.by={settings.by} has no scorer", fix=f"set {KEY}.score to {JUDGE} or to a function")
     return OF_SEVERAL[settings.by](settings, scorer)
+
+
+def _made(made_by: Callable[..., Any], settings: DecideSettings, given: dict[str, Any]) -> Decider:
+    """Return a decider of the user's, if it can be made and asked."""
+    try:
+        found = made_by(**given, **settings.options)
+    except MTGRPOError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        said = described(error, settings.by.rpartition(":")[0])
+        raise ConfigError(f"{KEY}.by={settings.by} cannot be made: {said}", fix="correct this error") from error
+    decide = getattr(found, "decide", None)
+    fix = "write it as verl_mtgrpo.deciders.Decider describes"
+    if not callable(decide):
+        raise ConfigError(f"{KEY}.by is {settings.by!r}, which has no method decide", fix=fix)
+    if problem := misfit(decide, None):
+        raise ConfigError(f"{KEY}.by={settings.by}: decide {problem}", fix=fix)
+    return found
 
 
 def no_decider(by: str) -> ConfigError:

@@ -105,7 +105,7 @@ def _check_scorer(config: Any, settings: DecideSettings) -> None:
         )
     try:
         settings.feedback.format(score=0.0, threshold=0.0)
-    except (KeyError, IndexError, ValueError) as error:
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"{KEY}.feedback is {settings.feedback!r}: {type(error).__name__}: {error}",
             expected="a text in which {score} and {threshold} may stand; other braces doubled",

@@ -128,7 +128,7 @@ class TurnCriticSettings(Settings):
             kept: Rows in the memory.
             mini_batch: Rows of a mini-batch of the critic.
         """
-        return int(min(self.replay * own, kept)) // mini_batch * mini_batch
+        return int(min(round(self.replay * own, 6), kept)) // mini_batch * mini_batch
 
 
 class EnvironmentSettings(Settings):

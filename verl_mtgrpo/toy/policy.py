@@ -70,7 +70,7 @@ def make_caller(
         "repeated": repeated,
         "finish": finish,
     }
-    known = {"version": _VERSION, **asked}
+    known = {"version": _VERSION, "prompt_key": prompt_key, **asked}
     key = json.dumps(known, default=str, sort_keys=True)
     manifest = folder / _MANIFEST
     with lock_beside(folder):

@@ -175,10 +175,14 @@ def test_which_runs_have_a_turn_critic(estimator, learns):
 
 @pytest.mark.parametrize(
     ("own", "kept", "replay", "count"),
-    [(32, 0, 1.0, 0), (32, 7, 1.0, 0), (32, 100, 1.0, 32), (32, 100, 2.5, 80), (32, 100, 9.0, 96), (32, 20, 1.0, 16)],
+    [
+        *[(32, 0, 1.0, 0), (32, 7, 1.0, 0), (32, 20, 1.0, 16)],
+        *[(32, 100, 1.0, 32), (32, 100, 2.5, 80), (32, 100, 9.0, 96)],
+        *[(720, 999, 0.7, 504), (200, 999, 1.16, 232)],  # as floats 503.99… and 231.99…
+    ],
 )
 def test_earlier_rows_come_in_whole_mini_batches(own, kept, replay, count):
-    settings = TurnCriticSettings(memory=100, replay=replay)
+    settings = TurnCriticSettings(memory=999, replay=replay)
     assert settings.replayed(own, kept, 8 if count != 0 else 16) == count
 
 
