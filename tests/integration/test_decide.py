@@ -66,7 +66,6 @@ def test_rows_ask_for_decisions_where_they_are_to_be_made(when, training, valida
         ([f"{D}.by=retry", SCORE, f"{D}.feedback='less than {{limit}}'"], "feedback"),
         ([f"{D}.by=retry", SCORE, f"{D}.feedback='less than {{score.value}}'"], "feedback is .*AttributeError"),
         ([f"{D}.by=retry", SCORE, f"{D}.feedback='less than {{score[0]}}'"], "feedback is .*TypeError"),
-        ([f"{D}.by=best", SCORE, f"{LOOP}=mtgrpo_decide_agnet"], "no turns; set it to mtgrpo_decide_agent, or"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(overrides, said):

@@ -25,9 +25,7 @@ def instead_of(loop: str, variants: Mapping[str, str], off: str) -> str:
         variants: Loop -> the same loop that can; the first one is for loops that are not ours.
         off: The override that no longer asks for it.
     """
-    from verl_mtgrpo.integration.parts import LOOPS  # which asks for these checks
-
-    if loop in LOOPS and loop not in variants:  # that of trees, roles, environments or decisions
+    if loop not in variants and loop.startswith("mtgrpo_"):  # that of trees, roles, environments or decisions
         return f"set {off}: the two do not go together"
     return f"set it to {variants.get(loop, next(iter(variants.values())))}, or set {off}"
 
