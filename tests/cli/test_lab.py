@@ -125,6 +125,7 @@ def test_a_task_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["--task", "recovery", "--map"], "--map: there is none of 'recovery', expected --task search or chain"),
         (["--set", "heart"], "--set 'heart', expected KEY=VALUE"),
         (["--set", "heart=[0.1"], "--set 'heart=[0.1'"),
+        (["--set", "heart=2026-13-45"], "--set 'heart=2026-13-45': ValueError: month"),
         (["--estimators", "mt_gpro"], "'mt_gpro' is unknown, expected all, or some of grpo_or"),
         (["--optimizer", "sgd"], "--optimizer is 'sgd', expected one of normalised"),
     ],

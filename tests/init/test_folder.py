@@ -12,6 +12,7 @@ import pytest
 import verl_mtgrpo.config
 from tests.init.scripts import write
 from verl_mtgrpo.cli.main import main
+from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.init.failures import unreported
 from verl_mtgrpo.init.tools import tool_names
 from verl_mtgrpo.rewards import Transcript, Turn
@@ -46,6 +47,13 @@ def init(folder: Path, *words: str) -> int:
 def test_names_of_tools_are_read_and_nothing_is_run(tmp_path):
     (tmp_path / "tools.py").write_text(TOOLS)
     assert tool_names(tmp_path / "tools.py") == ["sql", "tables", "count"]
+
+
+@pytest.mark.parametrize("text", ["tools: [", "tools: 2026-13-45"])
+def test_tools_that_cannot_be_read_are_refused(text, tmp_path):
+    (tmp_path / "tools.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"(?s)tools in .*tools.yaml cannot be read: .*; name a Python file with"):
+        tool_names(tmp_path / "tools.yaml")
 
 
 def test_an_existing_folder_is_left_alone(tmp_path, capsys):

@@ -222,6 +222,8 @@ def test_methods_with_settings():
         ("mt_gpro", "'mt_gpro' is unknown, expected all, or some of grpo_or"),
         ("mt_grpo:scale", "'scale' is no setting of mt_grpo, expected knob=value"),
         ("mt_grpo:lam=1", "'lam=1' is no setting of mt_grpo"),
+        ("mt_grpo:scale=2026-13-45", "scale cannot be read: ValueError: month"),
+        ("mt_grpo:scale=[", "scale cannot be read: while parsing"),
         ("mt_grpo:scale=big", "mt_grpo:scale=big': scale is 'big'"),
         ("mt_grpo:discount=-1", "discount is -1"),
     ],
@@ -293,6 +295,7 @@ def test_the_example_file_is_a_task(tmp_path: Path):
         ("marks: [tool]", "marks: tool", "marks is 'tool', expected a list of names"),
         ("no: [{}]", "no: nothing", "no is 'nothing', expected a list"),
         ("name: one search", "name: !!python/object/apply:os.getcwd []", "is no YAML"),
+        ("name: one search", "name: 2026-13-45", "is no YAML: ValueError: month"),
     ],
 )
 def test_files_that_describe_no_task(old, new, message, tmp_path: Path):

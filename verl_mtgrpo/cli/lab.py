@@ -349,13 +349,15 @@ def _task_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """Return ``KEY=VALUE`` pairs as a dictionary; values are YAML, a list becomes a tuple."""
     import yaml
 
+    from verl_mtgrpo.plain_yaml import read_yaml
+
     settings: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set {pair!r}", expected="KEY=VALUE, such as heart=0.4")
         try:
-            read = yaml.safe_load(value)
+            read = read_yaml(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {pair!r}: {error}", expected="KEY=VALUE, such as heart=0.4") from error
         settings[key] = tuple(read) if isinstance(read, list) else read

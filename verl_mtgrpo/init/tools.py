@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.plain_yaml import read_yaml
 
 _YAML = (".yaml", ".yml")
 
@@ -60,7 +61,7 @@ def _given_name(decorator: ast.expr) -> str:
 
 
 def _entries(text: str) -> list[dict[str, Any]]:
-    whole: Any = yaml.safe_load(text)
+    whole: Any = read_yaml(text)
     listed: Any = whole.get("tools") if isinstance(whole, dict) else None
     return [entry for entry in listed or [] if isinstance(entry, dict)]
 

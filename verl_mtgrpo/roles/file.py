@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from verl_mtgrpo.errors import ConfigError
+from verl_mtgrpo.plain_yaml import read_yaml
 from verl_mtgrpo.roles.settings import RolesSettings
 from verl_mtgrpo.settings import did_you_mean
 
@@ -65,9 +66,10 @@ def _with_keys(filed: Any, beside: Any, known: Mapping[str, Any]) -> Any:
 
 def _loaded(file: str) -> Any:
     try:
-        found = _Once(Path(file).expanduser().read_text(encoding="utf-8")).get_single_data()
-    except Exception as error:  # besides its own errors, YAML lets those of Python pass, as of the date 2026-13-45
-        message = f"{KEY}.file={file} cannot be read: {type(error).__name__}: {error}"
+        found = read_yaml(Path(file).expanduser().read_text(encoding="utf-8"), _Once)
+    except (OSError, RuntimeError, UnicodeDecodeError, yaml.YAMLError) as error:  # RuntimeError: no such home folder
+        said = error.__cause__ or error
+        message = f"{KEY}.file={file} cannot be read: {type(said).__name__}: {said}"
         unread = isinstance(error, OSError | UnicodeDecodeError)
         fix = "name a YAML file that every machine of the run can read" if unread else "correct the file"
         raise ConfigError(message, fix=fix) from error

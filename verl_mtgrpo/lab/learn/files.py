@@ -11,6 +11,7 @@ import yaml
 
 from verl_mtgrpo.errors import ConfigError
 from verl_mtgrpo.lab.learn.task import Node, Task, Way
+from verl_mtgrpo.plain_yaml import read_yaml
 
 EXAMPLE = """\
 name: one search
@@ -40,7 +41,7 @@ def load_task(path: Path) -> Task:
         ConfigError: there is no such file, or it does not describe a task.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"--task {path}: there is no such file", fix="see `mtgrpo lab learn --example`") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -14,6 +14,7 @@ from verl_mtgrpo.credit import ESTIMATORS, method_title
 from verl_mtgrpo.errors import ConfigError, CreditInputError
 from verl_mtgrpo.lab.learn.rollouts import Walks
 from verl_mtgrpo.lab.learn.task import Task
+from verl_mtgrpo.plain_yaml import read_yaml
 
 BASELINES: Mapping[str, tuple[str, str]] = {"grpo_or": ("mt_grpo", "outcome"), "grpo_mr": ("mt_grpo", "merged")}
 """The paper's baselines: estimator and what is paid. Where only the last turn is paid, ``mt_grpo`` is ``grpo``."""
@@ -99,7 +100,10 @@ def method(spec: str) -> Method:
                 f"--estimators {spec!r}: {part!r} is no setting of {name}",
                 expected=f"knob=value, with a knob of {', '.join(ESTIMATORS[estimator].knobs) or 'none'}",
             )
-        settings[knob] = yaml.safe_load(value)
+        try:
+            settings[knob] = read_yaml(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--estimators {spec!r}: {knob} cannot be read: {error}") from error
     found = Method(spec, estimator, pay, settings)
     try:  # an estimator checks its settings when it is called
         ESTIMATORS[estimator](*_one_token(), **{f: torch.zeros(1, 1) for f in ESTIMATORS[estimator].fields}, **settings)
