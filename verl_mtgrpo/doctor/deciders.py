@@ -10,6 +10,7 @@ from verl_mtgrpo.deciders.settings import DecideSettings
 from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import Setup
 from verl_mtgrpo.integration.decide import check_decide, decide_settings
+from verl_mtgrpo.launch.command import hydra_value
 from verl_mtgrpo.own_code import load_own, misfit
 
 _SCORED = ("when", "score")
@@ -54,8 +55,8 @@ def _unread(settings: DecideSettings) -> Iterator[Finding]:
         if key not in read and value != field.default:
             message = f"{KEY}.{key}={value} is not read with {KEY}.by={settings.by}"
             readers = ", ".join(by for by, keys in READS.items() if key in keys) or "a class of your own"
-            default = "null" if field.default is None else repr(field.default)
-            yield Finding("deciders", "warn", message, f"leave it at {default}, or set by to {readers}")
+            fix = f"leave it at {hydra_value(field.default)}, or set by to {readers}"
+            yield Finding("deciders", "warn", message, fix)
 
 
 def _misfit(settings: DecideSettings) -> Finding | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import median_high
 
 from verl_mtgrpo.doctor.chat import prompt_ids
-from verl_mtgrpo.doctor.findings import Finding
+from verl_mtgrpo.doctor.findings import Finding, Status
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup, Tool
 from verl_mtgrpo.integration.roles import cast_of, plays_roles
 from verl_mtgrpo.integration.rollout.search_settings import search_settings
@@ -34,9 +35,9 @@ def lengths(setup: Setup) -> Iterator[Finding]:
             problems += _results(setup, stay)
             measured.append(f"tool results of {min(stay)} to {max(stay)} in a response of {_response(setup)}")
         for reader, tools in _readers(setup):
-            read = [tokens for tool, tokens in results if tool in tools]
-            problems += _read(setup, reader, read)
-            measured += [f"tool results of {min(read)} to {max(read)} in the prompt of {reader}"] * bool(read)
+            if read := [tokens for tool, tokens in results if tool in tools]:
+                problems += _read(setup, reader, read)
+                measured.append(f"tool results of {min(read)} to {max(read)} in the prompt of {reader}")
     else:
         problems += _estimated(setup)
     if not measured and not problems:
@@ -72,11 +73,16 @@ def _readers(setup: Setup) -> Iterator[tuple[str, list[str]]]:
 
 def _read(setup: Setup, reader: str, results: list[int]) -> Iterator[Finding]:
     """Yield what is wrong with results of this length in the prompt of a role."""
-    typical, room = sorted(results)[len(results) // 2] if results else 0, _prompt(setup)
-    if results and typical >= room:
+    typical, room = median_high(results), _prompt(setup)
+    if typical >= room:
         message = f"{reader} reads results of {typical} tokens (median), {_PROMPT}={room}: an output whose prompt is "
-        status = "fail" if min(results) >= room else "warn"  # some fit
-        yield Finding(CHECK, status, f"{message}longer is dropped", LONGER.replace(_RESPONSE, _PROMPT))
+        fix = LONGER.replace(_RESPONSE, _PROMPT)
+        yield Finding(CHECK, _fit(results, room), f"{message}longer is dropped", fix)
+
+
+def _fit(results: list[int], room: int) -> Status:
+    """Return the status of results whose median does not fit: a warning where some do."""
+    return "fail" if min(results) >= room else "warn"
 
 
 def _prompts(setup: Setup, prompts: list[int]) -> Iterator[Finding]:
@@ -104,15 +110,11 @@ def _tokens(setup: Setup, tool: Tool, passages: list[Passage]) -> int:
 
 def _results(setup: Setup, results: list[int]) -> Iterator[Finding]:
     room, turns = _response(setup), setup.get(f"{MULTI_TURN}.max_assistant_turns")
-    typical = sorted(results)[len(results) // 2]
+    typical = median_high(results)
     if typical >= room:
-        message = (
-            f"the search results of the first questions have {typical} tokens (median), data.max_response_length={room}"
-        )
-        status = "fail" if min(results) >= room else "warn"  # some fit
-        yield Finding(
-            CHECK, status, f"{message}: no answer can follow them", f"{LONGER}; {typical} tokens are for one result"
-        )
+        message = f"the search results of the first questions have {typical} tokens (median), {_RESPONSE}={room}"
+        fix = f"{LONGER}; {typical} tokens are for one result"
+        yield Finding(CHECK, _fit(results, room), f"{message}: no answer can follow them", fix)
     elif turns and (turns - 1) * typical >= room:
         message = f"{turns - 1} search results of {typical} tokens (median) fill data.max_response_length={room}"
         yield Finding(CHECK, "warn", f"{message} before the last turn", LONGER)

@@ -9,6 +9,7 @@ from typing import Any
 from verl_mtgrpo.doctor.findings import Finding
 from verl_mtgrpo.doctor.setup import MULTI_TURN, ROLLOUT, Setup
 from verl_mtgrpo.integration.roles import ROLES, cast_of, check_roles, knows_roles, outputs_per_prompt, plays_roles
+from verl_mtgrpo.launch.command import hydra_value
 from verl_mtgrpo.roles import Cast, RolesSettings
 from verl_mtgrpo.roles.prompts import texts_in
 
@@ -53,7 +54,8 @@ def _unread(cast: Cast) -> Iterator[Finding]:
         readers = [order for order, keys in READS.items() if key in keys]
         if readers and key not in read and value != field.default:
             message = f"{_ROLES}.{key}={value} is not read with {_ROLES}.order={cast.settings.order}"
-            yield Finding("roles", "warn", message, f"leave it at {field.default!r}, or set order={readers[0]}")
+            fix = f"leave it at {hydra_value(field.default)}, or set order={readers[0]}"
+            yield Finding("roles", "warn", message, fix)
     if cast.talks and cast.settings.unfinished != "score" and not cast.settings.finish:
         message = f"{_ROLES}.unfinished={cast.settings.unfinished}, but without {_ROLES}.finish only a full row ends a "
         yield Finding("roles", "warn", f"{message}conversation early", f"set {_ROLES}.finish, such as [FINISH]")

@@ -11,6 +11,7 @@ from verl_mtgrpo.doctor.setup import ROLLOUT, Setup
 from verl_mtgrpo.integration.growth import widths_of
 from verl_mtgrpo.integration.settings import BranchSettings
 from verl_mtgrpo.integration.trees import TREE_LOOPS, branch_settings, check_trees, grows, takes_leaves
+from verl_mtgrpo.launch.command import hydra_value
 
 _BRANCH = "trainer.turn.branch"
 ON_CHAINS = {
@@ -71,9 +72,9 @@ def _unread(setup: Setup) -> Iterator[Finding]:
         if key not in read and value not in (field.default, of_group(group, f"{_BRANCH}.{key}")):
             # What the group itself sets, nobody asked for who chose another way of growing.
             readers = ", ".join(grow for grow, keys in READS.items() if key in keys)
-            default = "null" if field.default is None else field.default
             message = f"{_BRANCH}.{key}={value} is not read with {_BRANCH}.grow={settings.grow}"
-            yield Finding("trees", "warn", message, f"leave it at {default}, or set grow to one of {readers}")
+            fix = f"leave it at {hydra_value(field.default)}, or set grow to one of {readers}"
+            yield Finding("trees", "warn", message, fix)
     if settings.grow == "arpo" and settings.decide == "coin" and settings.threshold != 0.5:
         message = f"{_BRANCH}.threshold={settings.threshold} is not read with {_BRANCH}.decide=coin"
         yield Finding("trees", "warn", message, f"leave it at 0.5, or set {_BRANCH}.decide=threshold")

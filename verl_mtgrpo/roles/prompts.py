@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,19 +28,24 @@ class Said:
 
 def names_in(template: str) -> list[str]:
     """Return the roles whose outputs a template shows, each once."""
-    found = (match.group(1) for match in _PLACE.finditer(template))
-    return list(dict.fromkeys(name for name in found if name and name != QUESTION))
+    return list(dict.fromkeys(name for name, _ in _places(template)))
 
 
 def texts_in(template: str) -> list[str]:
     """Return the roles of which a template shows what they wrote, each once."""
-    found = (match.group(1) for match in _PLACE.finditer(template) if not match.group(2))
-    return list(dict.fromkeys(name for name in found if name and name != QUESTION))
+    return list(dict.fromkeys(name for name, of_tools in _places(template) if not of_tools))
 
 
 def results_in(template: str) -> list[str]:
     """Return the roles of which a template shows what their tools answered, each once."""
-    return list(dict.fromkeys(match.group(1) for match in _PLACE.finditer(template) if match.group(2)))
+    return list(dict.fromkeys(name for name, of_tools in _places(template) if of_tools))
+
+
+def _places(template: str) -> Iterator[tuple[str, bool]]:
+    """Yield each placeholder of a role's output: the role, and whether it stands for what the role's tools answered."""
+    for match in _PLACE.finditer(template):
+        if match.group(1) not in (None, QUESTION):
+            yield match.group(1), bool(match.group(2))
 
 
 def misspelt_in(template: str, names: Collection[str]) -> list[str]:
