@@ -148,7 +148,8 @@ class Side:
 
         groups = self.args.rollouts // GROUP
         self._old_log_probs()
-        buffer = self._trainer().replay_buffer
+        trainer = self._trainer()
+        buffer = trainer.replay_buffer
         tags = [{"is_prompt": True, "status": "finished", "global_steps": 1}] * groups
         gc.collect()
         with peak_memory(self):
@@ -165,8 +166,8 @@ class Side:
             assert len(batch.keys) == groups * GROUP, f"{len(batch.keys)} rollouts came back"
             look = repeat(tq.kv_list)
             self.note(look_s=look, look_share=look / (look + self._interval(buffer)))
-            self._credit(batch)
-        self._validate(batch)
+            self._credit(trainer, batch)
+        self._validate(trainer, batch)
 
     def _old_log_probs(self) -> None:
         """Put the fields that the actor's workers put before advantages are computed."""
@@ -196,10 +197,10 @@ class Side:
         trainer._init_dump_executor()
         return trainer
 
-    def _credit(self, batch: Any) -> None:
+    def _credit(self, trainer: Any, batch: Any) -> None:
         from verl_mtgrpo.integration.trainer import trainer as ours
 
-        trainer, spent, measure = self._trainer(), list[float](), ours.measure
+        spent, measure = list[float](), ours.measure
 
         def timed(*arguments: Any) -> dict[str, float]:
             start = time.perf_counter()
@@ -223,13 +224,13 @@ class Side:
         without = self.found["sample_s"] + self.found["advantage_s"]
         self.note(driver_no_dump_s=without, driver_s=without + self.found["dump_default_s"])
 
-    def _validate(self, batch: Any) -> None:
+    def _validate(self, trainer: Any, batch: Any) -> None:
         import transfer_queue as tq
 
         columns = ["uid", "rm_scores", "num_turns", "reward_model", "data_source", "extra_fields"]
         fetch = functools.partial(tq.kv_batch_get, keys=batch.keys, partition_id="train", select_fields=columns)
         self.note(fetch_s=repeat(fetch))
-        trainer, samples = self._trainer(), self.args.samples
+        samples = self.args.samples
         few = min(5, self.args.questions)
         projected = self._metrics_of_validation(trainer, few, samples) * self.args.questions / few
         whole = self.args.questions if projected < PATIENCE else max(few, int(self.args.questions * 30 / projected))
