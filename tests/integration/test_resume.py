@@ -127,11 +127,11 @@ def test_with_a_critic_the_numbers_are_those_of_the_unbroken_run(preset: str, as
     for step, numbers in {**killed.steps, **again.steps}.items():
         for name in (*EARNED, *VALUED):
             assert numbers[name] == pytest.approx(unbroken.steps[step][name], rel=1e-3, abs=1e-4), (step, name)
-    # A critic or a policy that started anew would show, because these numbers differ from those of the first step. verl
-    # draws a critic's head anew in each run: which answers the first updates lead to, and so their scores, is chance.
-    first, third = unbroken.steps[1], unbroken.steps[3]
-    assert any(third[name] != pytest.approx(first[name], rel=1e-2) for name in VALUED[:2])
-    assert third["actor/grad_norm"] != pytest.approx(first["actor/grad_norm"], rel=1e-2)
+    # Not the scores: verl draws a critic's head anew in each run, so which answers the first updates lead to is chance.
+    assert len({round(step["critic/advantages/max"], 4) for step in unbroken.steps.values()}) > 1
+    # A critic or a policy that started anew would show, because these numbers differ from those of the first step.
+    for name in (*VALUED[:2], "actor/grad_norm"):
+        assert unbroken.steps[3][name] != pytest.approx(unbroken.steps[1][name], rel=1e-2), name
 
 
 REMEMBERED = ("critic/memory_rollouts", "critic/memory_replayed", "critic/memory_age", "critic/memory_td_error")
